@@ -1,0 +1,112 @@
+"""Parameters as ops receive them: plain tuples of tensors and of the few static choices that belong to them.
+
+Modules own the parameters and hand out these tuples (`Dense.layer`, `RSSM.params`, ...); ops own the
+mathematics. A kernel reads the static fields once, when it is built, and the tensors at every call.
+
+Sizes: B batch, D deter, S latent variables, C classes of each, H hidden, A action width, E embed.
+"""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Norm = Literal["none", "rms", "layer"]
+Act = Literal["none", "silu", "gelu", "elu", "relu", "tanh"]
+
+
+class Layer(NamedTuple):
+    """Linear map, then norm over the whole last axis, then activation."""
+
+    weight: Tensor  # [out, in], or for a block-diagonal map [blocks, in / blocks, out / blocks]
+    bias: Tensor | None = None  # [out]
+    scale: Tensor | None = None  # [out], of the norm
+    shift: Tensor | None = None  # [out], of the layer norm
+    norm: Norm = "none"
+    act: Act = "none"
+    eps: float = 1e-4
+
+
+Layers = tuple[Layer, ...]
+
+
+class BlockGRU(NamedTuple):
+    """DreamerV3's core (Hafner et al. 2025): D in `blocks` blocks that meet only in the hidden layer's norm."""
+
+    deter: Layer  # D -> H
+    stoch: Layer  # S*C -> H
+    action: Layer  # A -> H
+    hidden: Layers  # block layers; the first takes [deter of the block, 3H] per block, all give D
+    gates: Layer  # block layer D -> 3D, per block reset | cand | update
+
+
+class LayerNormGRU(NamedTuple):
+    """DreamerV2's core: one product of [input, deter], LayerNorm over all 3D gates, update bias -1."""
+
+    inputs: Layer  # S*C + A -> H
+    gates: Layer  # [H, D] -> 3D, reset | cand | update
+
+
+class GRU(NamedTuple):
+    """DreamerV1's core: the plain GRU, in PyTorch's gate order reset | update | cand.
+
+    reset_after=True multiplies the reset gate to the recurrent product (Keras, cuDNN, torch.nn.GRUCell);
+    False multiplies it to the state before the product (TensorFlow's GRUBlockCell, PlaNet).
+    """
+
+    inputs: Layer  # S + A -> H
+    weight_ih: Tensor  # [3D, H]
+    weight_hh: Tensor  # [3D, D]
+    bias_ih: Tensor  # [3D]
+    bias_hh: Tensor  # [3D]
+    reset_after: bool = True
+
+
+Core = BlockGRU | LayerNormGRU | GRU
+
+
+class Categorical(NamedTuple):
+    """S categorical variables of C classes; probabilities are mixed with `unimix` of the uniform."""
+
+    stoch: int
+    classes: int
+    unimix: float = 0.0
+
+
+class Gaussian(NamedTuple):
+    """S independent normals. std = softplus(x) + min_std (V1) or 2 * sigmoid(x / 2) + min_std (V2)."""
+
+    stoch: int
+    min_std: float = 0.1
+    std: Literal["softplus", "sigmoid2"] = "softplus"
+
+
+Latent = Categorical | Gaussian
+
+
+class RSSM(NamedTuple):
+    core: Core
+    latent: Latent
+    prior: Layers  # deter -> logit; the last layer is linear
+    post: Layers  # [deter, embed] -> logit; the last layer is linear
+    absolute: bool = False  # the posterior sees embed alone
+
+
+class ActionHead(NamedTuple):
+    """Distribution of one action key on the actor's last hidden layer.
+
+    categorical: one `out` layer, elements * classes logits, mixed with `unimix` of the uniform.
+    bounded_normal: two `out` layers, mean = tanh(.), std = (max_std - min_std) * sigmoid(. + 2) + min_std.
+    """
+
+    kind: Literal["categorical", "bounded_normal"]
+    elements: int  # number of scalars of the key
+    classes: int  # of each, 0 if continuous
+    out: Layers
+    unimix: float = 0.0
+    min_std: float = 0.1
+    max_std: float = 1.0
+
+
+class Actor(NamedTuple):
+    layers: Layers  # feat = [deter, flat stoch] -> units
+    heads: tuple[ActionHead, ...]  # in the sorted order of the action keys

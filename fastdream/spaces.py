@@ -1,0 +1,56 @@
+"""What an observation or an action looks like: the one description that environments, replay and networks share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["image", "vector", "discrete"]
+
+# Every observation carries these beside what the environment shows; no encoder or decoder sees them.
+FLAGS = ("is_first", "is_last", "is_terminal")
+RESERVED = ("reward", *FLAGS)
+
+
+@dataclass(frozen=True)
+class Space:
+    """One entry of an observation or action dictionary.
+
+    kind      "image": uint8 [H, W, C]; "vector": float32 of any shape of up to two dimensions;
+              "discrete": int32 of any shape of up to two dimensions, each element in [0, classes).
+    shape     shape of one entry, without batch dimensions; () is a scalar.
+    classes   number of classes of every element of a discrete entry, 0 otherwise.
+    low, high bounds of a vector that has finite ones; informative, never enforced here.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...] = ()
+    classes: int = 0
+    low: float = -np.inf
+    high: float = np.inf
+
+    def __post_init__(self) -> None:
+        if self.kind == "image" and len(self.shape) != 3:
+            raise ValueError(f"an image space needs shape (height, width, channels), got {self.shape}")
+        if self.kind != "image" and len(self.shape) > 2:
+            raise ValueError(f"a {self.kind} space has at most two dimensions, got {self.shape}")
+        if (self.kind == "discrete") != (self.classes > 0):
+            raise ValueError(f"a {self.kind} space cannot have {self.classes} classes")
+
+    @property
+    def dtype(self) -> np.dtype:
+        """NumPy dtype of the entry in observations, actions and replay."""
+        return np.dtype({"image": np.uint8, "vector": np.float32, "discrete": np.int32}[self.kind])
+
+    @property
+    def size(self) -> int:
+        """Number of elements of one entry."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def width(self) -> int:
+        """Width of the flat vector that networks see: one-hot for discrete entries, the elements otherwise."""
+        return self.size * max(1, self.classes)
+
+
+Spaces = dict[str, Space]
