@@ -12,6 +12,8 @@ from torch import Tensor
 
 Norm = Literal["none", "rms", "layer"]
 Act = Literal["none", "silu", "gelu", "elu", "relu", "tanh"]
+Clamp = Literal["step", "mean", "none"]  # of free nats: every element, the mean over the batch, or nowhere
+StdForm = Literal["softplus", "sigmoid2"]
 
 
 class Layer(NamedTuple):
@@ -30,7 +32,7 @@ Layers = tuple[Layer, ...]
 
 
 class BlockGRU(NamedTuple):
-    """DreamerV3's core (Hafner et al. 2025): D in `blocks` blocks that meet only in the hidden layer's norm."""
+    """DreamerV3's core (Hafner et al. 2025): blocks that meet only in the hidden layer's norm."""
 
     deter: Layer  # D -> H
     stoch: Layer  # S*C -> H
@@ -77,7 +79,7 @@ class Gaussian(NamedTuple):
 
     stoch: int
     min_std: float = 0.1
-    std: Literal["softplus", "sigmoid2"] = "softplus"
+    std: StdForm = "softplus"
 
 
 Latent = Categorical | Gaussian
@@ -110,3 +112,21 @@ class ActionHead(NamedTuple):
 class Actor(NamedTuple):
     layers: Layers  # feat = [deter, flat stoch] -> units
     heads: tuple[ActionHead, ...]  # in the sorted order of the action keys
+
+
+class Step(NamedTuple):
+    """What the world model yields at one time step, or with a time axis after B at T of them."""
+
+    deter: Tensor  # [B, D]
+    stoch: Tensor  # [B, S, C] straight-through one-hots, or [B, S] Gaussian samples
+    logit: Tensor  # [B, S, C] before unimix, or [B, 2S] Gaussian mean | raw std
+    index: Tensor | None  # type: ignore[assignment]  # [B, S] int64 class drawn, None for Gaussian
+
+
+class Dream(NamedTuple):
+    """Imagined trajectories of N starts. State 0 is the start; action t leads from state t to t + 1."""
+
+    deter: Tensor  # [N, H + 1, D]
+    stoch: Tensor  # [N, H + 1, S, C] or [N, H + 1, S]
+    logit: Tensor  # [N, H, S, C] or [N, H, 2S], the prior of states 1 ... H
+    action: Tensor  # [N, H + 1, A] float32; the last one only fills the shape

@@ -1,0 +1,59 @@
+"""Every op in plain PyTorch: the specification that all other backends are checked against.
+
+Ops are pure (noise, masks and state are arguments), run in float64 for exactness checks, never wait for
+the device and compile as one graph. x may be bfloat16: matrix products are then in bfloat16 and norms,
+softmax, KL and returns in float32.
+"""
+
+from fastdream.ops.reference.actor import actor, actor_outputs
+from fastdream.ops.reference.categorical import (
+    categorical_entropy,
+    categorical_kl,
+    categorical_log_prob,
+    categorical_sample,
+    gumbel_sample,
+    unimix_log_probs,
+)
+from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
+from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std
+from fastdream.ops.reference.layers import dense, linear, mlp, norm_act
+from fastdream.ops.reference.optim import laprop_
+from fastdream.ops.reference.replay import gather_sequences
+from fastdream.ops.reference.returns import lambda_return
+from fastdream.ops.reference.scan import imagine, imagine_step, observe, observe_step, prior, rollout
+from fastdream.ops.reference.twohot import symexp, symlog, twohot_bins, twohot_loss, twohot_mean
+
+__all__ = [
+    "actor",
+    "actor_outputs",
+    "block_gru",
+    "categorical_entropy",
+    "categorical_kl",
+    "categorical_log_prob",
+    "categorical_sample",
+    "dense",
+    "gather_sequences",
+    "gaussian_kl",
+    "gaussian_sample",
+    "gaussian_std",
+    "gru",
+    "gumbel_sample",
+    "imagine",
+    "imagine_step",
+    "lambda_return",
+    "laprop_",
+    "layernorm_gru",
+    "linear",
+    "mlp",
+    "norm_act",
+    "observe",
+    "observe_step",
+    "prior",
+    "rollout",
+    "symexp",
+    "symlog",
+    "twohot_bins",
+    "twohot_loss",
+    "twohot_mean",
+    "unimix_log_probs",
+]

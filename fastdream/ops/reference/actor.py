@@ -1,0 +1,65 @@
+"""The policy as one function of features: outputs of every head, and a flat action from given noise."""
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.params import ActionHead, Actor
+from fastdream.ops.reference.categorical import categorical_sample
+from fastdream.ops.reference.gaussian import gaussian_sample
+from fastdream.ops.reference.layers import cast, dense, mlp, upcast
+
+
+def action_width(actor: Actor) -> int:
+    """Width A of the flat action: elements * classes of categorical heads, elements of continuous ones."""
+    return sum(head.elements * max(1, head.classes) for head in actor.heads)
+
+
+def bind_actor(actor: Actor, dtype: torch.dtype) -> Actor:
+    """The actor with its weights in `dtype`, so that a scan casts them once."""
+    heads = (head._replace(out=tuple(cast(layer, dtype) for layer in head.out)) for head in actor.heads)
+    return Actor(tuple(cast(layer, dtype) for layer in actor.layers), tuple(heads))
+
+
+def _head_outputs(head: ActionHead, x: Tensor) -> tuple[Tensor, ...]:
+    if head.kind == "categorical":
+        logit = dense(x, head.out[0])
+        return (logit.reshape(*x.shape[:-1], head.elements, head.classes),)
+    if head.kind == "bounded_normal":
+        mean, std = dense(x, head.out[0]), dense(x, head.out[1])
+        std = (head.max_std - head.min_std) * torch.sigmoid(std + 2.0) + head.min_std
+        return upcast(torch.tanh(mean)), upcast(std)
+    raise ValueError(f"unknown kind {head.kind!r} of action head; choose categorical or bounded_normal")
+
+
+def actor_outputs(actor: Actor, feat: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    """Distribution parameters of every head at feat [..., F].
+
+    categorical: (logit [..., elements, classes] before unimix, in feat.dtype); bounded_normal:
+    (mean [..., elements], std [..., elements]) in float32 at least.
+    """
+    x = mlp(feat, actor.layers)
+    return tuple(_head_outputs(head, x) for head in actor.heads)
+
+
+def actor(actor: Actor, feat: Tensor, noise: Tensor | None, action: Tensor | None = None) -> Tensor:
+    """The policy's action at feat [..., F]: flat one-hots and continuous samples [..., A], float32 at least.
+
+    noise [..., M], M = sum of the heads' elements: one uniform in [0, 1) for a categorical element (inverse
+    CDF, straight-through gradient), one standard normal for a continuous one (mean + std * noise, not
+    clipped). A given action [..., A] is returned as it is, without gradient. Raises ValueError when noise
+    and action are both None. Source: DreamerV3 `heads.py`.
+    """
+    if action is not None:
+        return upcast(action.detach())
+    if noise is None:
+        raise ValueError("actor needs noise to draw with, or the action that it should replay")
+    noises = noise.split([head.elements for head in actor.heads], -1)
+    flat = []
+    for head, outputs, eps in zip(actor.heads, actor_outputs(actor, feat), noises, strict=True):
+        if head.kind == "categorical":
+            onehot, _ = categorical_sample(upcast(outputs[0]), eps, head.unimix)
+            flat.append(onehot.flatten(-2))
+        else:
+            mean, std = outputs
+            flat.append(gaussian_sample(mean, std, eps))
+    return flat[0] if len(flat) == 1 else torch.cat(flat, -1)

@@ -1,0 +1,48 @@
+"""Gaussian latents: standard deviations, reparameterised samples, KL."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdream.ops.params import Clamp, StdForm
+from fastdream.ops.reference.categorical import apply_free
+from fastdream.ops.reference.layers import upcast
+
+
+def gaussian_std(raw: Tensor, min_std: float = 0.1, form: StdForm = "softplus") -> Tensor:
+    """Standard deviation of a raw output [...] -> [...] in float32 at least.
+
+    softplus(raw) + min_std (DreamerV1), or sigmoid2: 2 * sigmoid(raw / 2) + min_std (DreamerV2).
+    """
+    raw = upcast(raw)
+    if form == "softplus":
+        return F.softplus(raw) + min_std
+    if form == "sigmoid2":
+        return 2 * torch.sigmoid(raw / 2) + min_std
+    raise ValueError(f"unknown form {form!r} of the standard deviation; choose softplus or sigmoid2")
+
+
+def gaussian_sample(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+    """mean + std * noise, all [...], noise standard normal. Gradients reach mean and std."""
+    return mean + std * noise
+
+
+def _kl(post: tuple[Tensor, Tensor], prior: tuple[Tensor, Tensor]) -> Tensor:
+    (mean, std), (prior_mean, prior_std) = post, prior
+    ratio, shift = std / prior_std, (mean - prior_mean) / prior_std
+    return (0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum(-1)
+
+
+def gaussian_kl(
+    post: tuple[Tensor, Tensor], prior: tuple[Tensor, Tensor], free: float = 3.0, clamp: Clamp = "mean"
+) -> tuple[Tensor, Tensor]:
+    """The two KL losses of a Gaussian latent, in nats, summed over its S dimensions.
+
+    post, prior: (mean [..., S], std [..., S]). dyn = KL(sg(post) || prior), rep = KL(post || sg(prior)),
+    clamped as in `categorical_kl`. Returns (dyn, rep) in float32 at least.
+    Source: DreamerV1, free nats 3 on the batch mean.
+    """
+    post, prior = (upcast(post[0]), upcast(post[1])), (upcast(prior[0]), upcast(prior[1]))
+    dyn = _kl((post[0].detach(), post[1].detach()), prior)
+    rep = _kl(post, (prior[0].detach(), prior[1].detach()))
+    return apply_free(dyn, rep, free, clamp)
