@@ -1,0 +1,162 @@
+"""From an observation dictionary to one embedding: an MLP on vectors, convolutions on images (DreamerV3)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastdream.nets import Conv, Dense, flatten_inputs
+from fastdream.ops import Ops
+from fastdream.ops.params import Act, Norm
+from fastdream.spaces import Spaces
+
+MIN_RES, MAX_RES = 3, 16  # of the smallest feature map
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Encoder of vectors and images; the defaults are the official DreamerV3's."""
+
+    depth: int = 64
+    """Channels of the convolutions, to be multiplied by mults."""
+    mults: tuple[int, ...] = (2, 3, 4, 4)
+    """One convolution for each entry; every one halves the resolution."""
+    layers: int = 3
+    """Dense layers on the vector observations."""
+    units: int = 1024
+    """Width of the dense layers."""
+    kernel: int = 5
+    """Size of the convolution kernels."""
+    symlog: bool = True
+    """Compress vector observations with symlog before the first layer."""
+    outer: bool = False
+    """Let the first convolution keep the full resolution."""
+    strided: bool = False
+    """Halve the resolution by stride 2 in place of a 2x2 max-pool."""
+    norm: Norm = "rms"
+    """Normalisation of every layer."""
+    act: Act = "silu"
+    """Activation of every layer."""
+
+
+def vector_spaces(obs_space: Spaces) -> Spaces:
+    """The entries that are vectors or discrete, in their own order."""
+    return {key: space for key, space in obs_space.items() if space.kind != "image"}
+
+
+def image_spaces(obs_space: Spaces) -> Spaces:
+    """The entries that are images, in their own order."""
+    return {key: space for key, space in obs_space.items() if space.kind == "image"}
+
+
+def check_keys(obs_space: Spaces) -> None:
+    """ValueError where there is nothing to encode or to decode."""
+    if not obs_space:
+        raise ValueError(
+            "the observation space has no usable keys (reward, flags and log/ keys do not count); "
+            "let the environment show at least one image, vector or discrete observation"
+        )
+
+
+def smallest_map(images: Spaces, stages: int, outer: bool) -> tuple[int, int]:
+    """Height and width of the smallest feature map after `stages` convolutions.
+
+    Raises ValueError where the images differ in size, do not divide, or end up outside [3, 16].
+    """
+    sizes = {key: space.shape[:2] for key, space in images.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"all images must have one resolution, got {sizes}; resize them or drop some of the keys"
+        )
+    key, (height, width) = next(iter(sizes.items()))
+    factor = 2 ** (stages - int(outer))
+    low, high = MIN_RES * factor, MAX_RES * factor
+    for size in (height, width):
+        if size % factor or not low <= size <= high:
+            near = min(max(round(size / factor) * factor, low), high)
+            raise ValueError(
+                f"image {key!r} has size {height}x{width}; with {stages} stages (outer={outer}) height and "
+                f"width must be multiples of {factor} from {low} to {high}: resize {size} to {near}"
+            )
+    return height // factor, width // factor
+
+
+class Encoder(nn.Module):
+    """obs dictionary, entries [..., *space.shape] -> embed [..., E], vector features before image features.
+
+    Parameters: mlp0.. and cnn0... Image features are flattened as (height, width, channel). `dtype` is the
+    compute dtype, which images and vectors are cast to (the vectors after symlog).
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        obs_space: Spaces,
+        config: EncoderConfig,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        check_keys(obs_space)
+        self.ops, self.config, self.dtype = ops, config, dtype
+        self.vectors, self.images = vector_spaces(obs_space), image_spaces(obs_space)
+        self.embed_width = 0
+        if self.vectors:
+            self._make_dense(generator)
+        if self.images:
+            self._make_convs(generator)
+
+    def _make_dense(self, generator: torch.Generator | None) -> None:
+        config, width = self.config, sum(space.width for space in self.vectors.values())
+        for i in range(config.layers):
+            layer = Dense(
+                self.ops, width, config.units, norm=config.norm, act=config.act, generator=generator
+            )
+            self.add_module(f"mlp{i}", layer)
+            width = config.units
+        self.embed_width += width
+
+    def _make_convs(self, generator: torch.Generator | None) -> None:
+        config, width = self.config, sum(space.shape[-1] for space in self.images.values())
+        rows, columns = smallest_map(self.images, len(config.mults), config.outer)
+        for i, mult in enumerate(config.mults):
+            keep = config.outer and i == 0
+            layer = Conv(
+                self.ops,
+                width,
+                config.depth * mult,
+                config.kernel,
+                stride=2 if config.strided and not keep else 1,
+                pool=not config.strided and not keep,
+                norm=config.norm,
+                act=config.act,
+                generator=generator,
+            )
+            self.add_module(f"cnn{i}", layer)
+            width = config.depth * mult
+        self.embed_width += rows * columns * width
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Entries [..., *space.shape] (images uint8) -> [..., E] in `dtype`. Further keys are ignored."""
+        parts = []
+        if self.vectors:
+            parts.append(self._encode_vectors(obs))
+        if self.images:
+            parts.append(self._encode_images(obs))
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+    def _encode_vectors(self, obs: Mapping[str, Tensor]) -> Tensor:
+        x = flatten_inputs(self.vectors, obs, self.ops.symlog if self.config.symlog else None, self.dtype)
+        for i in range(self.config.layers):
+            x = getattr(self, f"mlp{i}")(x)
+        return x
+
+    def _encode_images(self, obs: Mapping[str, Tensor]) -> Tensor:
+        x = torch.cat([obs[key] for key in sorted(self.images)], -1)
+        batch = x.shape[:-3]
+        x = x.reshape(-1, *x.shape[-3:]).to(self.dtype) / 255 - 0.5
+        x = x.permute(0, 3, 1, 2)
+        for i in range(len(self.config.mults)):
+            x = getattr(self, f"cnn{i}")(x)
+        return x.permute(0, 2, 3, 1).reshape(*batch, -1)

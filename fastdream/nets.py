@@ -1,0 +1,244 @@
+"""Layers that own parameters, and the way from observation and action dictionaries to flat vectors."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdream.ops import Ops, linear
+from fastdream.ops.params import Act, Layer, Layers, Norm
+from fastdream.spaces import Spaces
+
+
+def trunc_normal_in_(weight: Tensor, fan_in: int, outscale: float, generator: torch.Generator | None) -> None:
+    """Fill with a normal truncated at two sigma whose variance is 1 / fan_in, times `outscale`."""
+    with torch.no_grad():
+        nn.init.trunc_normal_(weight, 0.0, 1.0, -2.0, 2.0, generator=generator)
+        # 1.1368 makes up for the variance that the truncation takes away.
+        weight.mul_(1.1368 * math.sqrt(1 / fan_in) * outscale)
+
+
+class NormAct(nn.Module):
+    """Norm over the last axis, then activation.
+
+    scale [width] starts at one, shift [width] (layer norm alone) at zero; neither exists without a norm.
+    """
+
+    def __init__(self, ops: Ops, width: int, norm: Norm, act: Act, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.ops, self.norm, self.act, self.eps = ops, norm, act, eps
+        self.scale = None if norm == "none" else nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width)) if norm == "layer" else None
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """x [..., width] -> the same shape and dtype."""
+        if self.norm == "none" and self.act == "none":
+            return x
+        return self.ops.norm_act(x, self.scale, self.shift, self.norm, self.act, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] -> the same shape and dtype."""
+        return self.normalize(x)
+
+
+class Dense(NormAct):
+    """Linear map inp -> out, norm over all of out, activation; with blocks > 0 the map is block-diagonal.
+
+    weight is [out, inp], or [blocks, inp / blocks, out / blocks]. Block weights are initialised by the total
+    input width, as the official code does, so they start smaller than a block alone would.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        inp: int,
+        out: int,
+        *,
+        norm: Norm = "none",
+        act: Act = "none",
+        blocks: int = 0,
+        bias: bool = True,
+        outscale: float = 1.0,
+        eps: float = 1e-4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if blocks and (inp % blocks or out % blocks):
+            raise ValueError(
+                f"a map from {inp} to {out} features does not divide into {blocks} blocks; change blocks"
+            )
+        super().__init__(ops, out, norm, act, eps)
+        shape = (blocks, inp // blocks, out // blocks) if blocks else (out, inp)
+        self.inp, self.out, self.blocks = inp, out, blocks
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.zeros(out)) if bias else None
+        trunc_normal_in_(self.weight, inp, outscale, generator)
+
+    @property
+    def layer(self) -> Layer:
+        """The parameters as ops take them."""
+        return Layer(self.weight, self.bias, self.scale, self.shift, self.norm, self.act, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., inp] -> [..., out] in the dtype of x."""
+        return self.normalize(linear(x, self.weight, self.bias))
+
+
+class MLP(nn.Sequential):
+    """`layers` dense layers of `units`, each with norm and activation; with no layers the identity."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        inp: int,
+        units: int,
+        layers: int,
+        norm: Norm = "rms",
+        act: Act = "silu",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        widths = [inp] + [units] * layers
+        make = (
+            Dense(ops, a, b, norm=norm, act=act, generator=generator)
+            for a, b in zip(widths, widths[1:], strict=False)
+        )
+        super().__init__(*make)
+        self.width = widths[-1]
+
+    @property
+    def layers(self) -> Layers:
+        """The parameters as ops take them."""
+        return tuple(dense.layer for dense in self if isinstance(dense, Dense))
+
+
+class Conv(NormAct):
+    """Convolution with SAME padding, optional 2x2 max-pool, norm over channels at each pixel, activation.
+
+    weight is [out, inp, kernel, kernel]. stride 2 halves the resolution; transposed with stride 2 doubles it,
+    in the official code's alignment (each input pixel sits at the odd output position).
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        inp: int,
+        out: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        transposed: bool = False,
+        pool: bool = False,
+        norm: Norm = "none",
+        act: Act = "none",
+        outscale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if transposed and (stride != 2 or kernel < 2):
+            raise ValueError(
+                f"a transposed convolution needs stride 2 and kernel >= 2, got {stride} and {kernel}"
+            )
+        super().__init__(ops, out, norm, act)
+        self.kernel, self.stride, self.transposed, self.pool = kernel, stride, transposed, pool
+        self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out))
+        trunc_normal_in_(self.weight, kernel * kernel * inp, outscale, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, inp, H, W] -> [N, out, H', W'] in the dtype of x; channels-last memory stays so."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        x = self._double(x, weight, bias) if self.transposed else self._same(x, weight, bias)
+        if self.pool:
+            x = F.max_pool2d(x, 2)
+        return self.normalize(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def _same(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        (top, bottom), (left, right) = (same_padding(n, self.kernel, self.stride) for n in x.shape[2:])
+        if top == bottom and left == right:
+            return F.conv2d(x, weight, bias, self.stride, (top, left))
+        return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, self.stride)
+
+    def _double(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # The official code repeats x twice along both axes, zeroes the even positions and convolves. That is
+        # this transposed convolution with the kernel flipped, cut to twice the input.
+        height, width = 2 * x.shape[2], 2 * x.shape[3]
+        padding = self.kernel - 2 - (self.kernel - 1) // 2
+        x = F.conv_transpose2d(x, weight.transpose(0, 1).flip(2, 3), bias, 2, padding)
+        return x[:, :, :height, :width]
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after an axis under XLA's SAME padding, which gives ceil(size / stride) outputs."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class Children(nn.Module):
+    """Sub-modules under the names of observation or action keys.
+
+    Unlike nn.ModuleDict it takes every name, also those that nn.Module has as attributes ("type", "half") and
+    those with a dot.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules.update(modules)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        module = self._modules[name]
+        assert module is not None, name
+        return module
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+
+def flatten_inputs(
+    spaces: Spaces,
+    obs: Mapping[str, Tensor],
+    squish: Callable[[Tensor], Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Vector and discrete entries -> one flat vector [..., sum of widths] in the sorted order of the keys.
+
+    Entries have shape [..., *space.shape]. Discrete ones become one-hots, others go through `squish` in their
+    own precision. An entry that holds -1 (integers) or -inf (floats) anywhere is missing: all its features
+    are zero. The result has the given dtype.
+    """
+    parts = []
+    for key in sorted(spaces):
+        space, x = spaces[key], obs[key]
+        batch = x.shape[: x.dim() - len(space.shape)]
+        if batch + space.shape != x.shape:
+            raise ValueError(f"{key!r} has shape {tuple(x.shape)}, which does not end in {space.shape}")
+        missing = (
+            (x == (-math.inf if x.is_floating_point() else -1)).reshape(*batch, -1).any(-1, keepdim=True)
+        )
+        if space.kind == "discrete":
+            y = (x.unsqueeze(-1) == torch.arange(space.classes, device=x.device)).reshape(*batch, -1)
+        else:
+            y = x.reshape(*batch, -1).masked_fill(missing, 0)
+            y = squish(y) if squish else y
+        parts.append(y.to(dtype).masked_fill(missing, 0))
+    return torch.cat(parts, -1)
+
+
+def encode_action(
+    act_space: Spaces, action: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Action dictionary, entries [..., *space.shape] -> flat [..., A]: one-hots, raw values; keys sorted."""
+    return flatten_inputs(act_space, action, dtype=dtype)
+
+
+def decode_action(act_space: Spaces, flat: Tensor) -> dict[str, Tensor]:
+    """Flat action [..., A] -> dictionary of int32 classes and float32 values, entries [..., *space.shape]."""
+    keys = sorted(act_space)
+    parts = flat.detach().split([act_space[key].width for key in keys], -1)
+    action = {}
+    for key, x in zip(keys, parts, strict=True):
+        space, batch = act_space[key], x.shape[:-1]
+        if space.kind == "discrete":
+            action[key] = x.reshape(*batch, *space.shape, space.classes).argmax(-1).to(torch.int32)
+        else:
+            action[key] = x.reshape(*batch, *space.shape).float()
+    return action
