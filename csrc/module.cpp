@@ -1,0 +1,114 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "cpu/lambda_return.h"
+#ifdef FASTDREAM_CUDA
+#include "cuda/lambda_return.h"
+#include "cuda/runtime.h"
+#endif
+
+// Bindings only. Pointers and streams arrive as integers, so that neither torch nor a CUDA driver is needed to build or
+// to import this module. `itemsize` is 4 for float32 and 8 for float64. Every launch returns a status: 0, or what
+// error_string puts into words. The caller has checked shapes, dtypes, devices and contiguity.
+namespace py = pybind11;
+using namespace fastdream;
+
+namespace {
+
+constexpr int kBadItemsize = -1;
+
+template <size_t N>
+using Pointers = std::array<uintptr_t, N>;
+
+// Calls run(T{}) with the floating-point type of that many bytes.
+template <typename Run>
+int with_type(int itemsize, Run run) {
+  if (itemsize == sizeof(float)) return run(float{});
+  if (itemsize == sizeof(double)) return run(double{});
+  return kBadItemsize;
+}
+
+template <typename T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// p: reward, live, mix, value | ret
+template <typename T>
+LambdaReturn<T> forward_args(const Pointers<5>& p, int64_t rows, int64_t steps) {
+  return {at<T>(p[0]), at<T>(p[1]), at<T>(p[2]), at<T>(p[3]), at<T>(p[4]), rows, steps};
+}
+
+// p: grad, live, mix, value, ret | d_reward, d_live, d_mix, d_value
+template <typename T>
+LambdaReturnBackward<T> backward_args(const Pointers<9>& p, int64_t rows, int64_t steps) {
+  return {at<T>(p[0]), at<T>(p[1]), at<T>(p[2]), at<T>(p[3]), at<T>(p[4]), at<T>(p[5]),
+          at<T>(p[6]), at<T>(p[7]), at<T>(p[8]), rows,        steps};
+}
+
+void bind_cpu(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def(
+      "cpu_lambda_return",
+      [](int itemsize, const Pointers<5>& p, int64_t rows, int64_t steps) {
+        return with_type(itemsize, [&](auto type) {
+          cpu::lambda_return(forward_args<decltype(type)>(p, rows, steps));
+          return 0;
+        });
+      },
+      no_gil);
+  m.def(
+      "cpu_lambda_return_backward",
+      [](int itemsize, const Pointers<9>& p, int64_t rows, int64_t steps) {
+        return with_type(itemsize, [&](auto type) {
+          cpu::lambda_return_backward(backward_args<decltype(type)>(p, rows, steps));
+          return 0;
+        });
+      },
+      no_gil);
+}
+
+#ifdef FASTDREAM_CUDA
+constexpr bool kCuda = true;
+
+const char* error_string(int status) { return status == kBadItemsize ? "unsupported itemsize" : cuda::error_string(status); }
+
+void bind_cuda(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def(
+      "cuda_lambda_return",
+      [](int itemsize, const Pointers<5>& p, int64_t rows, int64_t steps, uintptr_t stream) {
+        return with_type(itemsize, [&](auto type) {
+          return cuda::lambda_return(forward_args<decltype(type)>(p, rows, steps), stream);
+        });
+      },
+      no_gil);
+  m.def(
+      "cuda_lambda_return_backward",
+      [](int itemsize, const Pointers<9>& p, int64_t rows, int64_t steps, uintptr_t stream) {
+        return with_type(itemsize, [&](auto type) {
+          return cuda::lambda_return_backward(backward_args<decltype(type)>(p, rows, steps), stream);
+        });
+      },
+      no_gil);
+  m.def("cuda_device_count", &cuda::device_count);
+}
+#else
+constexpr bool kCuda = false;
+
+const char* error_string(int status) { return status == kBadItemsize ? "unsupported itemsize" : "unknown status"; }
+
+void bind_cuda(py::module_&) {}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("version") = FASTDREAM_VERSION;
+  m.attr("cuda") = kCuda;
+  m.def("error_string", &error_string);
+  bind_cpu(m);
+  bind_cuda(m);
+}
