@@ -1,0 +1,145 @@
+"""The actor: distributions of all actions from the latent state."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdream.distributions import normal_entropy, normal_log_prob, wide
+from fastdream.nets import MLP, Children, Dense
+from fastdream.ops import Ops, actor_outputs, categorical_entropy, categorical_log_prob
+from fastdream.ops.params import Act, ActionHead, Actor, Norm
+from fastdream.spaces import Spaces
+
+Outputs = Sequence[tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The actor; the defaults are the official DreamerV3's."""
+
+    layers: int = 3
+    """Dense layers before the outputs."""
+    units: int = 1024
+    """Width of the dense layers."""
+    norm: Norm = "rms"
+    """Normalisation of every layer."""
+    act: Act = "silu"
+    """Activation of every layer."""
+    outscale: float = 0.01
+    """Scale of the initial weights of the outputs."""
+    unimix: float = 0.0
+    """Share of the uniform distribution that is mixed into discrete actions."""
+    min_std: float = 0.1
+    """Smallest standard deviation of continuous actions."""
+    max_std: float = 1.0
+    """Largest standard deviation of continuous actions."""
+
+
+class ActorHeads(nn.Module):
+    """The policy: one MLP, and one distribution for every action key, in the sorted order of the keys.
+
+    Discrete keys: `head.<key>.logits`. Continuous keys: `head.<key>.mean` and `.stddev` of a normal with mean
+    tanh(.) and std between min_std and max_std; its samples are unbounded. Actions are flat vectors [..., A]
+    of one-hots and raw values, as ops.imagine makes them and `nets.decode_action` reads them.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        inp: int,
+        act_space: Spaces,
+        config: PolicyConfig,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not act_space:
+            raise ValueError("the action space has no keys; a policy needs at least one action")
+        self.config = config
+        self.spaces = {key: act_space[key] for key in sorted(act_space)}
+        self.width = sum(space.width for space in self.spaces.values())
+        self.mlp = MLP(ops, inp, config.units, config.layers, config.norm, config.act, generator)
+        heads = {}
+        for key, space in self.spaces.items():
+            if space.kind == "image":
+                raise ValueError(f"action {key!r} is an image; actions are vectors or discrete")
+            names = ("logits",) if space.kind == "discrete" else ("mean", "stddev")
+            outs = {
+                name: Dense(ops, self.mlp.width, space.width, outscale=config.outscale, generator=generator)
+                for name in names
+            }
+            heads[key] = Children(outs)
+        self.head = Children(heads)
+
+    @property
+    def params(self) -> Actor:
+        """The parameters as ops take them."""
+        return Actor(self.mlp.layers, tuple(self._head(key) for key in self.spaces))
+
+    def _head(self, key: str) -> ActionHead:
+        space, config = self.spaces[key], self.config
+        out = tuple(dense.layer for dense in self.head[key].children() if isinstance(dense, Dense))
+        kind: Literal["categorical", "bounded_normal"] = (
+            "categorical" if space.kind == "discrete" else "bounded_normal"
+        )
+        return ActionHead(kind, space.size, space.classes, out, config.unimix, config.min_std, config.max_std)
+
+    def forward(self, feat: Tensor) -> Outputs:
+        """feat [..., F] -> for every key (logit [..., elements, classes],) or (mean, std) [..., elements]."""
+        return actor_outputs(self.params, feat)
+
+    def noise(self, *batch: int, generator: torch.Generator) -> Tensor:
+        """Numbers [*batch, M] that draw one action each: uniform for discrete elements, else normal."""
+        draw = {"discrete": torch.rand, "vector": torch.randn}
+        spaces = self.spaces.values()
+        parts = [draw[s.kind](*batch, s.size, generator=generator, device=generator.device) for s in spaces]
+        return torch.cat(parts, -1)
+
+    def log_prob(self, outs: Outputs, flat: Tensor) -> Tensor:
+        """Log-probability [...] of flat actions [..., A], summed over keys; the actions get no gradient."""
+        parts = flat.detach().split([space.width for space in self.spaces.values()], -1)
+        logs = [self._log_prob(out, part) for out, part in zip(outs, parts, strict=True)]
+        return torch.stack(logs).sum(0)
+
+    def _log_prob(self, out: tuple[Tensor, ...], part: Tensor) -> Tensor:
+        if len(out) == 1:
+            index = part.reshape(out[0].shape).argmax(-1)
+            return categorical_log_prob(out[0], index, self.config.unimix).sum(-1)
+        return normal_log_prob(wide(part), wide(out[0]), wide(out[1])).sum(-1)
+
+    def entropy(self, outs: Outputs) -> dict[str, Tensor]:
+        """Entropy [...] of every key in nats, summed over its elements."""
+        return {key: self._entropy(out) for key, out in zip(self.spaces, outs, strict=True)}
+
+    def _entropy(self, out: tuple[Tensor, ...]) -> Tensor:
+        if len(out) == 1:
+            return categorical_entropy(out[0], self.config.unimix).sum(-1)
+        return normal_entropy(wide(out[1])).sum(-1)
+
+    def entropy_range(self) -> dict[str, tuple[float, float]]:
+        """Smallest and largest entropy that every key can have, in nats, summed over its elements."""
+        low, high = (
+            0.5 * math.log(2 * math.pi * math.e * std**2)
+            for std in (self.config.min_std, self.config.max_std)
+        )
+        return {
+            key: (0.0, space.size * math.log(space.classes))
+            if space.kind == "discrete"
+            else (space.size * low, space.size * high)
+            for key, space in self.spaces.items()
+        }
+
+    def mode(self, outs: Outputs) -> Tensor:
+        """Most likely flat action [..., A]: one-hots of the largest logits and means."""
+        parts = []
+        for out in outs:
+            if len(out) == 1:
+                onehot = F.one_hot(out[0].argmax(-1), out[0].shape[-1])
+                parts.append(onehot.flatten(-2).to(out[0].dtype))
+            else:
+                parts.append(out[0])
+        return torch.cat(parts, -1)
