@@ -1,0 +1,180 @@
+"""The replay's memory: one ring of steps per worker, one array per key, in RAM or in files on disk."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array = NDArray[np.generic]
+Ids = NDArray[np.int64]
+Spec = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
+
+GIB = 1024**3
+
+
+class Store:
+    """Rows of steps, `capacity` of them in all, divided among the workers' rings.
+
+    Every key is one array [capacity, *shape]; worker w owns the `sizes[w]` rows from `offsets[w]` on. The
+    first `capacity % workers` workers own one row more than the others, so the total is exact.
+
+    spec       key → (shape of one step, dtype); booleans, integers and floats.
+    directory  None: RAM, committed by the system row by row as it is first written. Otherwise: nameless files
+               in that directory, fully reserved at once, and given back when the process ends, however it
+               ends.
+    Raises ValueError for a spec that it cannot hold, OSError (ENOSPC) when the disk has too little space.
+    """
+
+    def __init__(self, spec: Spec, capacity: int, workers: int, directory: Path | None = None) -> None:
+        self.spec = {key: (tuple(shape), np.dtype(dtype)) for key, (shape, dtype) in spec.items()}
+        for key, (shape, dtype) in self.spec.items():
+            if dtype.kind not in "biuf":
+                raise ValueError(
+                    f"replay key {key!r} has dtype {dtype}; booleans, integers and floats can be stored"
+                )
+            if 0 in shape:
+                raise ValueError(f"replay key {key!r} has shape {shape}, which holds nothing")
+        self.capacity = capacity
+        self.sizes = np.full(workers, capacity // workers, np.int64)
+        self.sizes[: capacity % workers] += 1
+        self.offsets = np.cumsum(self.sizes) - self.sizes
+        self.directory = directory
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            check_disk(directory, self.nbytes, "replay")
+        self.arrays = {key: self._allocate(shape, dtype) for key, (shape, dtype) in self.spec.items()}
+
+    @property
+    def step_nbytes(self) -> int:
+        """Bytes of one step."""
+        return sum(
+            int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in self.spec.values()
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the full store."""
+        return self.capacity * self.step_nbytes
+
+    def check_step(self, step: Mapping[str, object]) -> dict[str, Array]:
+        """The values of one step as arrays. Raises ValueError naming the first key that does not fit."""
+        if step.keys() != self.spec.keys():
+            missing, extra = sorted(self.spec.keys() - step.keys()), sorted(step.keys() - self.spec.keys())
+            raise ValueError(f"a replay step has missing keys {missing} and unknown keys {extra}")
+        values = {key: np.asarray(step[key]) for key in self.spec}
+        for key, (shape, dtype) in self.spec.items():
+            check_value(key, values[key], shape, dtype)
+        return values
+
+    def write(self, worker: int, index: int, values: Mapping[str, Array]) -> None:
+        """Copy one checked step into row `index` of a worker's ring."""
+        row = self.offsets[worker] + index
+        for key, value in values.items():
+            self.arrays[key][row] = value
+
+    def read(self, worker: Ids, start: Ids, length: int) -> dict[str, Array]:
+        """Copy windows [batch, length, ...], from ring row `start` on, around its end, into fresh arrays."""
+        spans = list(self._spans(worker, start, length))
+        data = {}
+        for key, array in self.arrays.items():
+            out = np.empty((len(worker), length, *array.shape[1:]), array.dtype)
+            # Slices, not an index array: each is one long memcpy, about twice as fast for images.
+            for window, begin, rows, base in spans:
+                out[window, :rows] = array[begin : begin + rows]
+                if rows < length:
+                    out[window, rows:] = array[base : base + length - rows]
+            data[key] = out
+        return data
+
+    def rewrite(
+        self, worker: Ids, index: Ids, wanted: NDArray[np.bool_], values: Mapping[str, Array]
+    ) -> None:
+        """Copy values, key → [..., *shape], into the ring rows worker[i], index[i] where wanted[i].
+
+        Of a row that occurs several times the last one stays (an indexed assignment alone promises no order).
+        """
+        rows = self.offsets[worker] + index
+        last_first = np.flatnonzero(wanted)[::-1]
+        rows, position = np.unique(rows[last_first], return_index=True)
+        for key, value in values.items():
+            self.arrays[key][rows] = value.reshape(len(index), *self.spec[key][0])[last_first[position]]
+
+    def describe(self) -> str:
+        """Size and place in a few words."""
+        place = "in RAM, taken as it fills" if self.directory is None else f"on disk in {self.directory}"
+        size = f"{self.capacity:,} steps × {self.step_nbytes:,} bytes"
+        return f"{size} = {self.nbytes / GIB:.2f} GiB {place}"
+
+    def check_memory(self, available: int) -> None:
+        """Raise ValueError when the full store is kept in RAM and exceeds `available` bytes."""
+        if self.directory is None and self.nbytes > available:
+            need, have = self.nbytes / GIB, available / GIB
+            fitting = int(0.8 * available) // self.step_nbytes
+            raise ValueError(
+                f"the replay needs {need:.2f} GiB of RAM when full, but {have:.2f} GiB are available: choose "
+                f"a smaller --replay.capacity (up to {fitting}), or keep it on disk with --replay.directory"
+            )
+
+    def _spans(self, worker: Ids, start: Ids, length: int) -> Iterator[tuple[int, int, int, int]]:
+        base = self.offsets[worker]
+        rows = np.minimum(length, self.sizes[worker] - start)
+        return zip(range(len(worker)), (base + start).tolist(), rows.tolist(), base.tolist(), strict=True)
+
+    def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+        if self.directory is None:
+            return np.zeros((self.capacity, *shape), dtype)
+        nbytes = self.capacity * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        with tempfile.TemporaryFile(dir=self.directory) as file:
+            # Reserved, because writing through a map into a sparse file on a full disk kills the process
+            # (SIGBUS). macOS cannot reserve; there the check of free space above is all there is.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            return np.memmap(file, dtype, "r+", shape=(self.capacity, *shape)).view(np.ndarray)
+
+
+def check_value(key: str, value: Array, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+    """Raise ValueError, naming key, expected and got, unless `value` has this shape and dtype."""
+    if value.shape != shape or value.dtype != dtype:
+        raise ValueError(
+            f"replay key {key!r} expects shape {shape} and dtype {dtype}, "
+            f"got shape {value.shape} and dtype {value.dtype}"
+        )
+
+
+def check_disk(directory: Path, nbytes: int, what: str) -> None:
+    """Raise OSError (ENOSPC) when the disk of `directory` has fewer than `nbytes` free for `what`."""
+    free = shutil.disk_usage(directory).free
+    if nbytes > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"the {what} needs {nbytes / GIB:.2f} GiB but the disk has {free / GIB:.2f} GiB free: "
+            "make room, choose another directory, or choose a smaller --replay.capacity",
+            str(directory),
+        )
+
+
+def available_memory() -> int:
+    """Bytes of RAM that this process could still take, by the system and by its container's limit."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # Linux: counts what the page cache would give back
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    return min(available, _container_memory(Path("/sys/fs/cgroup"), available))
+
+
+def _container_memory(group: Path, default: int) -> int:
+    """What is left under a version 2 control group's limit; `default` where there is none."""
+    if not (group / "memory.max").exists():
+        return default
+    limit = (group / "memory.max").read_text().strip()
+    if limit == "max":
+        return default
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+    return max(0, int(limit) - used)
