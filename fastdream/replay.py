@@ -55,7 +55,8 @@ class Replay:
                have no names and vanish with the process; what outlives it is what `save` writes.
     latents    the keys that `update` may rewrite; those that spec lacks are ignored.
     chunk      steps of one worker in one saved file.
-    Raises ValueError when a worker's ring cannot hold one window, OSError when `directory` is too full.
+    Raises ValueError when a ring cannot hold one window or RAM cannot hold the steps, OSError when `directory`
+    is too full.
     """
 
     def __init__(
@@ -177,7 +178,8 @@ class Replay:
             index = step % self._store.sizes[worker]
             stored = step >= counts - self._store.sizes[worker]
             self._store.rewrite(worker, index, stored, values)
-            self._files.touch_latents(worker[stored], index[stored])
+            if values:
+                self._files.touch_latents(worker[stored], index[stored])
 
     def describe(self) -> str:
         """One line on size and place, to be printed at the start of a run."""

@@ -24,8 +24,8 @@ class Prefetch(Generic[T]):
 
     A batch is what `replay.sample` would have returned at the moment of its `request()`: the windows are
     chosen there, in the caller's thread, and a later `add` or `update` waits until they have been copied. So
-    the sequence of batches follows from the order of the calls alone. With one request at a time they wait for
-    the copy only, never for the conversion; a second request is copied after the first one's conversion.
+    the sequence of batches follows from the order of the calls alone. With one request at a time they wait
+    for the copy only, never for the conversion; a second request is copied after the first's conversion.
 
     batch    windows of each batch.
     convert  sampled arrays → what the learner takes, for example tensors on its device; runs in the thread.

@@ -27,7 +27,8 @@ class Store:
     directory  None: RAM, committed by the system row by row as it is first written. Otherwise: nameless files
                in that directory, fully reserved at once, and given back when the process ends, however it
                ends.
-    Raises ValueError for a spec that it cannot hold, OSError (ENOSPC) when the disk has too little space.
+    Raises ValueError for a spec that it cannot hold or when the system refuses the RAM, OSError (ENOSPC) when
+    the disk has too little space.
     """
 
     def __init__(self, spec: Spec, capacity: int, workers: int, directory: Path | None = None) -> None:
@@ -47,7 +48,10 @@ class Store:
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
             check_disk(directory, self.nbytes, "replay")
-        self.arrays = {key: self._allocate(shape, dtype) for key, (shape, dtype) in self.spec.items()}
+        try:
+            self.arrays = {key: self._allocate(shape, dtype) for key, (shape, dtype) in self.spec.items()}
+        except MemoryError as error:  # the system refuses outright what is far above its RAM
+            raise ValueError(self._too_large(available_memory())) from error
 
     @property
     def step_nbytes(self) -> int:
@@ -113,12 +117,15 @@ class Store:
     def check_memory(self, available: int) -> None:
         """Raise ValueError when the full store is kept in RAM and exceeds `available` bytes."""
         if self.directory is None and self.nbytes > available:
-            need, have = self.nbytes / GIB, available / GIB
-            fitting = int(0.8 * available) // self.step_nbytes
-            raise ValueError(
-                f"the replay needs {need:.2f} GiB of RAM when full, but {have:.2f} GiB are available: choose "
-                f"a smaller --replay.capacity (up to {fitting}), or keep it on disk with --replay.directory"
-            )
+            raise ValueError(self._too_large(available))
+
+    def _too_large(self, available: int) -> str:
+        need, have = self.nbytes / GIB, available / GIB
+        fitting = int(0.8 * available) // self.step_nbytes
+        return (
+            f"the replay needs {need:.2f} GiB of RAM when full, but {have:.2f} GiB are available: choose "
+            f"a smaller --replay.capacity (up to {fitting}), or keep it on disk with --replay.directory"
+        )
 
     def _spans(self, worker: Ids, start: Ids, length: int) -> Iterator[tuple[int, int, int, int]]:
         base = self.offsets[worker]

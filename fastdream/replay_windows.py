@@ -10,7 +10,7 @@ from fastdream.replay_store import Ids
 
 
 class Draw(NamedTuple):
-    """Chosen windows: their workers [batch], and the numbers of their first steps in those streams [batch]."""
+    """Chosen windows: their workers [batch], and the numbers of their first steps there [batch]."""
 
     worker: Ids
     start: Ids
