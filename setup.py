@@ -47,13 +47,10 @@ def compile_with(cuda: str, target: Path) -> dict[str, str]:
     """Compile to the file `target` and return CMake's account. Afresh: no cache can be stale."""
     with tempfile.TemporaryDirectory() as build:
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        options = [
-            f"-DFASTDREAM_CUDA={cuda}",
-            "-DFASTDREAM_TESTS=OFF",
-            f"-DPython_EXECUTABLE={sys.executable}",
-        ]
-        run("cmake", "-S", str(ROOT), "-B", build, *generator, *options)
+        python, tests = f"-DPython_EXECUTABLE={sys.executable}", "-DFASTDREAM_TESTS=OFF"
+        run("cmake", "-S", str(ROOT), "-B", build, *generator, python, tests, f"-DFASTDREAM_CUDA={cuda}")
         run("cmake", "--build", build, "--parallel")
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(next(Path(build).glob("_C.*")), target)
         return json.loads(Path(build, "build.json").read_text())
 
