@@ -52,6 +52,7 @@ def categorical_sample(
         if noise is None:
             raise ValueError("categorical_sample needs noise to draw with, or the index of an earlier draw")
         index = _inverse_cdf(probs.detach(), noise)
+    index = match(index, torch.int64)
     return _straight_through(index, probs, logit.dtype), index
 
 
@@ -70,6 +71,7 @@ def gumbel_sample(
     perturbed = log_probs - (-uniform.log()).log()
     if index is None:
         index = perturbed.detach().argmax(-1)
+    index = match(index, torch.int64)
     return _straight_through(index, torch.softmax(perturbed / tau, -1), logit.dtype), index
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.ops.params import GRU, BlockGRU, Core, Layer, LayerNormGRU, Layers
-from fastdream.ops.reference.layers import cast, dense, linear, match, norm_act
+from fastdream.ops.reference.layers import cast, dense, grouped_linear, linear, match, norm_act
 
 
 def _gated(gates: Tensor, deter: Tensor) -> Tensor:
@@ -51,13 +51,12 @@ class BlockCell(NamedTuple):
         state = norm_act(state, self.scale, self.shift, self.deter.norm, self.deter.act, self.deter.eps)
         x = torch.addmm(entered, state.flatten(1), self.of_state.t())
         grouped = deter.reshape(batch, blocks, -1).transpose(0, 1)  # [g, B, D / g]
-        x = (x.view(batch, blocks, -1) + torch.bmm(grouped, self.of_deter).transpose(0, 1)).view(batch, width)
+        x = (x.view(batch, blocks, -1) + torch.bmm(grouped, self.of_deter).transpose(0, 1)).reshape(batch, width)
         x = norm_act(x, *self.hidden[2:])
         for layer in self.later:
             x = dense(x, layer)
         x = x.view(batch, blocks, -1).transpose(0, 1)
-        assert self.gates.bias is not None
-        x = torch.baddbmm(self.gates.bias.view(blocks, 1, -1), x, self.gates.weight)  # [g, B, 3D / g]
+        x = grouped_linear(x, self.gates.weight, self.gates.bias)  # [g, B, 3D / g]
         return _gated(x, grouped).transpose(0, 1).reshape(batch, width)
 
 

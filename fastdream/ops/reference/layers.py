@@ -84,13 +84,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     bias = None if bias is None else match(bias, x.dtype)
     if weight.ndim == 2:
         return F.linear(x, weight, bias)
-    blocks, width, _ = weight.shape
-    grouped = x.reshape(-1, blocks, width).transpose(0, 1)  # [g, N, in / g]
+    blocks, width, out = weight.shape
+    grouped = x.reshape(-1, blocks, width).transpose(0, 1)
+    return grouped_linear(grouped, weight, bias).transpose(0, 1).reshape(*x.shape[:-1], blocks * out)
+
+
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Block-diagonal map with the blocks in front: x [g, N, i], weight [g, i, o], bias [g * o] -> [g, N, o]."""
     if bias is None:
-        out = torch.bmm(grouped, weight)
-    else:
-        out = torch.baddbmm(bias.view(blocks, 1, -1), grouped, weight)
-    return out.transpose(0, 1).reshape(*x.shape[:-1], -1)
+        return torch.bmm(x, weight)
+    return torch.baddbmm(bias.view(weight.shape[0], 1, -1), x, weight)
 
 
 def dense(x: Tensor, layer: Layer) -> Tensor:

@@ -29,8 +29,10 @@ def laprop_(
     decay_mask: list[bool] | None = None,
     momentum: bool = True,
     nesterov: bool = False,
-) -> None:
+) -> Tensor:
     """One LaProp step of params, nu and mu, in place; grads are only read.
+
+    Returns the L2 norm of the whole update, 0-d.
 
     params, grads, nu, mu: equally long lists of equally shaped tensors (float32; float64 works). nu is
     the running mean square, mu the running mean of normalised gradients, both 0 at start. step: 0-d int64,
@@ -65,3 +67,4 @@ def laprop_(
         torch._foreach_add_(decayed, [p for p, keep in zip(params, mask, strict=True) if keep], alpha=decay)
     torch._foreach_mul_(update, -lr.to(dtype) if isinstance(lr, Tensor) else -lr)
     torch._foreach_add_(params, update)
+    return torch.stack(torch._foreach_norm(update)).norm()

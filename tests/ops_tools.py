@@ -1,0 +1,129 @@
+"""Small random parameters for the op tests, and what compares results with them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdream.ops.params import (
+    GRU,
+    RSSM,
+    ActionHead,
+    Actor,
+    BlockGRU,
+    Categorical,
+    Gaussian,
+    Latent,
+    Layer,
+    LayerNormGRU,
+)
+
+CoreName = Literal["block", "layernorm", "gru", "gru_block_cell"]
+D, H, S, C, A, E, BLOCKS, UNITS = 8, 4, 3, 5, 3, 4, 2, 6
+
+
+class Maker:
+    """Draws parameters and inputs of one dtype from one seed; every tensor is a leaf with gradient."""
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.dtype = dtype
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        x = torch.randn(*shape, generator=self.generator, dtype=torch.float64) * scale
+        return x.to(self.dtype).requires_grad_()
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator, dtype=torch.float32)
+
+    def index(self, *shape: int, high: int = C) -> Tensor:
+        return torch.randint(high, shape, generator=self.generator)
+
+    def onehot(self, *shape: int) -> Tensor:
+        return torch.eye(C, dtype=self.dtype)[self.index(*shape)].requires_grad_()
+
+    def layer(self, inp: int, out: int, norm: str = "rms", act: str = "silu", blocks: int = 0) -> Layer:
+        shape = (blocks, inp // blocks, out // blocks) if blocks else (out, inp)
+        weight = self.normal(*shape, scale=(inp / max(1, blocks)) ** -0.5)
+        scale = None if norm == "none" else (1 + self.normal(out, scale=0.1)).detach().requires_grad_()
+        shift = self.normal(out, scale=0.1) if norm == "layer" else None
+        eps = 1e-3 if norm == "layer" else 1e-4
+        return Layer(weight, self.normal(out, scale=0.1), scale, shift, norm, act, eps)
+
+    def core(self, name: CoreName, stoch: int = S * C, later: int = 0) -> BlockGRU | LayerNormGRU | GRU:
+        if name == "block":
+            first = self.layer(D + BLOCKS * 3 * H, D, blocks=BLOCKS)
+            hidden = (first, *(self.layer(D, D, blocks=BLOCKS) for _ in range(later)))
+            gates = self.layer(D, 3 * D, "none", "none", BLOCKS)
+            return BlockGRU(self.layer(D, H), self.layer(stoch, H), self.layer(A, H), hidden, gates)
+        if name == "layernorm":
+            inputs = self.layer(stoch + A, H, "layer", "elu")
+            return LayerNormGRU(inputs, self.layer(H + D, 3 * D, "layer", "none"))
+        maps = [self.normal(3 * D, H, scale=0.5), self.normal(3 * D, D, scale=0.4)]
+        biases = [self.normal(3 * D, scale=0.1), self.normal(3 * D, scale=0.1)]
+        return GRU(self.layer(stoch + A, H, "none", "elu"), *maps, *biases, name == "gru")
+
+    def rssm(self, core: CoreName = "block", latent: Latent | None = None, absolute: bool = False) -> RSSM:
+        latent = Categorical(S, C, 0.01) if latent is None else latent
+        discrete = isinstance(latent, Categorical)
+        width, out = (S * C, S * C) if discrete else (S, 2 * S)
+        prior = (self.layer(D, H), self.layer(H, out, "none", "none"))
+        seen = E if absolute else D + E
+        post = (self.layer(seen, H), self.layer(H, H), self.layer(H, out, "none", "none"))
+        return RSSM(self.core(core, width), latent, prior, post, absolute)
+
+    def actor(self, feat: int = D + S * C) -> Actor:
+        """A = 3: one continuous scalar, then one discrete element of two classes."""
+        bounded = (self.layer(UNITS, 1, "none", "none"), self.layer(UNITS, 1, "none", "none"))
+        logits = (self.layer(UNITS, 2, "none", "none"),)
+        heads = (ActionHead("bounded_normal", 1, 0, bounded), ActionHead("categorical", 1, 2, logits, 0.01))
+        return Actor((self.layer(feat, UNITS), self.layer(UNITS, UNITS)), heads)
+
+    def state(self, batch: int, latent: Latent | None = None) -> tuple[Tensor, Tensor]:
+        stoch = self.normal(batch, S) if isinstance(latent, Gaussian) else self.onehot(batch, S)
+        return self.normal(batch, D, scale=0.5), stoch
+
+
+def mapped(fn: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The same nested tuples with fn applied to every tensor."""
+    if isinstance(tree, Tensor):
+        return fn(tree)
+    if isinstance(tree, tuple):
+        items = [mapped(fn, item) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    return tree
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for item in tree:
+            yield from leaves(item)
+
+
+def rebuilt(tree: Any, tensors: Iterator[Tensor]) -> Any:
+    """`tree` with its tensors replaced, in the order of `leaves`."""
+    return mapped(lambda _: next(tensors), tree)
+
+
+def arrays(tree: Any) -> Any:
+    """Nested tuples of tensors as nested tuples of float64 NumPy arrays."""
+    return mapped(lambda x: x.detach().to(torch.float64).numpy(), tree)
+
+
+def gradcheck(fn: Callable[..., Any], *trees: Any) -> bool:
+    """torch.autograd.gradcheck of fn(*trees) with respect to every float64 leaf in the nested tuples."""
+    inputs = [x.detach().clone().requires_grad_() for x in leaves(trees)]
+    return torch.autograd.gradcheck(lambda *flat: fn(*rebuilt(trees, iter(flat))), inputs)
+
+
+def worst(got: Any, want: Any) -> float:
+    """Largest difference over all entries, relative to the largest entry."""
+    got = got.detach().to(torch.float64).numpy() if isinstance(got, Tensor) else np.asarray(got)
+    want = want.detach().to(torch.float64).numpy() if isinstance(want, Tensor) else np.asarray(want)
+    assert got.shape == want.shape, (got.shape, want.shape)
+    return float(np.abs(got - want).max() / max(1e-6, np.abs(want).max()))
