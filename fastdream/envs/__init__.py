@@ -1,0 +1,85 @@
+"""Environments by name: `make("suite_name")`, one small file a suite, imported when it is asked for."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastdream.envs.base import Checked, Env, EnvError, near
+
+# Prefix of a task's name -> module, its maker, its options, and what `describe` says.
+SUITES: Mapping[str, tuple[str, str, str, str]] = {
+    "gym": ("gym", "make", "Options", "gym_<id>: anything that gymnasium knows by name, gym_CartPole-v1"),
+    "atari": (
+        "atari",
+        "make",
+        "Options",
+        "atari_<game>: with sticky actions, 200 million frames, atari_pong",
+    ),
+    "atari100k": ("atari", "make", "Options100k", "atari100k_<game>: 400 thousand frames, atari100k_pong"),
+    "dmc": ("dmc", "make", "Options", "dmc_<domain>_<task>: DeepMind Control, dmc_walker_walk"),
+    "crafter": ("crafter", "make", "Options", "crafter_reward, crafter_noreward"),
+    "minigrid": ("minigrid", "make", "Options", "minigrid_<id>: grid worlds, minigrid_DoorKey-5x5"),
+    "dummy": ("dummy", "make", "Options", "dummy_<name>: to try things out with, dummy_vector"),
+}
+CUSTOM = (
+    "gym",
+    "make_custom",
+    "Options",
+    "module:callable: your own; a gymnasium.Env or a function that makes one",
+)
+
+
+def make(task: str | Callable[..., Any], seed: int = 0, **options: Any) -> Env:
+    """Makes an environment.
+
+    task     "suite_name" as `describe` lists them, "module:callable", or a callable that returns a gymnasium.Env
+             (it is given the seed if it has a parameter of that name).
+    seed     of whatever is random when the environment is made; each `reset` takes its own.
+    options  fields of the suite's `Options`; see `options_of`.
+
+    Raises EnvError, a ValueError, for a task or option that does not exist, with the nearest that does; for a
+    package that is not installed, with the command that installs it; and for spaces that cannot be served.
+    """
+    if callable(task):
+        from fastdream.envs import gym
+
+        name = getattr(task, "__qualname__", repr(task))
+        return Checked(gym.from_callable(task, name, seed, _fill(gym.Options, name, options)), name)
+    entry, name = _find(task)
+    module = importlib.import_module(f"fastdream.envs.{entry[0]}")
+    chosen = _fill(getattr(module, entry[2]), task, options)
+    return Checked(getattr(module, entry[1])(name, seed, chosen), task)
+
+
+def options_of(task: str) -> type:
+    """The frozen dataclass of a task's options, with their defaults; imports no environment."""
+    entry, _ = _find(task)
+    return getattr(importlib.import_module(f"fastdream.envs.{entry[0]}"), entry[2])
+
+
+def describe() -> str:
+    """What tasks there are, one line a suite."""
+    return "\n".join(entry[3] for entry in (*SUITES.values(), CUSTOM))
+
+
+def _find(task: str) -> tuple[tuple[str, str, str, str], str]:
+    suite, _, name = task.partition("_")
+    if suite in SUITES and name:
+        return SUITES[suite], name
+    if ":" in task:
+        return CUSTOM, task
+    hint = near(suite, SUITES)
+    if not hint:
+        from fastdream.envs import gym
+
+        hint = near(task, [f"gym_{id}" for id in gym.names()])
+    raise EnvError(f"unknown task {task!r}{hint}\nThere are:\n{describe()}")
+
+
+def _fill(kind: type, task: str, options: dict[str, Any]) -> Any:
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in options:
+        if key not in known:
+            raise EnvError(f"{task} has no option {key!r}{near(key, known)}; it has {', '.join(known)}")
+    return kind(**options)

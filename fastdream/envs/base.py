@@ -1,0 +1,212 @@
+"""What an environment is here, and the checks that every one of them passes through."""
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastdream.spaces import RESERVED, Space, Spaces
+
+Obs = dict[str, Any]
+Action = dict[str, np.ndarray]
+
+# Bounds of this size say "no bounds" (float32's largest number is a habit of many environments).
+NO_BOUND = 1e30
+
+
+class EnvError(ValueError):
+    """An environment that cannot be made or does not keep its promises; the text names task, key and value."""
+
+
+class Env(Protocol):
+    """One environment.
+
+    obs_space      what `reset` and `step` return beside reward (float32), is_first, is_last and is_terminal (bool).
+                   Keys that start with "log/" are single numbers that are only logged, and not listed.
+    act_space      what `step` takes. Vectors are in [-1, 1] where the environment's own bounds are finite.
+    deterministic  whether the seed of `reset` and the actions since then decide everything, so that replaying
+                   them leads to the same state, whatever happened before the reset.
+
+    `is_last` ends the episode; `is_terminal` says that nothing follows, so an episode that was only cut short
+    (a time limit) is last and not terminal. After `is_last`, `reset` must be called: the driver does that.
+    """
+
+    obs_space: Spaces
+    act_space: Spaces
+    deterministic: bool
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begins an episode; a seed makes it repeatable."""
+
+    def step(self, action: Action) -> Obs:
+        """Takes one action."""
+
+    def render(self) -> np.ndarray | None:
+        """A picture of the state, uint8 [height, width, 3]; None where there is none."""
+
+    def close(self) -> None:
+        """Frees what the environment holds."""
+
+
+def transition(
+    obs: Obs, reward: float = 0.0, first: bool = False, last: bool = False, terminal: bool = False
+) -> Obs:
+    """An observation with its reward and flags."""
+    return {**obs, "reward": reward, "is_first": first, "is_last": last, "is_terminal": terminal}
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """'; did you mean ...?' with up to three names like the given one, '' when none is like it."""
+    lowered = {n.lower(): n for n in names}
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
+    return "; did you mean " + " or ".join(repr(lowered[n]) for n in close) + "?" if close else ""
+
+
+def need(package: str, extra: str) -> ModuleType:
+    """Imports a package of an extra, or says how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise EnvError(
+            f"this task needs the package {error.name!r}, which is not installed: pip install 'fastdream[{extra}]'"
+        ) from error
+
+
+def rescale(low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """How to turn an action of the policy into one of an environment with these bounds.
+
+    [-1, 1] becomes [low, high] where both are finite. Elsewhere actions pass through. All are clipped to the bounds.
+    """
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    bounded = (np.abs(low) < NO_BOUND) & (np.abs(high) < NO_BOUND)
+    lowest, highest = np.where(bounded, low, -1), np.where(bounded, high, 1)
+
+    def apply(action: np.ndarray) -> np.ndarray:
+        assert np.isfinite(action).all(), f"the policy gave the action {action}"
+        scaled = (np.clip(action, -1, 1) + 1) / 2 * (highest - lowest) + lowest
+        return np.clip(np.where(bounded, scaled, action), low, high)
+
+    return apply
+
+
+def action_vector(shape: tuple[int, ...], low: np.ndarray, high: np.ndarray) -> Space:
+    """The policy's side of `rescale`: bounds of [-1, 1], or none where one of the environment's is infinite."""
+    bounded = (np.abs(low) < NO_BOUND).all() and (np.abs(high) < NO_BOUND).all()
+    return Space("vector", shape, low=-1, high=1) if bounded else Space("vector", shape)
+
+
+class Wrapper:
+    """Passes everything on to the environment inside."""
+
+    def __init__(self, env: Env) -> None:
+        self.env = env
+        self.obs_space = env.obs_space
+        self.act_space = env.act_space
+        self.deterministic = bool(getattr(env, "deterministic", False))
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begins an episode."""
+        return self.env.reset(seed)
+
+    def step(self, action: Action) -> Obs:
+        """Takes one action."""
+        return self.env.step(action)
+
+    def render(self) -> np.ndarray | None:
+        """A picture of the state, None where there is none."""
+        return self.env.render() if hasattr(self.env, "render") else None
+
+    def close(self) -> None:
+        """Frees what the environment holds."""
+        if hasattr(self.env, "close"):
+            self.env.close()
+
+
+class Repeat(Wrapper):
+    """Takes each action several times and sums the rewards."""
+
+    def __init__(self, env: Env, times: int) -> None:
+        super().__init__(env)
+        if times < 1:
+            raise EnvError(f"an action is repeated at least once, got repeat={times}")
+        self._times = times
+
+    def step(self, action: Action) -> Obs:
+        """Repeats the action until the episode is over."""
+        reward = 0.0
+        for _ in range(self._times):
+            obs = self.env.step(action)
+            reward += obs["reward"]
+            if obs["is_last"]:
+                break
+        return {**obs, "reward": reward}
+
+
+class Checked(Wrapper):
+    """Holds an environment to its spaces, and gives every value the dtype that its space names.
+
+    Raises EnvError for a missing, unknown or misshapen key, for a class out of range, and for numbers that are not
+    finite. A vector of nothing but -inf, and a discrete entry of nothing but -1, mean "not available" and pass.
+    """
+
+    def __init__(self, env: Env, task: str) -> None:
+        super().__init__(env)
+        self._task = task
+        self._steps = 0
+        for key in (*self.obs_space, *self.act_space):
+            if key in RESERVED or "/" in key or "." in key:
+                raise EnvError(f"{task}: {key!r} cannot be the name of an observation or action")
+        if not self.act_space:
+            raise EnvError(f"{task}: the action space is empty")
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begins an episode."""
+        self._steps = 0
+        return self._check(self.env.reset(seed))
+
+    def step(self, action: Action) -> Obs:
+        """Takes one action."""
+        self._steps += 1
+        return self._check(self.env.step(action))
+
+    def _check(self, obs: Obs) -> Obs:
+        checked: Obs = {}
+        for key, space in self.obs_space.items():
+            if key not in obs:
+                raise self._error(f"observation {key!r} is missing")
+            checked[key] = self._entry(key, np.asarray(obs[key]), space)
+        reward = np.asarray(obs["reward"], np.float32)
+        if reward.size != 1 or not np.isfinite(reward).all():
+            raise self._error(f"the reward is {obs['reward']}; it must be one finite number")
+        checked["reward"] = np.float32(reward.reshape(()))
+        for key in RESERVED[1:]:
+            checked[key] = np.bool_(obs[key])
+        for key in obs.keys() - checked.keys():
+            if not key.startswith("log/"):
+                raise self._error(f"observation {key!r} is not in the observation space")
+            checked[key] = float(obs[key])
+        return checked
+
+    def _entry(self, key: str, value: np.ndarray, space: Space) -> np.ndarray:
+        kinds = {"image": "u", "vector": "fiub", "discrete": "iub"}[space.kind]
+        wrong_image = space.kind == "image" and value.dtype != np.uint8
+        if value.shape != space.shape or value.dtype.kind not in kinds or wrong_image:
+            got = f"{value.dtype} {list(value.shape)}"
+            raise self._error(
+                f"observation {key!r} is {got}, its space says {space.dtype} {list(space.shape)}"
+            )
+        if space.kind == "vector" and not np.isfinite(value).all() and not (value == -np.inf).all():
+            bad = value[~np.isfinite(value)].flat[0]
+            raise self._error(f"observation {key!r} contains {bad}: {value}")
+        if space.kind == "discrete" and value.size and (value.min() < -1 or value.max() >= space.classes):
+            raise self._error(
+                f"observation {key!r} is {value}, its space has the classes 0 to {space.classes - 1}"
+            )
+        # A copy where the dtype is right already: the environment may use its array again.
+        return value.astype(space.dtype)
+
+    def _error(self, text: str) -> EnvError:
+        return EnvError(f"{self._task}: {text} (step {self._steps} of the episode)")

@@ -1,0 +1,153 @@
+"""dmc_<domain>_<task>: the DeepMind Control Suite, from its sensors or from pictures, without a screen."""
+
+import os
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from fastdream.envs.base import (
+    Action,
+    Env,
+    EnvError,
+    Obs,
+    Repeat,
+    action_vector,
+    near,
+    need,
+    rescale,
+    transition,
+)
+from fastdream.spaces import Space
+
+PAIR = "pip install dm_control==1.0.50 mujoco==3.17.0"
+
+# The camera that shows what matters; 0 elsewhere.
+CAMERAS = {"quadruped": 2}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of dmc_<domain>_<task>."""
+
+    obs: Literal["proprio", "vision", "both"] = "proprio"
+    """Sensors (nothing is rendered), a picture, or both."""
+    size: int = 64
+    """Height and width of the picture."""
+    repeat: int = 1
+    """Times that each action is taken."""
+    camera: int = -1
+    """Number of the camera; -1 takes the one that suits the domain."""
+    fast_render: bool = False
+    """Draw without shadows, reflections and anti-aliasing: many times faster on a CPU, but other pictures."""
+
+    def __post_init__(self) -> None:
+        if self.obs not in ("proprio", "vision", "both") or self.size < 1 or self.camera < -1:
+            raise EnvError(f"need obs proprio, vision or both, size >= 1 and camera >= -1, got {self}")
+
+
+def names() -> list[str]:
+    """All tasks of the suite, as domain_task."""
+    return sorted(_tasks())
+
+
+def make(name: str, seed: int, options: Options) -> Env:
+    """A task by its name; the domain "cup" is short for ball_in_cup."""
+    env = DMC(name, seed, options)
+    return Repeat(env, options.repeat) if options.repeat != 1 else env
+
+
+def _suite() -> ModuleType:
+    """dm_control's suite, drawing through EGL where there may be no screen and nothing else was asked for."""
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        return need("dm_control.suite", "dmc")
+    except (ImportError, RuntimeError, AttributeError) as error:
+        raise EnvError(
+            f"dm_control does not start with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {error}. Install EGL "
+            "(apt install libegl1 libgl1-mesa-dri), or set MUJOCO_GL=osmesa (apt install libosmesa6), or "
+            f"MUJOCO_GL=disable for sensors only; versions that work together: {PAIR}"
+        ) from error
+
+
+def _tasks() -> dict[str, tuple[str, str]]:
+    return {f"{domain}_{task}": (domain, task) for domain, task in _suite().ALL_TASKS}
+
+
+class DMC:
+    """One task. An episode ends with a discount of 0 (terminal) or at its time limit (only last)."""
+
+    # Holds on one machine and one version of MuJoCo, which is where a run is resumed.
+    deterministic = True
+
+    def __init__(self, name: str, seed: int, options: Options) -> None:
+        full = name.replace("cup_", "ball_in_cup_", 1) if name.startswith("cup_") else name
+        tasks = _tasks()
+        if full not in tasks:
+            raise EnvError(f"unknown task 'dmc_{name}'{near(full, tasks)}")
+        domain, task = tasks[full]
+        try:
+            self._env = _suite().load(domain, task, task_kwargs={"random": seed})
+        except AttributeError as error:
+            raise EnvError(f"dm_control and mujoco do not fit each other ({error}): {PAIR}") from error
+        self._options = options
+        self._camera = CAMERAS.get(domain, 0) if options.camera < 0 else options.camera
+        self._renderer: Any = None
+        self.obs_space: dict[str, Space] = {}
+        if options.obs != "vision":
+            specs = self._env.observation_spec().items()
+            self.obs_space = {k: Space("vector", s.shape) for k, s in specs if np.prod(s.shape)}
+        self._sensors = tuple(self.obs_space)
+        if options.obs != "proprio":
+            self.obs_space["image"] = Space("image", (options.size, options.size, 3))
+        spec = self._env.action_spec()
+        self._rescale = rescale(spec.minimum, spec.maximum)
+        self.act_space = {"action": action_vector(spec.shape, spec.minimum, spec.maximum)}
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begins an episode."""
+        if seed is not None:
+            self._env.task.random.seed(seed)
+        return self._obs(self._env.reset())
+
+    def step(self, action: Action) -> Obs:
+        """Takes one action."""
+        return self._obs(self._env.step(self._rescale(action["action"])))
+
+    def render(self) -> np.ndarray:
+        """What the camera sees, of the size of the observation's picture."""
+        size = self._options.size
+        if not self._options.fast_render:
+            return self._env.physics.render(size, size, camera_id=self._camera)
+        if self._renderer is None:
+            self._renderer = _fast_renderer(self._env.physics.model.ptr, size)
+        self._renderer.update_scene(self._env.physics.data.ptr, self._camera)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        """Frees the simulation and its renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self._env.close()
+
+    def _obs(self, step: Any) -> Obs:
+        obs = {key: step.observation[key] for key in self._sensors}
+        if "image" in self.obs_space:
+            obs["image"] = self.render()
+        terminal = step.last() and step.discount == 0
+        return transition(obs, step.reward or 0.0, step.first(), step.last(), terminal)
+
+
+def _fast_renderer(model: Any, size: int) -> Any:
+    import mujoco
+
+    # The sizes of shadow map and multi-sampling are read when the renderer is made.
+    model.vis.quality.shadowsize = 0
+    model.vis.quality.offsamples = 0
+    renderer = mujoco.Renderer(model, size, size)
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    return renderer

@@ -1,0 +1,75 @@
+"""Any gymnasium environment as one of ours."""
+
+import os
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from fastdream.envs.base import Action, EnvError, Obs, transition
+from fastdream.envs.convert import action, observation
+
+
+class FromGymnasium:
+    """Adapts a gymnasium environment.
+
+    A single observation is called by its kind ("image", "vector" or "discrete"), a single action "action"; see
+    `convert` for the rest. `terminated` becomes is_terminal, `truncated` only is_last. Numbers in `info` whose
+    names start with "log/" are logged.
+    """
+
+    def __init__(self, env: gymnasium.Env, task: str, deterministic: bool = False) -> None:
+        self.deterministic = deterministic
+        self._env = env
+        self._task = task
+        try:
+            self.obs_space, self._encode = observation(env.observation_space)
+            self.act_space, self._decode = action(env.action_space)
+        except EnvError as error:
+            raise EnvError(f"{task}: {error}") from None
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begins an episode."""
+        obs, info = self._env.reset(seed=seed)
+        return transition(self._encoded(obs) | _logged(info), first=True)
+
+    def step(self, action: Action) -> Obs:
+        """Takes one action."""
+        obs, reward, terminated, truncated, info = self._env.step(self._decode(action))
+        return transition(
+            self._encoded(obs) | _logged(info),
+            float(reward),
+            last=terminated or truncated,
+            terminal=terminated,
+        )
+
+    def render(self) -> np.ndarray | None:
+        """A picture of the state; raises EnvError with the remedy when what draws it is not installed."""
+        inner: Any = self._env.unwrapped
+        if "rgb_array" not in (inner.metadata or {}).get("render_modes", ()):
+            return None
+        if inner.render_mode is None:
+            # Set only now, so that an environment that is never looked at pays nothing for it. SDL must hear
+            # before pygame is imported that there is no screen.
+            inner.render_mode = "rgb_array"
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+            os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+        try:
+            frame = self._env.render()
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+            raise EnvError(f"{self._task} cannot be rendered: {error}") from error
+        return None if frame is None else np.asarray(frame, np.uint8)
+
+    def close(self) -> None:
+        """Frees what the environment holds."""
+        self._env.close()
+
+    def _encoded(self, obs: Any) -> Obs:
+        try:
+            return self._encode(obs)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EnvError(f"{self._task}: {obs!r} does not fit {self._env.observation_space}") from error
+
+
+def _logged(info: dict[str, Any]) -> Obs:
+    return {key: value for key, value in info.items() if isinstance(key, str) and key.startswith("log/")}

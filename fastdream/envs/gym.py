@@ -1,0 +1,98 @@
+"""gym_<id>: every environment that gymnasium knows by name, and `module:callable`: a user's own."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+
+from fastdream.envs.base import Env, EnvError, Repeat, near
+from fastdream.envs.from_gymnasium import FromGymnasium
+from fastdream.envs.images import Resize
+
+# Packages whose environments appear in gymnasium's registry only once they are imported.
+PROVIDERS = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
+
+# Families whose state after a reset is a function of the seed alone, and whose steps draw from nothing else.
+EXACT = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text", "minigrid.")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of gym_<id> and of a user's own environments."""
+
+    repeat: int = 1
+    """Times that each action is taken."""
+    size: int = 0
+    """Height and width that pictures are resized to; 0 leaves them as they are."""
+
+
+def names() -> list[str]:
+    """All ids that are registered now."""
+    return list(gymnasium.registry)
+
+
+def make(name: str, seed: int, options: Options) -> Env:
+    """An environment of gymnasium by its id, such as CartPole-v1, ALE/Pong-v5 or package:Id-v0."""
+    task = f"gym_{name}"
+    if provider := next((p for prefix, p in PROVIDERS.items() if name.startswith(prefix)), None):
+        _register(provider)
+    try:
+        spec = gymnasium.spec(name)
+        env = gymnasium.make(name, disable_env_checker=True)
+    except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        raise EnvError(f"{task} needs a package that is not installed: {error}") from error
+    except gymnasium.error.Error as error:
+        raise EnvError(f"unknown task {task!r}: {error}{near(name, names())}") from error
+    return _finish(FromGymnasium(env, task, _exact(spec.entry_point)), options)
+
+
+def _register(provider: str) -> None:
+    try:
+        gymnasium.register_envs(importlib.import_module(provider))
+    except ModuleNotFoundError as error:
+        extra = {"ale_py": "atari"}.get(provider, provider)
+        raise EnvError(f"{provider} is not installed: pip install 'fastdream[{extra}]'") from error
+
+
+def _exact(entry_point: Any) -> bool:
+    return isinstance(entry_point, str) and entry_point.startswith(EXACT)
+
+
+def _finish(env: Env, options: Options) -> Env:
+    if options.size:
+        env = Resize(env, options.size)
+    return Repeat(env, options.repeat) if options.repeat != 1 else env
+
+
+def make_custom(name: str, seed: int, options: Options) -> Env:
+    """The environment that `module:callable` returns when it is called, with the seed if it takes one."""
+    module, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise EnvError(f"{name}: no module called {error.name!r} on the Python path") from error
+    except AttributeError as error:
+        public = [n for n in vars(importlib.import_module(module)) if not n.startswith("_")]
+        raise EnvError(f"{name}: {module} has no {attribute!r}{near(attribute, public)}") from error
+    return from_callable(factory, name, seed, options)
+
+
+def from_callable(factory: Callable[..., Any], name: str, seed: int, options: Options) -> Env:
+    """The environment that a function makes: a gymnasium.Env, or anything with the members of `Env`."""
+    if not callable(factory):
+        raise EnvError(
+            f"{name} is {type(factory).__name__}; it must be a function or class that makes an environment"
+        )
+    parameters = inspect.signature(factory).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    named = any(p.name == "seed" for p in parameters)
+    env = factory(seed=seed) if named else factory(*[seed for _ in required[:1]])
+    if isinstance(env, gymnasium.Env):
+        return _finish(FromGymnasium(env, name), options)
+    missing = [m for m in ("obs_space", "act_space", "reset", "step") if not hasattr(env, m)]
+    if missing:
+        raise EnvError(f"{name} made {type(env).__name__}, no gymnasium.Env and without {', '.join(missing)}")
+    return _finish(env, options)
