@@ -79,7 +79,7 @@ def test_memory_is_asked_from_the_system():
     assert 0 < available <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     make().check_memory()
     with pytest.raises(ValueError, match="GiB are available"):
-        Replay({"x": ((1,), np.uint8)}, available, 1, 2).check_memory(available // 2)
+        Replay({"x": ((1,), np.uint8)}, available // 2, 1, 2).check_memory(available // 4)
 
 
 @pytest.mark.parametrize(("limit", "left"), [("max\n", 9000), ("5000\n", 5000 - 3000 + 1000), ("1500\n", 0)])
