@@ -67,7 +67,7 @@ def gumbel_sample(
     Source: Jang et al. 2017; the form that other Dreamer codebases use.
     """
     log_probs = unimix_log_probs(logit, unimix)
-    uniform = upcast(noise).clamp_min(torch.finfo(log_probs.dtype).tiny)
+    uniform = match(noise, log_probs.dtype).clamp_min(torch.finfo(log_probs.dtype).tiny)
     perturbed = log_probs - (-uniform.log()).log()
     if index is None:
         index = perturbed.detach().argmax(-1)
