@@ -1,0 +1,208 @@
+"""The kernel surface: one table of functions, chosen once and then passed to whoever computes.
+
+    ops = load()                                        the fastest that serves this machine's CPU
+    ops = load("reference", lambda_return="native")     plain PyTorch but for one op
+    print(format_table(ops))                            what serves each op, and why nothing faster does
+
+A backend is a module that has functions named like the fields of `Ops`; `fastdream.ops.reference` has all of
+them and says what each means. A module's `available(device)` returns why it cannot serve there, or None.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.params import (
+    GRU,
+    RSSM,
+    Act,
+    ActionHead,
+    Actor,
+    BlockGRU,
+    Categorical,
+    Core,
+    Dream,
+    Gaussian,
+    Latent,
+    Layer,
+    LayerNormGRU,
+    Layers,
+    Norm,
+    Step,
+)
+from fastdream.ops.reference import (
+    actor,
+    actor_outputs,
+    categorical_entropy,
+    categorical_log_prob,
+    dense,
+    gaussian_std,
+    linear,
+    mlp,
+    twohot_bins,
+    unimix_log_probs,
+)
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    op: str
+    backend: str
+    reason: str  # why nothing faster serves the op; empty where nothing faster exists
+
+
+class Ops(NamedTuple):
+    """Every op of the library, as functions of tensors; shapes and meaning in `fastdream.ops.reference`."""
+
+    norm_act: Callable[..., Tensor]
+    block_gru: Callable[..., Tensor]
+    layernorm_gru: Callable[..., Tensor]
+    gru: Callable[..., Tensor]
+    categorical_sample: Callable[..., Pair]
+    gumbel_sample: Callable[..., Pair]
+    categorical_kl: Callable[..., Pair]
+    gaussian_sample: Callable[..., Tensor]
+    gaussian_kl: Callable[..., Pair]
+    symlog: Callable[..., Tensor]
+    symexp: Callable[..., Tensor]
+    twohot_loss: Callable[..., Tensor]
+    twohot_mean: Callable[..., Tensor]
+    lambda_return: Callable[..., Tensor]
+    observe_step: Callable[..., Step]
+    imagine_step: Callable[..., Step]
+    observe: Callable[..., Step]
+    prior: Callable[..., Tensor]
+    imagine: Callable[..., Dream]
+    rollout: Callable[..., Step]
+    laprop_: Callable[..., Any]
+    gather_sequences: Callable[..., Tensor]
+    rows: tuple[Row, ...] = ()  # what `table` returns
+
+
+OPS = tuple(name for name in Ops._fields if name != "rows")
+
+_BACKENDS = {"reference": "fastdream.ops.reference", "native": "fastdream.ops.native"}
+# What "auto" tries, fastest first. Any other kind of device gets the reference.
+_FASTEST = {"cpu": ("native", "reference"), "cuda": ("native", "reference")}
+
+
+class _Choice(NamedTuple):
+    function: Callable[..., Any]
+    row: Row
+    blocked: tuple[str, ...]  # why backends that have the op cannot serve it here
+
+
+def load(
+    backend: str = "auto", *, device: torch.device | str = "cpu", strict: bool = False, **pins: str
+) -> Ops:
+    """Choose an implementation of every op, for tensors on `device`.
+
+    backend  "auto" takes the fastest that works here. A name takes that backend where it has the op, and the
+             reference elsewhere.
+    pins     op="backend" for single ops. A pin is taken or refused, never replaced.
+    strict   refuse, with the reason, instead of falling back to another backend. Ops that only the reference
+             implements are no fallback under "auto".
+
+    Raises ValueError for a name that does not exist and for what strict and pins refuse.
+    """
+    device = torch.device(device)
+    _check_name("backend", backend, ("auto", *_BACKENDS))
+    for op, pin in pins.items():
+        _check_name("op", op, OPS)
+        _check_name("backend", pin, ("auto", *_BACKENDS))
+    chosen = {op: _choose(op, pins.get(op, backend), device, strict or op in pins) for op in OPS}
+    for reason in dict.fromkeys(reason for choice in chosen.values() for reason in choice.blocked):
+        _say_once(reason)
+    functions = {op: choice.function for op, choice in chosen.items()}
+    return Ops(**functions, rows=tuple(choice.row for choice in chosen.values()))
+
+
+def table(ops: Ops) -> list[Row]:
+    """Which backend serves each op, and why a faster one does not."""
+    return list(ops.rows)
+
+
+def format_table(ops: Ops) -> str:
+    """The table as lines of text."""
+    wide = max(len(row.op) for row in ops.rows)
+    return "\n".join(f"{row.op:<{wide}}  {row.backend:<9}  {row.reason}".rstrip() for row in ops.rows)
+
+
+def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choice:
+    """The first backend that has the op and works on the device."""
+    order = _FASTEST.get(device.type, ("reference",)) if backend == "auto" else (backend, "reference")
+    missing: list[str] = []
+    blocked: list[str] = []
+    for name in order:
+        module = import_module(_BACKENDS[name])
+        function = getattr(module, op, None)
+        reason = getattr(module, "available", _always)(device) if function else None
+        if function and not reason:
+            return _Choice(function, Row(op, name, "; ".join(missing + blocked)), tuple(blocked))
+        if strict and (reason or backend != "auto"):
+            raise ValueError(f"{name} cannot serve {op}: {reason or 'it does not implement it'}")
+        if reason:
+            blocked.append(f"{name}: {reason}")
+        else:
+            missing.append(f"{name} has no {op}")
+    raise AssertionError((op, backend, missing, blocked))
+
+
+def _always(device: torch.device) -> str | None:
+    return None
+
+
+def _check_name(kind: str, name: str, known: Iterable[str]) -> None:
+    if name not in (known := tuple(known)):
+        near = get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ValueError(f"unknown {kind} {name!r}; did you mean {near[0]!r}? Known: {', '.join(known)}")
+
+
+@cache
+def _say_once(reason: str) -> None:
+    logging.getLogger("fastdream").warning("slower ops in use: %s", reason)
+
+
+__all__ = [
+    "GRU",
+    "OPS",
+    "RSSM",
+    "Act",
+    "ActionHead",
+    "Actor",
+    "BlockGRU",
+    "Categorical",
+    "Core",
+    "Dream",
+    "Gaussian",
+    "Latent",
+    "Layer",
+    "LayerNormGRU",
+    "Layers",
+    "Norm",
+    "Ops",
+    "Row",
+    "Step",
+    "actor",
+    "actor_outputs",
+    "categorical_entropy",
+    "categorical_log_prob",
+    "dense",
+    "format_table",
+    "gaussian_std",
+    "linear",
+    "load",
+    "mlp",
+    "table",
+    "twohot_bins",
+    "unimix_log_probs",
+]
