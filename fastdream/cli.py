@@ -1,0 +1,148 @@
+"""From a command line to settings: the task, preset, size and variant choose the defaults, flags override them."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from fastdream import config as configs
+from fastdream import presets
+from fastdream.config import Config
+
+CHOOSERS = ("task", "preset", "size", "variant", "logdir")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a command line asks for. `resumed` says that the defaults came from the run in --logdir."""
+
+    config: Config
+    dry_run: bool
+    resumed: bool
+
+
+def parse(args: Sequence[str]) -> Parsed:
+    """Settings of a training command.
+
+    Prints and exits for -h, --help and `--preset list`, and with code 2 for a flag that does not exist or has a
+    wrong value, with the nearest one. Raises ValueError for an unknown task, preset, size or variant, and when
+    --logdir holds a run with other settings.
+    """
+    import tyro
+
+    if "-h" in args:
+        print(short_help())
+        raise SystemExit(0)
+    chosen = choosers(args)
+    if chosen["preset"] == "list":
+        print(presets.describe())
+        raise SystemExit(0)
+    saved = saved_config(chosen["logdir"])
+    base = defaults(saved, chosen)
+    default = command_of(type(base.suite))(**shallow(base))
+    command: Any = tyro.cli(type(default), args=list(args), default=default, prog="python -m fastdream.train")
+    config = Config(**{name: getattr(command, name) for name in shallow(base)})
+    if saved is not None:
+        refuse_differences(saved, config)
+    return Parsed(config, command.dry_run, saved is not None)
+
+
+def defaults(saved: Config | None, chosen: dict[str, str]) -> Config:
+    """What flags are defaults of: the run that --logdir holds, unless a flag that chooses defaults is given too."""
+    names = "task", "preset", "size", "variant"
+    if saved is None:
+        task, preset, size, variant = (chosen[name] for name in names)
+        return presets.resolve(task, preset, size, variant or "current")
+    if not any(chosen[name] for name in names):
+        return saved
+    return presets.resolve(*(chosen[name] or getattr(saved, name) for name in names))
+
+
+def command_of(options: type) -> type:
+    """`Config` with the options of one suite, and what a command takes beside the settings of a run."""
+    import tyro
+
+    text = "Build everything, make one update, print memory and parameters, and stop."
+    fields = [
+        ("suite", options, dataclasses.field(default_factory=options)),
+        ("dry_run", Annotated[bool, tyro.conf.arg(help=text)], dataclasses.field(default=False)),
+    ]
+    namespace = {"__doc__": Config.__doc__}
+    return dataclasses.make_dataclass("Command", fields, bases=(Config,), namespace=namespace, frozen=True)
+
+
+def choosers(args: Sequence[str]) -> dict[str, str]:
+    """The flags that choose the defaults of all others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in CHOOSERS:
+        parser.add_argument(f"--{name}", default="")
+    try:
+        return vars(parser.parse_known_args(args)[0])
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+
+
+def shallow(config: Config) -> dict[str, object]:
+    """Fields of a configuration; the nested ones as they are."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+
+
+def saved_config(logdir: str) -> Config | None:
+    """Settings of the run that a directory holds, None if it holds none."""
+    path = Path(logdir)
+    return configs.load(path) if logdir and (path / "config.json").exists() else None
+
+
+def refuse_differences(saved: Config, asked: Config) -> None:
+    """Raise ValueError that lists every setting that a resumed run may not change."""
+    lines = configs.differences(saved, asked)
+    if lines:
+        listed = "\n  ".join(lines)
+        raise ValueError(
+            f"{asked.logdir} holds a run with other settings (saved -> asked):\n  {listed}\n"
+            "Leave those flags out to resume it, or choose another --logdir."
+        )
+
+
+def short_help() -> str:
+    """Help that fits a screen: the settings that are not nested."""
+    lines = [
+        "usage: python -m fastdream.train [--task SUITE_NAME] [OPTIONS]",
+        "",
+        str(inspect.getdoc(Config)),
+        "",
+    ]
+    docs = field_docs(Config)
+    for field in dataclasses.fields(Config):
+        if field.default in (dataclasses.MISSING, None):  # nested
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        default = "" if field.default in ("", False) else f" (default: {field.default})"
+        lines.append(f"  {flag:12}{docs.get(field.name, '')}{default}")
+    lines.append("  --dry-run   Build everything, make one update, print memory and parameters, and stop.")
+    lines += ["", "More settings, each a flag; --help shows them all with their defaults:"]
+    for field in dataclasses.fields(Config):
+        if field.default is dataclasses.MISSING:
+            names = ", ".join(f.name for f in dataclasses.fields(field.default_factory()))  # type: ignore[misc,arg-type]
+            lines.append(f"  --{field.name}.*  {names}")
+    return "\n".join(lines)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The text below each field of a dataclass and of its parents."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        pairs = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', inspect.getsource(base), re.M | re.S)
+        docs |= {name: " ".join(text.split()) for name, text in pairs}
+    return docs
+
+
+def fail(message: str) -> NoReturn:
+    """End a command after a mistake of its user: the message on stderr, exit code 2, no traceback."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

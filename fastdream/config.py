@@ -1,0 +1,204 @@
+"""Settings of a training run: what they are, how they are saved beside it, and how two of them differ."""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from fastdream.agents.dreamer_v3_config import Config as DreamerConfig
+from fastdream.agents.dreamer_v3_config import Variant
+from fastdream.envs import options_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Environments."""
+
+    count: int = 16
+    """Environments that are collected from at once."""
+    parallel: Literal["auto", "yes", "no"] = "auto"
+    """A process for each environment; auto: yes, unless a step costs less than a message to a process."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"need env count >= 1, got {self.count}")
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Replay."""
+
+    capacity: int = 5_000_000
+    """Steps that are kept."""
+    on_disk: bool = False
+    """Keep them in files of the run's directory, not in memory."""
+    online: bool = True
+    """Train on every new stretch of experience once, as soon as it is there."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Learning."""
+
+    ratio: float = 32.0
+    """Replayed steps per step of the environments."""
+    batch_size: int = 16
+    """Sequences in a batch."""
+    batch_length: int = 64
+    """Steps of each."""
+
+    def __post_init__(self) -> None:
+        if self.ratio < 0 or self.batch_size < 1 or self.batch_length < 2:
+            raise ValueError(f"need train ratio >= 0, batch_size >= 1 and batch_length >= 2, got {self}")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation, on environments of its own."""
+
+    every: int = 0
+    """Steps between evaluations; 0 evaluates only at the end."""
+    episodes: int = 5
+    """Episodes of each."""
+    final_episodes: int = 20
+    """Episodes of the one at the end; 0 leaves it out."""
+    count: int = 4
+    """Environments at once."""
+    mode: Literal["sample", "mode"] = "sample"
+    """Draw actions as in training, or take the most likely ones."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.episodes < 1 or self.final_episodes < 0 or self.count < 1:
+            raise ValueError(f"need eval episodes and count >= 1, nothing negative, got {self}")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written, and how often."""
+
+    outputs: tuple[Literal["console", "jsonl", "tensorboard", "wandb"], ...] = (
+        "console",
+        "jsonl",
+        "tensorboard",
+    )
+    """Where metrics go."""
+    every: float = 10.0
+    """Seconds between lines of metrics."""
+    report_every: int = 50_000
+    """Steps between open-loop predictions (videos of truth, dream and error); 0 makes none."""
+    save_every: float = 300.0
+    """Seconds between checkpoints."""
+    wandb_project: str = "fastdream"
+    """Project of Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.report_every < 0 or self.save_every < 0:
+            raise ValueError(f"log intervals must not be negative, got {self}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a world-model agent. The command that started a run also resumes it: give the same --logdir."""
+
+    task: str = "gym_CartPole-v1"
+    """What to learn: gym_<id>, atari_<game>, atari100k_<game>, dmc_<domain>_<task>, crafter_reward, minigrid_<id>,
+    or module:callable that makes an environment."""
+    preset: str = ""
+    """Settings to start from; follows from the task if not given; 'list' prints them."""
+    size: str = ""
+    """Model size: debug, tiny, 1m, 12m, 25m, 50m, 100m, 200m or 400m; the preset's if not given."""
+    variant: Variant = "current"
+    """The official code as it is today, or as it was for the published scores."""
+    agent: str = "dreamer_v3"
+    """The algorithm."""
+    steps: int = 10_000_000_000
+    """Steps of all environments together."""
+    seed: int = 0
+    """Of everything that is random."""
+    logdir: str = ""
+    """Directory of the run; runs/<task>/<preset>-s<seed>-<time> if not given, and runs/latest points there."""
+    device: str = "auto"
+    """auto (CUDA if it is there), cpu, cuda or cuda:<n>."""
+    ops: Literal["auto", "reference", "native", "triton"] = "auto"
+    """Which implementation of the operations runs; auto takes the fastest that is there."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0 leaves it its choice."""
+    suite: Any = None
+    """Options of the task's suite: an instance of envs.options_of(task), None for its defaults."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    dreamer: DreamerConfig = field(default_factory=DreamerConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.seed < 0 or self.threads < 0:
+            raise ValueError(
+                f"need steps >= 1, seed >= 0 and threads >= 0, got {self.steps}, {self.seed}, {self.threads}"
+            )
+
+
+# What may differ when a run is resumed: nothing here changes what a step or an update computes.
+MAY_CHANGE = ("steps", "logdir", "device", "ops", "threads", "eval", "log", "env.parallel")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings as nested dictionaries of numbers, texts and lists, as JSON keeps them."""
+    tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return tree
+
+
+def from_dict(kind: type[T], tree: dict[str, Any]) -> T:
+    """The inverse of `to_dict`; ValueError names settings that are unknown. Missing ones take the default."""
+    hints = typing.get_type_hints(kind)
+    if kind is Config and tree.get("suite") is not None:
+        hints["suite"] = options_of(tree["task"])
+    unknown = sorted(set(tree) - set(hints))
+    if unknown:
+        raise ValueError(f"unknown settings in {kind.__name__}: {', '.join(unknown)}")
+    return kind(**{key: _restore(hints[key], value) for key, value in tree.items()})
+
+
+def _restore(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_dict(hint, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names to values: {"env.count": 4, ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def differences(saved: Config, asked: Config) -> list[str]:
+    """What differs in a way that forbids to continue the saved run: 'name: saved -> asked' lines."""
+    before, after = flatten(to_dict(saved)), flatten(to_dict(asked))
+    fixed = [key for key in before if not any(key == k or key.startswith(k + ".") for k in MAY_CHANGE)]
+    return [f"{key}: {before[key]} -> {after[key]}" for key in fixed if before[key] != after[key]]
+
+
+def save(config: Config, logdir: Path, **extra: Any) -> None:
+    """Write `config.json`: the settings, and whatever else describes the run (command, versions)."""
+    text = json.dumps({"config": to_dict(config), **extra}, indent=2) + "\n"
+    temporary = logdir / "config.json.tmp"
+    temporary.write_text(text)
+    temporary.replace(logdir / "config.json")
+
+
+def load(logdir: Path) -> Config:
+    """Read the settings of a run; ValueError if there is none or it cannot be read."""
+    path = logdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{logdir} holds no run: there is no {path.name} in it")
+    try:
+        return from_dict(Config, json.loads(path.read_text())["config"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
