@@ -32,11 +32,11 @@ class Maker:
         self.dtype = dtype
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        x = torch.randn(*shape, generator=self.generator, dtype=torch.float64) * scale
+        x = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
         return x.to(self.dtype).requires_grad_()
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=self.generator, dtype=torch.float32)
+        return torch.rand(shape, generator=self.generator, dtype=torch.float32)
 
     def index(self, *shape: int, high: int = C) -> Tensor:
         return torch.randint(high, shape, generator=self.generator)
