@@ -1,7 +1,7 @@
 """Predictions from the latent state: rewards, continuation, values and others.
 
 Every head is an MLP named `mlp` and a linear output named `head.<name>`. `forward` gives raw outputs in the
-dtype of its input; `pred` and `loss` work on them in float32. Losses are summed over the elements of the entry.
+dtype of its input; `pred` and `loss` work on them in float32. Losses are summed over the elements of an entry.
 """
 
 import math
