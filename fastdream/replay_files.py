@@ -52,7 +52,6 @@ class Files:
         self._first = np.cumsum(counts) - counts
         self._dirty = {family: np.ones(int(counts.sum()), bool) for family in self._families}
         self._saved: dict[str, dict[str, Any]] = {}
-        self._directory: Path | None = None
 
     def touch(self, worker: int, index: int) -> None:
         """Note that row `index` of a worker's ring was written in all keys."""
@@ -70,14 +69,12 @@ class Files:
         Raises OSError when the disk is full or cannot be written; then nothing of this save is left behind.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        if directory.resolve() != self._directory:
-            self._saved = {}
         parts = list(self._parts(filled))
         changed = [part for part in parts if self._changed(directory, part)]
         check_disk(directory, sum(self._nbytes(part) for part in changed), "save of the replay")
         saved = {part.name: self._saved[part.name] for part in parts if part.name in self._saved}
         saved.update(self._write_all(directory, changed))
-        self._saved, self._directory = saved, directory.resolve()
+        self._saved = saved
         self._forget_changes()
         return {name: dict(entry) for name, entry in saved.items()}
 
@@ -99,7 +96,6 @@ class Files:
         for part in parts:
             self._read(directory / files[part.name]["file"], part, files[part.name]["crc32"])
         self._saved = {name: dict(entry) for name, entry in files.items()}
-        self._directory = directory.resolve()
         self._forget_changes()
 
     def _parts(self, filled: Sequence[int]) -> Iterator[Part]:
