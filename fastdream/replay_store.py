@@ -140,7 +140,11 @@ class Store:
             # Reserved, because writing through a map into a sparse file on a full disk kills the process
             # (SIGBUS). macOS cannot reserve; there the check of free space above is all there is.
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, nbytes)
+                try:
+                    os.posix_fallocate(file.fileno(), 0, nbytes)
+                except OSError as error:
+                    what = f"cannot reserve {nbytes / GIB:.2f} GiB for the replay: {error.strerror}"
+                    raise OSError(error.errno, what, str(self.directory)) from error
             return np.memmap(file, dtype, "r+", shape=(self.capacity, *shape)).view(np.ndarray)
 
 

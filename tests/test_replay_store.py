@@ -51,7 +51,7 @@ def test_disk_that_fills_while_reserving_is_an_error(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"cannot reserve 0\.00 GiB for the replay: No space left"):
         make(directory=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
