@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdream.ops import reference as ops
 from fastdream.ops.params import (
     GRU,
     RSSM,
@@ -115,10 +116,13 @@ def arrays(tree: Any) -> Any:
     return mapped(lambda x: x.detach().to(torch.float64).numpy(), tree)
 
 
-def gradcheck(fn: Callable[..., Any], *trees: Any) -> bool:
-    """torch.autograd.gradcheck of fn(*trees) with respect to every float64 leaf in the nested tuples."""
+def gradcheck(fn: Callable[..., Any], *trees: Any, fast: bool = False) -> bool:
+    """torch.autograd.gradcheck of fn(*trees) with respect to every float64 leaf in the nested tuples.
+
+    fast: along random directions instead of entry by entry.
+    """
     inputs = [x.detach().clone().requires_grad_() for x in leaves(trees)]
-    return torch.autograd.gradcheck(lambda *flat: fn(*rebuilt(trees, iter(flat))), inputs)
+    return torch.autograd.gradcheck(lambda *flat: fn(*rebuilt(trees, iter(flat))), inputs, fast_mode=fast)
 
 
 def worst(got: Any, want: Any) -> float:
@@ -127,3 +131,24 @@ def worst(got: Any, want: Any) -> float:
     want = want.detach().to(torch.float64).numpy() if isinstance(want, Tensor) else np.asarray(want)
     assert got.shape == want.shape, (got.shape, want.shape)
     return float(np.abs(got - want).max() / max(1e-6, np.abs(want).max()))
+
+
+def _gated(gates: Tensor, deter: Tensor) -> Tensor:
+    reset, cand, update = gates.unbind(-2)
+    cand, update = torch.tanh(torch.sigmoid(reset) * cand), torch.sigmoid(update - 1)
+    return update * cand + (1 - update) * deter
+
+
+def plain_form(core: BlockGRU | LayerNormGRU | GRU, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+    """The cores as the papers draw them, in deter's dtype: inputs concatenated, and repeated for blocks."""
+    if isinstance(core, BlockGRU):
+        action = action / action.detach().abs().clamp_min(1)
+        feats = [ops.dense(deter, core.deter), ops.dense(stoch, core.stoch), ops.dense(action, core.action)]
+        shared = torch.cat(feats, -1)[:, None].expand(-1, BLOCKS, -1)
+        x = torch.cat([deter.unflatten(-1, (BLOCKS, -1)), shared], -1).flatten(1)
+        gates = ops.dense(ops.mlp(x, core.hidden), core.gates)
+        return _gated(gates.unflatten(-1, (BLOCKS, 3, -1)), deter.unflatten(-1, (BLOCKS, -1))).flatten(1)
+    x = ops.dense(torch.cat([stoch, action], -1), core.inputs)
+    if isinstance(core, LayerNormGRU):
+        return _gated(ops.dense(torch.cat([x, deter], -1), core.gates).unflatten(-1, (3, -1)), deter)
+    return torch.gru_cell(x, deter, *(weight.to(deter.dtype) for weight in core[1:5]))

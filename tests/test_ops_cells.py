@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from fastdream.ops import reference as ops
-from fastdream.ops.params import BlockGRU, Core, LayerNormGRU
+from fastdream.ops.params import BlockGRU
 
 from . import ops_oracles as oracle
-from .ops_tools import BLOCKS, A, C, CoreName, D, H, Maker, S, arrays, gradcheck, mapped, worst
+from .ops_tools import BLOCKS, A, C, CoreName, D, H, Maker, S, arrays, gradcheck, mapped, plain_form, worst
 
 CORES: list[CoreName] = ["block", "layernorm", "gru", "gru_block_cell"]
 STEPS = {"block": ops.block_gru, "layernorm": ops.layernorm_gru, "gru": ops.gru, "gru_block_cell": ops.gru}
@@ -19,27 +19,6 @@ def inputs(make: Maker, batch: int = 3, reach: float = 2.0) -> tuple[Tensor, Ten
     """deter, stoch and actions within [-reach, reach]."""
     action = (make.normal(batch, A).detach().clamp(-1, 1) * reach).requires_grad_()
     return make.normal(batch, D), make.normal(batch, S * C), action
-
-
-def gated(gates: Tensor, deter: Tensor) -> Tensor:
-    reset, cand, update = gates.unbind(-2)
-    cand, update = torch.tanh(torch.sigmoid(reset) * cand), torch.sigmoid(update - 1)
-    return update * cand + (1 - update) * deter
-
-
-def plain_form(core: Core, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-    """The cores as the papers draw them, in deter's dtype: inputs concatenated, and repeated for blocks."""
-    if isinstance(core, BlockGRU):
-        action = action / action.detach().abs().clamp_min(1)
-        feats = [ops.dense(deter, core.deter), ops.dense(stoch, core.stoch), ops.dense(action, core.action)]
-        shared = torch.cat(feats, -1)[:, None].expand(-1, BLOCKS, -1)
-        x = torch.cat([deter.unflatten(-1, (BLOCKS, -1)), shared], -1).flatten(1)
-        gates = ops.dense(ops.mlp(x, core.hidden), core.gates)
-        return gated(gates.unflatten(-1, (BLOCKS, 3, -1)), deter.unflatten(-1, (BLOCKS, -1))).flatten(1)
-    x = ops.dense(torch.cat([stoch, action], -1), core.inputs)
-    if isinstance(core, LayerNormGRU):
-        return gated(ops.dense(torch.cat([x, deter], -1), core.gates).unflatten(-1, (3, -1)), deter)
-    return torch.gru_cell(x, deter, *(weight.to(deter.dtype) for weight in core[1:5]))
 
 
 @pytest.mark.parametrize("name", CORES)
