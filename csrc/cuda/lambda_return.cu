@@ -11,6 +11,7 @@ namespace {
 constexpr int kRows = 32;
 constexpr int kSteps = 32;
 constexpr int kThreads = 128;
+constexpr int kBlocks = 4;  // on one multiprocessor at least: keeps ptxas from saving registers until it spills
 
 template <typename T>
 using Tile = T[kRows][kSteps + 1];
@@ -43,7 +44,7 @@ __device__ void store(T* __restrict__ target, const Tile<T>& tile, const Window&
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const LambdaReturn<T> args) {
+__global__ void __launch_bounds__(kThreads, kBlocks) forward_kernel(const LambdaReturn<T> args) {
   __shared__ Tile<T> reward, live, mix, value;
   const int row = threadIdx.x;
   Window at{int64_t(blockIdx.x) * kRows, (args.steps - 1) / kSteps * kSteps, args.rows, args.steps};
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const LambdaReturn<T>
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const LambdaReturnBackward<T> args) {
+__global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(const LambdaReturnBackward<T> args) {
   __shared__ Tile<T> grad, live, mix, value, next;
   const int row = threadIdx.x;
   Window at{int64_t(blockIdx.x) * kRows, 0, args.rows, args.steps};

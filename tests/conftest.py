@@ -1,0 +1,66 @@
+"""What all tests share: fixed seeds, one thread, poisoned memory on request, and skips that say why."""
+
+import random
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastdream.ops import native as native_ops
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The tensors of tests are tiny: a second thread only costs, and makes sums depend on the machine.
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every test starts from the same global random state."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def native() -> ModuleType:
+    """The compiled ops; the test is skipped where the installation compiled none."""
+    if native_ops.build_record().get("built") == "nothing":
+        pytest.skip(f"nothing is compiled: {native_ops.build_record()['why']}")
+    assert native_ops.available(torch.device("cpu")) is None, native_ops.available(torch.device("cpu"))
+    return native_ops
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """New uninitialised float tensors are full of NaN, so that what a kernel does not write shows.
+
+    Yields the list of the calls that were poisoned, for the test to see that it met any.
+    """
+    calls: list[str] = []
+
+    def poisoned(name: str, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def allocate(*args: object, **kwargs: object) -> Tensor:
+            out = original(*args, **kwargs)
+            calls.append(name)
+            return out.fill_(torch.nan) if out.is_floating_point() else out
+
+        return allocate
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(name, getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(Tensor, name, poisoned(name, getattr(Tensor, name)))
+    yield calls
