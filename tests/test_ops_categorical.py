@@ -70,8 +70,8 @@ def test_classes_of_zero_probability_are_never_drawn(
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.floats(-120, 40, width=32), min_size=1, max_size=40),
-    st.one_of(st.sampled_from([0.0, LAST]), st.floats(0, LAST, width=32)),
+    st.lists(st.floats(-120, 40, width=32, allow_subnormal=False), min_size=1, max_size=40),
+    st.one_of(st.sampled_from([0.0, LAST]), st.floats(0, LAST, width=32, allow_subnormal=False)),
 )
 def test_any_draw_lies_inside_the_cumulative_interval_of_its_class(logit: list[float], noise: float) -> None:
     x = torch.tensor(logit, dtype=torch.float32)

@@ -31,8 +31,8 @@ def same(got: Any, want: Any) -> bool:
 def test_observe_forward_and_backward(core: CoreName, latent: Latent) -> None:
     make = Maker(0, torch.float32)
     rssm, (deter, stoch) = make.rssm(core, latent), make.state(2, latent)
-    inputs = (deter, stoch, make.normal(2, 3, A), make.normal(2, 3, E), make.uniform(2, 3) < 0.3)
-    noise = make.uniform(2, 3, S)
+    inputs = (deter, stoch, make.normal(2, 2, A), make.normal(2, 2, E), make.uniform(2, 2) < 0.3)
+    noise = make.uniform(2, 2, S)
     results = []
     for fn in (ops.observe, compiled(ops.observe)):
         step = fn(rssm, *inputs, noise)

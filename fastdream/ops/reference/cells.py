@@ -51,7 +51,8 @@ class BlockCell(NamedTuple):
         state = norm_act(state, self.scale, self.shift, self.deter.norm, self.deter.act, self.deter.eps)
         x = torch.addmm(entered, state.flatten(1), self.of_state.t())
         grouped = deter.reshape(batch, blocks, -1).transpose(0, 1)  # [g, B, D / g]
-        x = (x.view(batch, blocks, -1) + torch.bmm(grouped, self.of_deter).transpose(0, 1)).reshape(batch, width)
+        own = torch.bmm(grouped, self.of_deter).transpose(0, 1)
+        x = (x.view(batch, blocks, -1) + own).reshape(batch, width)
         x = norm_act(x, *self.hidden[2:])
         for layer in self.later:
             x = dense(x, layer)
