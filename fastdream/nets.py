@@ -66,7 +66,7 @@ class Dense(NormAct):
     ) -> None:
         if blocks and (inp % blocks or out % blocks):
             raise ValueError(
-                f"a map from {inp} to {out} features does not divide into {blocks} blocks; change blocks"
+                f"a map from {inp} to {out} features does not divide into {blocks} blocks; choose another number"
             )
         super().__init__(ops, out, norm, act, eps)
         shape = (blocks, inp // blocks, out // blocks) if blocks else (out, inp)
@@ -177,20 +177,20 @@ class Children(nn.Module):
     """Sub-modules under the names of observation or action keys.
 
     Unlike nn.ModuleDict it takes every name, also those that nn.Module has as attributes ("type", "half") and
-    those with a dot.
+    those with a dot, which is written %2E in the names of parameters.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self._modules.update(modules)
+        self._modules.update({name.replace(".", "%2E"): module for name, module in modules.items()})
 
     def __getitem__(self, name: str) -> nn.Module:
-        module = self._modules[name]
+        module = self._modules[name.replace(".", "%2E")]
         assert module is not None, name
         return module
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
+        return (name.replace("%2E", ".") for name in self._modules)
 
 
 def flatten_inputs(
@@ -240,5 +240,5 @@ def decode_action(act_space: Spaces, flat: Tensor) -> dict[str, Tensor]:
         if space.kind == "discrete":
             action[key] = x.reshape(*batch, *space.shape, space.classes).argmax(-1).to(torch.int32)
         else:
-            action[key] = x.reshape(*batch, *space.shape).float()
+            action[key] = x.reshape(batch + space.shape).float()
     return action

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastdream.nets import MLP, Conv, Dense, NormAct
+from fastdream.nets import MLP, Children, Conv, Dense, NormAct
 from fastdream.normalize import Normalize
 
 Convert = Callable[[Tensor], Tensor]
@@ -67,7 +67,7 @@ def from_official(arrays: Mapping[str, np.ndarray], modules: Mapping[str, nn.Mod
         listing = "\n  ".join(sorted(faults))
         raise ValueError(f"the official parameters do not fit this agent, its sizes or spaces:\n  {listing}")
     for name, entry in entries.items():
-        values = torch.from_numpy(np.ascontiguousarray(arrays[name], np.float32))
+        values = torch.from_numpy(np.array(arrays[name], np.float32))
         entry.tensor.copy_(entry.to_ours(values))
 
 
@@ -128,7 +128,9 @@ def _child_paths(module: nn.Module, path: str, name: str) -> tuple[str, str]:
         return f"{path}/linear{name}", f"{path}/norm{name}"
     if isinstance(module, nn.ModuleList):
         return f"{path}{name}", f"{path}{name}norm"
-    if name == "core":  # The official recurrent model has its core's layers among its own.
+    if isinstance(module, Children):
+        name = name.replace("%2E", ".")
+    elif name == "core":  # The official recurrent model has its core's layers among its own.
         return path, path
     return f"{path}/{name}", f"{path}/{name}norm"
 

@@ -1,0 +1,226 @@
+"""Layers, flat inputs and actions."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fastdream import ops as fd
+from fastdream.nets import (
+    MLP,
+    Children,
+    Conv,
+    Dense,
+    NormAct,
+    decode_action,
+    encode_action,
+    flatten_inputs,
+    same_padding,
+    trunc_normal_in_,
+)
+from fastdream.spaces import Space, Spaces
+
+OPS = fd.load("reference")
+ACT: Spaces = {
+    "turn": Space("vector", (2,)),
+    "button": Space("discrete", (3,), 4),
+    "jump": Space("discrete", (), 2),
+    "grip": Space("vector", ()),
+}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("fan_in, outscale", [(16, 1.0), (400, 0.01), (16, 0.0)])
+def test_initial_weights_have_their_variance_and_bound(fan_in: int, outscale: float) -> None:
+    weight = torch.empty(200, 400)
+    trunc_normal_in_(weight, fan_in, outscale, seeded())
+    sigma = outscale / math.sqrt(fan_in)
+    assert float(weight.std()) == pytest.approx(sigma, rel=0.02)
+    assert float(weight.abs().max()) <= 2 * 1.1368 * sigma + 1e-7
+
+
+def test_block_and_conv_weights_count_the_whole_input() -> None:
+    block = Dense(OPS, 256, 512, blocks=8, generator=seeded())
+    conv = Conv(OPS, 32, 64, 5, generator=seeded())
+    assert float(block.weight.detach().std()) == pytest.approx(1 / math.sqrt(256), rel=0.05)
+    assert float(conv.weight.detach().std()) == pytest.approx(1 / math.sqrt(25 * 32), rel=0.05)
+
+
+def test_one_generator_makes_the_same_network_twice() -> None:
+    first, second, other = (MLP(OPS, 3, 4, 2, generator=seeded(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first[0].weight, other[0].weight)
+
+
+@pytest.mark.parametrize("norm, names", [("none", 2), ("rms", 3), ("layer", 4)])
+def test_norms_have_the_parameters_they_need(norm: fd.Norm, names: int) -> None:
+    assert len(dict(Dense(OPS, 2, 3, norm=norm).named_parameters())) == names
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+@pytest.mark.parametrize("norm", ["none", "rms", "layer"])
+def test_dense_computes_what_its_layer_says(norm: fd.Norm, blocks: int) -> None:
+    layer = Dense(OPS, 6, 4, norm=norm, act="gelu", blocks=blocks, eps=1e-2, generator=seeded())
+    with torch.no_grad():
+        for param in layer.parameters():
+            param.add_(torch.rand(param.shape))
+    x = torch.randn(5, 2, 6)
+    assert layer(x).shape == (5, 2, 4)
+    torch.testing.assert_close(layer(x), fd.dense(x, layer.layer))
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_blocks_see_only_their_own_inputs() -> None:
+    layer = Dense(OPS, 8, 12, blocks=4)
+    x = torch.randn(8, requires_grad=True)
+    layer(x)[3:6].sum().backward()
+    assert x.grad is not None and (x.grad != 0).nonzero().flatten().tolist() == [2, 3]
+
+
+def test_blocks_must_divide_both_widths() -> None:
+    with pytest.raises(ValueError, match="from 6 to 9 features does not divide into 4 blocks"):
+        Dense(OPS, 6, 9, blocks=4)
+
+
+def test_mlp_is_its_layers_one_after_the_other() -> None:
+    mlp = MLP(OPS, 3, 5, 2, "layer", "elu")
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(mlp(x), fd.mlp(x, mlp.layers))
+    assert mlp.width == 5 and list(mlp.state_dict()) == [
+        f"{i}.{name}" for i in (0, 1) for name in ("scale", "shift", "weight", "bias")
+    ]
+
+
+def test_mlp_without_layers_changes_nothing() -> None:
+    mlp, x = MLP(OPS, 3, 5, 0), torch.randn(2, 3)
+    assert mlp.width == 3 and mlp.layers == () and torch.equal(mlp(x), x)
+
+
+def test_norm_without_norm_and_activation_changes_nothing() -> None:
+    x = torch.randn(2, 3)
+    assert NormAct(OPS, 3, "none", "none")(x) is x
+
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 3))
+def test_same_padding_keeps_the_rounded_up_size(size: int, kernel: int, stride: int) -> None:
+    before, after = same_padding(size, kernel, stride)
+    outputs = (size + before + after - kernel) // stride + 1
+    assert 0 <= after - before <= 1
+    assert outputs == math.ceil(size / stride) or kernel < stride  # wide strides skip the end without padding
+
+
+def official_double(x: Tensor, weight: Tensor) -> Tensor:
+    """Fractionally strided convolution as the official code writes it: repeat, zero the even positions, convolve."""
+    x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    rows, columns = ((torch.arange(n) - 1) % 2 == 0 for n in x.shape[2:])
+    x = x * (rows[:, None] & columns[None, :])
+    before, after = same_padding(4, weight.shape[-1], 1)
+    return F.conv2d(F.pad(x, (before, after, before, after)), weight)
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4, 5, 6])
+def test_transposed_convolution_is_the_official_one(kernel: int) -> None:
+    conv = Conv(OPS, 2, 3, kernel, stride=2, transposed=True).double()
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    out = conv(x)
+    assert out.shape == (2, 3, 6, 8)
+    torch.testing.assert_close(out, official_double(x, conv.weight))
+
+
+@pytest.mark.parametrize("kernel, size", [(5, 8), (4, 8), (4, 7), (3, 6)])
+def test_strided_convolution_pads_the_end_more(kernel: int, size: int) -> None:
+    conv = Conv(OPS, 1, 1, kernel, stride=2).double()
+    x = torch.randn(1, 1, size, size, dtype=torch.float64)
+    # SAME padding by hand: every second window of the stride-1 convolution, from the first one that fits.
+    total = (math.ceil(size / 2) - 1) * 2 + kernel - size
+    before, after = total // 2, total - total // 2
+    every = F.conv2d(F.pad(x, (before, after, before, after)), conv.weight)
+    torch.testing.assert_close(conv(x), every[:, :, ::2, ::2])
+
+
+def test_pooling_takes_the_maximum_before_the_norm() -> None:
+    conv = Conv(OPS, 1, 2, 3, pool=True, norm="rms", act="silu")
+    plain = Conv(OPS, 1, 2, 3)
+    plain.load_state_dict({k: v for k, v in conv.state_dict().items() if k in ("weight", "bias")})
+    x = torch.randn(2, 1, 4, 6)
+    pooled = plain(x).unflatten(3, (3, 2)).unflatten(2, (2, 2)).amax((3, 5))
+    expected = OPS.norm_act(pooled.permute(0, 2, 3, 1), conv.scale, None, "rms", "silu", 1e-4).permute(
+        0, 3, 1, 2
+    )
+    torch.testing.assert_close(conv(x), expected)
+
+
+def test_transposed_convolution_needs_stride_two() -> None:
+    with pytest.raises(ValueError, match="stride 2 and kernel >= 2, got 1 and 5"):
+        Conv(OPS, 1, 1, 5, transposed=True)
+
+
+def test_children_take_any_name() -> None:
+    names = ["type", "half", "a.b", "keys", "cam/left", "forward"]
+    children = Children({name: nn.Linear(1, 1) for name in names})
+    assert list(children) == names
+    copied = copy.deepcopy(children)
+    with torch.no_grad():
+        children["a.b"].weight.fill_(3.0)
+    copied.load_state_dict(children.state_dict())
+    assert copied["a.b"].weight.tolist() == [[3.0]] and len(list(copied.parameters())) == 12
+
+
+def test_flat_inputs_follow_the_sorted_keys() -> None:
+    spaces = {"b": Space("vector", (2,)), "a": Space("discrete", (2,), 3)}
+    obs = {
+        "b": torch.tensor([[-1.5, 2.0]]),
+        "a": torch.tensor([[2, 0]], dtype=torch.int32),
+        "other": torch.ones(1),
+    }
+    flat = flatten_inputs(spaces, obs, squish=lambda x: 10 * x)
+    assert flat.tolist() == [[0, 0, 1, 1, 0, 0, -15, 20]]
+    assert flatten_inputs(spaces, obs, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_missing_entries_become_zeros_as_a_whole() -> None:
+    spaces = {"v": Space("vector", (2, 1)), "d": Space("discrete", (2,), 3), "w": Space("vector", ())}
+    obs = {
+        "v": torch.tensor([[[1.0], [-math.inf]], [[1.0], [2.0]]], requires_grad=True),
+        "d": torch.tensor([[1, 2], [-1, 2]]),
+        "w": torch.tensor([-1.0, -math.inf]),
+    }
+    flat = flatten_inputs(spaces, obs, squish=OPS.symlog)
+    assert flat[0].tolist()[:8] == [0, 1, 0, 0, 0, 1, 0, 0]
+    assert float(flat[0, 8]) == pytest.approx(-math.log(2))
+    assert flat[1].tolist() == pytest.approx([0, 0, 0, 0, 0, 0, math.log(2), math.log(3), 0])
+    flat.sum().backward()
+    assert obs["v"].grad is not None and bool(obs["v"].grad.isfinite().all())
+
+
+def test_entries_of_another_shape_are_named() -> None:
+    with pytest.raises(ValueError, match=r"'v' has shape \(4, 3\), which does not end in \(2,\)"):
+        flatten_inputs({"v": Space("vector", (2,))}, {"v": torch.zeros(4, 3)})
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31 - 1), st.lists(st.integers(1, 3), max_size=2))
+def test_actions_survive_encoding(seed: int, batch: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    action = {
+        key: torch.as_tensor(rng.integers(0, space.classes, (*batch, *space.shape), dtype=np.int32))
+        if space.kind == "discrete"
+        else torch.as_tensor(rng.normal(size=(*batch, *space.shape)).astype(np.float32))
+        for key, space in ACT.items()
+    }
+    flat = encode_action(ACT, action)
+    assert flat.shape == (*batch, sum(space.width for space in ACT.values()))
+    decoded = decode_action(ACT, flat)
+    assert list(decoded) == sorted(ACT)
+    for key, space in ACT.items():
+        assert torch.equal(decoded[key], action[key])
+        assert decoded[key].numpy().dtype == space.dtype
