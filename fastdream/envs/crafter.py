@@ -19,8 +19,8 @@ class Options:
     """Log how often each of the 22 achievements was unlocked."""
 
     def __post_init__(self) -> None:
-        if self.size < 9:
-            raise EnvError(f"the view is 9 x 9 tiles, so size must be at least 9, got {self.size}")
+        if self.size < 18:
+            raise EnvError(f"the view is 9 x 9 tiles of at least 2 pixels, so size >= 18, got {self.size}")
 
 
 def names() -> list[str]:

@@ -80,9 +80,6 @@ def _tasks() -> dict[str, tuple[str, str]]:
 class DMC:
     """One task. An episode ends with a discount of 0 (terminal) or at its time limit (only last)."""
 
-    # Holds on one machine and one version of MuJoCo, which is where a run is resumed.
-    deterministic = True
-
     def __init__(self, name: str, seed: int, options: Options) -> None:
         full = name.replace("cup_", "ball_in_cup_", 1) if name.startswith("cup_") else name
         tasks = _tasks()
@@ -93,6 +90,9 @@ class DMC:
             self._env = _suite().load(domain, task, task_kwargs={"random": seed})
         except AttributeError as error:
             raise EnvError(f"dm_control and mujoco do not fit each other ({error}): {PAIR}") from error
+        # Holds on one machine and one version of MuJoCo, which is where a run is resumed. The models of lqr are
+        # drawn when they are made, not at the reset.
+        self.deterministic = domain != "lqr"
         self._options = options
         self._camera = CAMERAS.get(domain, 0) if options.camera < 0 else options.camera
         self._renderer: Any = None

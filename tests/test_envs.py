@@ -1,0 +1,254 @@
+"""Making environments by name, and holding them to what they say."""
+
+import os
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from fastdream.envs import describe, make, options_of
+from fastdream.envs.base import Checked, EnvError, Repeat, Wrapper, need
+from fastdream.envs.dummy import TASKS, Dummy, Options
+from fastdream.spaces import RESERVED, Space
+
+
+def act(env, rng):
+    """A random action."""
+    return {
+        key: rng.integers(space.classes, size=space.shape, dtype=np.int32)
+        if space.kind == "discrete"
+        else rng.uniform(-1, 1, space.shape).astype(np.float32)
+        for key, space in env.act_space.items()
+    }
+
+
+class Lying(Wrapper):
+    """An environment whose steps return something else than they should."""
+
+    def __init__(self, lie):
+        super().__init__(Dummy("mixed", 0, Options(length=5)))
+        self.lie = lie
+
+    def step(self, action):
+        return {**self.env.step(action), **self.lie}
+
+
+def lie(**values):
+    env = Checked(Lying(values), "liar")
+    env.reset(0)
+    return env.step(act(env, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize(
+    ("task", "hint"),
+    [
+        ("atary_pong", "'atari'"),
+        ("CartPole-v1", "'gym_CartPole-v1'"),
+        ("gym_Cartpole-v2", "'CartPole-v1'"),
+        ("dummy_vectr", "'vector'"),
+        ("crafter_rewrad", "'reward'"),
+        ("os.path:jion", "'join'"),
+        ("nonsense", "gym_<id>"),
+    ],
+)
+def test_an_unknown_task_gives_the_nearest_one(task, hint):
+    with pytest.raises(EnvError, match="unknown|no 'jion'") as error:
+        make(task)
+    assert hint in str(error.value)
+
+
+def test_an_unknown_option_gives_the_nearest_one():
+    with pytest.raises(EnvError, match=r"no option 'lenght'; did you mean 'length'.*size"):
+        make("dummy_vector", lenght=3)
+
+
+def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(EnvError, match=r"pip install 'fastdream\[atari\]'"):
+        make("atari_pong")
+    monkeypatch.setitem(sys.modules, "minigrid", None)
+    with pytest.raises(EnvError, match=r"pip install 'fastdream\[minigrid\]'"):
+        make("gym_MiniGrid-Empty-5x5-v0")
+    with pytest.raises(EnvError, match="'no_such_package'"):
+        need("no_such_package", "none")
+
+
+def test_every_suite_is_described_and_has_frozen_options():
+    lines = describe()
+    for suite in ("gym", "atari", "atari100k", "dmc", "crafter", "minigrid", "dummy"):
+        assert f"{suite}_" in lines
+        assert options_of(f"{suite}_x").__dataclass_params__.frozen
+    assert "module:callable" in lines
+    assert options_of("atari100k_pong")().size == 64 and options_of("atari_pong")().size == 96
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in TASKS if n not in ("slow", "crash", "raise", "hang", "nan", "badobs")]
+)
+def test_dummies_keep_to_their_spaces_and_repeat_themselves(name):
+    def roll(env):
+        rng, seen = np.random.default_rng(1), [env.reset(seed=3)]
+        while not seen[-1]["is_last"]:
+            seen.append(env.step(act(env, rng)))
+        return seen
+
+    env = make(f"dummy_{name}", length=12, size=16)
+    first, again, other = roll(env), roll(env), roll(make(f"dummy_{name}", seed=9, length=12, size=16))
+    assert len(first) == 13
+    for step, one in enumerate(first):
+        assert one["is_first"] == (step == 0) and one["is_terminal"] == one["is_last"] == (step == 12)
+        for key, space in env.obs_space.items():
+            assert one[key].dtype == space.dtype and one[key].shape == space.shape
+    for a, b, c in zip(first, again, other, strict=True):
+        assert all(np.array_equal(a[key], b[key]) and np.array_equal(a[key], c[key]) for key in a)
+
+
+def test_the_right_answers_to_a_dummy_earn_everything_and_a_time_limit_is_no_terminal_state():
+    env = make("dummy_mixed", length=6, terminal=False)
+    obs, score = env.reset(seed=0), 0.0
+    while not obs["is_last"]:
+        cue = int(obs["discrete"])
+        answer = {
+            "act_discrete": cue,
+            "act_multidiscrete": np.full(2, cue),
+            "act_continuous": np.full(2, 2 * cue / 3 - 1),
+        }
+        obs = env.step({key: np.asarray(value) for key, value in answer.items()})
+        score += obs["reward"]
+        assert obs["discrete"] == (cue + 1) % 4
+    assert score == pytest.approx(6, abs=1e-5)
+    assert not obs["is_terminal"]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"reward": float("nan")}, r"liar: the reward is nan.*step 1"),
+        ({"reward": float("inf")}, "reward is inf"),
+        ({"reward": np.zeros(2)}, "one finite number"),
+        ({"vector": np.array([0, np.nan, 0, 0])}, "'vector' contains nan"),
+        ({"vector": np.array([0, 0, 0, -np.inf])}, "'vector' contains -inf"),
+        ({"vector": np.zeros(5)}, r"'vector' is float64 \[5\], its space says float32 \[4\]"),
+        ({"vector": "text"}, "'vector' is"),
+        ({"image": np.zeros((64, 64, 3), np.float32)}, "'image' is float32"),
+        ({"discrete": 4}, "'discrete' is 4, its space has the classes 0 to 3"),
+        ({"discrete": 1.5}, "'discrete' is float64"),
+        ({"surprise": 1}, "'surprise' is not in the observation space"),
+    ],
+)
+def test_an_observation_that_breaks_its_promise_is_named(values, text):
+    with pytest.raises(EnvError, match=text):
+        lie(**values)
+
+
+def test_marks_for_what_is_not_available_and_foreign_dtypes_pass():
+    obs = lie(vector=np.full(4, -np.inf), discrete=-1, other=np.float64(2.5), reward=1)
+    assert np.isneginf(obs["vector"]).all() and obs["discrete"] == -1
+    assert obs["other"].dtype == np.float32 and obs["reward"].dtype == np.float32
+    assert obs["other"] == 2.5 and obs["reward"] == 1
+
+
+def test_a_missing_key_and_a_bad_name_are_named():
+    env = Lying({})
+    env.obs_space = {**env.obs_space, "gone": Space("vector", (2,))}
+    checked = Checked(env, "liar")
+    with pytest.raises(EnvError, match="'gone' is missing"):
+        checked.reset(0)
+    for name in (*RESERVED, "a/b", "a.b"):
+        env.obs_space = {name: Space("vector", (2,))}
+        with pytest.raises(EnvError, match="cannot be the name"):
+            Checked(env, "liar")
+
+
+def test_observations_do_not_share_memory_with_the_environment():
+    env = Lying({"vector": np.zeros(4, np.float32)})
+    checked = Checked(env, "liar")
+    checked.reset(0)
+    obs = checked.step(act(checked, np.random.default_rng(0)))
+    env.lie["vector"][:] = 7
+    assert (obs["vector"] == 0).all()
+
+
+def test_a_repeated_action_sums_rewards_and_stops_at_the_end():
+    env = Repeat(Dummy("discrete", 0, Options(length=5)), 3)
+    cue = int(env.reset(0)["discrete"])
+    obs = env.step({"action": np.int32(cue)})
+    assert 1 <= obs["reward"] <= 3 and not obs["is_last"]
+    obs = env.step({"action": np.int32(0)})
+    assert obs["is_last"] and env.env._step == 5
+    with pytest.raises(EnvError, match="repeat=0"):
+        Repeat(env, 0)
+
+
+class Corridor(gymnasium.Env):
+    """Walk right; three steps are enough, five are the limit."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.count = 0
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.place += int(action)
+        self.count += 1
+        return (
+            np.array([self.place], float),
+            float(action),
+            self.place >= 3,
+            self.count >= 5,
+            {"log/place": self.place},
+        )
+
+
+@pytest.mark.parametrize(("actions", "terminal"), [([1, 1, 1], True), ([0, 1, 0, 1, 0], False)])
+def test_an_own_environment_ends_or_is_cut_short(actions, terminal):
+    env = make(Corridor)
+    obs = [env.reset(0), *(env.step({"action": np.int32(a)}) for a in actions)]
+    assert [bool(o["is_last"]) for o in obs] == [False] * len(actions) + [True]
+    assert bool(obs[-1]["is_terminal"]) == terminal
+    assert obs[-1]["log/place"] == sum(actions) and obs[-1]["vector"].dtype == np.float32
+
+
+def test_a_module_and_callable_make_an_environment(tmp_path, monkeypatch):
+    Path(tmp_path, "homemade.py").write_text(
+        "import gymnasium\n"
+        "def plain(): return gymnasium.make('CartPole-v1')\n"
+        "def seeded(seed): return gymnasium.make('Pendulum-v1', g=seed)\n"
+        "def wrong(): return 3\n"
+        "number = 4\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert make("homemade:plain").act_space["action"].classes == 2
+    assert make("homemade:seeded", seed=7).env._env.unwrapped.g == 7
+    with pytest.raises(EnvError, match="made int"):
+        make("homemade:wrong")
+    with pytest.raises(EnvError, match="is int; it must be a function"):
+        make("homemade:number")
+    with pytest.raises(EnvError, match="did you mean 'plain'"):
+        make("homemade:plane")
+    with pytest.raises(EnvError, match="no module called 'homemad'"):
+        make("homemad:plain")
+
+
+def test_rendering_is_prepared_only_when_it_is_asked_for(monkeypatch):
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
+    env = make("gym_CartPole-v1")
+    env.reset(0)
+    assert env.env._env.unwrapped.render_mode is None and "SDL_VIDEODRIVER" not in os.environ
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(EnvError, match="gym_CartPole-v1 cannot be rendered: pygame"):
+        env.render()
+    assert os.environ["SDL_VIDEODRIVER"] == "dummy"
+    assert make(Corridor).render() is None
+
+
+def test_cartpole_renders_where_pygame_is():
+    pytest.importorskip("pygame", reason="pygame draws the picture")
+    env = make("gym_CartPole-v1")
+    env.reset(0)
+    assert env.render().dtype == np.uint8 and env.render().shape == (400, 600, 3)

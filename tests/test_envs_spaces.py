@@ -1,0 +1,157 @@
+"""From gymnasium's spaces to ours: what becomes what, values there and back, and what is refused."""
+
+import gymnasium.spaces as gs
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdream.envs.base import Checked, EnvError, rescale, transition
+from fastdream.envs.convert import action, observation
+from fastdream.spaces import Space
+
+U8 = {"low": 0, "high": 255, "dtype": np.uint8}
+
+OBSERVATIONS = [
+    (gs.Box(shape=(64, 64, 3), **U8), {"image": Space("image", (64, 64, 3))}),
+    (gs.Box(shape=(84, 84), **U8), {"image": Space("image", (84, 84, 1))}),
+    (gs.Box(shape=(7, 7, 3), **U8), {"vector": Space("vector", (147,), low=0, high=255)}),
+    (gs.Box(shape=(128,), **U8), {"vector": Space("vector", (128,), low=0, high=255)}),
+    (gs.Box(-np.inf, np.inf, (4,)), {"vector": Space("vector", (4,))}),
+    (gs.Box(-3.4e38, 3.4e38, (4,)), {"vector": Space("vector", (4,))}),
+    (gs.Box(-1, 1, (3, 2), np.float64), {"vector": Space("vector", (3, 2), low=-1, high=1)}),
+    (gs.Box(-1, 1, (2, 3, 4)), {"vector": Space("vector", (24,), low=-1, high=1)}),
+    (gs.Box(-5, 9, (), np.int64), {"vector": Space("vector", (), low=-5, high=9)}),
+    (gs.Discrete(5, start=2), {"discrete": Space("discrete", (), 5)}),
+    (gs.MultiDiscrete([3, 3]), {"discrete": Space("discrete", (2,), 3)}),
+    (
+        gs.MultiDiscrete([3, 4]),
+        {"discrete_0": Space("discrete", (), 3), "discrete_1": Space("discrete", (), 4)},
+    ),
+    (gs.MultiBinary((2, 3)), {"discrete": Space("discrete", (2, 3), 2)}),
+    (
+        gs.Dict(a=gs.Dict(b=gs.Box(0, 1, (2,)), reward=gs.Discrete(2)), reward=gs.Box(0, 1, ())),
+        {
+            "a_b": Space("vector", (2,), low=0, high=1),
+            "a_reward": Space("discrete", (), 2),
+            "obs_reward": Space("vector", (), low=0, high=1),
+        },
+    ),
+    (
+        gs.Tuple((gs.Discrete(2), gs.Dict({"x/y": gs.Discrete(3)}))),
+        {"0": Space("discrete", (), 2), "1_x_y": Space("discrete", (), 3)},
+    ),
+]
+
+
+class Showing:
+    """An environment that shows samples of a gymnasium space."""
+
+    act_space = {"action": Space("discrete", (), 2)}
+    deterministic = False
+
+    def __init__(self, space):
+        self.space = space
+        self.obs_space, self.encode = observation(space)
+
+    def reset(self, seed=None):
+        self.value = self.space.sample()
+        return transition(self.encode(self.value), first=True)
+
+
+@pytest.mark.parametrize(("space", "expected"), OBSERVATIONS, ids=lambda x: str(x)[:40])
+def test_observation_spaces_become_ours_and_their_samples_pass_the_check(space, expected):
+    env = Showing(space)
+    assert env.obs_space == expected
+    checked = Checked(env, "showing")
+    for _ in range(5):
+        assert checked.reset().keys() > expected.keys()
+
+
+def test_the_numbers_of_an_observation_arrive():
+    space = gs.Dict(board=gs.Box(0, 9, (2, 2, 2), np.int32), dice=gs.MultiDiscrete([2, 3], start=[5, 6]))
+    _, encode = observation(space)
+    obs = encode({"board": np.arange(8).reshape(2, 2, 2), "dice": np.array([6, 8])})
+    assert obs["board"].tolist() == list(range(8))
+    assert (obs["dice_0"], obs["dice_1"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("space", "text"),
+    [
+        (gs.Dict(say=gs.Text(5)), r"observation 'say' is Text.*what is: Box, Discrete"),
+        (gs.Sequence(gs.Discrete(2)), "observation 'observation' is Sequence"),
+        (gs.Box(shape=(3, 84, 84), **U8), r"\[3, 84, 84\].*\[height, width, channels\].*transpose"),
+        (gs.Dict({"a": gs.Dict(b=gs.Discrete(2)), "a_b": gs.Discrete(2)}), "two entries are called 'a_b'"),
+    ],
+)
+def test_observation_spaces_that_cannot_be_served_are_named(space, text):
+    with pytest.raises(EnvError, match=text):
+        observation(space)
+
+
+def test_a_picture_of_floats_is_served_with_a_warning():
+    with pytest.warns(UserWarning, match="a picture must be uint8"):
+        spaces, _ = observation(gs.Box(0, 1, (32, 32, 3)))
+    assert spaces == {"vector": Space("vector", (3072,), low=0, high=1)}
+
+
+ACTIONS = [
+    (gs.Discrete(4, start=3), {"action": Space("discrete", (), 4)}),
+    (gs.MultiDiscrete([3, 3]), {"action": Space("discrete", (2,), 3)}),
+    (gs.MultiDiscrete([[2, 3], [4, 5]]), {f"action_{i}": Space("discrete", (), i + 2) for i in range(4)}),
+    (gs.MultiBinary(3), {"action": Space("discrete", (3,), 2)}),
+    (gs.Box(-2, 2, (2,)), {"action": Space("vector", (2,), low=-1, high=1)}),
+    (gs.Box(-np.inf, np.inf, (2,)), {"action": Space("vector", (2,))}),
+    (gs.Box(0, 1, (2, 1, 2)), {"action": Space("vector", (4,), low=-1, high=1)}),
+    (
+        gs.Dict(arm=gs.Box(0, 1, (2,)), hand=gs.Dict(grip=gs.Discrete(2))),
+        {"arm": Space("vector", (2,), low=-1, high=1), "hand_grip": Space("discrete", (), 2)},
+    ),
+    (
+        gs.Tuple((gs.Discrete(2), gs.Box(0, 1, (1,)))),
+        {"action_0": Space("discrete", (), 2), "action_1": Space("vector", (1,), low=-1, high=1)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("space", "expected"), ACTIONS, ids=lambda x: str(x)[:40])
+def test_actions_land_in_their_gymnasium_space(space, expected):
+    spaces, decode = action(space)
+    assert spaces == expected
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        act = {
+            key: rng.integers(s.classes, size=s.shape) if s.kind == "discrete" else rng.normal(0, 2, s.shape)
+            for key, s in spaces.items()
+        }
+        assert space.contains(decode(act))
+
+
+@pytest.mark.parametrize(
+    "space", [gs.Box(0, 9, (2,), np.int32), gs.Text(4), gs.Dict(a=gs.Sequence(gs.Discrete(2)))]
+)
+def test_action_spaces_that_cannot_be_served_are_named(space):
+    with pytest.raises(EnvError, match=r"the action '(action|a)' is .*Box of floats"):
+        action(space)
+
+
+def test_finite_bounds_are_scaled_and_infinite_ones_passed_through():
+    scale = rescale(np.array([0, -np.inf, 0]), np.array([10, np.inf, np.inf]))
+    assert scale(np.array([0.5, 7.0, -3.0])).tolist() == [7.5, 7.0, 0.0]
+    assert scale(np.array([-4.0, -9.0, 5.0])).tolist() == [0.0, -9.0, 5.0]
+    with pytest.raises(AssertionError, match="nan"):
+        scale(np.array([np.nan, 0, 0]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.floats(-1e6, 1e6, allow_subnormal=False),
+    st.floats(1e-3, 1e6),
+    st.lists(st.floats(-2, 2, allow_subnormal=False), min_size=2, max_size=2).map(sorted),
+)
+def test_rescaling_keeps_order_and_bounds(low, width, pair):
+    scale = rescale(np.array([low]), np.array([low + width]))
+    small, large = (scale(np.array([a]))[0] for a in pair)
+    assert low <= small <= large <= low + width
+    assert scale(np.array([-1.0]))[0] == low and scale(np.array([1.0]))[0] == pytest.approx(low + width)
