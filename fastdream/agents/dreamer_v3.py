@@ -1,0 +1,259 @@
+"""DreamerV3: mastering diverse control tasks through world models (Hafner et al., Nature 2025).
+
+Read from `loss` downwards, it is the paper. Everything between a batch and its metrics stays on the device and
+nothing waits for it. One thing is better than in the official code on purpose: `report` keeps the losses that it
+computes. What environments do better (Atari's time limit is no terminal state) is said where they are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdream import ops as fd
+from fastdream.agents.dreamer_v3_behavior import actor_critic_loss, replay_critic_loss
+from fastdream.agents.dreamer_v3_config import Config, size, variant
+from fastdream.agents.dreamer_v3_nets import Draws, Networks
+from fastdream.nets import decode_action
+from fastdream.normalize import Slow
+from fastdream.openloop import open_loop
+from fastdream.ops import Ops
+from fastdream.optim import LaProp
+from fastdream.spaces import Spaces
+
+__all__ = ["Config", "Draws", "DreamerV3", "size", "variant"]
+
+Carry = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+Trace = dict[str, Any]
+
+
+class DreamerV3:
+    """A world model, an actor and a critic, trained together by one optimiser.
+
+    obs_space, act_space   what the environment shows and takes, without reward and flags.
+    config    `Config()`, through `size` and `variant` where wanted.
+    ops       table of kernels; None loads the best for the device.
+    seed      of the initial parameters and of all later draws.
+    """
+
+    def __init__(
+        self,
+        obs_space: Spaces,
+        act_space: Spaces,
+        config: Config,
+        ops: Ops | None = None,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.obs_space, self.act_space, self.config = obs_space, act_space, config
+        self.device = torch.device(device)
+        auto = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.dtype: torch.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
+        self.ops = fd.load(device=self.device) if ops is None else ops
+        self.scales = config.scales(obs_space)
+        self.nets = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(self.device)
+        self.slow = Slow(self.nets.val, self.nets.slowval, config.slowvalue)
+        self.slow.copy()
+        self.opt = LaProp(self.ops, self.nets.learned(), config.opt)
+        # Acting and learning draw from generators of their own, so that neither depends on how often the other
+        # is called.
+        self.generators = {
+            name: torch.Generator(self.device).manual_seed(seed + offset)
+            for offset, name in enumerate(("policy", "train", "report"), start=1)
+        }
+
+    @property
+    def param_count(self) -> int:
+        """Trained parameters, without the slow critic."""
+        return self.opt.param_count
+
+    @property
+    def replay_context(self) -> int:
+        """Extra steps at the front of each training sequence."""
+        return self.config.replay_context
+
+    @property
+    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of what `policy` and `update` give replay to keep."""
+        return self.nets.latent_spec
+
+    def init_policy(self, n: int) -> Carry:
+        """State before the first observation of n environments."""
+        carry = self.init_train(n)
+        return carry | {"action": carry["deter"].new_zeros(n, self.nets.action_width)}
+
+    @torch.no_grad()
+    def policy(
+        self, carry: Carry, obs: Mapping[str, np.ndarray], mode: str = "sample"
+    ) -> tuple[Carry, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Choose actions for n environments.
+
+        obs     observation keys and is_first, [n, ...].
+        mode    "sample" draws from the policy, as the official code does even in evaluation; "mode" takes the
+                most likely class or the mean.
+        Returns the next carry, actions [n, ...] by key, and the latents (deter, stoch) for replay.
+        """
+        if mode not in ("sample", "mode"):
+            raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
+        inputs = {k: torch.as_tensor(obs[k]).to(self.device) for k in (*self.obs_space, "is_first")}
+        carry, latents = self.nets.act(carry, inputs, self.generators["policy"], greedy=mode == "mode")
+        return carry, _to_host(decode_action(self.act_space, carry["action"])), _to_host(latents)
+
+    def init_train(self, b: int) -> Carry:
+        """State before the first training sequences; only read without replay context."""
+        deter, stoch = self.nets.dyn.initial(b, device=self.device, dtype=self.dtype)
+        return {"deter": deter, "stoch": stoch}
+
+    def update(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Carry, dict[str, Tensor], Metrics]:
+        """One gradient step on sequences [B, replay_context + T, ...] in replay's time convention.
+
+        Returns the next carry, the new latents of the T trained steps for replay, and metrics (0-d tensors).
+        """
+        carry, batch, action = self.nets.context(carry, batch)
+        B, T = action.shape[:2]
+        draws = self.nets.draw(B, T, self.generators["train"])
+        loss, post, metrics = self.loss(carry, batch, action, draws)
+        loss.backward()
+        metrics |= {f"opt/{k}": v for k, v in self.opt.step().items()}
+        self.slow.update()
+        deter, stoch = post.deter.detach(), post.stoch.detach()
+        return {"deter": deter[:, -1], "stoch": stoch[:, -1]}, self.nets.pack(deter, stoch), metrics
+
+    def loss(
+        self,
+        carry: Carry,
+        batch: Mapping[str, Tensor],
+        action: Tensor,
+        draws: Draws,
+        *,
+        training: bool = True,
+        trace: Trace | None = None,
+    ) -> tuple[Tensor, fd.Step, Metrics]:
+        """All losses on one batch: scalar total, posterior states, metrics.
+
+        training=False leaves the running normalisers as they are. `trace` collects what was computed on the way.
+        """
+        trace = {} if trace is None else trace
+        params = self.nets.dyn.params
+        embed = self.nets.enc(batch)
+        state = carry["deter"], carry["stoch"], action, embed, batch["is_first"]
+        post = self.ops.observe(params, *state, draws.post, draws.post_index)
+        losses, metrics = self.world_model_loss(params, post, batch, trace)
+        learned, ret, imagined = self.behavior_loss(params, post, batch, draws, training, trace)
+        losses |= learned
+        if "repval" in self.scales:
+            losses["repval"] = self.replay_value_loss(post, batch, ret[:, :, 0], training, trace)
+        assert losses.keys() == self.scales.keys(), (sorted(losses), sorted(self.scales))
+        trace |= {"embed": embed, "post": post, "losses": losses}
+        means = {k: v.mean() for k, v in losses.items()}
+        total = torch.stack([means[k] * scale for k, scale in self.scales.items()]).sum()
+        metrics |= imagined | {f"loss/{k}": v for k, v in means.items()} | {"opt/loss": total}
+        return total, post, {k: v.detach() for k, v in metrics.items()}
+
+    def world_model_loss(
+        self, params: fd.RSSM, post: fd.Step, batch: Mapping[str, Tensor], trace: Trace
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """Prediction, dynamics and representation losses (eqs. 4 and 5), each [B, T]."""
+        nets, config = self.nets, self.config
+        prior = self.ops.prior(params, post.deter)
+        feat = nets.feat(post.deter, post.stoch)
+        recon = nets.dec(post.deter, nets.dyn.flat(post.stoch))
+        rew = nets.rew(feat if config.reward_grad else feat.detach())
+        con = nets.con(feat)
+        dyn, rep = nets.latent.kl(post.logit, prior, config.dyn.free_nats)
+        losses = {"dyn": dyn, "rep": rep, "rew": nets.rew.loss(rew, batch["reward"])}
+        losses |= {"con": nets.con.loss(con, self.continuation(batch))} | nets.dec.loss(recon, batch)
+        metrics = {
+            "dyn_ent": nets.latent.entropy(prior).mean(),
+            "rep_ent": nets.latent.entropy(post.logit).mean(),
+        }
+        trace |= {"prior": prior, "recon": recon, "rew": rew, "con": con}
+        return losses, metrics
+
+    def continuation(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Target of the continuation head: 1 - is_terminal, times the discount if that is learned too."""
+        cont = 1 - batch["is_terminal"].float()
+        return cont * (1 - 1 / self.config.horizon) if self.config.contdisc else cont
+
+    def behavior_loss(
+        self,
+        params: fd.RSSM,
+        post: fd.Step,
+        batch: Mapping[str, Tensor],
+        draws: Draws,
+        training: bool,
+        trace: Trace,
+    ) -> tuple[dict[str, Tensor], Tensor, Metrics]:
+        """Actor and critic on imagined trajectories (eqs. 7 to 12): losses [B, K], returns [B, K, H], metrics."""
+        nets, config, (B, T) = self.nets, self.config, post.deter.shape[:2]
+        K, H = nets.starts(T), config.imag_length
+        deter, stoch = (x[:, -K:].flatten(0, 1) for x in (post.deter, post.stoch))
+        # The actor learns by REINFORCE: nothing is differentiated through the dream.
+        with torch.no_grad():
+            noise = draws.prior, draws.action, draws.prior_index, draws.action_flat
+            dream = self.ops.imagine(params, nets.pol.params, deter, stoch, H, *noise)
+            feat = nets.feat(dream.deter, dream.stoch)
+            rew, cont = nets.rew.pred(nets.rew(feat)), nets.con.pred(nets.con(feat))
+            slow = nets.slowval.pred(nets.slowval(feat))
+            if config.imag_start == "data":
+                rew = torch.cat([batch["reward"][:, -K:].reshape(-1, 1), rew[:, 1:]], 1)
+                cont = torch.cat([1 - batch["is_terminal"][:, -K:].float().reshape(-1, 1), cont[:, 1:]], 1)
+        if config.ac_grads:
+            feat = torch.cat([nets.feat(deter, stoch)[:, None], feat[:, 1:]], 1)
+        outs = nets.pol(feat), nets.val(feat), slow
+        context = self.ops, nets, config
+        losses, ret, metrics = actor_critic_loss(*context, dream.action, rew, cont, *outs, training, trace)
+        trace |= {"dream": dream, "imag_rew": rew, "imag_con": cont, "imag_slow": slow}
+        return {k: v.mean(1).reshape(B, K) for k, v in losses.items()}, ret.reshape(B, K, H), metrics
+
+    def replay_value_loss(
+        self, post: fd.Step, batch: Mapping[str, Tensor], boot: Tensor, training: bool, trace: Trace
+    ) -> Tensor:
+        """Critic on the last K replayed states, bootstrapped from the imagined return of each: [B, K-1]."""
+        nets, K = self.nets, boot.shape[1]
+        feat = nets.feat(post.deter[:, -K:], post.stoch[:, -K:])
+        value = nets.val(feat if self.config.repval_grad else feat.detach())
+        with torch.no_grad():
+            slow = nets.slowval.pred(nets.slowval(feat))
+        batch = {k: batch[k][:, -K:] for k in ("reward", "is_last", "is_terminal")}
+        return replay_critic_loss(self.ops, nets, self.config, batch, boot, value, slow, training, trace)
+
+    def report(
+        self, carry: Carry, batch: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+        """Metrics of one batch without learning from it, and what the model would have predicted.
+
+        Returns losses and the like, and for each observation key an open-loop prediction: see `openloop.open_loop`.
+        """
+        generator = self.generators["report"]
+        carry, batch, action = self.nets.context(carry, batch)
+        with torch.no_grad():
+            draws = self.nets.draw(action.shape[0], action.shape[1], generator)
+            _, _, metrics = self.loss(carry, batch, action, draws, training=False)
+            nets = self.nets
+            pictures = open_loop(self.ops, nets.enc, nets.dyn, nets.dec, carry, batch, action, generator)
+        return metrics, pictures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs: parameters, normalisers, optimiser, generators."""
+        return {
+            "nets": self.nets.state_dict(),
+            "opt": self.opt.state_dict(),
+            "slow_count": self.slow.count,
+            "generators": {k: g.get_state() for k, g in self.generators.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict` of an agent with the same spaces and configuration."""
+        self.nets.load_state_dict(state["nets"])
+        self.opt.load_state_dict(state["opt"])
+        self.slow.count.copy_(state["slow_count"])
+        for name, generator in self.generators.items():
+            generator.set_state(state["generators"][name].cpu())
+
+
+def _to_host(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {k: v.cpu().numpy() for k, v in tensors.items()}

@@ -1,0 +1,97 @@
+"""DreamerV3's actor and critic, given what was imagined or replayed: returns, advantages, losses, metrics."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdream.agents.dreamer_v3_config import Config
+from fastdream.agents.dreamer_v3_nets import Networks
+from fastdream.behavior import critic_loss, discount_weight, imagined_return, reinforce_loss, replayed_return
+from fastdream.ops import Ops
+from fastdream.policy import Outputs
+
+Metrics = dict[str, Tensor]
+Trace = dict[str, Any]
+
+
+def actor_critic_loss(
+    ops: Ops,
+    nets: Networks,
+    config: Config,
+    action: Tensor,
+    rew: Tensor,
+    cont: Tensor,
+    policy: Outputs,
+    value: Tensor,
+    slow: Tensor,
+    training: bool,
+    trace: Trace,
+) -> tuple[dict[str, Tensor], Tensor, Metrics]:
+    """REINFORCE with return normalisation, and the two-hot critic: losses and returns [N, H], metrics.
+
+    action [N, H+1, A] flat, rew, cont, slow (the slow critic's prediction) [N, H+1]; policy and value are raw
+    outputs of their heads on the same states.
+    """
+    offset, scale = nets.valnorm.stats()
+    val, slowval = nets.val.pred(value).detach() * scale + offset, slow * scale + offset
+    target = slowval if config.slowtar else val
+    disc = 1.0 if config.contdisc else 1 - 1 / config.horizon
+    ret = imagined_return(ops, rew, cont, target, disc, config.lam)
+    weight = discount_weight(cont, disc)
+
+    offset, scale = nets.retnorm(ret, training)
+    adv, ret_normed = (ret - target[:, :-1]) / scale, (ret - offset) / scale
+    adv_offset, adv_scale = nets.advnorm(adv, training)
+    adv_normed = (adv - adv_offset) / adv_scale
+    log_prob = nets.pol.log_prob(policy, action)[:, :-1]
+    ents = {k: v[:, :-1] for k, v in nets.pol.entropy(policy).items()}
+    entropy = torch.stack(list(ents.values())).sum(0)
+    actor = reinforce_loss(log_prob, adv_normed, entropy, weight[:, :-1], config.actent)
+
+    tar_offset, tar_scale = nets.valnorm(ret, training)
+    tar = (ret - tar_offset) / tar_scale
+    critic = critic_loss(nets.val, value[:, :-1], tar, slow[:, :-1], weight[:, :-1], config.slowreg)
+
+    stats = dict(adv=adv, rew=rew, con=cont, ret=ret_normed, val=val, tar=tar, weight=weight, slowval=slowval)
+    metrics = {k: v.mean() for k, v in stats.items()} | {"adv_mag": adv.abs().mean()}
+    metrics |= {
+        "adv_std": adv.std(correction=0),
+        "ret_min": ret_normed.min(),
+        "ret_max": ret_normed.max(),
+    }
+    metrics["ret_rate"] = (ret_normed.abs() >= 1).float().mean()
+    for key, (low, high) in nets.pol.entropy_range().items():
+        mean = ents[key].mean()
+        metrics |= {f"ent/{key}": mean, f"rand/{key}": (mean - low) / (high - low)}
+    trace["imag"] = stats | dict(ret=ret, ret_normed=ret_normed, adv_normed=adv_normed, logpi=log_prob)
+    trace |= {"ents": ents, "roffset": offset, "rscale": scale, "actor": actor, "critic": critic}
+    return {"policy": actor, "value": critic}, ret, metrics
+
+
+def replay_critic_loss(
+    ops: Ops,
+    nets: Networks,
+    config: Config,
+    batch: Mapping[str, Tensor],
+    boot: Tensor,
+    value: Tensor,
+    slow: Tensor,
+    training: bool,
+    trace: Trace,
+) -> Tensor:
+    """Critic on replayed states: [B, K-1], zero where an episode ends.
+
+    batch: reward, is_last, is_terminal [B, K]; boot [B, K] what to bootstrap from; value the raw output of the
+    critic, slow the slow critic's prediction, both on the same states.
+    """
+    last, disc = batch["is_last"], 1 - 1 / config.horizon
+    ret = replayed_return(ops, batch["reward"], last, batch["is_terminal"], boot, disc, config.replay_lam)
+    offset, scale = nets.valnorm.stats()
+    stats = {"val": nets.val.pred(value).detach() * scale + offset, "slowval": slow * scale + offset}
+    offset, scale = nets.valnorm(ret, training)
+    weight = 1 - last.float()
+    trace["repl"] = stats | {"ret": ret, "weight": weight}
+    tar = (ret - offset) / scale
+    return critic_loss(nets.val, value[:, :-1], tar, slow[:, :-1], weight[:, :-1], config.replay_slowreg)

@@ -1,0 +1,147 @@
+"""The networks of DreamerV3, by the names that the official code gives them, and one step of acting with them."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastdream import ops as fd
+from fastdream.agents.dreamer_v3_config import Config
+from fastdream.cores import BlockGRU
+from fastdream.decoder import Decoder
+from fastdream.encoder import Encoder
+from fastdream.heads import BinaryHead, TwoHotHead
+from fastdream.latents import Categorical
+from fastdream.nets import encode_action
+from fastdream.normalize import Normalize
+from fastdream.ops import Ops
+from fastdream.policy import ActorHeads
+from fastdream.rssm import RSSM
+from fastdream.spaces import Spaces
+
+
+class Draws(NamedTuple):
+    """What is random in one update: noise to draw samples with, or the samples themselves, to be replayed."""
+
+    post: Tensor | None = None  # [B, T, S] uniform
+    prior: Tensor | None = None  # [N, H, S] uniform
+    action: Tensor | None = None  # [N, H+1, M] uniform for discrete elements, normal for continuous ones
+    post_index: Tensor | None = None  # [B, T, S]
+    prior_index: Tensor | None = None  # [N, H, S]
+    action_flat: Tensor | None = None  # [N, H+1, A]
+
+
+class Networks(nn.Module):
+    """World model (enc, dyn, dec, rew, con), actor (pol), critic (val), its slow copy, and running normalisers.
+
+    dtype   of matrix products; parameters are float32 throughout.
+    seed    of the initial parameters.
+    """
+
+    def __init__(
+        self, obs_space: Spaces, act_space: Spaces, config: Config, ops: Ops, dtype: torch.dtype, seed: int
+    ) -> None:
+        super().__init__()
+        self.ops, self.config, self.act_space, self.dtype = ops, config, act_space, dtype
+        cfg, generator = config.dyn, torch.Generator().manual_seed(seed)
+        self.latent = Categorical(ops, cfg.stoch, cfg.classes, cfg.unimix)
+        self.action_width = sum(space.width for space in act_space.values())
+        self.enc = Encoder(ops, obs_space, config.enc, generator, dtype)
+        core = BlockGRU(
+            ops,
+            cfg.deter,
+            self.latent.width,
+            self.action_width,
+            hidden=cfg.hidden,
+            blocks=cfg.blocks,
+            layers=cfg.dynlayers,
+            norm=cfg.norm,
+            act=cfg.act,
+            generator=generator,
+        )
+        self.dyn = RSSM(
+            ops,
+            core,
+            self.latent,
+            self.enc.embed_width,
+            hidden=cfg.hidden,
+            prior_layers=cfg.imglayers,
+            post_layers=cfg.obslayers,
+            absolute=cfg.absolute,
+            outscale=cfg.outscale,
+            logit_bias=cfg.logit_bias,
+            norm=cfg.norm,
+            act=cfg.act,
+            generator=generator,
+        )
+        feat = self.dyn.feat_width
+        self.dec = Decoder(ops, obs_space, cfg.deter, self.latent.width, config.dec, generator)
+        self.rew = TwoHotHead(ops, feat, config.rewhead, generator=generator)
+        self.con = BinaryHead(ops, feat, config.conhead, generator)
+        self.pol = ActorHeads(ops, feat, act_space, config.policy, generator)
+        self.val = TwoHotHead(ops, feat, config.value, generator=generator)
+        self.slowval = TwoHotHead(ops, feat, config.value, generator=generator)
+        self.retnorm = Normalize(config.retnorm)
+        self.valnorm = Normalize(config.valnorm)
+        self.advnorm = Normalize(config.advnorm)
+
+    @property
+    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of the latents that replay keeps for every step."""
+        stoch = (self.latent.params.stoch,), np.dtype(np.uint8)
+        return {"deter": ((self.dyn.deter,), np.dtype(np.float16)), "stoch": stoch}
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Parameters that the optimiser trains: all but the slow critic's."""
+        return {n: p for n, p in self.named_parameters() if not n.startswith("slowval.")}
+
+    def feat(self, deter: Tensor, stoch: Tensor) -> Tensor:
+        """Input of every head: [..., D] and [..., S, C] -> [..., D + S*C]."""
+        return self.dyn.feat(deter, stoch)
+
+    def pack(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:
+        """Latents as replay keeps them, by `latent_spec`."""
+        return {"deter": deter.half(), "stoch": self.latent.pack(stoch)}
+
+    def act(
+        self, carry: Mapping[str, Tensor], obs: Mapping[str, Tensor], generator: torch.Generator, greedy: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Take in one observation of n environments: the next carry, with the flat action chosen, and latents."""
+        reset = obs["is_first"].bool()
+        noise = self.latent.noise(len(reset), generator=generator)
+        state = carry["deter"], carry["stoch"], carry["action"]
+        step = self.ops.observe_step(self.dyn.params, *state, self.enc(obs), reset, noise)
+        feat = self.feat(step.deter, step.stoch)
+        if greedy:
+            action = self.pol.mode(self.pol(feat))
+        else:
+            action = fd.actor(self.pol.params, feat, self.pol.noise(len(reset), generator=generator))
+        carry = {"deter": step.deter, "stoch": step.stoch, "action": action.to(step.deter.dtype)}
+        return carry, self.pack(step.deter, step.stoch)
+
+    def context(
+        self, carry: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Split replay context from a batch: initial state, the T trained steps, their flat actions [B, T, A]."""
+        context = self.config.replay_context
+        if context:
+            deter, stoch = batch["deter"][:, context - 1], batch["stoch"][:, context - 1]
+            carry = {"deter": deter.to(self.dtype), "stoch": self.latent.unpack(stoch, self.dtype)}
+        batch = {k: v[:, context:] for k, v in batch.items()}
+        action = {k: batch[f"action/{k}"] for k in self.act_space}
+        return dict(carry), batch, encode_action(self.act_space, action, self.dtype)
+
+    def starts(self, T: int) -> int:
+        """From how many of a sequence's T states imagination starts: the last ones."""
+        return min(self.config.imag_last or T, T)
+
+    def draw(self, B: int, T: int, generator: torch.Generator) -> Draws:
+        """All random numbers of one update on sequences [B, T]."""
+        N, H = B * self.starts(T), self.config.imag_length
+        return Draws(
+            post=self.latent.noise(B, T, generator=generator),
+            prior=self.latent.noise(N, H, generator=generator),
+            action=self.pol.noise(N, H + 1, generator=generator),
+        )

@@ -1,0 +1,53 @@
+"""Learning to act: returns, and the losses of actor and critic, as functions of tensors.
+
+Time indices. An imagined trajectory has H+1 states: index 0 is the start, the reward and continuation at index t
+belong to the state reached at t, so the return of the state at t begins with the reward at t+1.
+"""
+
+import torch
+from torch import Tensor
+
+from fastdream.heads import TwoHotHead
+from fastdream.ops import Ops
+
+
+def imagined_return(ops: Ops, rew: Tensor, cont: Tensor, val: Tensor, disc: float, lam: float) -> Tensor:
+    """λ-return of imagined states (DreamerV3, eq. 7): [N, H+1] each -> [N, H].
+
+    ret_t = rew_{t+1} + disc * cont_{t+1} * ((1 - lam) * val_{t+1} + lam * ret_{t+1}), ret_H = val_H.
+    """
+    mix = torch.full_like(rew[:, 1:], lam)
+    return ops.lambda_return(rew[:, 1:], disc * cont[:, 1:], mix, val[:, 1:])
+
+
+def replayed_return(
+    ops: Ops, reward: Tensor, last: Tensor, terminal: Tensor, boot: Tensor, disc: float, lam: float
+) -> Tensor:
+    """λ-return of replayed states that bootstraps from `boot`: [B, T] each -> [B, T-1].
+
+    An episode that was cut off (`last` without `terminal`) bootstraps fully from the state where it was cut.
+    """
+    live = disc * (1 - terminal[:, 1:].float())
+    mix = lam * (1 - last[:, 1:].float())
+    return ops.lambda_return(reward[:, 1:], live, mix, boot[:, 1:])
+
+
+def discount_weight(cont: Tensor, disc: float) -> Tensor:
+    """Probability that a trajectory is still alive: [N, H+1] continuations -> [N, H+1], product up to each."""
+    return torch.cumprod(disc * cont, 1) / disc
+
+
+def reinforce_loss(log_prob: Tensor, adv: Tensor, entropy: Tensor, weight: Tensor, actent: float) -> Tensor:
+    """REINFORCE with entropy bonus (DreamerV3, eq. 11), all [N, H]; gradients flow into log_prob and entropy."""
+    return weight.detach() * -(log_prob * adv.detach() + actent * entropy)
+
+
+def critic_loss(
+    head: TwoHotHead, logit: Tensor, target: Tensor, slow: Tensor, weight: Tensor, slowreg: float
+) -> Tensor:
+    """Cross-entropy to the two-hot return and to the slow critic's prediction (DreamerV3, eq. 10).
+
+    logit [N, H, bins]; target, slow and weight [N, H]; gradients flow into logit.
+    """
+    loss = head.loss(logit, target.detach()) + slowreg * head.loss(logit, slow.detach())
+    return weight.detach() * loss

@@ -1,0 +1,135 @@
+"""Recurrent cores: the deterministic path of a world model, deter' = core(deter, stoch, action).
+
+A core owns its parameters, hands them to the ops as `params`, and knows nothing of latents, agents or losses.
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fastdream import ops as fd
+from fastdream.nets import Dense
+from fastdream.ops import Ops
+
+
+class BlockGRU(nn.Module):
+    """DreamerV3's block GRU (Hafner et al. 2025, appendix on the sequence model).
+
+    deter [B, D] is split into `blocks` blocks; each sees its own part and the projections (width H = hidden) of
+    the whole deter, of stoch and of the action; one RMSNorm over all of D is what couples the blocks.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        deter: int,
+        stoch_width: int,
+        action_width: int,
+        *,
+        hidden: int,
+        blocks: int = 8,
+        layers: int = 1,
+        norm: fd.Norm = "rms",
+        act: fd.Act = "silu",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if deter % blocks:
+            raise ValueError(f"deter={deter} is not divisible by blocks={blocks}; choose a multiple")
+        if layers < 1:
+            raise ValueError(f"the block GRU needs at least one hidden layer, got dynlayers={layers}")
+        self.ops, self.deter, self.blocks = ops, deter, blocks
+
+        def dense(inp: int, out: int, blocks: int = 0) -> Dense:
+            return Dense(ops, inp, out, norm=norm, act=act, blocks=blocks, generator=generator)
+
+        self.dynin0 = dense(deter, hidden)
+        self.dynin1 = dense(stoch_width, hidden)
+        self.dynin2 = dense(action_width, hidden)
+        width = deter + 3 * hidden * blocks
+        self.dynhid = nn.ModuleList(
+            dense(width if i == 0 else deter, deter, blocks=blocks) for i in range(layers)
+        )
+        self.dyngru = Dense(ops, deter, 3 * deter, blocks=blocks, generator=generator)
+
+    @property
+    def params(self) -> fd.BlockGRU:
+        hidden = tuple(cast(Dense, dense).layer for dense in self.dynhid)
+        return fd.BlockGRU(self.dynin0.layer, self.dynin1.layer, self.dynin2.layer, hidden, self.dyngru.layer)
+
+    def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+        """One step: deter [B, D], flat stoch [B, S*C], flat action [B, A] -> deter' [B, D]."""
+        return self.ops.block_gru(self.params, deter, stoch, action)
+
+
+class LayerNormGRU(nn.Module):
+    """DreamerV2's GRU: one product for all gates, LayerNorm over them, update bias -1 (Hafner et al. 2021)."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        deter: int,
+        stoch_width: int,
+        action_width: int,
+        *,
+        hidden: int,
+        norm: fd.Norm = "none",
+        act: fd.Act = "elu",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.ops, self.deter = ops, deter
+        self.inputs = Dense(ops, stoch_width + action_width, hidden, norm=norm, act=act, generator=generator)
+        self.gates = Dense(ops, hidden + deter, 3 * deter, norm="layer", eps=1e-3, generator=generator)
+
+    @property
+    def params(self) -> fd.LayerNormGRU:
+        return fd.LayerNormGRU(self.inputs.layer, self.gates.layer)
+
+    def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+        """One step: deter [B, D], flat stoch [B, S*C], flat action [B, A] -> deter' [B, D]."""
+        return self.ops.layernorm_gru(self.params, deter, stoch, action)
+
+
+class GRU(nn.Module):
+    """DreamerV1's plain GRU (Hafner et al. 2020), in both published forms: see `ops.params.GRU.reset_after`."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        deter: int,
+        stoch_width: int,
+        action_width: int,
+        *,
+        hidden: int,
+        act: fd.Act = "elu",
+        reset_after: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.ops, self.deter, self.reset_after = ops, deter, reset_after
+        self.inputs = Dense(ops, stoch_width + action_width, hidden, act=act, generator=generator)
+        self.weight_ih = nn.Parameter(_glorot_uniform(3 * deter, hidden, generator))
+        self.weight_hh = nn.Parameter(_orthogonal(3 * deter, deter, generator))
+        self.bias_ih = nn.Parameter(torch.zeros(3 * deter))
+        self.bias_hh = nn.Parameter(torch.zeros(3 * deter))
+
+    @property
+    def params(self) -> fd.GRU:
+        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        return fd.GRU(self.inputs.layer, *weights, reset_after=self.reset_after)
+
+    def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+        """One step: deter [B, D], stoch [B, S], flat action [B, A] -> deter' [B, D]."""
+        return self.ops.gru(self.params, deter, stoch, action)
+
+
+def _glorot_uniform(out: int, inp: int, generator: torch.Generator | None) -> Tensor:
+    limit = math.sqrt(6 / (inp + out))
+    return torch.empty(out, inp).uniform_(-limit, limit, generator=generator)
+
+
+def _orthogonal(out: int, inp: int, generator: torch.Generator | None) -> Tensor:
+    return nn.init.orthogonal_(torch.empty(out, inp), generator=generator)
