@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from .golden_tools import LOOSE, Golden, assert_close, files, parse_options
 from torch import Tensor
 
 from fastdream import ops as fd
@@ -17,6 +16,8 @@ from fastdream.nets import encode_action
 from fastdream.normalize import NormConfig
 from fastdream.official import from_official, to_official
 from fastdream.spaces import Space
+
+from .golden_tools import LOOSE, Golden, assert_close, files, parse_options
 
 FILES = files("returns.npz")
 NORMS = ("retnorm", "valnorm", "advnorm")

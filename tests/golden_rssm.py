@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from .golden_tools import Golden, assert_close, files, parse_options, parse_spaces
 from torch import Tensor
 
 from fastdream import ops as fd
@@ -15,6 +14,8 @@ from fastdream.latents import Categorical
 from fastdream.nets import encode_action
 from fastdream.official import from_official, name_map
 from fastdream.rssm import RSSM
+
+from .golden_tools import Golden, assert_close, files, parse_options, parse_spaces
 
 FILES = files("rssm*.npz")
 
