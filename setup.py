@@ -77,10 +77,10 @@ def record(package: Path, result: dict[str, str]) -> None:
 
 class BuildPy(build_py):
     def run(self) -> None:
-        super().run()
         package = ROOT / "fastdream" if self.editable_mode else Path(self.build_lib, "fastdream")
-        for stale in package.glob("_C.*.so"):
+        for stale in package.glob("_C.*.so" if self.editable_mode else "**/*.*"):
             stale.unlink()
+        super().run()
         if WHY_NOT:
             record(package, {"built": "nothing", "why": WHY_NOT, "compilers": ""})
 
