@@ -107,6 +107,7 @@ class Driver:
 
     def send(self, actions: dict[str, np.ndarray]) -> None:
         """Gives every environment its action: arrays [n, ...] for each key of `act_space`."""
+        assert not self._fresh, "send before the first recv"
         for key in self.act_space:
             if key not in actions or len(actions[key]) != self.n:
                 raise ValueError(f"need an action {key!r} for each of {self.n} environments, got {actions}")
