@@ -77,7 +77,10 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     Nothing but NumPy arrays can be unpickled. Raises ValueError where the file holds something else.
     """
     with open(path, "rb") as file:
-        data = _NumpyUnpickler(file).load()
+        try:
+            data = _NumpyUnpickler(file).load()
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise ValueError(f"{path} is damaged or no pickle file ({error}); copy it again") from error
     params = data.get("params") if isinstance(data, dict) else None
     if not isinstance(params, dict) or not all(isinstance(x, np.ndarray) for x in params.values()):
         raise ValueError(
