@@ -164,7 +164,7 @@ def write_tensors(path: Path, tensors: Tensors) -> str:
 
 
 def _blocks(tensors: Iterator[torch.Tensor]) -> Iterator[bytes | memoryview]:
-    for tensor in tensors:
+    for tensor in filter(torch.numel, tensors):  # an empty one has a stride of 0, and cannot be seen as bytes
         yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
