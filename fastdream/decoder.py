@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdream.distributions import sum_event, wide
-from fastdream.encoder import check_keys, image_spaces, smallest_map, vector_spaces
+from fastdream.encoder import check_keys, check_sizes, image_spaces, smallest_map, vector_spaces
 from fastdream.nets import MLP, Children, Conv, Dense, NormAct
 from fastdream.ops import Ops, categorical_log_prob
 from fastdream.ops.params import Act, Norm
@@ -44,6 +44,9 @@ class DecoderConfig:
     """Normalisation of every layer."""
     act: Act = "silu"
     """Activation of every layer."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self.mults, depth=self.depth, units=self.units, kernel=self.kernel)
 
 
 class Decoder(nn.Module):

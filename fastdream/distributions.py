@@ -1,4 +1,4 @@
-"""Log-probabilities, entropies, divergences and losses of outputs, element by element."""
+"""Log-probabilities, entropies and losses of outputs, element by element."""
 
 import math
 
@@ -15,12 +15,6 @@ def normal_log_prob(event: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def normal_entropy(std: Tensor) -> Tensor:
     """Entropy of a normal in nats."""
     return 0.5 * (2 * math.pi * std.square()).log() + 0.5
-
-
-def normal_kl(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> Tensor:
-    """KL(N(mean, std²) ‖ N(other_mean, other_std²)) in nats."""
-    ratio = (std / other_std).square() + ((other_mean - mean) / other_std).square()
-    return 0.5 * (ratio - 1) + other_std.log() - std.log()
 
 
 def huber(distance: Tensor, eps: float = 1.0) -> Tensor:

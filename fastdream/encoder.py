@@ -39,6 +39,18 @@ class EncoderConfig:
     act: Act = "silu"
     """Activation of every layer."""
 
+    def __post_init__(self) -> None:
+        check_sizes(self.mults, depth=self.depth, units=self.units, kernel=self.kernel)
+
+
+def check_sizes(mults: tuple[int, ...], **sizes: int) -> None:
+    """ValueError where a size is not positive or no convolution is left."""
+    if not mults or min(mults) < 1:
+        raise ValueError(f"mults={mults} needs at least one entry and positive ones")
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+
 
 def vector_spaces(obs_space: Spaces) -> Spaces:
     """The entries that are vectors or discrete, in their own order."""

@@ -39,6 +39,12 @@ class PolicyConfig:
     max_std: float = 1.0
     """Largest standard deviation of continuous actions."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.min_std <= self.max_std:
+            raise ValueError(f"need 0 < min_std <= max_std, got {self.min_std} and {self.max_std}")
+        if not 0 <= self.unimix < 1:
+            raise ValueError(f"unimix={self.unimix} is not in [0, 1)")
+
 
 class ActorHeads(nn.Module):
     """The policy: one MLP, and one distribution for every action key, in the sorted order of the keys.

@@ -1,10 +1,13 @@
 """The encoder: which observations it takes, in which order, and which it refuses."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from fastdream import ops as fd
+from fastdream.decoder import DecoderConfig
 from fastdream.encoder import Encoder, EncoderConfig
 from fastdream.spaces import Space, Spaces
 
@@ -118,6 +121,18 @@ def test_images_that_do_not_fit_are_named(shape: tuple[int, ...], outer: bool, m
     config = EncoderConfig(mults=(1, 2), outer=outer)
     with pytest.raises(ValueError, match=message):
         Encoder(OPS, {"cam": Space("image", shape)}, config)
+
+
+@pytest.mark.parametrize("config", [EncoderConfig, DecoderConfig])
+@pytest.mark.parametrize(
+    "options, message",
+    [({"mults": ()}, r"mults=\(\) needs"), ({"mults": (2, 0)}, "positive"), ({"depth": 0}, "depth=0")],
+)
+def test_sizes_that_cannot_work_are_refused(
+    config: type[EncoderConfig] | type[DecoderConfig], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**options)
 
 
 def test_images_of_two_sizes_are_named() -> None:
