@@ -215,7 +215,7 @@ class ProcessWorker:
     def _receive(self, expected: str, timeout: float) -> Any:
         try:
             if not self._pipe.poll(timeout):
-                raise Died(f"it gave no answer within {timeout:g} seconds")
+                raise Died(f"it gave no answer within {timeout:.0f} seconds")
             kind, content = self._pipe.recv()
         except LOST:
             raise Died(self._how_it_ended()) from None

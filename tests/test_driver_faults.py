@@ -99,7 +99,7 @@ def test_restarts_are_warned_about_unless_someone_listens(rng):
         pytest.warns(UserWarning, match=r"(?s)environment 0 was restarted \(number 1\).*broke"),
     ):
         drv.recv()
-        roll(drv, 1, rng)
+        assert roll(drv, 1, rng)[0]["is_last"].all()
 
 
 @pytest.mark.parametrize("parallel", [False, True])

@@ -128,6 +128,8 @@ def test_the_right_answers_to_a_dummy_earn_everything_and_a_time_limit_is_no_ter
         ({"reward": float("nan")}, r"liar: the reward is nan.*step 1"),
         ({"reward": float("inf")}, "reward is inf"),
         ({"reward": np.zeros(2)}, "one finite number"),
+        ({"reward": None}, "the reward is None; it must be one finite number"),
+        ({"log/x": np.zeros(2)}, "'log/x' is .* must be one finite number"),
         ({"vector": np.array([0, np.nan, 0, 0])}, "'vector' contains nan"),
         ({"vector": np.array([0, 0, 0, -np.inf])}, "'vector' contains -inf"),
         ({"vector": np.zeros(5)}, r"'vector' is float64 \[5\], its space says float32 \[4\]"),

@@ -158,6 +158,9 @@ class TestControl:
         obs = roll(env, 2)
         assert obs[-1]["image"].std() > 0 and obs[-1]["height"].shape == ()
         env.close()
+        env = make("dmc_walker_walk")
+        env.reset(seed=0)
+        assert env.render().std() > 0
         env = make("dmc_walker_walk", obs="vision", size=32)
         assert set(env.obs_space) == {"image"} and env.reset(seed=0)["image"].std() > 0
 

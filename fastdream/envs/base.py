@@ -173,22 +173,26 @@ class Checked(Wrapper):
         return self._check(self.env.step(action))
 
     def _check(self, obs: Obs) -> Obs:
-        checked: Obs = {}
-        for key, space in self.obs_space.items():
-            if key not in obs:
-                raise self._error(f"observation {key!r} is missing")
-            checked[key] = self._entry(key, np.asarray(obs[key]), space)
-        reward = np.asarray(obs["reward"], np.float32)
-        if reward.size != 1 or not np.isfinite(reward).all():
-            raise self._error(f"the reward is {obs['reward']}; it must be one finite number")
-        checked["reward"] = np.float32(reward.reshape(()))
+        missing = [key for key in (*self.obs_space, *RESERVED) if key not in obs]
+        if missing:
+            raise self._error(f"observation {missing[0]!r} is missing")
+        checked = {
+            key: self._entry(key, np.asarray(obs[key]), space) for key, space in self.obs_space.items()
+        }
+        checked["reward"] = np.float32(self._number("the reward", obs["reward"]))
         for key in RESERVED[1:]:
             checked[key] = np.bool_(obs[key])
         for key in obs.keys() - checked.keys():
             if not key.startswith("log/"):
                 raise self._error(f"observation {key!r} is not in the observation space")
-            checked[key] = float(obs[key])
+            checked[key] = self._number(repr(key), obs[key])
         return checked
+
+    def _number(self, name: str, value: Any) -> float:
+        array = np.asarray(value)
+        if array.size != 1 or array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+            raise self._error(f"{name} is {value}; it must be one finite number")
+        return float(array.reshape(()))
 
     def _entry(self, key: str, value: np.ndarray, space: Space) -> np.ndarray:
         kinds = {"image": "u", "vector": "fiub", "discrete": "iub"}[space.kind]

@@ -118,9 +118,9 @@ class DMC:
         return self._obs(self._env.step(self._rescale(action["action"])))
 
     def render(self) -> np.ndarray:
-        """What the camera sees, of the size of the observation's picture."""
+        """What the camera sees; drawn the fast way, too, where the agent does not see it."""
         size = self._options.size
-        if not self._options.fast_render:
+        if "image" in self.obs_space and not self._options.fast_render:
             return self._env.physics.render(size, size, camera_id=self._camera)
         if self._renderer is None:
             self._renderer = _fast_renderer(self._env.physics.model.ptr, size)
