@@ -176,7 +176,7 @@ class Checked(Wrapper):
         missing = [key for key in (*self.obs_space, *RESERVED) if key not in obs]
         if missing:
             raise self._error(f"observation {missing[0]!r} is missing")
-        checked = {
+        checked: Obs = {
             key: self._entry(key, np.asarray(obs[key]), space) for key, space in self.obs_space.items()
         }
         checked["reward"] = np.float32(self._number("the reward", obs["reward"]))
