@@ -1,5 +1,6 @@
 """dmc_<domain>_<task>: the DeepMind Control Suite, from its sensors or from pictures, without a screen."""
 
+import importlib.util
 import os
 import sys
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ def _suite() -> ModuleType:
     """dm_control's suite, drawing through EGL where there may be no screen and nothing else was asked for."""
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
+    # Mesa draws with an LLVM that it shows to the whole process; Triton, which torch loads at need, brings its own and
+    # crashes where it comes second.
+    if "torch" in sys.modules and importlib.util.find_spec("triton"):
+        importlib.import_module("triton")
     try:
         return need("dm_control.suite", "dmc")
     except (ImportError, RuntimeError, AttributeError) as error:
