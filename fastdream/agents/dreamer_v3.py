@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v3_behavior import actor_critic_loss, replay_critic_loss
-from fastdream.agents.dreamer_v3_config import Config, size, variant
+from fastdream.agents.dreamer_v3_config import Config, loss_weights, size, variant
 from fastdream.agents.dreamer_v3_nets import Draws, Networks
 from fastdream.nets import decode_action
 from fastdream.normalize import Slow
@@ -53,7 +53,7 @@ class DreamerV3:
         auto = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.dtype: torch.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
         self.ops = fd.load(device=self.device) if ops is None else ops
-        self.scales = config.scales(obs_space)
+        self.scales = loss_weights(config, obs_space)
         self.nets = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(self.device)
         self.slow = Slow(self.nets.val, self.nets.slowval, config.slowvalue)
         self.slow.copy()

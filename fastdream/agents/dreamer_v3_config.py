@@ -133,15 +133,17 @@ class Config:
         if self.replay_context not in (0, 1):
             raise ValueError(f"replay_context={self.replay_context} is not supported; use 0 or 1")
 
-    def scales(self, obs_space: Spaces) -> dict[str, float]:
-        """Weight of every loss of an agent with these observations, by name."""
-        scales = dataclasses.asdict(self.loss_scales)
-        rec = scales.pop("rec")
-        if taken := sorted(scales.keys() & obs_space.keys()):
-            raise ValueError(f"observation keys {taken} are names of losses; rename them in the environment")
-        if not scales["repval"]:
-            del scales["repval"]
-        return dict.fromkeys(obs_space, rec) | scales
+
+def loss_weights(config: Config, obs_space: Spaces) -> dict[str, float]:
+    """Weight of every loss of an agent with these observations, by name; losses that are off are left out."""
+    scale = config.loss_scales
+    weights = {"rew": scale.rew, "con": scale.con, "dyn": scale.dyn, "rep": scale.rep}
+    weights |= {"policy": scale.policy, "value": scale.value}
+    if scale.repval:
+        weights["repval"] = scale.repval
+    if taken := sorted(weights.keys() & obs_space.keys()):
+        raise ValueError(f"observation keys {taken} are names of losses; rename them in the environment")
+    return dict.fromkeys(obs_space, scale.rec) | weights
 
 
 # deter, hidden, classes, depth, units of the official presets; `tiny` serves vectors on a CPU, `debug` tests.
