@@ -80,7 +80,14 @@ def test_round_trip_of_every_type(tmp_path: Path) -> None:
     assert torch.equal(weights["dyn.weight"], tree["agent"]["dyn.weight"])
 
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | st.text(max_size=5) | st.binary(max_size=5)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_subnormal=False)
+    | st.text(max_size=5)
+    | st.binary(max_size=5)
+)
 NODES = st.recursive(
     LEAVES,
     lambda node: (
