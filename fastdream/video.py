@@ -113,12 +113,15 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
     # Players want 4:2:0 colour, which needs even sizes.
     pad = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
     frames = np.pad(frames, pad, mode="edge")
-    with av.open(str(path), "w", format="mp4") as container:
+    # In memory first, so that a full disk is an ordinary OSError and not one of FFmpeg's.
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream("h264", rate=fps, options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+    path.write_bytes(buffer.getvalue())
 
 
 def _write_webp(path: Path, frames: np.ndarray, fps: int) -> None:

@@ -1,0 +1,240 @@
+"""What a run looks like while it runs: a live panel on a terminal, one plain line an interval elsewhere."""
+
+import atexit
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, TextIO
+
+from fastdream.progress import Goal, Progress, duration, number
+
+# The first plain line comes this soon, so that nobody wonders whether anything happens.
+FIRST_LINE = 2.0
+# Wider than this, the eye loses the line.
+_WIDEST = 100
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+class Console:
+    """Shows how far a run is. `live` forces or forbids the panel; by default a terminal that can show it gets it.
+
+    interval  seconds between plain lines.
+    Failing output (a closed pipe, a terminal that is gone) ends the display and never the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        interval: float = 10.0,
+        live: bool | None = None,
+        file: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._file = file or sys.stdout
+        self._live_wanted = can_be_live(self._file) if live is None else live
+        self._interval, self._clock = interval, clock
+        self._started = self._open = False
+        self._live: Any = None
+        self.state = Progress(Goal(), clock)
+        self._next_line = clock() + min(FIRST_LINE, interval)
+
+    def start(self, goal: Goal) -> None:
+        """Begin to show progress towards a goal."""
+        self.state = Progress(goal, self._clock)
+        self._next_line = self._clock() + min(FIRST_LINE, self._interval)
+        self._started = self._open = True
+        if self._live_wanted:
+            self._live = _Panel(self.state, self._file)
+            atexit.register(self.close)
+
+    def progress(self, step: int, updates: int) -> None:
+        """Where the run is now; cheap enough to be called at every step."""
+        if not self._started:
+            self.start(Goal(start=step))
+        self.state.move(step, updates)
+        if self._live is None and self._open and self._clock() >= self._next_line:
+            self._next_line = self._clock() + self._interval
+            self._write(line(self.state))
+
+    def episode(self, score: float, length: int) -> None:
+        """An episode has ended."""
+        self.state.episode(score, length)
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """The latest metrics, of which the losses (names with 'loss/') are shown."""
+        losses = {name.rpartition("loss/")[2]: value for name, value in values.items() if "loss/" in name}
+        if losses:
+            self.state.losses = losses
+
+    def saved(self) -> None:
+        """A checkpoint has just been written."""
+        self.state.saved = self._clock()
+
+    def print(self, text: str) -> None:
+        """A message, above the panel where there is one."""
+        if self._live is None:
+            self._write(text)
+        else:
+            with suppress(OSError):
+                self._live.print(text)
+
+    def close(self) -> None:
+        """Show the last state and give the terminal back; may be called twice."""
+        if not self._open:
+            return
+        self._open = False
+        if self._live is None:
+            self._write(line(self.state))
+        else:
+            with suppress(OSError):
+                self._live.stop()
+            self._live = None
+            atexit.unregister(self.close)
+
+    def _write(self, text: str) -> None:
+        encoding = getattr(self._file, "encoding", None) or "utf-8"
+        try:
+            self._file.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+            self._file.flush()
+        except (OSError, ValueError):  # ValueError: the file has been closed
+            self._open = False
+
+
+def can_be_live(file: TextIO) -> bool:
+    """Whether the panel can be shown: a terminal that can move its cursor and show more than ASCII."""
+    encoding = (getattr(file, "encoding", None) or "").lower().replace("-", "")
+    return file.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb") and encoding == "utf8"
+
+
+def line(state: Progress) -> str:
+    """The state as one line of ASCII."""
+    total = f"/{state.goal.steps:,} ({100 * state.fraction:.0f}%)" if state.goal.steps else ""
+    parts = [f"{duration(state.elapsed):>8}", f"step {state.step:,}{total}"]
+    if state.episodes:
+        parts.append(
+            f"score {number(state.score)} (best {number(state.best)}, length {state.length:.0f}, "
+            f"{state.episodes:,} episodes)"
+        )
+    else:
+        parts.append("score -")
+    parts.append(f"{number(state.steps_rate())} steps/s")
+    parts.append(f"{number(state.updates_rate())} updates/s")
+    if (left := state.left()) is not None:
+        parts.append(f"left {duration(left)}")
+    if state.losses:
+        parts.append("loss " + " ".join(f"{name} {number(value)}" for name, value in state.losses.items()))
+    return "  ".join(parts)
+
+
+class _Panel:
+    """The live panel. A thread of rich redraws it twice a second, so that its clock runs while Python computes."""
+
+    def __init__(self, state: Progress, file: TextIO) -> None:
+        from rich.console import Console as Rich
+        from rich.live import Live
+
+        self._state = state
+        self._console = Rich(file=file, force_terminal=True)
+        self._width = 0
+        # What other code prints to stdout and stderr appears above the panel.
+        ours = file is sys.stdout
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._draw,
+            refresh_per_second=2,
+            redirect_stdout=ours,
+            redirect_stderr=ours,
+        )
+        self._live.start(refresh=True)
+
+    def print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        self._live.stop()
+
+    def _draw(self) -> Any:
+        from rich.control import Control
+        from rich.segment import ControlType
+
+        width = min(self._console.size.width, _WIDEST)
+        if width < self._width:
+            # A terminal that becomes narrower wraps the old panel: where it begins is no longer known.
+            self._console.control(Control(ControlType.CLEAR, ControlType.HOME))
+        self._width = width
+        return panel(self._state, width)
+
+
+def panel(state: Progress, width: int) -> Any:
+    """The state as a rich renderable of fixed height."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    goal = state.goal
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for name, parts in rows(state, width).items():
+        text = Text(no_wrap=True, overflow="ellipsis")
+        for value, unit in parts:
+            text.append(value, "bold").append(f" {unit}" if value and unit else unit, "dim").append("   ")
+        grid.add_row(name, text)
+    bar: list[Any] = [ProgressBar(total=1.0, completed=state.fraction, complete_style="cyan"), Text()]
+    return Panel(
+        Group(*(bar if goal.steps else []), grid),
+        title=Text(goal.task or "fastdream", "bold"),
+        title_align="left",
+        subtitle=Text(goal.run, "dim") if goal.run else None,
+        subtitle_align="left",
+        border_style="dim",
+        padding=(0, 1),
+        width=width,
+    )
+
+
+def rows(state: Progress, width: int = _WIDEST) -> dict[str, list[tuple[str, str]]]:
+    """Lines of the panel: name -> values and what each is."""
+    goal, out = state.goal, {}
+    out["steps"] = [(f"{state.step:,}", f"of {goal.steps:,}" if goal.steps else "")]
+    if goal.steps:
+        out["steps"].append((f"{100 * state.fraction:.1f}", "%"))
+    out["steps"].append((f"{state.updates:,}", "updates"))
+    if state.episodes:
+        recent = "mean of the last 20" if state.episodes >= 20 else f"mean of {state.episodes}"
+        out["score"] = [
+            (number(state.score), recent),
+            (number(state.best), "best"),
+            (f"{state.length:.0f}", "long"),
+        ]
+        out["score"].append((sparkline(state.trend.values(min(16, max(0, width - 74)))), ""))
+    else:
+        out["score"] = [("-", "no episode has ended yet")]
+    out["speed"] = [(number(state.steps_rate()), "steps/s"), (number(state.updates_rate()), "updates/s")]
+    if goal.device:
+        out["speed"].append(("", f"on {goal.device}"))
+    out["time"] = [(duration(state.elapsed), "elapsed")]
+    if (left := state.left()) is not None:
+        out["time"].append((duration(left), "left"))
+    if state.saved is not None:
+        out["time"].append(("", f"saved {duration(state.since_saved)} ago"))
+    losses = [("", f"{name} {number(value)}") for name, value in state.losses.items()]
+    half = len(losses) if len(losses) < 6 else -(-len(losses) // 2)
+    out["losses"] = losses[:half] or [("-", "none yet")]
+    if losses[half:]:
+        out[""] = losses[half:]
+    if goal.ops:
+        out["ops"] = [("", goal.ops)]
+    return out
+
+
+def sparkline(values: list[float]) -> str:
+    """Numbers as a row of blocks of growing height."""
+    if len(values) < 2:
+        return ""
+    low, span = min(values), max(values) - min(values)
+    return "".join(_BLOCKS[round((value - low) / span * 7) if span else 0] for value in values)
