@@ -126,10 +126,9 @@ def short_help() -> str:
         lines.append(f"  {flag:12}{docs.get(field.name, '')}{default}")
     lines.append("  --dry-run   Build everything, make one update, print memory and parameters, and stop.")
     lines += ["", "More settings, each a flag; --help shows them all with their defaults:"]
-    for field in dataclasses.fields(Config):
-        if field.default is dataclasses.MISSING:
-            names = ", ".join(f.name for f in dataclasses.fields(field.default_factory()))  # type: ignore[misc,arg-type]
-            lines.append(f"  --{field.name}.*  {names}")
+    for name, value in shallow(Config()).items():
+        if dataclasses.is_dataclass(value):
+            lines.append(f"  --{name}.*  {', '.join(f.name for f in dataclasses.fields(value))}")
     return "\n".join(lines)
 
 
@@ -142,7 +141,7 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def fail(message: str) -> NoReturn:
-    """End a command after a mistake of its user: the message on stderr, exit code 2, no traceback."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End a command that cannot go on, for a known reason: the message on stderr, no traceback."""
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

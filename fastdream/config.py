@@ -123,7 +123,7 @@ class Config:
     """Directory of the run; runs/<task>/<preset>-s<seed>-<time> if not given, and runs/latest points there."""
     device: str = "auto"
     """auto (CUDA if it is there), cpu, cuda or cuda:<n>."""
-    ops: Literal["auto", "reference", "native", "triton"] = "auto"
+    ops: Literal["auto", "reference", "native"] = "auto"
     """Which implementation of the operations runs; auto takes the fastest that is there."""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves it its choice."""

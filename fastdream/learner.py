@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdream.ops import Ops
 from fastdream.replay import Replay
 from fastdream.replay_prefetch import Prefetch
 from fastdream.replay_store import Array, Ids
@@ -17,9 +18,16 @@ Tensors = dict[str, Tensor]
 class Agent(Protocol):
     """What the loops need of an agent; see agents/dreamer_v3.py for what each does."""
 
-    param_count: int
-    replay_context: int
-    latent_spec: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    generators: dict[str, torch.Generator]
+    ops: Ops
+    dtype: torch.dtype
+
+    @property
+    def param_count(self) -> int: ...
+    @property
+    def replay_context(self) -> int: ...
+    @property
+    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]: ...
 
     def init_policy(self, n: int) -> Tensors: ...
     def policy(
@@ -27,16 +35,16 @@ class Agent(Protocol):
     ) -> tuple[Tensors, dict[str, Array], dict[str, Array]]: ...
     def init_train(self, b: int) -> Tensors: ...
     def update(self, carry: Tensors, batch: Mapping[str, Tensor]) -> tuple[Tensors, Tensors, Tensors]: ...
-    def report(self, carry: Tensors, batch: Mapping[str, Tensor]) -> dict[str, Any]: ...
+    def report(self, carry: Tensors, batch: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, Array]]: ...
     def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class NonFinite(RuntimeError):
-    """A loss became NaN or infinite: the name of the loss and the update at which that was seen first."""
+    """A loss became NaN or infinite: its name, and the update in which that was so first."""
 
-    def __init__(self, name: str, update: int) -> None:
-        super().__init__(f"{name} became NaN or infinite in update {update}")
+    def __init__(self, name: str, update: int, more: str = "") -> None:
+        super().__init__(f"{name} became NaN or infinite in update {update:,}{more}")
         self.name, self.update = name, update
 
 
@@ -68,9 +76,9 @@ class Metrics:
 
     def check(self) -> None:
         """Wait for the device; raise NonFinite for the loss that went wrong first."""
-        losses = [i for i, name in enumerate(self.names) if name.startswith("loss") or name == "opt/loss"]
+        losses = [i for i, name in enumerate(self.names) if name.startswith(("loss/", "opt/"))]
         bad = self.bad.tolist()
-        first = min(losses, key=lambda i: (bad[i], self.names[i] == "opt/loss"), default=None)
+        first = min(losses, key=lambda i: (bad[i], self.names[i].startswith("opt/")), default=None)
         if first is not None and bad[first] < float("inf"):
             raise NonFinite(self.names[first], int(bad[first]))
 
@@ -126,6 +134,14 @@ class WriteBack:
             self._event = None
 
 
+def to_device(data: Mapping[str, Array], device: torch.device) -> Tensors:
+    """Arrays as tensors of a device; a copy to a GPU waits for nothing."""
+    tensors = {key: torch.from_numpy(value) for key, value in data.items()}
+    if device.type == "cuda":
+        tensors = {key: value.pin_memory().to(device, non_blocking=True) for key, value in tensors.items()}
+    return tensors
+
+
 class Learner:
     """The learning half of a run: `request` a batch early, then make the `update`s that are due.
 
@@ -140,18 +156,10 @@ class Learner:
         self.check_every = check_every
         self.updates = 0
         self.carry = agent.init_train(batch_size)
+        self.batch: Tensors = {}
         self.metrics = Metrics()
         self.write_back = WriteBack(replay)
-        self.prefetch = Prefetch(replay, batch_size, self.to_device)
-
-    def to_device(self, data: Mapping[str, Array]) -> Tensors:
-        """Arrays of a batch as tensors of the agent's device; the copy to a GPU waits for nothing."""
-        batch = {key: torch.from_numpy(value) for key, value in data.items()}
-        if self.device.type == "cuda":
-            batch = {
-                key: value.pin_memory().to(self.device, non_blocking=True) for key, value in batch.items()
-            }
-        return batch
+        self.prefetch = Prefetch(replay, batch_size, lambda data: to_device(data, device))
 
     def request(self) -> None:
         """Choose the next batch from what replay holds now, and copy it in the background."""
@@ -162,17 +170,19 @@ class Learner:
         batch = self.prefetch.get()
         if more:
             self.request()
-        self.carry, latents, metrics = self.agent.update(self.carry, batch.data)
+        self.batch = batch.data
+        self.carry, latents, metrics = self.agent.update(self.carry, self.batch)
         self.updates += 1
         self.write_back.put(batch.ids[:, self.agent.replay_context :], latents)
         self.metrics.add(metrics, self.updates)
         if self.updates % self.check_every == 0:
             self.metrics.check()
 
-    def report(self, batch_size: int) -> dict[str, Any]:
-        """Open-loop predictions and losses on a fresh sample."""
-        batch = self.to_device(self.replay.sample(batch_size).data)
-        return self.agent.report(self.agent.init_train(batch_size), batch)
+    def report(self) -> tuple[Tensors, dict[str, Array]] | None:
+        """Losses and open-loop predictions on the batch that was learned from last; None before the first one."""
+        if not self.batch:
+            return None
+        return self.agent.report(self.agent.init_train(self.batch_size), self.batch)
 
     def state_dict(self) -> dict[str, Any]:
         assert self.prefetch.pending == 0, self.prefetch.pending

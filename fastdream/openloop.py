@@ -49,7 +49,7 @@ def open_loop(
         if kind == "image":
             pictures[key] = _video(batch[key], pred, half)
         elif kind == "vector":
-            pair = torch.stack([batch[key][0].float(), pred[0].float()]).flatten(2)
+            pair = torch.stack([batch[key][0].float(), pred[0].float()]).reshape(2, action.shape[1], -1)
             pictures[key] = pair.cpu().numpy()
     return pictures
 

@@ -206,8 +206,9 @@ def describe() -> str:
     lines = []
     for name, make in PRESETS.items():
         config = make()
-        facts = f"{config.size:>5}  {config.steps:>14,} steps  {config.env.count:>2} envs  ratio {config.train.ratio:<6g}"
-        lines.append(f"{name:12} {facts} {(make.__doc__ or '').splitlines()[0]}")
+        facts = f"{config.size:>5}  {config.steps:>14,} steps  {config.env.count:>2} envs"
+        about = (make.__doc__ or "").splitlines()[0]
+        lines.append(f"{name:12} {facts}  ratio {config.train.ratio:<6g} {about}")
     return "\n".join(lines)
 
 

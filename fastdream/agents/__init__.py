@@ -1,0 +1,34 @@
+"""The agents by name, imported when they are asked for; and how to use one that was trained.
+
+from fastdream.agents import load
+
+agent = load("runs/latest")
+carry = agent.init_policy(1)
+carry, action, _ = agent.policy(carry, obs)  # obs: arrays [1, ...] by key, and is_first [1]
+"""
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any
+
+# Name -> module and class.
+AGENTS = {"dreamer_v3": ("fastdream.agents.dreamer_v3", "DreamerV3")}
+
+
+def find(name: str) -> Any:
+    """The class of an agent; ValueError with the nearest name if there is none."""
+    if name not in AGENTS:
+        close = difflib.get_close_matches(name, AGENTS, n=1) or list(AGENTS)
+        raise ValueError(f"unknown agent {name!r}: did you mean {close[0]!r}?")
+    module, attribute = AGENTS[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def load(logdir: str | Path, device: str = "cpu", checkpoint: str = "last") -> Any:
+    """The agent of a run as it was last saved ("best": as it scored best), ready to act.
+
+    Raises ValueError if the folder holds no run, and CheckpointError if no checkpoint in it can be used.
+    """
+    restore = importlib.import_module("fastdream.restore")
+    return restore.load_agent(Path(logdir), device, checkpoint)[0]

@@ -1,0 +1,139 @@
+"""From settings to the parts of a run: device, kernels, environments, replay, agent."""
+
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdream import agents, ops
+from fastdream.checkpoint import Checkpoint
+from fastdream.config import Config
+from fastdream.driver import Driver
+from fastdream.envs import make
+from fastdream.learner import Agent
+from fastdream.logger import Logger
+from fastdream.replay import Replay
+from fastdream.replay_store import Spec
+from fastdream.spaces import FLAGS, Space, Spaces
+from fastdream.workers import MakeEnv
+
+# Suites whose steps are cheaper than a message to a process.
+CHEAP = ("gym", "dummy")
+
+
+@dataclass
+class Parts:
+    """What the loops of run.py work with."""
+
+    agent: Agent
+    replay: Replay
+    driver: Driver
+    make_env: MakeEnv
+    logger: Logger
+    checkpoint: Checkpoint
+    device: torch.device
+    logdir: Path
+
+
+def choose_device(name: str) -> tuple[torch.device, str]:
+    """The device that `--device` asks for, and why it is this one; ValueError if it is not there."""
+    cuda = torch.cuda.is_available()
+    missing = f"this PyTorch ({torch.__version__}) finds no CUDA device" if torch.version.cuda else (
+        f"this PyTorch ({torch.__version__}) is built without CUDA"
+    )  # fmt: skip
+    if name == "auto":
+        name = "cuda" if cuda else "cpu"
+        why = f"auto: {torch.cuda.get_device_name(0)} is there" if cuda else f"auto: {missing}"
+    else:
+        why = "asked for"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:<n>") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:<n>")
+    if device.type == "cuda" and not cuda:
+        raise ValueError(f"--device {name}: {missing}; use --device cpu, or install a PyTorch with CUDA")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices")
+    return device, why
+
+
+def environment(config: Config) -> MakeEnv:
+    """What makes one environment of the task from a seed; can be sent to another process."""
+    options = {} if config.suite is None else asdict(config.suite)
+    return partial(_make, config.task, options)
+
+
+def _make(task: str, options: dict[str, Any], seed: int) -> Any:
+    return make(task, seed, **options)
+
+
+def in_processes(config: Config) -> bool:
+    """Whether each environment gets a process of its own."""
+    if config.env.parallel == "auto":
+        return config.task.split("_")[0] not in CHEAP
+    return config.env.parallel == "yes"
+
+
+def make_agent(config: Config, obs_space: Spaces, act_space: Spaces, device: torch.device) -> Agent:
+    """The agent of the settings, with fresh parameters."""
+    kernels = ops.load(config.ops, device=device)
+    kind = agents.find(config.agent)
+    agent: Agent = kind(obs_space, act_space, config.dreamer, kernels, device=device, seed=config.seed)
+    return agent
+
+
+def step_spec(obs_space: Spaces, act_space: Spaces, agent: Agent) -> Spec:
+    """What replay keeps of a step: key -> (shape, dtype)."""
+    flags = {key: ((), np.dtype(bool)) for key in FLAGS}
+    obs = {key: (space.shape, space.dtype) for key, space in obs_space.items()}
+    act = {f"action/{key}": (space.shape, space.dtype) for key, space in act_space.items()}
+    return {**obs, "reward": ((), np.dtype(np.float32)), **flags, **act, **agent.latent_spec}
+
+
+def make_replay(config: Config, spec: Spec, context: int, directory: Path | None) -> Replay:
+    """The replay of the settings; ValueError if it can never hold the windows of one batch."""
+    length = config.train.batch_length + context
+    need, count = min_windows(config), config.env.count
+    if config.replay.capacity - count * (length - 1) < need:
+        raise ValueError(
+            f"--replay.capacity {config.replay.capacity} is too small for one batch: {count} environments and "
+            f"{need} windows of {length} steps need at least {need + count * length}"
+        )
+    place = directory if config.replay.on_disk else None
+    return Replay(
+        spec,
+        config.replay.capacity,
+        count,
+        length,
+        seed=config.seed,
+        online=config.replay.online,
+        directory=place,
+    )
+
+
+def min_windows(config: Config) -> int:
+    """Different windows that replay must hold before the first update; as many as a batch has steps."""
+    return config.train.batch_size * config.train.batch_length
+
+
+def spaces_to_json(spaces: Spaces) -> dict[str, dict[str, Any]]:
+    """Spaces as JSON holds them: infinite bounds are left out."""
+    return {
+        key: {name: value for name, value in asdict(space).items() if value != "" and _finite(value)}
+        for key, space in spaces.items()
+    }
+
+
+def spaces_from_json(tree: dict[str, dict[str, Any]]) -> Spaces:
+    """The inverse of `spaces_to_json`."""
+    return {key: Space(**{**entry, "shape": tuple(entry["shape"])}) for key, entry in tree.items()}
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,123 @@
+"""python -m fastdream.eval: scores and videos of an agent that was trained."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fastdream import cli, curves, evaluate, rundir, video
+from fastdream.build import environment, in_processes
+from fastdream.restore import load_agent, open_loop
+from fastdream.rundir import StorageError
+from fastdream.schedule import Stop
+from fastdream.train import set_up
+
+
+@dataclass(frozen=True)
+class Command:
+    """Evaluate the agent of a run: scores, and videos if they are asked for."""
+
+    logdir: str = "runs/latest"
+    """Directory of the run."""
+    checkpoint: str = "last"
+    """Which parameters: last, best, or the directory of one checkpoint."""
+    episodes: int = 20
+    """Episodes to play."""
+    count: int = 4
+    """Environments at once."""
+    mode: Literal["sample", "mode"] = "sample"
+    """Draw actions as in training, or take the most likely ones."""
+    seed: int = 1_000_003
+    """Of the environments and the actions; the same seed gives the same scores."""
+    device: str = "auto"
+    """auto (CUDA if it is there), cpu, cuda or cuda:<n>."""
+    video: bool = False
+    """Write videos of an episode, and of open-loop predictions on what was replayed, into <logdir>/media."""
+    json: bool = False
+    """Print the scores as one JSON object."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.count < 1 or self.seed < 0:
+            raise ValueError(
+                f"need episodes and count >= 1 and seed >= 0, got {self.episodes}, {self.count}, {self.seed}"
+            )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command. Exits with 2 after a mistake of its user."""
+    import tyro
+
+    command = tyro.cli(Command, args=args, prog="python -m fastdream.eval")
+    try:
+        run(command)
+    except (ValueError, StorageError) as error:
+        cli.fail(str(error))
+
+
+def run(command: Command) -> None:
+    """Load the agent, play the episodes, print and write what was asked for.
+
+    Raises ValueError if there is no run, StorageError if it holds no sound checkpoint.
+    """
+    logdir = Path(command.logdir).expanduser().resolve()
+    agent, config, loaded = load_agent(logdir, command.device, command.checkpoint)
+    set_up(config)
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    with Stop() as stop:
+        result = evaluate.evaluate(
+            agent,
+            environment(config),
+            command.episodes,
+            count=command.count,
+            parallel=in_processes(config),
+            seed=command.seed,
+            mode=command.mode,
+            video=command.video,
+            stop=stop,
+        )
+    if not result.scores:
+        raise ValueError(f"stopped by {stop.reason} before an episode had ended")
+    facts = {"task": config.task, "step": loaded.step, "checkpoint": str(loaded.path), **result.summary()}
+    files = []
+    if command.video:
+        files = videos(logdir, loaded.step, result, open_loop(logdir, agent, config, loaded, command.seed))
+    if command.json:
+        print(
+            json.dumps(
+                facts | {"mode": command.mode, "seed": command.seed, "videos": [str(f) for f in files]}
+            )
+        )
+        return
+    print(f"{config.task}: {result} (step {loaded.step:,}, {command.mode} actions)")
+    for file in files:
+        print(f"wrote {file}")
+
+
+def videos(
+    logdir: Path, step: int, result: evaluate.Scores, pictures: Mapping[str, np.ndarray]
+) -> list[Path]:
+    """Write the episode's clip, and what `open_loop` gave: clips of images, curves of vectors."""
+    folder = logdir / "media"
+    folder.mkdir(exist_ok=True)
+    files = []
+    if result.frames is not None:
+        files.append(video.write_video(folder / f"episode_{step:09d}", result.frames))
+    for key, picture in pictures.items():
+        path = folder / f"openloop_{key}_{step:09d}"
+        if picture.ndim == 4:
+            files.append(video.write_video(path, video.label_rows(picture)))
+        else:
+            true, imagined = picture
+            png = video.png_bytes(curves.plot_curves(true, imagined, len(true) // 2))
+            rundir.write_atomic(path.with_suffix(".png"), png)
+            files.append(path.with_suffix(".png"))
+    return files
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The loop that only evaluates an agent."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastdream.driver import Driver
+from fastdream.episodes import Episode
+from fastdream.learner import Agent
+from fastdream.replay_store import Array
+from fastdream.schedule import Stop
+from fastdream.workers import MakeEnv
+
+
+@dataclass
+class Scores:
+    """Scores and lengths of evaluation episodes, and pictures of the first of them if they were asked for."""
+
+    scores: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    frames: Array | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean score; NaN without episodes."""
+        return float(np.mean(self.scores)) if self.scores else math.nan
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the scores; NaN without episodes."""
+        return float(np.std(self.scores)) if self.scores else math.nan
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.std:.1f} over {len(self.scores)} episodes"
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the pictures, as JSON holds it."""
+        return {"mean": self.mean, "std": self.std, "scores": self.scores, "lengths": self.lengths}
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged of it."""
+        return {
+            "eval/score": self.mean,
+            "eval/score_std": self.std,
+            "eval/length": float(np.mean(self.lengths)),
+        }
+
+
+def evaluate(
+    agent: Agent,
+    make_env: MakeEnv,
+    episodes: int,
+    *,
+    count: int = 4,
+    parallel: bool = False,
+    seed: int = 0,
+    mode: str = "sample",
+    video: bool = False,
+    stop: Stop | None = None,
+) -> Scores:
+    """Scores of exactly `episodes` episodes, none of them learned from.
+
+    Each environment plays its share, so that short episodes do not count more often than long ones. The same
+    seed and parameters give the same scores, and the agent's own random numbers stay where they were. Episodes
+    whose environment died are played again. Ends early, with what there is, when `stop` becomes true.
+    """
+    count = min(count, episodes)
+    left = np.array([episodes // count + (i < episodes % count) for i in range(count)])
+    result, generator = Scores(), agent.generators["policy"]
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        with Driver(make_env, count, parallel=parallel, seed=seed, exact_resume=False) as driver:
+            driver.record = video
+            carry, obs = agent.init_policy(count), driver.recv()
+            while left.any() and not stop:
+                carry, action, _ = agent.policy(carry, obs, mode)
+                obs = driver.step(action)
+                for episode in driver.episodes():
+                    _count(result, left, episode)
+    finally:
+        generator.set_state(state)
+    return result
+
+
+def _count(result: Scores, left: Array, episode: Episode) -> None:
+    if episode.crashed or left[episode.worker] == 0:
+        return
+    left[episode.worker] -= 1
+    result.scores.append(episode.score)
+    result.lengths.append(episode.length)
+    if result.frames is None:
+        result.frames = episode.frames

@@ -1,0 +1,222 @@
+"""The loop that trains an agent while it acts."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdream.build import Parts, in_processes, min_windows
+from fastdream.checkpoint import Damaged, Loaded
+from fastdream.config import Config
+from fastdream.driver import Driver
+from fastdream.evaluate import Scores, evaluate
+from fastdream.learner import Learner
+from fastdream.replay import CorruptReplay, Replay
+from fastdream.replay_store import Array
+from fastdream.schedule import EverySeconds, EverySteps, Ratio, Stop
+
+# Updates between looks at the losses; on a CPU looking costs nothing.
+CHECK_EVERY = {"cpu": 1, "cuda": 100}
+
+
+class Online:
+    """Acts, stores, learns: one `advance` is one step of every environment and the updates that fall due.
+
+    Between two of them nothing is in flight but what `state` holds, so a checkpoint taken there continues exactly:
+    the same actions, batches and losses, whatever was logged, reported or evaluated in between.
+
+    windows  that replay must hold before the first update; None waits for as many as a batch has steps.
+    """
+
+    def __init__(self, config: Config, parts: Parts, windows: int | None = None) -> None:
+        self.config, self.parts = config, parts
+        self.agent, self.replay, self.driver = parts.agent, parts.replay, parts.driver
+        train = config.train
+        self.windows = min_windows(config) if windows is None else windows
+        self.ratio = Ratio(Fraction(train.ratio) / (train.batch_size * train.batch_length))
+        self.learner = Learner(
+            parts.agent, parts.replay, train.batch_size, parts.device, CHECK_EVERY[parts.device.type]
+        )
+        self.carry = self.agent.init_policy(self.driver.n)
+        self.action = no_action(self.driver)
+        self.step = 0
+
+    def advance(self, obs: Mapping[str, Array]) -> None:
+        """Take in observations [n, ...], act on them, and learn while the environments step."""
+        due = self.ratio.due(self.step + self.driver.n) if len(self.replay) >= self.windows else 0
+        if due:
+            self.learner.request()  # copied while the policy is computed
+        self.carry, action, latents = self.agent.policy(self.carry, obs)
+        self.driver.send(action)
+        self.store(obs, latents)
+        self.action = action
+        self.step += self.driver.n
+        for left in reversed(range(due)):
+            self.learner.update(more=left > 0)
+
+    def store(self, obs: Mapping[str, Array], latents: Mapping[str, Array]) -> None:
+        """Add the observations, the actions that led to them, and what the agent made of them."""
+        led_here = {f"action/{key}": _where_not(obs["is_first"], value) for key, value in self.action.items()}
+        batch = {**obs, **led_here, **latents}
+        for worker in range(self.driver.n):
+            self.replay.add(worker, {key: value[worker] for key, value in batch.items()})
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs, apart from the replay's content."""
+        return {
+            "agent": self.agent.state_dict(),
+            "learner": self.learner.state_dict(),
+            "driver": self.driver.state_dict(),
+            "loop": {
+                "step": self.step,
+                "ratio": self.ratio.state_dict(),
+                "carry": {key: value.cpu() for key, value in self.carry.items()},
+                "action": self.action,
+            },
+            "random": {"torch": torch.get_rng_state(), "numpy": list(np.random.get_state())},
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave; the replay must have been restored before."""
+        self.agent.load_state_dict(state["agent"])
+        self.learner.load_state_dict(state["learner"])
+        loop = state["loop"]
+        self.step = int(loop["step"])
+        self.ratio.load_state_dict(loop["ratio"])
+        self.carry = {key: torch.as_tensor(v).to(self.parts.device) for key, v in loop["carry"].items()}
+        self.action = {key: np.asarray(value) for key, value in loop["action"].items()}
+        self.driver.load_state_dict(state["driver"])
+        torch.set_rng_state(state["random"]["torch"])
+        np.random.set_state(tuple(state["random"]["numpy"]))
+
+
+class Training:
+    """A run from its first or its restored step to its last: `Online`, and all that happens beside it."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        self.config, self.parts, self.log = config, parts, parts.logger
+        self.loop = Online(config, parts)
+        self.resumed_from = self.restore()
+        self.log.resume(self.loop.step)
+        log = config.log
+        self.log_due, self.save_due = EverySeconds(log.every), EverySeconds(log.save_every)
+        self.report_due = EverySteps(log.report_every, self.loop.step)
+        self.eval_due = EverySteps(config.eval.every, self.loop.step)
+
+    def run(self, stop: Stop) -> None:
+        """Train until `config.steps` or until `stop`; then save. Raises NonFinite, and saves nothing then."""
+        while True:
+            obs = self.receive()
+            self.aside(stop)
+            if self.loop.step >= self.config.steps or stop:
+                break
+            self.loop.advance(obs)
+        self.write_metrics()
+        self.save()
+
+    def receive(self) -> Mapping[str, Array]:
+        """The next observations; saves what was learned if the environments have failed for good."""
+        try:
+            obs = self.loop.driver.recv()
+        except (ValueError, RuntimeError):
+            self.save()
+            raise
+        for episode in self.loop.driver.episodes():
+            self.log.episode(self.loop.step, episode.score, episode.length, episode.extras)
+        return obs
+
+    def aside(self, stop: Stop) -> None:
+        """What is due between two steps and changes nothing of what is learned."""
+        step = self.loop.step
+        self.log.progress(step, self.loop.learner.updates)
+        if self.log_due():
+            self.write_metrics()
+        if self.report_due(step):
+            self.report()
+        if self.eval_due(step):
+            result = self.evaluate(self.config.eval.episodes, stop)
+            if result.scores:
+                self.log.scalars(step, result.metrics())
+                self.save(result.mean)
+        if self.save_due():
+            self.save()
+
+    def write_metrics(self) -> None:
+        """Means since the last call. Raises NonFinite if a loss is not finite."""
+        metrics = self.loop.learner.metrics
+        metrics.check()
+        values = {f"train/{key}": value for key, value in metrics.fetch().items()}
+        replay = {"replay/steps": self.loop.replay.steps, "replay/windows": len(self.loop.replay)}
+        self.log.scalars(self.loop.step, {**values, **replay})
+
+    def report(self) -> None:
+        """Open-loop predictions on the batch that was learned from last."""
+        if (result := self.loop.learner.report()) is None:
+            return
+        metrics, pictures = result
+        self.log.scalars(self.loop.step, {f"report/{key}": float(value) for key, value in metrics.items()})
+        for key, picture in pictures.items():
+            self.log.picture(self.loop.step, f"openloop/{key}", picture)
+
+    def evaluate(self, episodes: int, stop: Stop | None = None) -> Scores:
+        """Episodes on environments of their own, with random numbers of their own."""
+        config, seed = self.config, self.config.seed + 1_000_003
+        parallel = in_processes(config)
+        return evaluate(
+            self.loop.agent,
+            self.parts.make_env,
+            episodes,
+            count=config.eval.count,
+            parallel=parallel,
+            seed=seed,
+            mode=config.eval.mode,
+            stop=stop,
+        )
+
+    def save(self, score: float | None = None) -> None:
+        """Write a checkpoint, unless a loss is not finite: then raise NonFinite."""
+        loop, checkpoint = self.loop, self.parts.checkpoint
+        loop.learner.metrics.check()
+        folder = self.parts.logdir / "replay"
+        checkpoint.save(
+            loop.state(), step=loop.step, score=score, extra=lambda _: {"replay": loop.replay.save(folder)}
+        )
+        self.log.saved()
+        # The best generation is for acting; only the last ones are continued from.
+        Replay.prune(folder, [extra["replay"] for extra in checkpoint.kept()[-checkpoint.keep :]])
+
+    def restore(self) -> Loaded | None:
+        """Continue from the last checkpoint that is sound, if there is one."""
+        loaded = self.parts.checkpoint.load("last", self.restore_replay)
+        if loaded is not None:
+            self.loop.load_state(loaded.tree)
+        return loaded
+
+    def restore_replay(self, loaded: Loaded) -> None:
+        """Read the replay of a checkpoint; raises Damaged if it cannot be used, so that an older one is tried."""
+        try:
+            self.loop.replay.restore(self.parts.logdir / "replay", loaded.extra["replay"])
+        except CorruptReplay as error:
+            raise Damaged(str(error)) from error
+
+    def notes(self) -> list[str]:
+        """What the user should know of how this run begins."""
+        if self.resumed_from is None:
+            return []
+        return [*self.resumed_from.notes, f"resumed at step {self.loop.step:,} from {self.resumed_from.path}"]
+
+    def close(self) -> None:
+        """End the learner's thread."""
+        self.loop.learner.close()
+
+
+def no_action(driver: Driver) -> dict[str, Array]:
+    """Zeros for every environment: what led to the first observation."""
+    return {key: np.zeros((driver.n, *space.shape), space.dtype) for key, space in driver.act_space.items()}
+
+
+def _where_not(flag: Array, value: Array) -> Array:
+    """Zeros where the flag [n] is set, the value [n, ...] elsewhere."""
+    return np.where(flag.reshape(-1, *[1] * (value.ndim - 1)), np.zeros((), value.dtype), value)
