@@ -106,6 +106,7 @@ class Checkpoint:
             temporary.rename(final)
             self._point(final.name, score)
         except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)  # before the error counts what is free
             raise rundir.refusal(final, error, CheckpointError, needed) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -123,12 +123,14 @@ class Logger:
         return self._picture(step, name, np.asarray(image)[None], write_png)
 
     def picture(self, step: int, name: str, data: np.ndarray) -> Path | None:
-        """Whatever an agent's report shows: uint8 [T, H, W, C] is a clip, uint8 [H, W, C] a picture, and real
-        numbers [2, T, N] are curves of the truth and of what the model made of it, half of it dreamed.
+        """What an agent's report shows of a prediction, next to the truth.
+
+        data  a clip of three rows, truth, model and error, uint8 [T, H, W, 1 or 3], which get labels; or curves
+              of the truth and of what the model made of it, real numbers [2, T, N], the second half dreamed.
         """
-        if data.dtype == np.uint8:
-            return self.video(step, name, data) if data.ndim == 4 else self.image(step, name, data)
         try:
+            if data.dtype == np.uint8:
+                return self.video(step, name, video.label_rows(data))
             return self.image(step, name, plot_curves(data[0], data[1], data.shape[1] // 2))
         except ImportError as error:
             self._missing(error)

@@ -136,12 +136,14 @@ def test_tensorboard_gets_scalars_texts_and_moving_pictures(tmp_path: Path) -> N
         logger.picture(
             20, "openloop/vector", np.random.default_rng(0).normal(size=(2, 16, 3)).astype(np.float32)
         )
+        logger.picture(20, "openloop/rows", clip())
         logger.text(20, "note", "hello")
     seen = events(tmp_path)
     assert [(e.step, e.value) for e in seen.Scalars("train/loss/dyn")] == [(10, 0.5), (20, 0.25)]
     (event,) = seen.Images("openloop/image")
     gif = image.open(io.BytesIO(event.encoded_image_string))
     assert (gif.format, gif.n_frames, gif.size, event.step) == ("GIF", 5, (32, 24), 20)
+    assert seen.Images("openloop/rows")[0].width > 32  # the rows have labels
     assert image.open(io.BytesIO(seen.Images("openloop/vector")[0].encoded_image_string)).format == "PNG"
     assert seen.Tensors("note")[0].tensor_proto.string_val == [b"hello"]
     assert path is not None and path.parent == tmp_path / "media" and path.stem == "openloop_image_000000020"
