@@ -1,0 +1,238 @@
+"""One call of every op at the shapes of a preset: what it is called with, and what it must at least compute.
+
+A name is that of an op, or `op:where` for a second place at which the op is called with other shapes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdream import ops as fd
+
+from . import floors
+from .shapes import PRESETS, Shape, model, networks
+
+
+class Call(NamedTuple):
+    """Arguments of an op. `flops` of one forward call, `bytes` if it moves something else than what goes in and out."""
+
+    args: tuple
+    flops: int = 0
+    kwargs: dict[str, Any] = {}
+    bytes: int | None = None
+
+
+class Source:
+    """Draws inputs from one seed; those that are differentiated are leaves with gradient."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def normal(self, *dims: int, grad: bool = True) -> Tensor:
+        return torch.randn(dims, generator=self.generator).requires_grad_(grad)
+
+    def uniform(self, *dims: int, grad: bool = False) -> Tensor:
+        return torch.rand(dims, generator=self.generator).requires_grad_(grad)
+
+    def state(self, s: Shape, rows: int) -> tuple[Tensor, Tensor]:
+        """deter [rows, D], stoch [rows, S, C] one-hot or [rows, S]."""
+        deter = self.normal(rows, s.deter).detach().tanh().requires_grad_()
+        if not s.classes:
+            return deter, self.normal(rows, s.stoch)
+        index = torch.randint(s.classes, (rows, s.stoch), generator=self.generator)
+        return deter, torch.nn.functional.one_hot(index, s.classes).float().requires_grad_()
+
+    def noise(self, s: Shape, *lead: int) -> Tensor:
+        """What draws the latents [*lead, S]."""
+        return self.uniform(*lead, s.stoch) if s.classes else self.normal(*lead, s.stoch, grad=False)
+
+    def resets(self, *dims: int) -> Tensor:
+        """An episode's start every 50 steps or so."""
+        return self.uniform(*dims) < 0.02
+
+
+def norm_act(s: Shape) -> Call:
+    """The hidden layer of the core, for a whole batch."""
+    r = Source()
+    return Call((r.normal(s.starts, s.deter), torch.ones(s.deter).requires_grad_(), None))
+
+
+def core(s: Shape) -> Call:
+    """One step of whichever recurrent core the shape has."""
+    r, params = Source(), model(s.name)[0].core
+    deter, stoch = r.state(s, s.batch)
+    flat = stoch.detach().flatten(1).requires_grad_()
+    args = params, deter, flat, r.normal(s.batch, s.action)
+    return Call(args, 2 * s.batch * floors.macs(params))
+
+
+def categorical_sample(s: Shape) -> Call:
+    r, dims = Source(), (s.batch, s.length, s.stoch)
+    return Call((r.normal(*dims, s.classes), r.uniform(*dims), 0.01))
+
+
+def gumbel_sample(s: Shape) -> Call:
+    r, dims = Source(), (s.batch, s.length, s.stoch, s.classes)
+    return Call((r.normal(*dims), r.uniform(*dims), 0.01))
+
+
+def categorical_kl(s: Shape) -> Call:
+    r, dims = Source(), (s.batch, s.length, s.stoch, s.classes)
+    return Call((r.normal(*dims), r.normal(*dims), 0.01))
+
+
+def gaussian_sample(s: Shape) -> Call:
+    r, dims = Source(), (s.batch, s.length, s.stoch)
+    return Call((r.normal(*dims), r.uniform(*dims, grad=True), r.normal(*dims, grad=False)))
+
+
+def gaussian_kl(s: Shape) -> Call:
+    r, dims = Source(), (s.batch, s.length, s.stoch)
+    std = [(0.1 + r.uniform(*dims)).requires_grad_() for _ in range(2)]
+    return Call(((r.normal(*dims), std[0]), (r.normal(*dims), std[1])))
+
+
+def elementwise(s: Shape) -> Call:
+    """Sensors of a whole batch."""
+    return Call((Source().normal(s.batch, s.length, 24),))
+
+
+def twohot_loss(s: Shape) -> Call:
+    """The critic on imagined states."""
+    r, dims = Source(), (s.starts, s.horizon)
+    return Call((r.normal(*dims, s.bins), 100 * r.normal(*dims, grad=False), fd.twohot_bins(s.bins)))
+
+
+def twohot_mean(s: Shape) -> Call:
+    """The critic on imagined states and their starts."""
+    return Call((Source().normal(s.starts, s.horizon + 1, s.bins), fd.twohot_bins(s.bins)))
+
+
+def lambda_return(s: Shape) -> Call:
+    """Imagined states."""
+    return _returns(s.starts, s.horizon)
+
+
+def replayed_return(s: Shape) -> Call:
+    """Replayed states."""
+    return _returns(s.batch, s.length - 1)
+
+
+def _returns(rows: int, steps: int) -> Call:
+    r = Source()
+    live, mix = (r.uniform(rows, steps, grad=True) for _ in range(2))
+    return Call((r.normal(rows, steps), live, mix, r.normal(rows, steps)))
+
+
+def observe_step(s: Shape) -> Call:
+    r, (rssm, _) = Source(), model(s.name)
+    inputs = r.normal(s.batch, s.action), r.normal(s.batch, s.embed), r.resets(s.batch), r.noise(s, s.batch)
+    return Call((rssm, *r.state(s, s.batch), *inputs), floors.observe_flops(rssm, s.batch))
+
+
+def observe(s: Shape) -> Call:
+    r, (rssm, _), lead = Source(), model(s.name), (s.batch, s.length)
+    inputs = r.normal(*lead, s.action), r.normal(*lead, s.embed), r.resets(*lead), r.noise(s, *lead)
+    return Call((rssm, *r.state(s, s.batch), *inputs), floors.observe_flops(rssm, s.starts))
+
+
+def imagine_step(s: Shape) -> Call:
+    """One step from every state of a batch."""
+    r, (rssm, _), n = Source(), model(s.name), s.starts
+    flops = floors.imagine_flops(rssm, (), n, 1)
+    return Call((rssm, *r.state(s, n), r.normal(n, s.action), r.noise(s, n)), flops)
+
+
+def prior(s: Shape) -> Call:
+    rssm = model(s.name)[0]
+    flops = 2 * s.starts * floors.macs(rssm.prior)
+    return Call((rssm, Source().normal(s.batch, s.length, s.deter)), flops)
+
+
+def imagine(s: Shape) -> Call:
+    """From every state of a batch."""
+    return _dream(s, s.starts)
+
+
+def imagine_few(s: Shape) -> Call:
+    """From 16 states."""
+    return _dream(s, 16)
+
+
+def _dream(s: Shape, n: int) -> Call:
+    r, (rssm, actor) = Source(), model(s.name)
+    elements = sum(head.elements for head in actor.heads)
+    discrete = actor.heads[0].kind == "categorical"
+    draws = (r.uniform if discrete else r.normal)(n, s.horizon + 1, elements).detach()
+    args = rssm, actor, *r.state(s, n), s.horizon, r.noise(s, n, s.horizon), draws
+    return Call(args, floors.imagine_flops(rssm, actor, n, s.horizon))
+
+
+def rollout(s: Shape) -> Call:
+    """The second half of a batch, as reports predict it."""
+    r, rssm, steps = Source(), model(s.name)[0], s.length // 2
+    args = rssm, *r.state(s, s.batch), r.normal(s.batch, steps, s.action), r.noise(s, s.batch, steps)
+    return Call(args, floors.imagine_flops(rssm, (), s.batch, steps))
+
+
+def laprop_(s: Shape) -> Call:
+    """All that a preset learns."""
+    r = Source()
+    params = [p.detach().clone() for p in networks(s.name).learned().values()]
+    grads = [1e-3 * r.normal(*p.shape, grad=False) for p in params]
+    moments = [[torch.zeros_like(p) for p in params] for _ in range(2)]
+    args = params, grads, *moments, torch.tensor(1), 4e-5
+    return Call(args, bytes=floors.laprop_bytes(params))
+
+
+def gather_sequences(s: Shape) -> Call:
+    """64 x 64 images for one batch with its context, from a storage that no cache holds."""
+    storage = torch.zeros(4096, 64, 64, 3, dtype=torch.uint8)
+    start = torch.randint(4096, (s.batch,), generator=Source().generator)
+    moved = floors.gather_bytes(storage, s.batch, s.length + 1)
+    return Call((storage, start, s.length + 1), bytes=moved)
+
+
+class Plan(NamedTuple):
+    """At which presets a call is timed by default and with the slow ones, and whether it is differentiated."""
+
+    call: Callable[[Shape], Call]
+    presets: tuple[str, ...] = ("1m",)
+    slow: tuple[str, ...] = ()
+    backward: bool = True
+
+
+_BY_CLASSES = {"presets": ("1m", "12m", "200m"), "slow": ("25m", "50m", "100m", "400m")}
+_SCAN = {"presets": ("1m", "12m"), "slow": ("25m", "50m")}
+
+# Shapes that are the same for all sizes stand under the smallest. DreamerV3 does not differentiate its dreams.
+PLANS: dict[str, Plan] = {
+    "norm_act": Plan(norm_act, **_BY_CLASSES),
+    "block_gru": Plan(core, **_SCAN | {"slow": ("25m", "50m", "100m", "200m")}),
+    "layernorm_gru": Plan(core, ("v2-dmc", "v2-atari")),
+    "gru": Plan(core, ("v1",)),
+    "categorical_sample": Plan(categorical_sample, **_BY_CLASSES),
+    "gumbel_sample": Plan(gumbel_sample, **_BY_CLASSES),
+    "categorical_kl": Plan(categorical_kl, **_BY_CLASSES),
+    "gaussian_sample": Plan(gaussian_sample, ("v1",)),
+    "gaussian_kl": Plan(gaussian_kl, ("v1",)),
+    "symlog": Plan(elementwise),
+    "symexp": Plan(elementwise),
+    "twohot_loss": Plan(twohot_loss),
+    "twohot_mean": Plan(twohot_mean),
+    "lambda_return": Plan(lambda_return),
+    "lambda_return:replay": Plan(replayed_return),
+    "observe_step": Plan(observe_step, **_SCAN, backward=False),
+    "imagine_step": Plan(imagine_step, **_SCAN, backward=False),
+    "observe": Plan(observe, ("1m", "12m", "v2-atari"), ("25m", "v2-dmc", "v1")),
+    "prior": Plan(prior, **_SCAN),
+    "imagine": Plan(imagine, ("1m", "12m"), ("v2-atari",), backward=False),
+    "imagine:16": Plan(imagine_few, ("1m", "12m"), ("v2-atari",), backward=False),
+    "rollout": Plan(rollout, ("1m", "12m"), backward=False),
+    "laprop_": Plan(laprop_, ("1m", "12m"), ("25m", "50m"), backward=False),
+    "gather_sequences": Plan(gather_sequences, backward=False),
+}
+
+assert {name for plan in PLANS.values() for name in plan.presets + plan.slow} >= set(PRESETS)
