@@ -14,18 +14,19 @@ import pytest
 from fastdream import ops as fd
 
 from . import floors
-from .shapes import entries, job, random_batch
+from .shapes import backends, entries, job, random_batch
 
 UPDATES = ("cartpole", "proprio-1m-16x64", "proprio-12m-4x16", "pixels-1m-4x16", "pixels-12m-4x16")
 SLOW_UPDATES = ("pixels-12m-nature2024-4x16", "pixels-1m-16x64", "proprio-12m-16x64", "proprio-25m-4x16")
 POLICIES = ("cartpole", "proprio-1m", "proprio-12m", "pixels-1m", "pixels-12m")
-# The whole table: native where it has the op, else the reference.
-TABLES = ["reference"]
-if any(row.backend == "native" for row in fd.table(fd.load("auto"))):
-    TABLES.append("native")
 
 
-@pytest.mark.parametrize("backend", TABLES)
+def tables(*used: str) -> list[str]:
+    """Backends that have any of the ops that are used: with none of them it would be the reference once more."""
+    return list(dict.fromkeys(name for op in used for name in backends(op)))
+
+
+@pytest.mark.parametrize("backend", tables(*fd.OPS))
 @pytest.mark.parametrize("name", [*UPDATES, *(pytest.param(x, marks=pytest.mark.slow) for x in SLOW_UPDATES)])
 def test_update(timed: Callable[..., Any], name: str, backend: str):
     task = job(name)
@@ -37,7 +38,7 @@ def test_update(timed: Callable[..., Any], name: str, backend: str):
     assert metrics["opt/loss"].isfinite()
 
 
-@pytest.mark.parametrize("backend", TABLES)
+@pytest.mark.parametrize("backend", tables("norm_act", "observe_step"))
 @pytest.mark.parametrize("n", [1, 16])
 @pytest.mark.parametrize("name", POLICIES)
 def test_policy(timed: Callable[..., Any], name: str, n: int, backend: str):
