@@ -66,11 +66,8 @@ def choose_device(name: str) -> tuple[torch.device, str]:
 def environment(config: Config) -> MakeEnv:
     """What makes one environment of the task from a seed; can be sent to another process."""
     options = {} if config.suite is None else asdict(config.suite)
-    return partial(_make, config.task, options)
-
-
-def _make(task: str, options: dict[str, Any], seed: int) -> Any:
-    return make(task, seed, **options)
+    # A function of envs, so that a worker's process imports neither torch nor an agent.
+    return partial(make, config.task, **options)
 
 
 def in_processes(config: Config) -> bool:

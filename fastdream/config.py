@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,7 @@ class TrainConfig:
     """Steps of each."""
 
     def __post_init__(self) -> None:
-        if self.ratio < 0 or self.batch_size < 1 or self.batch_length < 2:
+        if not 0 <= self.ratio < math.inf or self.batch_size < 1 or self.batch_length < 2:
             raise ValueError(f"need train ratio >= 0, batch_size >= 1 and batch_length >= 2, got {self}")
 
 

@@ -11,6 +11,7 @@ from fastdream.build import Parts, in_processes, min_windows
 from fastdream.checkpoint import Damaged, Loaded
 from fastdream.config import Config
 from fastdream.driver import Driver
+from fastdream.envs.base import EnvError
 from fastdream.evaluate import Scores, evaluate
 from fastdream.learner import Learner
 from fastdream.replay import CorruptReplay, Replay
@@ -19,6 +20,10 @@ from fastdream.schedule import EverySeconds, EverySteps, Ratio, Stop
 
 # Updates between looks at the losses; on a CPU looking costs nothing.
 CHECK_EVERY = {"cpu": 1, "cuda": 100}
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment broke its promises, or died again and again. What was learned until then is saved."""
 
 
 class Online:
@@ -120,9 +125,9 @@ class Training:
         """The next observations; saves what was learned if the environments have failed for good."""
         try:
             obs = self.loop.driver.recv()
-        except (ValueError, RuntimeError):
+        except (EnvError, RuntimeError) as error:
             self.save()
-            raise
+            raise EnvironmentFailed(str(error)) from error
         for episode in self.loop.driver.episodes():
             self.log.episode(self.loop.step, episode.score, episode.length, episode.extras)
         return obs

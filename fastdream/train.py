@@ -6,7 +6,7 @@ import resource
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,11 +29,12 @@ from fastdream.build import (
 from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
 from fastdream.driver import Driver
-from fastdream.learner import NonFinite
+from fastdream.lane import Restart
+from fastdream.learner import Agent, NonFinite
 from fastdream.logger import Logger
 from fastdream.outputs import WandbOptions
 from fastdream.progress import Goal
-from fastdream.run import Online, Training
+from fastdream.run import EnvironmentFailed, Online, Training
 from fastdream.rundir import RunLock, StorageError
 from fastdream.schedule import Stop
 from fastdream.spaces import Spaces
@@ -41,7 +42,7 @@ from fastdream.spaces import Spaces
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command. Exits with 0 when it has trained or was asked to stop, 2 after a mistake of its user, and 1 when
-    a loss is not finite.
+    environments fail for good or a loss is not finite.
     """
     args = sys.argv[1:] if args is None else args
     try:
@@ -52,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> None:
             train(parsed.config, shlex.join(["python", "-m", "fastdream.train", *args]))
     except (ValueError, StorageError) as error:
         cli.fail(str(error))
-    except NonFinite as error:
+    except (EnvironmentFailed, NonFinite) as error:
         cli.fail(str(error), code=1)
 
 
@@ -64,17 +65,31 @@ def train(config: Config, command: str = "") -> None:
     """
     device, why = choose_device(config.device)
     set_up(config)
-    logdir = directory(config)
-    with RunLock(logdir), Stop() as stop:
-        parts = assemble(config, device, logdir)
-        print(header(config, parts, why), flush=True)
-        describe(config, parts, command)
-        try:
-            result = session(config, parts, stop)
-        finally:
-            parts.driver.close()
-            parts.logger.close()
+    voice = Voice()
+    # All that can be refused is refused before there is a directory.
+    with make_driver(config, voice) as driver:
+        agent = make_agent(config, driver.obs_space, driver.act_space, device)
+        logdir = directory(config)
+        with RunLock(logdir), Stop() as stop:
+            parts = assemble(config, driver, agent, device, logdir)
+            print(header(config, parts, why), flush=True)
+            describe(config, parts, command)
+            voice.say = parts.logger.print
+            try:
+                result = session(config, parts, stop)
+            finally:
+                parts.logger.close()
     print(result, flush=True)
+
+
+class Voice:
+    """Says when an environment was restarted: through `say`, which changes as soon as there is a logger."""
+
+    def __init__(self) -> None:
+        self.say: Callable[[str], None] = print
+
+    def __call__(self, restart: Restart) -> None:
+        self.say(f"environment {restart.worker} was restarted (number {restart.count}): {restart.reason}")
 
 
 def session(config: Config, parts: Parts, stop: Stop) -> str:
@@ -88,6 +103,8 @@ def session(config: Config, parts: Parts, stop: Stop) -> str:
         if stop:
             return f"stopped by {stop.reason} at step {training.loop.step:,}; {resume_hint(parts.logdir)}"
         return final_evaluation(config, training, stop)
+    except EnvironmentFailed as error:
+        raise EnvironmentFailed(f"{error}\n{resume_hint(parts.logdir)}") from error
     except NonFinite as error:
         more = f" (about step {training.loop.step:,}). {last_good(parts)}"
         raise NonFinite(error.name, error.update, more) from error
@@ -131,27 +148,26 @@ def directory(config: Config) -> Path:
     return rundir.run_dir(Path("runs"), config.task, config.preset or "custom", config.seed).resolve()
 
 
-def assemble(config: Config, device: torch.device, logdir: Path) -> Parts:
-    """All parts of a run. What the settings cannot have is refused here, before any work."""
-    make_env = environment(config)
-    driver = Driver(make_env, config.env.count, parallel=in_processes(config), seed=config.seed)
-    try:
-        refuse_other_spaces(logdir, driver)
-        agent = make_agent(config, driver.obs_space, driver.act_space, device)
-        spec = step_spec(driver.obs_space, driver.act_space, agent)
-        replay = make_replay(config, spec, agent.replay_context, logdir)
-        checkpoint = Checkpoint(logdir / "ckpt")
-        logger = Logger(
-            logdir,
-            config.log.outputs,
-            wandb=WandbOptions(project=config.log.wandb_project),
-            config=configs.to_dict(config),
-            interval=config.log.every,
-        )
-    except BaseException:
-        driver.close()
-        raise
-    return Parts(agent, replay, driver, make_env, logger, checkpoint, device, logdir)
+def make_driver(config: Config, voice: Voice) -> Driver:
+    """The environments; EnvError, a ValueError, if there is no such task or it cannot be served."""
+    make_env, parallel = environment(config), in_processes(config)
+    return Driver(make_env, config.env.count, parallel=parallel, seed=config.seed, on_restart=voice)
+
+
+def assemble(config: Config, driver: Driver, agent: Agent, device: torch.device, logdir: Path) -> Parts:
+    """All parts of a run; ValueError or StorageError for what the settings or the directory cannot have."""
+    refuse_other_spaces(logdir, driver)
+    spec = step_spec(driver.obs_space, driver.act_space, agent)
+    replay = make_replay(config, spec, agent.replay_context, logdir)
+    checkpoint = Checkpoint(logdir / "ckpt")
+    logger = Logger(
+        logdir,
+        config.log.outputs,
+        wandb=WandbOptions(project=config.log.wandb_project),
+        config=configs.to_dict(config),
+        interval=config.log.every,
+    )
+    return Parts(agent, replay, driver, environment(config), logger, checkpoint, device, logdir)
 
 
 def refuse_other_spaces(logdir: Path, driver: Driver) -> None:
@@ -236,16 +252,17 @@ def dry_run(config: Config) -> None:
     """Build everything, act until one update can be made, make it, and say what it took. Leaves nothing behind."""
     device, why = choose_device(config.device)
     set_up(config)
-    with tempfile.TemporaryDirectory() as folder:
-        parts = assemble(replace(config, log=replace(config.log, outputs=())), device, Path(folder))
+    config = replace(config, log=replace(config.log, outputs=()))
+    with tempfile.TemporaryDirectory() as folder, make_driver(config, Voice()) as driver:
+        agent = make_agent(config, driver.obs_space, driver.act_space, device)
+        parts = assemble(config, driver, agent, device, Path(folder))
         print(header(config, parts, why), flush=True)
-        with parts.driver:
-            loop = Online(config, parts, windows=1)
-            while not loop.learner.updates:
-                loop.advance(parts.driver.recv())
-            loop.learner.close()
-            loop.learner.metrics.check()
-            losses = loop.learner.metrics.fetch()
+        loop = Online(config, parts, windows=1)
+        while not loop.learner.updates:
+            loop.advance(driver.recv())
+        loop.learner.close()
+        loop.learner.metrics.check()
+        losses = loop.learner.metrics.fetch()
         parts.logger.close()
     print(f"one update: loss {losses['opt/loss']:.3f}; {memory(device)}", flush=True)
 

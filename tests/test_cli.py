@@ -106,6 +106,8 @@ def test_a_wrong_value_names_the_flag(capsys: pytest.CaptureFixture[str]):
     assert code == 2 and "train.batch-size" in text
     text, code = output_of(capsys, "--train.batch-size", "0")
     assert code == 2 and "batch_size >= 1" in text
+    text, code = output_of(capsys, "--train.ratio", "nan")
+    assert code == 2 and "ratio" in text
 
 
 @pytest.mark.parametrize(

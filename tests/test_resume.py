@@ -139,7 +139,7 @@ def test_nothing_is_overwritten_when_no_checkpoint_is_sound(tmp_path: Path):
 
 
 def test_old_replay_files_are_removed(tmp_path: Path):
-    config = tiny(steps=200, log=dict(save_every=1e-9))
+    config = tiny(steps=50, log=dict(save_every=1e-9))
     train(config, tmp_path)
     kept = [extra["replay"]["files"] for extra in parts_of(config, tmp_path).checkpoint.kept()]
     wanted = {entry["file"] for files in kept for entry in files.values()}

@@ -1,0 +1,169 @@
+"""The commands from end to end, on environments that are there to be tried out with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastdream import eval as evaluation
+from fastdream import rundir, train
+from fastdream.agents import load
+from fastdream.agents.dreamer_v3 import DreamerV3
+from fastdream.checkpoint import Checkpoint
+from fastdream.run import Online
+
+SMALL = ["--preset", "debug", "--train.batch-size", "2", "--train.batch-length", "4", "--env.count", "2"]
+SMALL += ["--eval.final-episodes", "2", "--log.outputs", "jsonl", "console"]
+
+
+def command(logdir: Path, *args: str, task: str = "dummy_vector", steps: int = 60) -> list[str]:
+    return ["--task", task, "--logdir", str(logdir), "--steps", str(steps), *SMALL, *args]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", ["dummy_vector", "dummy_image", "dummy_mixed", "dummy_multidiscrete"])
+def test_a_run_leaves_what_it_should(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train.main(command(tmp_path, "--log.report-every", "40", task=task))
+    text = capsys.readouterr().out
+    for fact in (f"task      {task}", "parameters", "device    cpu", "replay    ", f"run       {tmp_path}"):
+        assert fact in text
+    assert "evaluation: " in text and " ± " in text
+    saved = json.loads((tmp_path / "eval.json").read_text())
+    assert len(saved["scores"]) == 2 and saved["step"] == 60 and saved["mean"] == np.mean(saved["scores"])
+    about = json.loads((tmp_path / "config.json").read_text())
+    assert about["command"].startswith(f"python -m fastdream.train --task {task}")
+    assert about["versions"]["torch"] and {row["op"] for row in about["ops"]} >= {"observe", "imagine"}
+    metrics = [entry for entry in lines(tmp_path / "metrics.jsonl") if "train/opt/loss" in entry]
+    assert metrics and all(np.isfinite(v) for e in metrics for k, v in e.items() if "loss" in k)
+    assert len(lines(tmp_path / "scores.jsonl")) == 2 * (30 // 21)
+    assert len(list((tmp_path / "media").glob("openloop_*_000000040*"))) >= 1
+
+
+def test_a_run_without_a_logdir_gets_one_and_is_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    train.main(["--task", "dummy_vector", "--steps", "20", *SMALL])
+    (run,) = (tmp_path / "runs" / "dummy_vector").iterdir()
+    assert run.name.startswith("debug-s0-") and (tmp_path / "runs" / "latest").resolve() == run
+
+
+def test_dry_run_makes_one_update_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    train.main(["--task", "dummy_mixed", "--preset", "debug", "--dry-run"])
+    text = capsys.readouterr().out
+    assert "parameters" in text and "one update: loss" in text and "MB" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_environments_in_processes_train_too(tmp_path: Path):
+    few = ["--env.count", "1", "--eval.final-episodes", "1"]
+    train.main(command(tmp_path, "--env.parallel", "yes", *few))
+    assert json.loads((tmp_path / "eval.json").read_text())["lengths"] == [20]
+
+
+def test_the_first_signal_saves_and_the_same_command_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    advance, before = Online.advance, signal.getsignal(signal.SIGINT)
+
+    def interrupted(self: Online, obs: Any) -> None:
+        advance(self, obs)
+        if self.step == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Online, "advance", interrupted)
+    train.main(command(tmp_path))
+    assert f"stopped by SIGINT at step 40; to resume: python -m fastdream.train --logdir {tmp_path}" in (
+        capsys.readouterr().out
+    )
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not (tmp_path / "eval.json").exists()
+    monkeypatch.undo()
+    train.main(["--logdir", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert "resumed at step 40" in text and "evaluation: " in text
+    assert json.loads((tmp_path / "eval.json").read_text())["step"] == 60
+
+
+def test_a_second_signal_aborts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def impatient(self: Online, obs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Online, "advance", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(command(tmp_path))
+    assert Checkpoint(tmp_path / "ckpt").load() is None
+    rundir.RunLock(tmp_path).release()
+
+
+def test_a_killed_run_goes_on_with_the_same_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    args = command(tmp_path, "--log.save-every", "0.01", steps=1_000_000)
+    process = subprocess.Popen([sys.executable, "-m", "fastdream.train", *args], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("ckpt/[0-9]*-step*"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = int((tmp_path / "ckpt" / "latest").read_text()[-9:])
+    train.main(command(tmp_path, "--log.save-every", "0.01", steps=step + 40))
+    assert f"resumed at step {step:,}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "eval.json").read_text())["step"] == step + 40
+    steps = [entry["step"] for entry in lines(tmp_path / "metrics.jsonl")]
+    assert steps == sorted(steps) and steps[-1] == step + 40
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    logdir = tmp_path_factory.mktemp("run")
+    train.main(command(logdir, task="dummy_mixed"))
+    return logdir
+
+
+def test_eval_prints_scores(finished: Path, capsys: pytest.CaptureFixture[str]):
+    evaluation.main(["--logdir", str(finished), "--episodes", "3"])
+    assert "over 3 episodes (step 60, sample actions)" in capsys.readouterr().out
+
+
+def test_eval_prints_the_same_json_for_the_same_seed(finished: Path, capsys: pytest.CaptureFixture[str]):
+    outputs = []
+    for seed in ("3", "3", "4"):
+        args = ["--logdir", str(finished), "--episodes", "3", "--json", "--mode", "mode", "--seed", seed]
+        evaluation.main([*args, "--checkpoint", "best"])
+        outputs.append(json.loads(capsys.readouterr().out))
+    assert outputs[0] == outputs[1] and outputs[0]["scores"] != outputs[2]["scores"]
+    assert outputs[0]["mode"] == "mode" and outputs[0]["lengths"] == [20] * 3 and outputs[0]["videos"] == []
+
+
+def test_eval_writes_videos(finished: Path, capsys: pytest.CaptureFixture[str]):
+    evaluation.main(["--logdir", str(finished), "--episodes", "1", "--video", "--json"])
+    files = [Path(name) for name in json.loads(capsys.readouterr().out)["videos"]]
+    names = sorted(file.stem for file in files)
+    assert names == [
+        f"{name}_000000060" for name in ("episode", "openloop_image", "openloop_other", "openloop_vector")
+    ]
+    assert all(file.stat().st_size > 100 for file in files)
+
+
+def test_a_trained_agent_acts_in_five_lines(finished: Path):
+    agent = load(finished)
+    obs = {key: np.zeros((1, *space.shape), space.dtype) for key, space in agent.obs_space.items()}
+    carry = agent.init_policy(1)
+    carry, action, _ = agent.policy(carry, obs | {"is_first": np.array([True])})
+    carry, action, _ = agent.policy(carry, obs | {"is_first": np.array([False])})
+    assert isinstance(agent, DreamerV3)
+    assert {key: value.shape for key, value in action.items()} == {
+        key: (1, *space.shape) for key, space in agent.act_space.items()
+    }
