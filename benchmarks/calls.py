@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdream import ops as fd
+from fastdream.ops import RSSM
 
 from . import floors
 from .shapes import PRESETS, Shape, model, networks
@@ -51,6 +52,11 @@ class Source:
     def resets(self, *dims: int) -> Tensor:
         """An episode's start every 50 steps or so."""
         return self.uniform(*dims) < 0.02
+
+
+def _only(rssm: RSSM, *used: str) -> RSSM:
+    """The parts of a model that an op reads, so that no others count as traffic."""
+    return rssm._replace(**{part: () for part in ("core", "prior", "post") if part not in used})
 
 
 def norm_act(s: Shape) -> Call:
@@ -129,26 +135,28 @@ def _returns(rows: int, steps: int) -> Call:
 def observe_step(s: Shape) -> Call:
     r, (rssm, _) = Source(), model(s.name)
     inputs = r.normal(s.batch, s.action), r.normal(s.batch, s.embed), r.resets(s.batch), r.noise(s, s.batch)
-    return Call((rssm, *r.state(s, s.batch), *inputs), floors.observe_flops(rssm, s.batch))
+    args = _only(rssm, "core", "post"), *r.state(s, s.batch), *inputs
+    return Call(args, floors.observe_flops(rssm, s.batch))
 
 
 def observe(s: Shape) -> Call:
     r, (rssm, _), lead = Source(), model(s.name), (s.batch, s.length)
     inputs = r.normal(*lead, s.action), r.normal(*lead, s.embed), r.resets(*lead), r.noise(s, *lead)
-    return Call((rssm, *r.state(s, s.batch), *inputs), floors.observe_flops(rssm, s.starts))
+    args = _only(rssm, "core", "post"), *r.state(s, s.batch), *inputs
+    return Call(args, floors.observe_flops(rssm, s.starts))
 
 
 def imagine_step(s: Shape) -> Call:
     """One step from every state of a batch."""
     r, (rssm, _), n = Source(), model(s.name), s.starts
-    flops = floors.imagine_flops(rssm, (), n, 1)
-    return Call((rssm, *r.state(s, n), r.normal(n, s.action), r.noise(s, n)), flops)
+    args = _only(rssm, "core", "prior"), *r.state(s, n), r.normal(n, s.action), r.noise(s, n)
+    return Call(args, floors.imagine_flops(rssm, (), n, 1))
 
 
 def prior(s: Shape) -> Call:
     rssm = model(s.name)[0]
     flops = 2 * s.starts * floors.macs(rssm.prior)
-    return Call((rssm, Source().normal(s.batch, s.length, s.deter)), flops)
+    return Call((_only(rssm, "prior"), Source().normal(s.batch, s.length, s.deter)), flops)
 
 
 def imagine(s: Shape) -> Call:
@@ -166,14 +174,15 @@ def _dream(s: Shape, n: int) -> Call:
     elements = sum(head.elements for head in actor.heads)
     discrete = actor.heads[0].kind == "categorical"
     draws = (r.uniform if discrete else r.normal)(n, s.horizon + 1, elements).detach()
-    args = rssm, actor, *r.state(s, n), s.horizon, r.noise(s, n, s.horizon), draws
+    args = _only(rssm, "core", "prior"), actor, *r.state(s, n), s.horizon, r.noise(s, n, s.horizon), draws
     return Call(args, floors.imagine_flops(rssm, actor, n, s.horizon))
 
 
 def rollout(s: Shape) -> Call:
     """The second half of a batch, as reports predict it."""
     r, rssm, steps = Source(), model(s.name)[0], s.length // 2
-    args = rssm, *r.state(s, s.batch), r.normal(s.batch, steps, s.action), r.noise(s, s.batch, steps)
+    inputs = r.normal(s.batch, steps, s.action), r.noise(s, s.batch, steps)
+    args = _only(rssm, "core", "prior"), *r.state(s, s.batch), *inputs
     return Call(args, floors.imagine_flops(rssm, (), s.batch, steps))
 
 
