@@ -19,11 +19,10 @@ CHOOSERS = ("task", "preset", "size", "variant", "logdir")
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a command line asks for. `resumed` says that the defaults came from the run in --logdir."""
+    """What a command line asks for."""
 
     config: Config
     dry_run: bool
-    resumed: bool
 
 
 def parse(args: Sequence[str]) -> Parsed:
@@ -49,7 +48,7 @@ def parse(args: Sequence[str]) -> Parsed:
     config = Config(**{name: getattr(command, name) for name in shallow(base)})
     if saved is not None:
         refuse_differences(saved, config)
-    return Parsed(config, command.dry_run, saved is not None)
+    return Parsed(config, command.dry_run)
 
 
 def defaults(saved: Config | None, chosen: dict[str, str]) -> Config:
