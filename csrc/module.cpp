@@ -73,7 +73,9 @@ void bind_cpu(py::module_& m) {
 #ifdef FASTDREAM_CUDA
 constexpr bool kCuda = true;
 
-const char* error_string(int status) { return status == kBadItemsize ? "unsupported itemsize" : cuda::error_string(status); }
+const char* error_string(int status) {
+  return status == kBadItemsize ? "unsupported itemsize" : cuda::error_string(status);
+}
 
 void bind_cuda(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
@@ -98,7 +100,9 @@ void bind_cuda(py::module_& m) {
 #else
 constexpr bool kCuda = false;
 
-const char* error_string(int status) { return status == kBadItemsize ? "unsupported itemsize" : "unknown status"; }
+const char* error_string(int status) {
+  return status == kBadItemsize ? "unsupported itemsize" : "unknown status";
+}
 
 void bind_cuda(py::module_&) {}
 #endif

@@ -8,8 +8,8 @@
 //
 //   ret[t] = reward[t] + live[t] * ((1 - mix[t]) * value[t] + mix[t] * ret[t + 1]),   ret[steps] := value[steps - 1]
 //
-// live is the discount times the chance of going on, mix is lambda (0 where a sequence is cut), value[t] is the value of
-// the state after step t. The caller owns all memory; outputs must not overlap inputs.
+// live is the discount times the chance of going on, mix is lambda (0 where a sequence is cut), value[t] is the value
+// of the state after step t. The caller owns all memory; outputs must not overlap inputs.
 namespace fastdream {
 
 template <typename T>
