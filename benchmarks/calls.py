@@ -213,18 +213,18 @@ class Plan(NamedTuple):
     backward: bool = True
 
 
-_BY_CLASSES = {"presets": ("1m", "12m", "200m"), "slow": ("25m", "50m", "100m", "400m")}
-_SCAN = {"presets": ("1m", "12m"), "slow": ("25m", "50m")}
+_BY_CLASSES = ("1m", "12m", "200m"), ("25m", "50m", "100m", "400m")
+_SCAN = ("1m", "12m"), ("25m", "50m")
 
 # Shapes that are the same for all sizes stand under the smallest. DreamerV3 does not differentiate its dreams.
 PLANS: dict[str, Plan] = {
-    "norm_act": Plan(norm_act, **_BY_CLASSES),
-    "block_gru": Plan(core, **_SCAN | {"slow": ("25m", "50m", "100m", "200m")}),
+    "norm_act": Plan(norm_act, *_BY_CLASSES),
+    "block_gru": Plan(core, ("1m", "12m"), ("25m", "50m", "100m", "200m")),
     "layernorm_gru": Plan(core, ("v2-dmc", "v2-atari")),
     "gru": Plan(core, ("v1",)),
-    "categorical_sample": Plan(categorical_sample, **_BY_CLASSES),
-    "gumbel_sample": Plan(gumbel_sample, **_BY_CLASSES),
-    "categorical_kl": Plan(categorical_kl, **_BY_CLASSES),
+    "categorical_sample": Plan(categorical_sample, *_BY_CLASSES),
+    "gumbel_sample": Plan(gumbel_sample, *_BY_CLASSES),
+    "categorical_kl": Plan(categorical_kl, *_BY_CLASSES),
     "gaussian_sample": Plan(gaussian_sample, ("v1",)),
     "gaussian_kl": Plan(gaussian_kl, ("v1",)),
     "symlog": Plan(elementwise),
@@ -233,10 +233,10 @@ PLANS: dict[str, Plan] = {
     "twohot_mean": Plan(twohot_mean),
     "lambda_return": Plan(lambda_return),
     "lambda_return:replay": Plan(replayed_return),
-    "observe_step": Plan(observe_step, **_SCAN, backward=False),
-    "imagine_step": Plan(imagine_step, **_SCAN, backward=False),
+    "observe_step": Plan(observe_step, *_SCAN, backward=False),
+    "imagine_step": Plan(imagine_step, *_SCAN, backward=False),
     "observe": Plan(observe, ("1m", "12m", "v2-atari"), ("25m", "v2-dmc", "v1")),
-    "prior": Plan(prior, **_SCAN),
+    "prior": Plan(prior, *_SCAN),
     "imagine": Plan(imagine, ("1m", "12m"), ("v2-atari",), backward=False),
     "imagine:16": Plan(imagine_few, ("1m", "12m"), ("v2-atari",), backward=False),
     "rollout": Plan(rollout, ("1m", "12m"), backward=False),

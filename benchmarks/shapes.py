@@ -112,13 +112,22 @@ def model(name: str) -> tuple[RSSM, Actor]:
         return nets.dyn.params, nets.pol.params
     s, ops, generator = EARLIER[name], fd.load("reference"), torch.Generator().manual_seed(0)
     latent = Categorical(ops, s.stoch, s.classes, unimix=0.0) if s.classes else Gaussian(ops, s.stoch)
-    kind = LayerNormGRU if s.classes else GRU
-    core = kind(ops, s.deter, latent.width, s.action, hidden=s.hidden, generator=generator)
-    plain = {"norm": "none", "act": "elu"}
-    dyn = Model(ops, core, latent, s.embed, hidden=s.hidden, prior_layers=1, generator=generator, **plain)
-    kind = Space("discrete", (), s.action) if s.action > 6 else Space("vector", (s.action,))
-    config = PolicyConfig(units=s.units, **plain)
-    return dyn.params, ActorHeads(ops, s.feat, {"action": kind}, config, generator).params
+    cell = LayerNormGRU if s.classes else GRU
+    core = cell(ops, s.deter, latent.width, s.action, hidden=s.hidden, generator=generator)
+    dyn = Model(
+        ops,
+        core,
+        latent,
+        s.embed,
+        hidden=s.hidden,
+        prior_layers=1,
+        norm="none",
+        act="elu",
+        generator=generator,
+    )
+    action = Space("discrete", (), s.action) if s.name.endswith("atari") else Space("vector", (s.action,))
+    config = PolicyConfig(units=s.units, norm="none", act="elu")
+    return dyn.params, ActorHeads(ops, s.feat, {"action": action}, config, generator).params
 
 
 @dataclass(frozen=True)
@@ -142,8 +151,10 @@ def job(name: str) -> Job:
     if name == "cartpole":
         preset = presets.resolve("gym_CartPole-v1")
         return Job(*CARTPOLE, preset.dreamer, preset.train.batch_size, preset.train.batch_length)
-    spaces, preset, *kind, batch = name.split("-")
-    config = variant(size(Config(), preset), kind[0] if kind else "current")
+    spaces, model_size, *kind, batch = name.split("-")
+    config = size(Config(), model_size)
+    if kind == ["nature2024"]:
+        config = variant(config, "nature2024")
     return Job(*{"proprio": PROPRIO, "pixels": PIXELS}[spaces], config, *map(int, batch.split("x")))
 
 
