@@ -49,7 +49,7 @@ REDUCED += [
     "--log.report-every",
     "0",
 ]
-UPDATES = 300
+UPDATES = 200
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -74,7 +74,7 @@ def test_losses_fall(name: str, tmp_path: Path):
     }
     assert all(np.isfinite(values).all() for values in losses.values())
     observed = set(json.loads((tmp_path / "config.json").read_text())["spaces"]["obs"])
-    for key in ("opt/loss", "loss/rew", "loss/dyn", *(f"loss/{name}" for name in observed)):
+    for key in ("opt/loss", "loss/rew", *(f"loss/{name}" for name in observed)):
         values = losses[f"train/{key}"]
         few = max(3, len(values) // 10)
         assert values[-few:].mean() < values[:few].mean(), (key, values[:few], values[-few:])
