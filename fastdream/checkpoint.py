@@ -178,6 +178,11 @@ def load(
     return None
 
 
+def any_in(directory: Path) -> bool:
+    """Whether there is a checkpoint, sound or not."""
+    return bool(_generations(directory))
+
+
 def _candidates(directory: Path, which: str | Path) -> Iterator[Path]:
     """The generations to try, in order. A running process may remove and add some while they are read."""
     if which not in ("last", "best"):

@@ -12,7 +12,8 @@ ignored, and the next observation is the new episode's first (is_first, reward 0
 
 An environment that crashes, hangs or raises is made anew and reported; its episode ends as cut short (is_last, not
 is_terminal). An environment that breaks its promises (EnvError: a reward that is not a number, an observation
-outside its space) stops everything, because it would do so again.
+outside its space), or that dies before its first observation (NotStarted), stops everything, because it would do
+so again; one that dies again and again does so, too (RestartedTooOften).
 """
 
 import time
@@ -23,18 +24,32 @@ from typing import Any
 
 import numpy as np
 
+from fastdream.died import Died
 from fastdream.envs.base import EnvError, Obs
 from fastdream.episodes import Episode
-from fastdream.lane import Lane, Restart, episode_seed
+from fastdream.lane import Lane, NotStarted, Restart, episode_seed
 from fastdream.spaces import RESERVED, Spaces
-from fastdream.workers import Died, LocalWorker, MakeEnv, ProcessWorker
+from fastdream.workers import LocalWorker, MakeEnv, ProcessWorker
 
 
 def warn_restart(restart: Restart) -> None:
     """Reports a restart as a warning."""
-    warnings.warn(
-        f"environment {restart.worker} was restarted (number {restart.count}): {restart.reason}", stacklevel=2
-    )
+    warnings.warn(f"{restart}\n{restart.trace}".rstrip(), stacklevel=2)
+
+
+class Voice:
+    """Says when an environment was restarted, through `say`: one line, and a traceback that was not said before."""
+
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        self.say = say
+        self._said: set[str] = set()
+
+    def __call__(self, restart: Restart) -> None:
+        # Where it was raised: the message may differ from time to time.
+        place = restart.trace.rpartition(restart.reason)[0]
+        known = place in self._said
+        self._said.add(place)
+        self.say(str(restart) if known else f"{restart}\n{restart.trace}".rstrip())
 
 
 class Driver:
@@ -47,6 +62,7 @@ class Driver:
     exact_resume  remember each episode's actions, so that a state can be loaded into the middle of an episode of an
                   environment that is `deterministic`.
     on_restart    called with a Restart; warns by default.
+    task          what errors call the environment.
 
     Set `record` to get `Episode.frames` for the episodes of environment 0 that begin from then on.
     """
@@ -61,12 +77,14 @@ class Driver:
         timeout: float = 300.0,
         exact_resume: bool = True,
         on_restart: Callable[[Restart], None] = warn_restart,
+        task: str = "",
     ) -> None:
         if n < 1:
             raise ValueError(f"a driver needs at least one environment, got n={n}")
         self.n = n
         self.record = False
         self._timeout = timeout
+        self._task = task
         self._finished: list[Episode] = []
         self._workers: list[LocalWorker | ProcessWorker] = []
         self._lanes: list[Lane] = []
@@ -80,14 +98,14 @@ class Driver:
             raise
         keep = exact_resume and deterministic
         for index, worker in enumerate(self._workers):
-            self._lanes.append(Lane(worker, index, seed, keep, on_restart, self._finished))
+            self._lanes.append(Lane(worker, index, seed, keep, on_restart, self._finished, task))
         self._fresh = True
 
     def _agree(self) -> tuple[Spaces, Spaces, bool]:
         try:
             promises = [worker.ready(self._timeout) for worker in self._workers]
         except Died as died:
-            raise RuntimeError(f"an environment did not start: {died}") from None
+            raise NotStarted(self._task, died) from None
         for index, other in enumerate(promises):
             if other != promises[0]:
                 raise EnvError(

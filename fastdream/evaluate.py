@@ -1,13 +1,15 @@
 """The loop that only evaluates an agent."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fastdream.driver import Driver
+from fastdream.driver import Driver, warn_restart
 from fastdream.episodes import Episode
+from fastdream.lane import Restart
 from fastdream.learner import Agent
 from fastdream.replay_store import Array
 from fastdream.schedule import Stop
@@ -33,7 +35,7 @@ class Scores:
         return float(np.std(self.scores)) if self.scores else math.nan
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f} over {len(self.scores)} episodes"
+        return f"{self.mean:.1f} ± {self.std:.1f} over {counted(len(self.scores))}"
 
     def summary(self) -> dict[str, Any]:
         """Everything but the pictures, as JSON holds it."""
@@ -48,6 +50,11 @@ class Scores:
         }
 
 
+def counted(episodes: int) -> str:
+    """'1 episode', '20 episodes'."""
+    return f"{episodes} episode{'s' * (episodes != 1)}"
+
+
 def evaluate(
     agent: Agent,
     make_env: MakeEnv,
@@ -59,12 +66,15 @@ def evaluate(
     mode: str = "sample",
     video: bool = False,
     stop: Stop | None = None,
+    on_restart: Callable[[Restart], None] = warn_restart,
+    task: str = "",
 ) -> Scores:
     """Scores of exactly `episodes` episodes, none of them learned from.
 
     Each environment plays its share, so that short episodes do not count more often than long ones. The same
     seed and parameters give the same scores, and the agent's own random numbers stay where they were. Episodes
-    whose environment died are played again. Ends early, with what there is, when `stop` becomes true.
+    whose environment died are played again. Ends early, with what there is, when `stop` becomes true. For
+    `on_restart` and `task` see Driver.
     """
     count = min(count, episodes)
     left = np.array([episodes // count + (i < episodes % count) for i in range(count)])
@@ -72,7 +82,15 @@ def evaluate(
     state = generator.get_state()
     generator.manual_seed(seed)
     try:
-        with Driver(make_env, count, parallel=parallel, seed=seed, exact_resume=False) as driver:
+        with Driver(
+            make_env,
+            count,
+            parallel=parallel,
+            seed=seed,
+            exact_resume=False,
+            on_restart=on_restart,
+            task=task,
+        ) as driver:
             driver.record = video
             carry, obs = agent.init_policy(count), driver.recv()
             while left.any() and not stop:

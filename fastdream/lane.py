@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastdream.envs.base import Action, Obs
+from fastdream.died import Died
+from fastdream.envs.base import Action, EnvError, Obs
 from fastdream.episodes import Episode, Tally
-from fastdream.workers import Died, LocalWorker, ProcessWorker
+from fastdream.workers import LocalWorker, ProcessWorker
 
 # So many restarts of one environment within so many of its steps are no accident.
 MOST_RESTARTS = 10
@@ -21,13 +22,33 @@ LONGEST_REPLAY = 10_000
 LONGEST_VIDEO = 1_000
 
 
+class NotStarted(EnvError):
+    """An environment could not be made, or died before it had given an observation: it would do so again."""
+
+    def __init__(self, task: str, died: Died) -> None:
+        name = f"environment {task!r}" if task else "an environment"
+        super().__init__(f"{name} did not start: {died}")
+
+
+class RestartedTooOften(RuntimeError):
+    """An environment died again and again."""
+
+
 @dataclass(frozen=True)
 class Restart:
-    """Report of an environment that was made anew: which, how often so far, and why."""
+    """Report of an environment that was made anew: which, how often so far, and why.
+
+    reason  in one line.
+    trace   the traceback, if it raised something; "" otherwise.
+    """
 
     worker: int
     count: int
     reason: str
+    trace: str = ""
+
+    def __str__(self) -> str:
+        return f"environment {self.worker} was restarted (number {self.count}): {self.reason}"
 
 
 def episode_seed(seed: int, worker: int, episode: int) -> int:
@@ -49,6 +70,7 @@ class Lane:
         keep: bool,
         on_restart: Callable[[Restart], None],
         finished: list[Episode],
+        task: str = "",
     ) -> None:
         self._worker = worker
         self._index = index
@@ -56,6 +78,7 @@ class Lane:
         self._keep = keep
         self._on_restart = on_restart
         self._finished = finished
+        self._task = task
         self._episode = 0
         self._steps = 0
         self._restarts: deque[int] = deque(maxlen=MOST_RESTARTS + 1)
@@ -93,7 +116,7 @@ class Lane:
             try:
                 obs, picture = self._worker.answer(timeout)
             except Died as died:
-                self._recover(str(died))
+                self._recover(died)
             else:
                 self._take(obs, picture)
         return self._obs
@@ -150,17 +173,19 @@ class Lane:
         if obs["is_last"]:
             self._finished.append(self._tally.finish(self._index, crashed, self._frames))
 
-    def _recover(self, reason: str) -> None:
+    def _recover(self, died: Died) -> None:
         """Restarts the worker; closes an open episode as cut short, or asks for the reset again."""
+        if self._asked == "reset" and not self._steps:
+            raise NotStarted(self._task, died)
         self._count += 1
         self._restarts.append(self._steps)
         if len(self._restarts) > MOST_RESTARTS and self._steps - self._restarts[0] <= RESTART_WINDOW:
-            raise RuntimeError(
+            raise RestartedTooOften(
                 f"environment {self._index} had to be restarted {len(self._restarts)} times within "
-                f"{RESTART_WINDOW} steps; the last time: {reason}"
+                f"{RESTART_WINDOW} steps; the last time: {died.reason}"
             )
         self._worker.restart()
-        self._on_restart(Restart(self._index, self._count, reason))
+        self._on_restart(Restart(self._index, self._count, died.reason, died.trace))
         if self._asked == "step":
             flags = {"reward": np.float32(0), "is_first": False, "is_last": True, "is_terminal": False}
             self._actions = None

@@ -1,6 +1,7 @@
 """The loop that trains an agent while it acts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from fastdream.build import Parts, in_processes, min_windows
 from fastdream.checkpoint import Damaged, Loaded
 from fastdream.config import Config
-from fastdream.driver import Driver
+from fastdream.driver import Driver, Voice
 from fastdream.envs.base import EnvError
 from fastdream.evaluate import Scores, evaluate
+from fastdream.lane import RestartedTooOften
 from fastdream.learner import Learner
 from fastdream.replay import CorruptReplay, Replay
 from fastdream.replay_store import Array
@@ -103,6 +105,7 @@ class Training:
     def __init__(self, config: Config, parts: Parts) -> None:
         self.config, self.parts, self.log = config, parts, parts.logger
         self.loop = Online(config, parts)
+        self.voice = Voice(lambda text: self.log.print(f"in evaluation, {text}"))
         self.resumed_from = self.restore()
         self.log.resume(self.loop.step)
         log = config.log
@@ -122,15 +125,21 @@ class Training:
         self.save()
 
     def receive(self) -> Mapping[str, Array]:
-        """The next observations; saves what was learned if the environments have failed for good."""
-        try:
+        """The next observations."""
+        with self.saved_if_environments_fail():
             obs = self.loop.driver.recv()
-        except (EnvError, RuntimeError) as error:
-            self.save()
-            raise EnvironmentFailed(str(error)) from error
         for episode in self.loop.driver.episodes():
             self.log.episode(self.loop.step, episode.score, episode.length, episode.extras)
         return obs
+
+    @contextmanager
+    def saved_if_environments_fail(self) -> Iterator[None]:
+        """Save what was learned, and raise EnvironmentFailed, when environments have failed for good."""
+        try:
+            yield
+        except (EnvError, RestartedTooOften) as error:
+            self.save()
+            raise EnvironmentFailed(str(error)) from error
 
     def aside(self, stop: Stop) -> None:
         """What is due between two steps and changes nothing of what is learned."""
@@ -167,18 +176,20 @@ class Training:
 
     def evaluate(self, episodes: int, stop: Stop | None = None) -> Scores:
         """Episodes on environments of their own, with random numbers of their own."""
-        config, seed = self.config, self.config.seed + 1_000_003
-        parallel = in_processes(config)
-        return evaluate(
-            self.loop.agent,
-            self.parts.make_env,
-            episodes,
-            count=config.eval.count,
-            parallel=parallel,
-            seed=seed,
-            mode=config.eval.mode,
-            stop=stop,
-        )
+        config = self.config
+        with self.saved_if_environments_fail():
+            return evaluate(
+                self.loop.agent,
+                self.parts.make_env,
+                episodes,
+                count=config.eval.count,
+                parallel=in_processes(config),
+                seed=config.seed + 1_000_003,
+                mode=config.eval.mode,
+                stop=stop,
+                on_restart=self.voice,
+                task=config.task,
+            )
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint, unless a loss is not finite: then raise NonFinite."""

@@ -6,14 +6,14 @@ import resource
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import fastdream
-from fastdream import cli, ops, rundir
+from fastdream import checkpoint, cli, ops, rundir
 from fastdream import config as configs
 from fastdream.build import (
     Parts,
@@ -28,8 +28,9 @@ from fastdream.build import (
 )
 from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
-from fastdream.driver import Driver
-from fastdream.lane import Restart
+from fastdream.driver import Driver, Voice
+from fastdream.evaluate import counted
+from fastdream.lane import RestartedTooOften
 from fastdream.learner import Agent, NonFinite
 from fastdream.logger import Logger
 from fastdream.outputs import WandbOptions
@@ -53,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
             train(parsed.config, shlex.join(["python", "-m", "fastdream.train", *args]))
     except (ValueError, StorageError) as error:
         cli.fail(str(error))
-    except (EnvironmentFailed, NonFinite) as error:
+    except (EnvironmentFailed, NonFinite, RestartedTooOften) as error:
         cli.fail(str(error), code=1)
 
 
@@ -68,6 +69,7 @@ def train(config: Config, command: str = "") -> None:
     voice = Voice()
     # All that can be refused is refused before there is a directory.
     with make_driver(config, voice) as driver:
+        driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
@@ -80,16 +82,6 @@ def train(config: Config, command: str = "") -> None:
             finally:
                 parts.logger.close()
     print(result, flush=True)
-
-
-class Voice:
-    """Says when an environment was restarted: through `say`, which changes as soon as there is a logger."""
-
-    def __init__(self) -> None:
-        self.say: Callable[[str], None] = print
-
-    def __call__(self, restart: Restart) -> None:
-        self.say(f"environment {restart.worker} was restarted (number {restart.count}): {restart.reason}")
 
 
 def session(config: Config, parts: Parts, stop: Stop) -> str:
@@ -117,7 +109,7 @@ def final_evaluation(config: Config, training: Training, stop: Stop) -> str:
     done = f"done after {training.loop.step:,} steps; run: {training.parts.logdir}"
     if not config.eval.final_episodes:
         return done
-    training.log.print(f"evaluating over {config.eval.final_episodes} episodes")
+    training.log.print(f"evaluating over {counted(config.eval.final_episodes)}")
     result = training.evaluate(config.eval.final_episodes, stop)
     if not result.scores:
         return done
@@ -150,8 +142,14 @@ def directory(config: Config) -> Path:
 
 def make_driver(config: Config, voice: Voice) -> Driver:
     """The environments; EnvError, a ValueError, if there is no such task or it cannot be served."""
-    make_env, parallel = environment(config), in_processes(config)
-    return Driver(make_env, config.env.count, parallel=parallel, seed=config.seed, on_restart=voice)
+    return Driver(
+        environment(config),
+        config.env.count,
+        parallel=in_processes(config),
+        seed=config.seed,
+        on_restart=voice,
+        task=config.task,
+    )
 
 
 def assemble(config: Config, driver: Driver, agent: Agent, device: torch.device, logdir: Path) -> Parts:
@@ -159,7 +157,6 @@ def assemble(config: Config, driver: Driver, agent: Agent, device: torch.device,
     refuse_other_spaces(logdir, driver)
     spec = step_spec(driver.obs_space, driver.act_space, agent)
     replay = make_replay(config, spec, agent.replay_context, logdir)
-    checkpoint = Checkpoint(logdir / "ckpt")
     logger = Logger(
         logdir,
         config.log.outputs,
@@ -167,13 +164,15 @@ def assemble(config: Config, driver: Driver, agent: Agent, device: torch.device,
         config=configs.to_dict(config),
         interval=config.log.every,
     )
-    return Parts(agent, replay, driver, environment(config), logger, checkpoint, device, logdir)
+    return Parts(
+        agent, replay, driver, environment(config), logger, Checkpoint(logdir / "ckpt"), device, logdir
+    )
 
 
 def refuse_other_spaces(logdir: Path, driver: Driver) -> None:
     """Raise ValueError if the run was begun with an environment that showed or took something else."""
     path = logdir / "config.json"
-    if not path.exists():
+    if not path.exists() or not checkpoint.any_in(logdir / "ckpt"):
         return
     saved = json.loads(path.read_text())["spaces"]
     for name, now in (("obs", driver.obs_space), ("act", driver.act_space)):

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -23,6 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from fastdream.died import Died, died_of
 from fastdream.envs.base import Env, EnvError, Obs
 from fastdream.spaces import RESERVED, Spaces
 
@@ -33,10 +33,6 @@ Answer = tuple[Obs, "np.ndarray | str | None"]
 
 # What a connection raises whose other end is gone.
 LOST = (EOFError, BrokenPipeError, ConnectionResetError)
-
-
-class Died(Exception):
-    """The environment crashed, hung or lost its process; the text says how."""
 
 
 def carry_out(env: Env, command: str, args: tuple[Any, ...]) -> Answer:
@@ -68,11 +64,16 @@ class LocalWorker:
     def __init__(self, make_env: MakeEnv, seed: int) -> None:
         self._make = lambda: make_env(seed)
         self._answer: Answer | Exception | None = None
-        self._env: Env | None = self._make()
+        self._env: Env | None = None
 
     def ready(self, timeout: float) -> tuple[Spaces, Spaces, bool]:
-        """Observation space, action space, and whether the environment is deterministic."""
-        assert self._env is not None, "asked between a restart and the next command"
+        """Makes the environment; its observation space, action space, and whether it is deterministic."""
+        try:
+            self._env = self._env or self._make()
+        except EnvError:
+            raise
+        except Exception as error:
+            raise died_of(error) from None
         return promises(self._env)
 
     def ask(self, command: str, *args: Any) -> None:
@@ -83,8 +84,8 @@ class LocalWorker:
             self._answer = carry_out(self._env, command, args)
         except EnvError as error:
             self._answer = error
-        except Exception:
-            self._answer = Died(traceback.format_exc())
+        except Exception as error:
+            self._answer = died_of(error)
 
     def answer(self, timeout: float) -> Answer:
         """What the last command came to."""
@@ -222,7 +223,7 @@ class ProcessWorker:
         if kind == "invalid":
             raise EnvError(content)
         if kind == "died":
-            raise Died(content)
+            raise Died(*content)
         assert kind == expected, f"a worker sent {kind}, not {expected}"
         return content
 
@@ -268,8 +269,8 @@ def serve(pipe_fd: int, memory_fd: int, parent: int) -> None:
         return
     except EnvError as error:
         pipe.send(("invalid", str(error)))
-    except Exception:
-        pipe.send(("died", traceback.format_exc()))
+    except Exception as error:
+        pipe.send(("died", died_of(error).args))
     finally:
         if env is not None:
             env.close()

@@ -56,6 +56,13 @@ ENVIRONMENTS = """
                 raise ConnectionError("the simulator went away")
             return super().step(action)
 
+    class NeverBegins(Base):
+        def reset(self, seed=None, options=None):
+            raise OSError("no display")
+
+    def broken():
+        raise OSError("no display")
+
     class AlwaysDies(Base):
         def step(self, action):
             raise ConnectionError("the simulator went away")
@@ -117,6 +124,22 @@ def test_an_environment_that_breaks_its_promises_stops_the_run_and_loses_nothing
     assert loaded is not None and loaded.step == 30
 
 
+@pytest.mark.parametrize("parallel", ["yes", "no"])
+@pytest.mark.parametrize("name, place", [("broken", "in broken"), ("NeverBegins", "in reset")])
+def test_an_environment_that_does_not_start_is_one_error(
+    name: str, place: str, parallel: str, module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    logdir = tmp_path / "run"
+    args = ["--task", f"{module}:{name}", "--env.parallel", parallel, "--logdir", str(logdir)]
+    with pytest.raises(SystemExit) as exit:
+        train.main([*SMALL, *args])
+    first, *trace = capsys.readouterr().err.splitlines()
+    assert exit.value.code == 2 and not logdir.exists()
+    assert first == f"error: environment '{module}:{name}' did not start: OSError: no display"
+    assert trace[0].startswith("Traceback") and trace[-1] == "OSError: no display"
+    assert [line.endswith(place) for line in trace if line.startswith("  File")] == [True]
+
+
 def test_an_environment_that_dies_is_restarted_and_said(
     module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -133,10 +156,11 @@ def test_an_environment_that_always_dies_ends_the_run(
     args = ["--task", f"{module}:AlwaysDies", "--env.parallel", "no", "--logdir", str(tmp_path)]
     with pytest.raises(SystemExit) as exit:
         train.main([*SMALL, *args])
-    error = capsys.readouterr().err
+    output, error = capsys.readouterr()
     assert exit.value.code == 1 and in_order(
         error, "error: ", "had to be restarted", "the simulator went away"
     )
+    assert output.count("was restarted") > 10 and output.count("Traceback") == 1
     assert f"to resume: python -m fastdream.train --logdir {tmp_path}" in error
     assert Checkpoint(tmp_path / "ckpt").load() is not None
 

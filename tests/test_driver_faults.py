@@ -10,9 +10,11 @@ import warnings
 import numpy as np
 import pytest
 
-from fastdream.driver import Driver, random_actions
+from fastdream.driver import Driver, Voice, random_actions
 from fastdream.envs import make
 from fastdream.envs.base import EnvError
+from fastdream.lane import NotStarted, Restart, RestartedTooOften
+from fastdream.spaces import Space
 
 from .driver_tools import alive, driver, pids, roll
 
@@ -86,7 +88,7 @@ def test_an_environment_that_always_dies_stops_the_run_with_its_own_words(rng):
     with (
         watched("dummy_raise", [], n=1, at=1) as drv,
         pytest.raises(
-            RuntimeError, match=r"(?s)restarted 11 times within 1000 steps.*dummy_raise broke at step 1"
+            RestartedTooOften, match="restarted 11 times within 1000 steps.*dummy_raise broke at step 1"
         ),
     ):
         drv.recv()
@@ -121,8 +123,46 @@ def test_a_broken_promise_stops_the_run_and_is_no_crash(task, text, parallel, rn
 def test_an_environment_that_cannot_be_made_is_an_error_at_once(parallel):
     with pytest.raises(EnvError, match="did you mean 'vector'"):
         driver("dummy_vectr", parallel=parallel)
-    with pytest.raises((RuntimeError, ZeroDivisionError), match="by zero"):
-        Driver(lambda seed: 1 // 0, 1, parallel=parallel)
+    with pytest.raises(NotStarted, match="environment 'mine' did not start: ZeroDivisionError: .* by zero"):
+        Driver(lambda seed: 1 // 0, 1, parallel=parallel, task="mine")
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_an_environment_that_never_gave_an_observation_is_not_tried_again(parallel):
+    space = Space("discrete", (), 2)
+
+    class NeverBegins:
+        """Can be made, and fails at its first reset."""
+
+        obs_space = act_space = {"x": space}
+
+        def reset(self, seed=None):
+            raise OSError("no display")
+
+        def close(self):
+            pass
+
+    restarts = []
+    with (
+        Driver(lambda seed: NeverBegins(), 1, parallel=parallel, on_restart=restarts.append) as drv,
+        pytest.raises(NotStarted, match="an environment did not start: OSError: no display") as error,
+    ):
+        drv.recv()
+    assert restarts == []
+    # The traceback begins in the environment, not in the machinery that called it.
+    trace = [line for line in str(error.value).splitlines() if line.startswith("  File")]
+    assert len(trace) == 1 and trace[0].endswith("in reset")
+
+
+def test_the_same_exception_is_shown_in_full_only_once():
+    said = []
+    voice = Voice(said.append)
+    trace = "Traceback (most recent call last):\n  File {}\n{}\n"
+    for place, reason in [("a", "E: 1"), ("a", "E: 2"), ("b", "E: 2"), ("", "killed"), ("", "killed")]:
+        voice(Restart(0, 1, reason, trace.format(place, reason) if place else ""))
+    assert [text.count("Traceback") for text in said] == [1, 0, 1, 0, 0]
+    assert said[1] == "environment 0 was restarted (number 1): E: 2"
+    assert all(text.startswith("environment 0 was restarted (number 1): ") for text in said)
 
 
 def test_functions_that_no_module_holds_travel_to_processes(rng):
