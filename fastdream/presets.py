@@ -95,20 +95,33 @@ def minigrid() -> Config:
 def gym() -> Config:
     """Any Gymnasium environment with small vectors; ours, for two CPU cores."""
     config = official("gym_CartPole-v1", 1e6, 4, 64, "tiny")
-    opt = replace(config.dreamer.opt, lr=3e-4, warmup=100)
+    dreamer = config.dreamer
+    # What a small model and two cores make of the official settings: a higher learning rate, dreams from the second
+    # half of each sequence, shallower heads with fewer bins, and more entropy, which keeps the few dreams varied.
+    dreamer = replace(
+        dreamer,
+        opt=replace(dreamer.opt, lr=6e-4, warmup=100),
+        rewhead=replace(dreamer.rewhead, bins=63),
+        policy=replace(dreamer.policy, layers=2),
+        value=replace(dreamer.value, layers=2, bins=63),
+        imag_last=16,
+        actent=3e-3,
+    )
     return replace(
         config,
         train=TrainConfig(ratio=64.0, batch_size=16, batch_length=32),
         replay=ReplayConfig(capacity=200_000),
         eval=EvalConfig(every=10_000),
         log=LogConfig(save_every=60.0),
-        dreamer=replace(config.dreamer, opt=opt),
+        dreamer=dreamer,
     )
 
 
 def cartpole() -> Config:
-    """CartPole in less than ten minutes on two CPU cores."""
-    return replace(gym(), steps=40_000)
+    """CartPole in less than ten minutes on two CPU cores; the learning rate falls, so that the end is steady."""
+    config = gym()
+    opt = replace(config.dreamer.opt, schedule="linear", anneal=2600)
+    return replace(config, steps=22_000, dreamer=replace(config.dreamer, opt=opt))
 
 
 def debug() -> Config:

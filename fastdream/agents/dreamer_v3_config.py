@@ -149,7 +149,7 @@ def loss_weights(config: Config, obs_space: Spaces) -> dict[str, float]:
 # deter, hidden, classes, depth, units of the official presets; `tiny` serves vectors on a CPU, `debug` tests.
 SIZES: dict[str, tuple[int, int, int, int, int]] = {
     "debug": (16, 8, 4, 2, 8),
-    "tiny": (256, 64, 8, 4, 64),
+    "tiny": (128, 64, 8, 4, 64),
     "1m": (512, 64, 4, 4, 64),
     "12m": (2048, 256, 16, 16, 256),
     "25m": (3072, 384, 24, 24, 384),
