@@ -7,11 +7,12 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+from fastdream import checkpoint, presets
 from fastdream import config as configs
-from fastdream import presets
 from fastdream.config import Config
 
 CHOOSERS = ("task", "preset", "size", "variant", "logdir")
@@ -30,7 +31,7 @@ def parse(args: Sequence[str]) -> Parsed:
 
     Prints and exits for -h, --help and `--preset list`, and with code 2 for a flag that does not exist or has a
     wrong value, with the nearest one. Raises ValueError for an unknown task, preset, size or variant, and when
-    --logdir holds a run with other settings.
+    --logdir holds a run with other settings and a checkpoint.
     """
     import tyro
 
@@ -44,11 +45,40 @@ def parse(args: Sequence[str]) -> Parsed:
     saved = saved_config(chosen["logdir"])
     base = defaults(saved, chosen)
     default = command_of(type(base.suite))(**shallow(base))
-    command: Any = tyro.cli(type(default), args=list(args), default=default, prog="python -m fastdream.train")
+    command: Any = tyro.cli(
+        type(default), args=list(args), default=default, prog="python -m fastdream.train", registry=numbers()
+    )
     config = Config(**{name: getattr(command, name) for name in shallow(base)})
-    if saved is not None:
+    if saved is not None and checkpoint.any_in(Path(config.logdir) / "ckpt"):
         refuse_differences(saved, config)
     return Parsed(config, command.dry_run)
+
+
+def numbers() -> Any:
+    """How whole numbers are read from flags: 1e6 is one, too."""
+    from tyro import constructors
+
+    registry = constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda texts: whole(texts[0]),
+            is_instance=lambda value: isinstance(value, int),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def whole(text: str) -> int:
+    """A whole number, also as 1e6; ValueError for any other."""
+    number = Decimal(text) if re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", text) else None
+    return int(number) if number is not None and number == int(number) else int(text)
 
 
 def defaults(saved: Config | None, chosen: dict[str, str]) -> Config:
@@ -59,6 +89,8 @@ def defaults(saved: Config | None, chosen: dict[str, str]) -> Config:
         return presets.resolve(task, preset, size, variant or "current")
     if not any(chosen[name] for name in names):
         return saved
+    if chosen["task"] not in ("", saved.task):
+        return defaults(None, chosen)
     return presets.resolve(*(chosen[name] or getattr(saved, name) for name in names))
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastdream import config as configs
 from fastdream import eval as evaluation
 from fastdream import rundir, train, tree_files
 from fastdream.checkpoint import Checkpoint
@@ -240,6 +242,23 @@ def test_another_configuration_is_refused_with_the_difference(
     error = refused(capsys, *args, "--seed", "3", "--dreamer.opt.lr", "0.1")
     assert in_order(error, "seed: 0 -> 3", "dreamer.opt.lr: 4e-05 -> 0.1", "another --logdir")
     assert "batch_size" not in error and (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_run_that_died_before_its_first_checkpoint_blocks_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    args = ["--task", "dummy_vector", "--logdir", str(tmp_path)]
+    train.main([*SMALL, *args])
+    shutil.rmtree(tmp_path / "ckpt")
+    assert "did you mean" in refused(capsys, *args, "--task", "dummy_imag")
+    train.main(["--logdir", str(tmp_path), "--dry-run"])
+    assert "task      dummy_vector, 2 environments" in capsys.readouterr().out
+    train.main([*SMALL, "--task", "dummy_image", "--seed", "3", "--logdir", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert "done after 60 steps" in output and "resumed" not in output
+    asked = configs.load(tmp_path)
+    assert (asked.task, asked.seed, asked.env.count) == ("dummy_image", 3, 2)
+    assert "task: dummy_image -> dummy_vector" in refused(capsys, *args)
 
 
 def test_a_directory_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

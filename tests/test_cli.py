@@ -111,6 +111,22 @@ def test_a_wrong_value_names_the_flag(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
+    "text, number",
+    [("1e6", 1_000_000), ("1.1e5", 110_000), ("2E+3", 2000), ("1e10", 10**10), ("7", 7), ("1_000", 1000)],
+)
+def test_whole_numbers_can_be_written_with_an_exponent(text: str, number: int):
+    config = parse("--steps", text, "--replay.capacity", text, "--train.ratio", text)
+    assert config.steps == config.replay.capacity == config.train.ratio == number
+    assert type(config.steps) is int
+
+
+@pytest.mark.parametrize("text", ["1.5", "1.55e1", "1e", "e6", "1e-2", "1.0", "inf"])
+def test_other_numbers_of_steps_are_refused(text: str, capsys: pytest.CaptureFixture[str]):
+    output, code = output_of(capsys, "--steps", text)
+    assert code == 2 and "--steps" in output and text in output
+
+
+@pytest.mark.parametrize(
     "args, message",
     [
         (["--task", "dcm_walker_walk"], "unknown task 'dcm_walker_walk'; did you mean 'dmc'"),
