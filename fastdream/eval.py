@@ -10,7 +10,11 @@ from typing import Literal
 import numpy as np
 
 from fastdream import cli, curves, evaluate, rundir, video
-from fastdream.build import environment, in_processes
+from fastdream.build import Agent, environment, in_processes
+from fastdream.checkpoint import Loaded
+from fastdream.config import Config
+from fastdream.driver import Voice
+from fastdream.lane import RestartedTooOften
 from fastdream.restore import load_agent, open_loop
 from fastdream.rundir import StorageError
 from fastdream.schedule import Stop
@@ -48,7 +52,7 @@ class Command:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The command. Exits with 2 after a mistake of its user."""
+    """The command. Exits with 2 after a mistake of its user, and with 1 when environments fail for good."""
     import tyro
 
     command = tyro.cli(Command, args=args, prog="python -m fastdream.eval")
@@ -56,6 +60,8 @@ def main(args: Sequence[str] | None = None) -> None:
         run(command)
     except (ValueError, StorageError) as error:
         cli.fail(str(error))
+    except RestartedTooOften as error:
+        cli.fail(str(error), code=1)
 
 
 def run(command: Command) -> None:
@@ -67,7 +73,7 @@ def run(command: Command) -> None:
     agent, config, loaded = load_agent(logdir, command.device, command.checkpoint)
     set_up(config)
     for note in loaded.notes:
-        print(note, file=sys.stderr)
+        say(note)
     with Stop() as stop:
         result = evaluate.evaluate(
             agent,
@@ -79,13 +85,15 @@ def run(command: Command) -> None:
             mode=command.mode,
             video=command.video,
             stop=stop,
+            on_restart=Voice(say),
+            task=config.task,
         )
     if not result.scores:
         raise ValueError(f"stopped by {stop.reason} before an episode had ended")
     facts = {"task": config.task, "step": loaded.step, "checkpoint": str(loaded.path), **result.summary()}
     files = []
     if command.video:
-        files = videos(logdir, loaded.step, result, open_loop(logdir, agent, config, loaded, command.seed))
+        files = videos(logdir, loaded.step, result, predictions(logdir, agent, config, loaded, command.seed))
     if command.json:
         print(
             json.dumps(
@@ -96,6 +104,27 @@ def run(command: Command) -> None:
     print(f"{config.task}: {result} (step {loaded.step:,}, {command.mode} actions)")
     for file in files:
         print(f"wrote {file}")
+
+
+def predictions(
+    logdir: Path, agent: Agent, config: Config, loaded: Loaded, seed: int
+) -> dict[str, np.ndarray]:
+    """What `open_loop` gives; nothing, and why is said, where there is no replay that it could begin from."""
+    try:
+        pictures, step = open_loop(logdir, agent, config, loaded, seed)
+    except (ValueError, OSError) as error:
+        say(f"no open-loop predictions: {error}")
+        return {}
+    if step != loaded.step:
+        say(
+            f"open-loop predictions begin from the replay of step {step:,}; that of step {loaded.step:,} is gone"
+        )
+    return pictures
+
+
+def say(line: str) -> None:
+    """Prints what is not a result, so that results can be piped."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def videos(

@@ -1,13 +1,15 @@
 """A trained agent from the folder of its run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from fastdream import checkpoint, config
 from fastdream.build import Agent, choose_device, make_agent, make_replay, spaces_from_json, step_spec
-from fastdream.checkpoint import CheckpointError, Loaded
+from fastdream.checkpoint import CheckpointError, Damaged, Loaded
 from fastdream.config import Config
 from fastdream.learner import to_device
+from fastdream.replay import CorruptReplay
 from fastdream.replay_store import Array
 
 
@@ -28,14 +30,41 @@ def load_agent(logdir: Path, device: str = "cpu", which: str = "last") -> tuple[
     return agent, settings, loaded
 
 
-def open_loop(logdir: Path, agent: Agent, settings: Config, loaded: Loaded, seed: int) -> dict[str, Array]:
-    """Open-loop predictions on sequences of the saved replay: by observation key, see `openloop.open_loop`."""
+def open_loop(
+    logdir: Path, agent: Agent, settings: Config, loaded: Loaded, seed: int
+) -> tuple[dict[str, Array], int]:
+    """Open-loop predictions on sequences of a saved replay: by observation key, see `openloop.open_loop`.
+
+    The replay is the one that was saved with the parameters, or the newest if that is gone: the best parameters
+    are kept longer than their replay. Returns the step that it was saved at, too. ValueError if there is none.
+    """
     spaces = json.loads((logdir / "config.json").read_text())["spaces"]
     spec = step_spec(spaces_from_json(spaces["obs"]), spaces_from_json(spaces["act"]), agent)
     replay = make_replay(settings, spec, agent.replay_context, logdir)
-    replay.restore(logdir / "replay", loaded.extra["replay"])
+
+    def fill(saved: Loaded) -> None:
+        try:
+            replay.restore(logdir / "replay", saved.extra["replay"])
+        except CorruptReplay as error:
+            raise Damaged(str(error)) from error
+
+    try:
+        fill(loaded)
+        source: Loaded | None = loaded
+    except Damaged:
+        source = newest(logdir, fill)
+    if source is None:
+        raise ValueError(f"no replay in {logdir} can be used")
     size = settings.train.batch_size
     carry = agent.init_train(size)
     batch = to_device(replay.sample(size).data, next(iter(carry.values())).device)
     agent.generators["report"].manual_seed(seed)
-    return agent.report(carry, batch)[1]
+    return agent.report(carry, batch)[1], source.step
+
+
+def newest(logdir: Path, fill: Callable[[Loaded], None]) -> Loaded | None:
+    """The newest checkpoint whose replay can be restored, if there is one."""
+    try:
+        return checkpoint.load(logdir / "ckpt", "last", fill)
+    except CheckpointError:
+        return None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,26 @@ def test_eval_writes_videos(finished: Path, capsys: pytest.CaptureFixture[str]):
         f"{name}_000000060" for name in ("episode", "openloop_image", "openloop_other", "openloop_vector")
     ]
     assert all(file.stat().st_size > 100 for file in files)
+
+
+def test_eval_predicts_from_the_newest_replay_where_the_own_one_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    few = ["--eval.final-episodes", "0"]
+    train.main(command(tmp_path, steps=40))
+    for steps in (60, 80):
+        train.main(command(tmp_path, *few, steps=steps))
+    best = ["--logdir", str(tmp_path), "--episodes", "1", "--checkpoint", "best", "--video"]
+    capsys.readouterr()
+    evaluation.main(best)
+    out, err = capsys.readouterr()
+    assert "openloop_vector_000000040.png" in out
+    assert err == "open-loop predictions begin from the replay of step 80; that of step 40 is gone\n"
+    shutil.rmtree(tmp_path / "replay")
+    evaluation.main(best)
+    out, err = capsys.readouterr()
+    assert "over 1 episode (step 40" in out and "episode_000000040" in out and "openloop" not in out
+    assert err.startswith("no open-loop predictions: ") and err.count("\n") == 1
 
 
 def test_a_trained_agent_acts_in_five_lines(finished: Path):
