@@ -180,7 +180,7 @@ def test_cuda_that_is_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--device", "gpu"], "unknown device 'gpu'"),
         (["--size", "13m"], "did you mean '1"),
         (["--agent", "dreamer_v4"], "did you mean 'dreamer_v3'"),
-        (["--task", "dummy_vectr"], "did you mean 'vector'"),
+        (["--task", "dummy_vectr"], "did you mean 'dummy_vector'"),
         (["--replay.capacity", "10"], "--replay.capacity 10 is too small for one batch"),
     ],
 )

@@ -129,7 +129,7 @@ def test_other_numbers_of_steps_are_refused(text: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--task", "dcm_walker_walk"], "unknown task 'dcm_walker_walk'; did you mean 'dmc'"),
+        (["--task", "dcm_walker_walk"], "unknown task 'dcm_walker_walk'; did you mean 'dmc_walker_walk'"),
         (["--task", "CartPole-v1"], "did you mean 'gym_CartPole-v1'"),
         (["--preset", "atarii"], "unknown preset 'atarii': did you mean 'atari'"),
         (["--preset", "dmlab"], "unknown task 'dmlab_explore_goal_locations_small'"),

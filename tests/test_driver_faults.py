@@ -121,7 +121,7 @@ def test_a_broken_promise_stops_the_run_and_is_no_crash(task, text, parallel, rn
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_an_environment_that_cannot_be_made_is_an_error_at_once(parallel):
-    with pytest.raises(EnvError, match="did you mean 'vector'"):
+    with pytest.raises(EnvError, match="did you mean 'dummy_vector'"):
         driver("dummy_vectr", parallel=parallel)
     with pytest.raises(NotStarted, match="environment 'mine' did not start: ZeroDivisionError: .* by zero"):
         Driver(lambda seed: 1 // 0, 1, parallel=parallel, task="mine")

@@ -44,12 +44,14 @@ def lie(**values):
 @pytest.mark.parametrize(
     ("task", "hint"),
     [
-        ("atary_pong", "'atari'"),
+        ("atary_pong", "'atari_pong'"),
         ("CartPole-v1", "'gym_CartPole-v1'"),
-        ("gym_Cartpole-v2", "'CartPole-v1'"),
-        ("dummy_vectr", "'vector'"),
-        ("crafter_rewrad", "'reward'"),
-        ("os.path:jion", "'join'"),
+        ("gym_Cartpole-v2", "'gym_CartPole-v1'"),
+        ("dummy_vectr", "did you mean 'dummy_vector'?"),
+        ("crafter_rewrad", "'crafter_reward'"),
+        ("os.path:jion", "'os.path:join'"),
+        ("crafter_x", "there are crafter_reward, crafter_noreward"),
+        ("dmc", "'dmc_walker_walk'"),
         ("nonsense", "gym_<id>"),
     ],
 )
@@ -231,7 +233,7 @@ def test_a_module_and_callable_make_an_environment(tmp_path, monkeypatch):
         make("homemade:wrong")
     with pytest.raises(EnvError, match="is int; it must be a function"):
         make("homemade:number")
-    with pytest.raises(EnvError, match="did you mean 'plain'"):
+    with pytest.raises(EnvError, match="did you mean 'homemade:plain'"):
         make("homemade:plane")
     with pytest.raises(EnvError, match="no module called 'homemad'"):
         make("homemad:plain")

@@ -130,7 +130,7 @@ class TestAtari:
 
     def test_unknown_games_and_settings_are_refused(self):
         assert make("atari_james_bond").act_space["action"].classes > 1
-        with pytest.raises(EnvError, match="did you mean 'ms_pacman'"):
+        with pytest.raises(EnvError, match="did you mean 'atari_ms_pacman'"):
             make("atari_mspacman")
         with pytest.raises(EnvError, match="pooling"):
             make("atari_pong", pooling=9)
@@ -165,7 +165,7 @@ class TestControl:
         assert set(env.obs_space) == {"image"} and env.reset(seed=0)["image"].std() > 0
 
     def test_unknown_tasks_and_settings_are_refused(self):
-        with pytest.raises(EnvError, match="did you mean 'walker_walk'"):
+        with pytest.raises(EnvError, match="did you mean 'dmc_walker_walk'"):
             make("dmc_walker_wlak")
         with pytest.raises(EnvError, match="proprio, vision or both"):
             make("dmc_walker_walk", obs="pixels")
@@ -218,7 +218,7 @@ class TestMiniGrid:
         assert "mission" not in make("minigrid_Empty-5x5", obs="flat").obs_space
 
     def test_unknown_tasks_sizes_and_missions_are_named(self):
-        with pytest.raises(EnvError, match="did you mean 'DoorKey-5x5-v0'"):
+        with pytest.raises(EnvError, match="did you mean 'minigrid_DoorKey-5x5-v0'"):
             make("minigrid_DoorKy-5x5-v0")
         with pytest.raises(EnvError, match="at least 28"):
             make("minigrid_Empty-5x5", size=16)

@@ -69,7 +69,8 @@ def _find(task: str) -> tuple[tuple[str, str, str, str], str]:
         return SUITES[suite], name
     if ":" in task:
         return CUSTOM, task
-    hint = near(suite, SUITES)
+    # A whole task, or the example in the suite's description.
+    hint = near(suite, SUITES, lambda like: f"{like}_{name}" if name else SUITES[like][3].split()[-1])
     if not hint:
         from fastdream.envs import gym
 

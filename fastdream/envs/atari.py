@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastdream.envs.base import Action, EnvError, Obs, near, need, transition
+from fastdream.envs.base import Action, EnvError, Obs, need, transition, unknown
 from fastdream.envs.images import resize
 from fastdream.spaces import Space
 
@@ -86,7 +86,8 @@ class Atari:
     def __init__(self, name: str, seed: int, options: Options) -> None:
         game = ALIASES.get(name, name)
         if game not in names():
-            raise EnvError(f"unknown Atari game {name!r}{near(name, names())}")
+            suite = "atari100k" if isinstance(options, Options100k) else "atari"
+            raise unknown(suite, name, names())
         ale_py = need("ale_py", "atari")
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._options = options

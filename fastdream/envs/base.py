@@ -58,11 +58,23 @@ def transition(
     return {**obs, "reward": reward, "is_first": first, "is_last": last, "is_terminal": terminal}
 
 
-def near(name: str, names: Iterable[str]) -> str:
-    """'; did you mean ...?' with up to three names like the given one, '' when none is like it."""
+def near(name: str, names: Iterable[str], whole: Callable[[str], str] = str) -> str:
+    """'; did you mean ...?' with up to three names like the given one, '' when none is like it.
+
+    whole  turns a name into what the user would have to write.
+    """
     lowered = {n.lower(): n for n in names}
     close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
-    return "; did you mean " + " or ".join(repr(lowered[n]) for n in close) + "?" if close else ""
+    return "; did you mean " + " or ".join(repr(whole(lowered[n])) for n in close) + "?" if close else ""
+
+
+def unknown(suite: str, name: str, names: Iterable[str]) -> EnvError:
+    """The error for a task that a suite does not have, with the nearest tasks, or all if they are few."""
+    tasks = {n: f"{suite}_{n}" for n in names}
+    hint = near(name, tasks, tasks.__getitem__)
+    if not hint and len(tasks) <= 20:
+        hint = f"; there are {', '.join(tasks.values())}"
+    return EnvError(f"unknown task '{suite}_{name}'{hint}")
 
 
 def need(package: str, extra: str) -> ModuleType:

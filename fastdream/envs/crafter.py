@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdream.envs.base import Action, EnvError, Obs, near, need, transition
+from fastdream.envs.base import Action, Obs, need, transition, unknown
 from fastdream.spaces import Space
 
 
@@ -31,7 +31,7 @@ def names() -> list[str]:
 def make(name: str, seed: int, options: Options) -> "Crafter":
     """The game, with or without its reward."""
     if name not in names():
-        raise EnvError(f"unknown task 'crafter_{name}'{near(name, names())}; there are {names()}")
+        raise unknown("crafter", name, names())
     return Crafter(name == "reward", seed, options)
 
 

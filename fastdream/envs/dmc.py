@@ -16,10 +16,10 @@ from fastdream.envs.base import (
     Obs,
     Repeat,
     action_vector,
-    near,
     need,
     rescale,
     transition,
+    unknown,
 )
 from fastdream.spaces import Space
 
@@ -89,7 +89,7 @@ class DMC:
         full = name.replace("cup_", "ball_in_cup_", 1) if name.startswith("cup_") else name
         tasks = _tasks()
         if full not in tasks:
-            raise EnvError(f"unknown task 'dmc_{name}'{near(full, tasks)}")
+            raise unknown("dmc", full, tasks)
         domain, task = tasks[full]
         try:
             self._env = _suite().load(domain, task, task_kwargs={"random": seed})

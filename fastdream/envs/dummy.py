@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdream.envs.base import Action, EnvError, Obs, near, transition
+from fastdream.envs.base import Action, Obs, transition, unknown
 from fastdream.spaces import Space, Spaces
 
 CUES = 4
@@ -53,7 +53,7 @@ def names() -> list[str]:
 def make(name: str, seed: int, options: Options) -> "Dummy":
     """One of them by its name."""
     if name not in TASKS:
-        raise EnvError(f"unknown task 'dummy_{name}'{near(name, TASKS)}; there are {names()}")
+        raise unknown("dummy", name, TASKS)
     return Dummy(name, seed, options)
 
 

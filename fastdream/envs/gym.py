@@ -44,8 +44,11 @@ def make(name: str, seed: int, options: Options) -> Env:
         env = gymnasium.make(name, disable_env_checker=True)
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         raise EnvError(f"{task} needs a package that is not installed: {error}") from error
+    except gymnasium.error.UnregisteredEnv as error:
+        hint = near(name, names(), "gym_{}".format) or f": {error}"
+        raise EnvError(f"unknown task {task!r}{hint}") from error
     except gymnasium.error.Error as error:
-        raise EnvError(f"unknown task {task!r}: {error}{near(name, names())}") from error
+        raise EnvError(f"{task} cannot be made: {error}") from error
     return _finish(FromGymnasium(env, task, _exact(spec.entry_point)), options)
 
 
@@ -76,7 +79,9 @@ def make_custom(name: str, seed: int, options: Options) -> Env:
         raise EnvError(f"{name}: no module called {error.name!r} on the Python path") from error
     except AttributeError as error:
         public = [n for n in vars(importlib.import_module(module)) if not n.startswith("_")]
-        raise EnvError(f"{name}: {module} has no {attribute!r}{near(attribute, public)}") from error
+        raise EnvError(
+            f"{name}: {module} has no {attribute!r}{near(attribute, public, f'{module}:{{}}'.format)}"
+        ) from error
     return from_callable(factory, name, seed, options)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastdream.envs.base import Action, EnvError, Obs, near, need, transition
+from fastdream.envs.base import Action, EnvError, Obs, need, transition, unknown
 from fastdream.spaces import Space
 
 MOST_MISSIONS = 256
@@ -42,7 +42,7 @@ def make(name: str, seed: int, options: Options) -> "MiniGrid":
     short = name.removeprefix("MiniGrid-")
     full = short if short in known else f"{short}-v0"
     if full not in known:
-        raise EnvError(f"unknown task 'minigrid_{name}'{near(short, known)}")
+        raise unknown("minigrid", short, known)
     return MiniGrid(full if full.startswith("BabyAI-") else f"MiniGrid-{full}", options)
 
 
