@@ -112,7 +112,7 @@ def gym() -> Config:
         train=TrainConfig(ratio=64.0, batch_size=16, batch_length=32),
         replay=ReplayConfig(capacity=200_000),
         eval=EvalConfig(every=10_000),
-        log=LogConfig(save_every=60.0),
+        log=LogConfig(save_every=60.0, report_every=10_000),
         dreamer=dreamer,
     )
 
