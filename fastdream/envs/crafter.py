@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdream.envs.base import Action, Obs, need, transition, unknown
+from fastdream.envs.base import Action, EnvError, Obs, need, transition, unknown
 from fastdream.spaces import Space
 
 
