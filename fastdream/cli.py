@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import inspect
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -16,6 +18,7 @@ from fastdream import config as configs
 from fastdream.config import Config
 
 CHOOSERS = ("task", "preset", "size", "variant", "logdir")
+DRY_RUN = "Build everything, make one update, print memory and parameters, and stop."
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,15 @@ def parse(args: Sequence[str]) -> Parsed:
     """
     import tyro
 
-    if "-h" in args:
-        print(short_help())
-        raise SystemExit(0)
     chosen = choosers(args)
     if chosen["preset"] == "list":
         print(presets.describe())
         raise SystemExit(0)
     saved = saved_config(chosen["logdir"])
     base = defaults(saved, chosen)
+    if "-h" in args:
+        print(short_help(base, width=min(100, shutil.get_terminal_size().columns)))
+        raise SystemExit(0)
     default = command_of(type(base.suite))(**shallow(base))
     command: Any = tyro.cli(
         type(default), args=list(args), default=default, prog="python -m fastdream.train", registry=numbers()
@@ -98,10 +101,10 @@ def command_of(options: type) -> type:
     """`Config` with the options of one suite, and what a command takes beside the settings of a run."""
     import tyro
 
-    text = "Build everything, make one update, print memory and parameters, and stop."
+    suite = Annotated[options, tyro.conf.arg(help="Environments of the task's suite.")]  # type: ignore[valid-type]
     fields = [
-        ("suite", options, dataclasses.field(default_factory=options)),
-        ("dry_run", Annotated[bool, tyro.conf.arg(help=text)], dataclasses.field(default=False)),
+        ("suite", suite, dataclasses.field(default_factory=options)),
+        ("dry_run", Annotated[bool, tyro.conf.arg(help=DRY_RUN)], dataclasses.field(default=False)),
     ]
     namespace = {"__doc__": Config.__doc__}
     return dataclasses.make_dataclass("Command", fields, bases=(Config,), namespace=namespace, frozen=True)
@@ -140,27 +143,47 @@ def refuse_differences(saved: Config, asked: Config) -> None:
         )
 
 
-def short_help() -> str:
-    """Help that fits a screen: the settings that are not nested."""
-    lines = [
-        "usage: python -m fastdream.train [--task SUITE_NAME] [OPTIONS]",
-        "",
-        str(inspect.getdoc(Config)),
-        "",
-    ]
+def short_help(config: Config, width: int) -> str:
+    """Help that fits a screen: the settings that are not nested, with their values, and the names of the others."""
     docs = field_docs(Config)
-    for field in dataclasses.fields(Config):
-        if field.default in (dataclasses.MISSING, None):  # nested
-            continue
-        flag = f"--{field.name.replace('_', '-')}"
-        default = "" if field.default in ("", False) else f" (default: {field.default})"
-        lines.append(f"  {flag:12}{docs.get(field.name, '')}{default}")
-    lines.append("  --dry-run   Build everything, make one update, print memory and parameters, and stop.")
-    lines += ["", "More settings, each a flag; --help shows them all with their defaults:"]
-    for name, value in shallow(Config()).items():
+    flags, groups = {}, {}
+    for name, value in shallow(config).items():
         if dataclasses.is_dataclass(value):
-            lines.append(f"  --{name}.*  {', '.join(f.name for f in dataclasses.fields(value))}")
-    return "\n".join(lines)
+            groups[f"--{name}.*"] = ", ".join(field.name for field in dataclasses.fields(value))
+        else:
+            default = "" if value == "" else f" (default: {value})"
+            flags[f"--{name.replace('_', '-')}"] = docs[name] + default
+    flags["--dry-run"] = DRY_RUN
+    return "\n".join(
+        [
+            "usage: python -m fastdream.train [--task SUITE_NAME] [OPTIONS]",
+            "",
+            *textwrap.wrap(str(inspect.getdoc(Config)), width),
+            "",
+            *table(flags, width),
+            "",
+            *textwrap.wrap(
+                f"More for {config.task}, such as --train.ratio; --help explains them all:", width
+            ),
+            *table(groups, width),
+        ]
+    )
+
+
+def table(rows: dict[str, str], width: int) -> list[str]:
+    """Names and what is said of them, in two columns."""
+    left = max(map(len, rows)) + 4
+    return [
+        line
+        for name, text in rows.items()
+        for line in textwrap.wrap(
+            text,
+            width,
+            initial_indent=f"  {name}".ljust(left),
+            subsequent_indent=" " * left,
+            break_on_hyphens=False,
+        )
+    ]
 
 
 def field_docs(cls: type) -> dict[str, str]:

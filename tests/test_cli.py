@@ -86,7 +86,21 @@ def test_short_help_fits_a_screen(capsys: pytest.CaptureFixture[str]):
         "--help",
     ):
         assert name in text
-    assert "What to learn" in text and "(default: gym_CartPole-v1)" in text
+    assert "What to learn" in text and "(default: gym_CartPole-v1)" in " ".join(text.split())
+
+
+def test_short_help_shows_what_the_given_flags_would_choose(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "70")
+    text, _ = output_of(capsys, "-h", "--task", "dmc_walker_walk", "--seed", "3", "--size", "12m")
+    assert max(map(len, text.splitlines())) <= 70
+    flat = " ".join(text.split())
+    assert "(default: dmc_proprio)" in flat and "(default: 12m)" in flat and "(default: 1100000)" in flat
+    assert "random. (default: 0)" in flat and "--suite.* " in flat
+    # Two columns: every line is a flag or goes on where the text of the flag began.
+    rows = text.split("\n\n")[2].splitlines()
+    assert {len(re.match(r"  --\S+ +| +", row)[0]) for row in rows} == {len("  --variant  ")}
 
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]):
