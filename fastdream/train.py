@@ -38,7 +38,7 @@ from fastdream.progress import Goal
 from fastdream.run import EnvironmentFailed, Online, Training
 from fastdream.rundir import RunLock, StorageError
 from fastdream.schedule import Stop
-from fastdream.spaces import Spaces
+from fastdream.spaces import Space, Spaces
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -202,14 +202,18 @@ def describe(config: Config, parts: Parts, command: str) -> None:
 def header(config: Config, parts: Parts, why: str) -> str:
     """What is about to happen, in a few lines."""
     agent, driver = parts.agent, parts.driver
-    processes = "each in a process" if in_processes(config) else "in this process"
+    many, threads = driver.n > 1, torch.get_num_threads()
+    envs = f"{driver.n} environments, each in a process" if many else "1 environment, in its own process"
+    if not in_processes(config):
+        envs = f"{driver.n} environment{'s' * many}, in this process"
     facts = {
-        "task": f"{config.task}, {driver.n} environments, {processes}",
+        "task": f"{config.task}, {envs}",
         "observes": _spaces(driver.obs_space),
         "acts": _spaces(driver.act_space),
         "agent": f"{config.agent} {config.variant}, preset {config.preset}, size {config.size}, "
         f"{agent.param_count:,} parameters",
-        "device": f"{parts.device} ({why}), {agent.dtype} matrix products, {torch.get_num_threads()} threads",
+        "device": f"{parts.device} ({why}), {str(agent.dtype).removeprefix('torch.')} matrix products, "
+        f"{threads} thread{'s' * (threads != 1)}",
         "ops": served(parts),
         "replay": parts.replay.describe().removeprefix("replay: "),
         "run": str(parts.logdir),
@@ -227,11 +231,16 @@ def served(parts: Parts) -> str:
 
 
 def _spaces(spaces: Spaces) -> str:
-    return ", ".join(
-        f"{key} {space.kind}{list(space.shape) if space.shape else ''}"
-        + (f" of {space.classes}" if space.classes else "")
-        for key, space in spaces.items()
-    )
+    return ", ".join(f"{key} ({_kind(space)})" for key, space in spaces.items())
+
+
+def _kind(space: Space) -> str:
+    size = " × ".join(map(str, space.shape))
+    if space.kind == "discrete":
+        return f"{size} × 1 of {space.classes}" if size else f"1 of {space.classes}"
+    if space.kind == "image":
+        return f"{size} pixels"
+    return f"{size} numbers" if size else "1 number"
 
 
 def resume_hint(logdir: Path) -> str:

@@ -50,6 +50,18 @@ def test_a_run_leaves_what_it_should(task: str, tmp_path: Path, capsys: pytest.C
     assert len(list((tmp_path / "media").glob("openloop_*_000000040*"))) >= 1
 
 
+def test_the_first_lines_say_what_is_seen_and_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train.main(command(tmp_path, "--env.count", "1", task="dummy_mixed", steps=2))
+    text = capsys.readouterr().out
+    for fact in (
+        "task      dummy_mixed, 1 environment, in this process\n",
+        "observes  image (64 × 64 × 3 pixels), vector (4 numbers), other (1 number), discrete (1 of 4)\n",
+        "acts      act_continuous (2 numbers), act_discrete (1 of 4), act_multidiscrete (2 × 1 of 4)\n",
+        " float32 matrix products, ",
+    ):
+        assert fact in text
+
+
 def test_a_run_without_a_logdir_gets_one_and_is_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     train.main(["--task", "dummy_vector", "--steps", "20", *SMALL])
