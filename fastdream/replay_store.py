@@ -124,7 +124,7 @@ class Store:
         fitting = int(0.8 * available) // self.step_nbytes
         return (
             f"the replay needs {need:.2f} GiB of RAM when full, but {have:.2f} GiB are available: choose "
-            f"a smaller --replay.capacity (up to {fitting}), or keep it on disk with --replay.directory"
+            f"a smaller --replay.capacity (up to {fitting}), or keep it on disk with --replay.on-disk"
         )
 
     def _spans(self, worker: Ids, start: Ids, length: int) -> Iterator[tuple[int, int, int, int]]:

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import resource
 import shlex
 import sys
 import tempfile
@@ -35,10 +34,11 @@ from fastdream.learner import Agent, NonFinite
 from fastdream.logger import Logger
 from fastdream.outputs import WandbOptions
 from fastdream.progress import Goal
+from fastdream.replay import Replay
 from fastdream.run import EnvironmentFailed, Online, Training
 from fastdream.rundir import RunLock, StorageError
 from fastdream.schedule import Stop
-from fastdream.spaces import Space, Spaces
+from fastdream.summary import header, memory, served
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -71,9 +71,10 @@ def train(config: Config, command: str = "") -> None:
     with make_driver(config, voice) as driver:
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
+        replay = None if config.replay.on_disk else replay_of(config, driver, agent, None)
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
-            parts = assemble(config, driver, agent, device, logdir)
+            parts = assemble(config, driver, agent, device, logdir, replay)
             print(header(config, parts, why), flush=True)
             describe(config, parts, command)
             voice.say = parts.logger.print
@@ -152,11 +153,24 @@ def make_driver(config: Config, voice: Voice) -> Driver:
     )
 
 
-def assemble(config: Config, driver: Driver, agent: Agent, device: torch.device, logdir: Path) -> Parts:
+def replay_of(config: Config, driver: Driver, agent: Agent, logdir: Path | None) -> Replay:
+    """The replay of a run, in memory if there is no directory; ValueError if it is too small or too large."""
+    spec = step_spec(driver.obs_space, driver.act_space, agent)
+    return make_replay(config, spec, agent.replay_context, logdir)
+
+
+def assemble(
+    config: Config,
+    driver: Driver,
+    agent: Agent,
+    device: torch.device,
+    logdir: Path,
+    replay: Replay | None = None,
+) -> Parts:
     """All parts of a run; ValueError or StorageError for what the settings or the directory cannot have."""
     refuse_other_spaces(logdir, driver)
-    spec = step_spec(driver.obs_space, driver.act_space, agent)
-    replay = make_replay(config, spec, agent.replay_context, logdir)
+    if replay is None:
+        replay = replay_of(config, driver, agent, logdir)
     logger = Logger(
         logdir,
         config.log.outputs,
@@ -199,50 +213,6 @@ def describe(config: Config, parts: Parts, command: str) -> None:
     )
 
 
-def header(config: Config, parts: Parts, why: str) -> str:
-    """What is about to happen, in a few lines."""
-    agent, driver = parts.agent, parts.driver
-    many, threads = driver.n > 1, torch.get_num_threads()
-    envs = f"{driver.n} environments, each in a process" if many else "1 environment, in its own process"
-    if not in_processes(config):
-        envs = f"{driver.n} environment{'s' * many}, in this process"
-    facts = {
-        "task": f"{config.task}, {envs}",
-        "observes": _spaces(driver.obs_space),
-        "acts": _spaces(driver.act_space),
-        "agent": f"{config.agent} {config.variant}, preset {config.preset}, size {config.size}, "
-        f"{agent.param_count:,} parameters",
-        "device": f"{parts.device} ({why}), {str(agent.dtype).removeprefix('torch.')} matrix products, "
-        f"{threads} thread{'s' * (threads != 1)}",
-        "ops": served(parts),
-        "replay": parts.replay.describe().removeprefix("replay: "),
-        "run": str(parts.logdir),
-    }
-    return "\n".join(f"{name:9} {fact}" for name, fact in facts.items())
-
-
-def served(parts: Parts) -> str:
-    """Which backend serves the ops: most of them, and the others by name."""
-    backends: dict[str, list[str]] = {}
-    for row in ops.table(parts.agent.ops):
-        backends.setdefault(row.backend, []).append(row.op)
-    most = max(backends, key=lambda name: len(backends[name]))
-    return most + "".join(f"; {name}: {', '.join(names)}" for name, names in backends.items() if name != most)
-
-
-def _spaces(spaces: Spaces) -> str:
-    return ", ".join(f"{key} ({_kind(space)})" for key, space in spaces.items())
-
-
-def _kind(space: Space) -> str:
-    size = " × ".join(map(str, space.shape))
-    if space.kind == "discrete":
-        return f"{size} × 1 of {space.classes}" if size else f"1 of {space.classes}"
-    if space.kind == "image":
-        return f"{size} pixels"
-    return f"{size} numbers" if size else "1 number"
-
-
 def resume_hint(logdir: Path) -> str:
     """How to go on with a run."""
     return f"to resume: python -m fastdream.train --logdir {shlex.quote(str(logdir))}"
@@ -273,16 +243,6 @@ def dry_run(config: Config) -> None:
         losses = loop.learner.metrics.fetch()
         parts.logger.close()
     print(f"one update: loss {losses['opt/loss']:.3f}; {memory(device)}", flush=True)
-
-
-def memory(device: torch.device) -> str:
-    """Most memory that was used so far."""
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    text = f"memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:,.0f} MB"
-    if device.type == "cuda":
-        text += f", on the GPU {torch.cuda.max_memory_allocated(device) / 1e6:,.0f} MB"
-    return text
 
 
 if __name__ == "__main__":

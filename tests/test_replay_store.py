@@ -67,7 +67,7 @@ def test_check_memory_names_needed_available_and_remedies(tmp_path):
     replay = Replay({"image": ((1024,), np.uint8)}, 3 << 20, 1, 5)
     assert replay.nbytes == 3 << 30
     replay.check_memory(available=4 << 30)
-    message = r"needs 3\.00 GiB of RAM when full, but 2\.00 GiB are available.*--replay\.capacity.*--replay\.directory"
+    message = r"needs 3\.00 GiB of RAM when full, but 2\.00 GiB are available.*--replay\.capacity.*--replay\.on-disk"
     with pytest.raises(ValueError, match=message) as caught:
         replay.check_memory(available=2 << 30)
     assert f"up to {int(1.6 * 2**30) // 1024}" in str(caught.value)
@@ -102,7 +102,7 @@ def test_memory_is_committed_only_as_it_is_used():
 
 
 def test_memory_that_the_system_refuses_is_the_same_error():
-    with pytest.raises(ValueError, match=r"needs 1048576\.00 GiB of RAM .*--replay\.directory"):
+    with pytest.raises(ValueError, match=r"needs 1048576\.00 GiB of RAM .*--replay\.on-disk"):
         Replay({"image": ((1 << 20,), np.uint8)}, 1 << 30, 2, 2)
 
 

@@ -32,6 +32,7 @@ LAYERS = {
     "top": {
         "run",
         "train",
+        "summary",
         "eval",
         "config",
         "presets",

@@ -1,0 +1,65 @@
+"""What a run says of itself before it begins."""
+
+import resource
+import sys
+
+import torch
+
+from fastdream import ops
+from fastdream.build import Parts, in_processes
+from fastdream.config import Config
+from fastdream.spaces import Space, Spaces
+
+
+def header(config: Config, parts: Parts, why: str) -> str:
+    """What is about to happen, in a few lines."""
+    agent, driver = parts.agent, parts.driver
+    many, threads = driver.n > 1, torch.get_num_threads()
+    envs = f"{driver.n} environments, each in a process" if many else "1 environment, in its own process"
+    if not in_processes(config):
+        envs = f"{driver.n} environment{'s' * many}, in this process"
+    facts = {
+        "task": f"{config.task}, {envs}",
+        "observes": _spaces(driver.obs_space),
+        "acts": _spaces(driver.act_space),
+        "agent": f"{config.agent} {config.variant}, preset {config.preset}, size {config.size}, "
+        f"{agent.param_count:,} parameters",
+        "device": f"{parts.device} ({why}), {str(agent.dtype).removeprefix('torch.')} matrix products, "
+        f"{threads} thread{'s' * (threads != 1)}",
+        "ops": served(parts),
+        "replay": parts.replay.describe().removeprefix("replay: "),
+        "run": str(parts.logdir),
+    }
+    return "\n".join(f"{name:9} {fact}" for name, fact in facts.items())
+
+
+def served(parts: Parts) -> str:
+    """Which backend serves the ops: most of them, and the others by name."""
+    backends: dict[str, list[str]] = {}
+    for row in ops.table(parts.agent.ops):
+        backends.setdefault(row.backend, []).append(row.op)
+    most = max(backends, key=lambda name: len(backends[name]))
+    return most + "".join(f"; {name}: {', '.join(names)}" for name, names in backends.items() if name != most)
+
+
+def _spaces(spaces: Spaces) -> str:
+    return ", ".join(f"{key} ({_kind(space)})" for key, space in spaces.items())
+
+
+def _kind(space: Space) -> str:
+    size = " × ".join(map(str, space.shape))
+    if space.kind == "discrete":
+        return f"{size} × 1 of {space.classes}" if size else f"1 of {space.classes}"
+    if space.kind == "image":
+        return f"{size} pixels"
+    return f"{size} numbers" if size else "1 number"
+
+
+def memory(device: torch.device) -> str:
+    """Most memory that was used so far."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    text = f"memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:,.0f} MB"
+    if device.type == "cuda":
+        text += f", on the GPU {torch.cuda.max_memory_allocated(device) / 1e6:,.0f} MB"
+    return text
