@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastdream.agents.dreamer_v3 import DreamerV3
 from fastdream.agents.dreamer_v3_nets import Networks
-from fastdream.nets import Conv
+from fastdream.convs import Conv
 from fastdream.ops import RSSM, Actor
 
 

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdream.convs import Conv
 from fastdream.distributions import sum_event, wide
 from fastdream.encoder import check_keys, check_sizes, image_spaces, smallest_map, vector_spaces
-from fastdream.nets import MLP, Children, Conv, Dense, NormAct
+from fastdream.nets import MLP, Children, Dense, NormAct
 from fastdream.ops import Ops, categorical_log_prob
 from fastdream.ops.params import Act, Norm
 from fastdream.spaces import Space, Spaces

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastdream.nets import Conv, Dense, flatten_inputs
+from fastdream.convs import Conv
+from fastdream.nets import Dense, flatten_inputs
 from fastdream.ops import Ops
 from fastdream.ops.params import Act, Norm
 from fastdream.spaces import Spaces

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastdream.nets import MLP, Children, Conv, Dense, NormAct
+from fastdream.convs import Conv
+from fastdream.nets import MLP, Children, Dense, NormAct
 from fastdream.normalize import Normalize
 
 Convert = Callable[[Tensor], Tensor]

@@ -17,6 +17,7 @@ LAYERS = {
     "spaces": {"spaces"},
     "parts": {
         "nets",
+        "convs",
         "encoder",
         "decoder",
         "cores",
