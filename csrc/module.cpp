@@ -2,8 +2,12 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <string>
+#include <vector>
 
+#include "cpu/kernels.h"
 #include "cpu/lambda_return.h"
+#include "cpu/team.h"
 #ifdef FASTDREAM_CUDA
 #include "cuda/lambda_return.h"
 #include "cuda/runtime.h"
@@ -46,6 +50,50 @@ template <typename T>
 LambdaReturnBackward<T> backward_args(const Pointers<9>& p, int64_t rows, int64_t steps) {
   return {at<T>(p[0]), at<T>(p[1]), at<T>(p[2]), at<T>(p[3]), at<T>(p[4]), at<T>(p[5]),
           at<T>(p[6]), at<T>(p[7]), at<T>(p[8]), rows,        steps};
+}
+
+// Calls the kernel of that name in the instruction set in use.
+#ifdef FD_X86
+#define FD_DISPATCH(name, T, call)                                          \
+  (cpu::isa() == cpu::Isa::avx512 ? cpu::avx512::name<T>(call)              \
+                                  : cpu::isa() == cpu::Isa::avx2            \
+                                        ? cpu::avx2::name<T>(call)          \
+                                        : cpu::portable::name<T>(call))
+#else
+#define FD_DISPATCH(name, T, call) cpu::portable::name<T>(call)
+#endif
+
+void bind_kernels(py::module_& m) {
+  using Sizes = std::vector<int64_t>;
+  using Scalars = std::vector<double>;
+#define FD_KERNEL(name)                                                                                           \
+  m.def("cpu_" #name, [](int itemsize, const std::vector<uintptr_t>& pointers, const Sizes& sizes,                \
+                         const Scalars& scalars, int threads) {                                                   \
+    const py::gil_scoped_release no_gil;                                                                          \
+    cpu::Call call(pointers.data(), int64_t(pointers.size()), sizes.data(), int64_t(sizes.size()), scalars.data(), \
+                   int64_t(scalars.size()), threads);                                                             \
+    return with_type(itemsize, [&](auto type) {                                                                   \
+      FD_DISPATCH(name, decltype(type), call);                                                                    \
+      return 0;                                                                                                   \
+    });                                                                                                           \
+  });
+#include "cpu/kernels.inc"
+#undef FD_KERNEL
+  m.def("use_openmp", &cpu::use_openmp);
+  m.def("isa", [] { return cpu::name_of(cpu::isa()); });
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (cpu::Isa isa : {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512}) {
+      if (cpu::supported(isa)) names.push_back(cpu::name_of(isa));
+    }
+    return names;
+  });
+  m.def("use_isa", [](const std::string& name) {
+    for (cpu::Isa isa : {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512}) {
+      if (name == cpu::name_of(isa)) return cpu::use(isa);
+    }
+    throw py::value_error("unknown instruction set " + name);
+  });
 }
 
 void bind_cpu(py::module_& m) {
@@ -114,5 +162,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda") = kCuda;
   m.def("error_string", &error_string);
   bind_cpu(m);
+  bind_kernels(m);
   bind_cuda(m);
 }

@@ -16,7 +16,7 @@ import torch
 
 import fastdream
 from fastdream import doctor, ops
-from fastdream.ops import native as native_ops
+from fastdream.ops.native import library as native_ops
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (
@@ -120,8 +120,8 @@ def test_record_agrees_with_what_loads():
     works = native_ops.available(torch.device("cpu")) is None
     assert works == (record["built"] != "nothing"), record
     if works:
-        assert native_ops._C.version == fastdream.__version__
-        assert native_ops._C.cuda == ("CUDA" in record["built"])
+        assert native_ops.C.version == fastdream.__version__
+        assert native_ops.C.cuda == ("CUDA" in record["built"])
 
 
 REMEDY = "with a C++ compiler, `FASTDREAM_BUILD=cpp pip install .` compiles it or shows why not"
@@ -140,8 +140,8 @@ REMEDY = "with a C++ compiler, `FASTDREAM_BUILD=cpp pip install .` compiles it o
 def test_without_the_module_everything_says_so(monkeypatch: pytest.MonkeyPatch, module: object, reason: str):
     monkeypatch.setitem(sys.modules, "fastdream._C", module)
     monkeypatch.setattr(native_ops, "build_record", lambda: {"built": "nothing", "why": "no luck"})
-    monkeypatch.setattr(native_ops, "_C", None)
-    monkeypatch.setattr(native_ops, "_WHY_NOT", native_ops._load()[1])
+    monkeypatch.setattr(native_ops, "C", None)
+    monkeypatch.setattr(native_ops, "WHY_NOT", native_ops._load()[1])
     assert native_ops.available(torch.device("cpu")) == reason
     table = ops.load()
     assert table.lambda_return(*[torch.ones(1, 2)] * 4).tolist() == [[3, 2]]

@@ -161,7 +161,7 @@ def test_bad_input_is_named(native: ModuleType, index: int, change, message: str
 def test_mixed_devices_are_named(native: ModuleType):
     tensors = {name: x.detach() for name, x in zip(NAMES, inputs(3, 5), strict=True)}
     with pytest.raises(ValueError, match=r"value has device meta, expected cpu like reward"):
-        native._check("lambda_return", tensors | {"value": tensors["value"].to("meta")})
+        native.returns._check("lambda_return", tensors | {"value": tensors["value"].to("meta")})
 
 
 def test_no_axis_at_all_is_refused(native: ModuleType):
@@ -196,7 +196,7 @@ def test_kernel_lets_other_threads_run(native: ModuleType):
     def work() -> None:
         for _ in range(50):
             inside[0] = True
-            native._C.cpu_lambda_return(4, pointers, 1000, 500)
+            native.library.C.cpu_lambda_return(4, pointers, 1000, 500)
             inside[0] = False
 
     interval = sys.getswitchinterval()
@@ -213,8 +213,8 @@ def test_kernel_lets_other_threads_run(native: ModuleType):
 
 
 def test_wrong_itemsize_is_a_status(native: ModuleType):
-    status = native._C.cpu_lambda_return(2, [0] * 5, 1, 1)
-    assert native._C.error_string(status) == "unsupported itemsize"
+    status = native.library.C.cpu_lambda_return(2, [0] * 5, 1, 1)
+    assert native.library.C.error_string(status) == "unsupported itemsize"
 
 
 @pytest.mark.gpu

@@ -1,0 +1,7 @@
+"""Ops compiled from csrc/: C++ on the CPU, CUDA on the GPU, under one `torch.library` name each."""
+
+from fastdream.ops.native.library import available, build_record
+from fastdream.ops.native.pointwise import symexp, symlog
+from fastdream.ops.native.returns import lambda_return
+
+__all__ = ["available", "build_record", "lambda_return", "symexp", "symlog"]

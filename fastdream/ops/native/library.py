@@ -1,0 +1,151 @@
+"""The compiled module `fastdream._C`: loading it, calling its kernels, telling torch about its ops.
+
+It knows no torch: it takes pointers, sizes and a stream. What torch must know, shapes for the compiler, gradients, the
+current device and stream, is said in this package.
+"""
+
+import ctypes
+import json
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastdream
+
+
+def build_record() -> dict[str, str]:
+    """What the installation compiled: keys mode, built, why (not more), compilers. Empty if nothing is recorded."""
+    files = [Path(folder, "_build.json") for folder in fastdream.__path__]
+    return next((json.loads(file.read_text()) for file in files if file.exists()), {})
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The compiled module, or why there is none."""
+    rebuild = "with a C++ compiler, `FASTDREAM_BUILD=cpp pip install .` compiles it or shows why not"
+    try:
+        module = import_module("fastdream._C")
+    except ModuleNotFoundError:
+        why = build_record().get("why") or "no record of the build"
+        return None, f"not compiled ({why}); {rebuild}"
+    except ImportError as error:
+        return None, f"compiled, but cannot be loaded ({error}); {rebuild}"
+    if module.version != fastdream.__version__:
+        return None, f"compiled for version {module.version}, this is {fastdream.__version__}; {rebuild}"
+    _share_threads(module)
+    return module, ""
+
+
+def _share_threads(module: ModuleType) -> None:
+    """Let the kernels run in the threads of torch's own OpenMP library, so that there are not two pools of them.
+
+    Where torch has none, or links it into itself, kernels run in one thread.
+    """
+    library = next(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"), None)
+    if library is None:
+        return
+    torch_cpu = ctypes.CDLL(str(library))  # already loaded; looking a name up includes what it is linked to
+    names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+    if all(hasattr(torch_cpu, name) for name in names):
+        module.use_openmp(*(ctypes.cast(getattr(torch_cpu, name), ctypes.c_void_p).value for name in names))
+
+
+C, WHY_NOT = _load()
+
+
+def available(device: torch.device) -> str | None:
+    """Why these ops cannot serve tensors on `device`, with the remedy; None if they can."""
+    if C is None:
+        return WHY_NOT
+    if device.type == "cuda":
+        return _cuda_problem(device)
+    return None if device.type == "cpu" else f"no kernels for {device.type}"
+
+
+def _cuda_problem(device: torch.device) -> str | None:
+    assert C is not None
+    if not C.cuda:
+        why = build_record().get("why", "")
+        return f"compiled without CUDA ({why}); with nvcc, `FASTDREAM_BUILD=cuda pip install .` adds it"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if (devices := C.cuda_device_count()) < 1:
+        return f"the driver does not serve this build: {C.error_string(-devices)}"
+    if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
+        return f"kernels need compute capability 8.0, {device} has {capability[0]}.{capability[1]}"
+    return None
+
+
+def run(
+    name: str, tensors: Sequence[Tensor | None], sizes: Sequence[int], scalars: Sequence[float] = ()
+) -> None:
+    """Run the CPU kernel `name` on contiguous tensors of one floating-point type, which the first of them has.
+
+    Inputs and outputs are what the kernel's file in csrc/cpu/kernels lists, in its order; None stands for a tensor
+    that is not there. Uses as many threads as torch does.
+    """
+    assert C is not None, WHY_NOT
+    first = tensors[0]
+    assert first is not None
+    pointers = [0 if x is None else x.data_ptr() for x in tensors]
+    threads = torch.get_num_threads()
+    status = getattr(C, f"cpu_{name}")(first.element_size(), pointers, list(sizes), list(scalars), threads)
+    if status != 0:
+        raise RuntimeError(f"{name}: {C.error_string(status)}")
+
+
+def check_float(op: str, **tensors: Tensor) -> None:
+    """ValueError unless all are float32 or all float64, on one device."""
+    name, first = next(iter(tensors.items()))
+    if first.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{op}: {name} is {first.dtype}, expected torch.float32 or torch.float64")
+    for other, x in tensors.items():
+        for what in ("dtype", "device"):
+            actual, expected = getattr(x, what), getattr(first, what)
+            if actual != expected:
+                raise ValueError(f"{op}: {other} has {what} {actual}, expected {expected} like {name}")
+
+
+def check_shape(op: str, name: str, x: Tensor, *shape: int) -> None:
+    """ValueError unless x has this shape."""
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {list(shape)}")
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """A fresh contiguous tensor of x's shape and dtype."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+LIBRARY = torch.library.Library("fastdream", "DEF")
+
+
+def register(schema: str, kernel: Callable, fake: Callable, devices: Sequence[str] = ("CPU",)) -> str:
+    """Tell torch of an op `name(...) -> ...`: what computes it and what its results look like. Returns its name."""
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema)
+    for device in devices:
+        LIBRARY.impl(name, kernel, device)
+    torch.library.register_fake(f"fastdream::{name}", fake, lib=LIBRARY)
+    return f"fastdream::{name}"
+
+
+def register_once_differentiable(
+    forward: str, backward: str, gradient: Callable, setup: Callable, op: str
+) -> None:
+    """Make `backward` the gradient of `forward`, through `gradient(ctx, *grads)`; a second gradient is refused."""
+
+    def no_second_gradient(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            f"native {op} is differentiable once; for gradients of gradients use the reference: "
+            'fastdream.ops.load("reference")'
+        )
+
+    torch.library.register_autograd(forward, gradient, setup_context=setup, lib=LIBRARY)
+    torch.library.register_autograd(
+        backward, no_second_gradient, setup_context=lambda ctx, inputs, output: None, lib=LIBRARY
+    )

@@ -1,0 +1,54 @@
+"""symlog and symexp."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.native.library import check_float, empty_like, register, register_once_differentiable, run
+
+
+def symlog(x: Tensor) -> Tensor:
+    """As `fastdream.ops.reference.symlog`, x float32 or float64 of any shape. Differentiable once."""
+    return torch.ops.fastdream.symlog(x)
+
+
+def symexp(x: Tensor) -> Tensor:
+    """As `fastdream.ops.reference.symexp`, x float32 or float64 of any shape. Differentiable once."""
+    return torch.ops.fastdream.symexp(x)
+
+
+def _register(name: str) -> None:
+    def fake(x: Tensor) -> Tensor:
+        check_float(name, x=x)
+        return empty_like(x)
+
+    def forward(x: Tensor) -> Tensor:
+        y = fake(x)
+        run(name, (x.contiguous(), y), (x.numel(),))
+        return y
+
+    def backward_fake(x: Tensor, grad: Tensor) -> Tensor:
+        check_float(f"{name}_backward", x=x, grad=grad)
+        return empty_like(x)
+
+    def backward(x: Tensor, grad: Tensor) -> Tensor:
+        d_x = backward_fake(x, grad)
+        run(f"{name}_backward", (x.contiguous(), grad.contiguous(), d_x), (x.numel(),))
+        return d_x
+
+    def save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def gradient(ctx: Any, grad: Tensor) -> Tensor:
+        return getattr(torch.ops.fastdream, f"{name}_backward")(*ctx.saved_tensors, grad)
+
+    ops = (
+        register(f"{name}(Tensor x) -> Tensor", forward, fake),
+        register(f"{name}_backward(Tensor x, Tensor grad) -> Tensor", backward, backward_fake),
+    )
+    register_once_differentiable(*ops, gradient, save, name)
+
+
+_register("symlog")
+_register("symexp")
