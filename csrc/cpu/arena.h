@@ -10,7 +10,7 @@ namespace fastdream::cpu::FD_ISA {
 
 // Memory of one call: sized first, then taken piece by piece, given back at its end. Two passes over the same code,
 //
-//   Arena arena;  lay_out(arena);  arena.allocate();  lay_out(arena);
+//   lay_out(arena), arena.allocate(), lay_out(arena)
 //
 // so that sizes are written once: before `allocate` every piece is a null pointer and is only counted.
 class Arena {
