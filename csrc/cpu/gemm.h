@@ -35,6 +35,33 @@ struct Packed {
   int64_t panels() const { return div_up(columns, kPanel<T>); }
 };
 
+// out[j, i] = in[i, j] of a square as wide as a vector. Each round interleaves the rows of the two halves; as many rounds
+// as the width has bits move every element from row to column.
+template <typename T>
+inline void transpose(const T* in, int64_t in_row, T* out, int64_t out_row) {
+  constexpr int n = kLanes<T>;
+  IntVec<T> low = {}, high = {};
+  for (int i = 0; i < n; ++i) {
+    low[i] = i / 2 + (i % 2) * n;
+    high[i] = low[i] + n / 2;
+  }
+  Vec<T> rows[n], next[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) rows[i] = load(in + i * in_row);
+#pragma GCC unroll 4
+  for (int round = 1; round < n; round *= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + n / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + n / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) rows[i] = next[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) store(out + i * out_row, rows[i]);
+}
+
 // out[packed_size] from b[k, n] at b[k * row + n * column]; only panels first ... last - 1 (for threads).
 template <typename T>
 void pack_panels(T* out, const T* b, int64_t row, int64_t column, int64_t depth, int64_t columns, int64_t first,
@@ -51,12 +78,16 @@ void pack_panels(T* out, const T* b, int64_t row, int64_t column, int64_t depth,
       continue;
     }
     if (width < kPanel<T>) std::memset(to, 0, size_t(depth * kPanel<T>) * sizeof(T));
-    // Eight lines of k at a time: their reads share cache lines if k is the contiguous axis.
-    for (int64_t start = 0; start < depth; start += 8) {
-      const int64_t stop = start + 8 < depth ? start + 8 : depth;
-      for (int64_t n = 0; n < width; ++n) {
-        for (int64_t k = start; k < stop; ++k) to[k * kPanel<T> + n] = from[k * row + n * column];
+    int64_t k = 0;
+    if (row == 1 && width == kPanel<T>) {
+      for (; k + kLanes<T> <= depth; k += kLanes<T>) {
+        for (int64_t half = 0; half < kPanel<T>; half += kLanes<T>) {
+          transpose(from + k + half * column, column, to + k * kPanel<T> + half, kPanel<T>);
+        }
       }
+    }
+    for (; k < depth; ++k) {
+      for (int64_t n = 0; n < width; ++n) to[k * kPanel<T> + n] = from[k * row + n * column];
     }
   }
 }
@@ -176,6 +207,22 @@ template <typename T>
 void gemm(int64_t rows, const T* a, int64_t a_row, Packed<T> b, T* c, int64_t c_row, Start start = Start::zero,
           const T* bias = nullptr) {
   gemm_panels(rows, a, a_row, 1, b, c, c_row, start, bias, 0, b.panels());
+}
+
+// c[m, n] (+)= sum over k of a[k, m] * b[k, n]: gradients of weights, from rows of gradients and rows of inputs. Each
+// panel of b is packed on the way into scratch[kDepth * kPanel]. Panels first ... last - 1 of c alone.
+template <typename T>
+void gemm_over_rows(int64_t depth, const T* a, int64_t a_row, int64_t rows, const T* b, int64_t b_row, int64_t columns,
+                    T* c, int64_t c_row, Start start, T* scratch, int64_t first, int64_t last) {
+  for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t n = panel * kPanel<T>, width = columns - n < kPanel<T> ? columns - n : kPanel<T>;
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      const int64_t part = depth - k < kDepth ? depth - k : kDepth;
+      const Packed<T> lines = pack(scratch, b + k * b_row + n, b_row, 1, part, width);
+      gemm_panels(rows, a + k * a_row, 1, a_row, lines, c + n, c_row, k ? Start::sum : start,
+                  static_cast<const T*>(nullptr), 0, 1);
+    }
+  }
 }
 
 }  // namespace fastdream::cpu::FD_ISA

@@ -60,6 +60,34 @@ void test_gemm(int64_t rows, int64_t columns, int64_t depth, bool a_rows, bool b
   }
 }
 
+// A weight's gradient, its panels shared as two threads would.
+template <typename T>
+void test_over_rows(int64_t rows, int64_t columns, int64_t depth) {
+  Arena arena;
+  T *a = nullptr, *b = nullptr, *c = nullptr, *scratch = nullptr;
+  for (int pass = 0; pass < 2; ++pass) {
+    a = arena.take<T>(depth * (rows + 1));
+    b = arena.take<T>(depth * (columns + 2));
+    c = arena.take<T>(rows * columns);
+    scratch = arena.take<T>(kDepth * kPanel<T>);
+    if (pass == 0) arena.allocate();
+  }
+  for (int64_t i = 0; i < depth * (rows + 1); ++i) a[i] = T(noise());
+  for (int64_t i = 0; i < depth * (columns + 2); ++i) b[i] = T(noise());
+  const int64_t panels = div_up(columns, kPanel<T>), half = panels / 2;
+  gemm_over_rows(depth, a, rows + 1, rows, b, columns + 2, columns, c, columns, Start::zero, scratch, 0, half);
+  gemm_over_rows(depth, a, rows + 1, rows, b, columns + 2, columns, c, columns, Start::zero, scratch, half, panels);
+  const double eps = sizeof(T) == 4 ? 6e-8 : 1.2e-16;
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < columns; ++n) {
+      double want = 0;
+      for (int64_t k = 0; k < depth; ++k) want += double(a[k * (rows + 1) + m]) * b[k * (columns + 2) + n];
+      const double got = c[m * columns + n];
+      check(std::fabs(got - want) <= eps * (4 + 0.25 * double(depth)) * (1 + std::fabs(want)), "over rows", got, want);
+    }
+  }
+}
+
 template <typename T, typename Ours, typename Theirs>
 void test_function(const char* name, Ours ours, Theirs theirs, double low, double high, double ulps) {
   const double eps = sizeof(T) == 4 ? 6e-8 : 1.2e-16;
@@ -108,6 +136,10 @@ void test_all() {
       }
       test_gemm<T>(300, 40, 1100, layout & 1, layout & 2, start);
     }
+  }
+  for (int64_t depth : {1, 64, 1100}) {
+    test_over_rows<T>(9, 70, depth);
+    test_over_rows<T>(64, 32, depth);
   }
   test_functions<T>();
 }
