@@ -55,7 +55,7 @@ void test_gemm(int64_t rows, int64_t columns, int64_t depth, bool a_rows, bool b
         for (int64_t k = 0; k < depth; ++k) want += double(a[m * a_row + k * a_depth]) * b[k * b_row + n * b_column];
       }
       const double got = c[m * c_row + n];
-      check(std::fabs(got - want) <= eps * (4 + 0.25 * double(depth)) * (1 + std::fabs(want)), "gemm", got, want);
+      check(std::fabs(got - want) <= eps * (16 + double(depth)) * (1 + std::fabs(want)), "gemm", got, want);
     }
   }
 }
@@ -83,7 +83,7 @@ void test_over_rows(int64_t rows, int64_t columns, int64_t depth) {
       double want = 0;
       for (int64_t k = 0; k < depth; ++k) want += double(a[k * (rows + 1) + m]) * b[k * (columns + 2) + n];
       const double got = c[m * columns + n];
-      check(std::fabs(got - want) <= eps * (4 + 0.25 * double(depth)) * (1 + std::fabs(want)), "over rows", got, want);
+      check(std::fabs(got - want) <= eps * (16 + double(depth)) * (1 + std::fabs(want)), "over rows", got, want);
     }
   }
 }
