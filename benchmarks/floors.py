@@ -84,9 +84,9 @@ def conv_macs(net: nn.Module, *inputs: Any) -> list[int]:
     counts: list[int] = []
 
     def count(conv: Conv, inputs: tuple[Tensor], output: Tensor) -> None:
-        # One product for every output if strided, for every input if transposed; both are the same otherwise, but
-        # the output is seen after pooling.
-        places = output if conv.stride == 2 and not conv.transposed else inputs[0]
+        # One product for every output, but for every input if transposed. An output that is pooled is seen after that;
+        # it has the size of the input.
+        places = inputs[0] if conv.transposed or conv.pool else output
         counts.append(conv.weight.numel() * places.shape[2] * places.shape[3])
 
     hooks = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, Conv)]

@@ -1,19 +1,30 @@
 """Convolutions of images, with the norm and activation that follow each."""
 
+from functools import reduce
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fastdream.nets import NormAct, trunc_normal_in_
 from fastdream.ops import Ops
 from fastdream.ops.params import Act, Norm
+
+_POOL_BACKWARD = torch.ops.aten.max_pool2d_with_indices_backward.default
+_CONV_BACKWARD = torch.ops.aten.convolution_backward.default
+
+# Bytes, for each thread, of feature maps that wait in the cache until they are pooled.
+CHUNK = 4 * 2**20
 
 
 class Conv(NormAct):
     """Convolution with SAME padding, optional 2x2 max-pool, norm over channels at each pixel, activation.
 
     weight is [out, inp, kernel, kernel]. stride 2 halves the resolution; transposed with stride 2 doubles it,
-    in the official code's alignment (each input pixel sits at the odd output position).
+    in the official code's alignment (each input pixel sits at the odd output position). upsample doubles it by
+    repeating every pixel before the convolution.
     """
 
     def __init__(
@@ -25,6 +36,7 @@ class Conv(NormAct):
         *,
         stride: int = 1,
         transposed: bool = False,
+        upsample: bool = False,
         pool: bool = False,
         norm: Norm = "none",
         act: Act = "none",
@@ -35,25 +47,32 @@ class Conv(NormAct):
             raise ValueError(
                 f"a transposed convolution needs stride 2 and kernel >= 2, got {stride} and {kernel}"
             )
+        if pool and (stride != 1 or upsample) or upsample and stride != 1:
+            raise ValueError(
+                f"choose one of stride 2, pool and upsample, got {stride=}, {pool=}, {upsample=}"
+            )
         super().__init__(ops, out, norm, act)
-        self.kernel, self.stride, self.transposed, self.pool = kernel, stride, transposed, pool
+        self.kernel, self.stride, self.transposed = kernel, stride, transposed
+        self.upsample, self.pool = upsample, pool
         self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out))
         trunc_normal_in_(self.weight, kernel * kernel * inp, outscale, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, inp, H, W] -> [N, out, H', W'] in the dtype of x; channels-last memory stays so."""
+        if self.upsample:
+            return self._upsampled(x)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        x = self._double(x, weight, bias) if self.transposed else self._same(x, weight, bias)
-        if self.pool:
-            x = F.max_pool2d(x, 2)
+        if self.transposed:
+            x = self._double(x, weight, bias)
+        else:
+            x, padding = pad(x, *(same_padding(n, self.kernel, self.stride) for n in x.shape[2:]))
+            x = (
+                conv_pool(x, weight, bias, padding)
+                if self.pool
+                else F.conv2d(x, weight, bias, self.stride, padding)
+            )
         return self.normalize(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    def _same(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        (top, bottom), (left, right) = (same_padding(n, self.kernel, self.stride) for n in x.shape[2:])
-        if top == bottom and left == right:
-            return F.conv2d(x, weight, bias, self.stride, (top, left))
-        return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, self.stride)
 
     def _double(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         # The official code repeats x twice along both axes, zeroes the even positions and convolves. That is
@@ -63,8 +82,102 @@ class Conv(NormAct):
         x = F.conv_transpose2d(x, weight.transpose(0, 1).flip(2, 3), bias, 2, padding)
         return x[:, :, :height, :width]
 
+    def _upsampled(self, x: Tensor) -> Tensor:
+        n, _, height, width = x.shape
+        weight, bias = phase_weight(self.weight).to(x.dtype), self.bias.to(x.dtype).repeat(4)
+        x, padding = pad(x, phase_padding(self.kernel), phase_padding(self.kernel))
+        x = F.conv2d(x, weight, bias, padding=padding).permute(0, 2, 3, 1)
+        # A pixel of x becomes four, row by row. Each is normalised by itself, so they move into place after it.
+        x = self.normalize(x.reshape(n, height, width, 4, -1)).reshape(n, height, width, 2, -1)
+        return x.transpose(2, 3).reshape(n, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Zeros before and after an axis under XLA's SAME padding, which gives ceil(size / stride) outputs."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
+
+
+def pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """x [N, C, H, W] and what is left for the convolution to pad, which treats both ends alike."""
+    if rows[0] == rows[1] and columns[0] == columns[1]:
+        return x, (rows[0], columns[0])
+    return F.pad(x, (*columns, *rows)), (0, 0)
+
+
+def phase_padding(kernel: int) -> tuple[int, int]:
+    """Zeros before and after each axis of an image that `phase_weight` is to be applied to."""
+    before, after = same_padding(1, kernel, 1)
+    return (before + 1) // 2, (after + 1) // 2
+
+
+def phase_weight(weight: Tensor) -> Tensor:
+    """Weight of the convolution on an image that gives what `weight` gives on the image doubled.
+
+    weight [out, inp, k, k] -> [4 * out, inp, t, t], four times out channels for the outputs at even-even,
+    even-odd, odd-even and odd-odd rows and columns. Taps that meet copies of one pixel are added up: of k = 5
+    remain t = 3, and 36 of 100 multiplications. Zeros around the image are those around the doubled one.
+    """
+    out, inp, kernel, _ = weight.shape
+    taps = 1 + sum(phase_padding(kernel))
+    # With an odd number of taps before the middle, the first pixel meets one tap fewer.
+    front = 1 + same_padding(1, kernel, 1)[0] % 2
+    back = 2 * taps + 1 - front - kernel
+    # Sums of all 2x2 neighbours; the odd outputs see those that begin at even places.
+    sums = F.avg_pool2d(F.pad(weight, (front, back, front, back)), 2, 1, divisor_override=1)
+    phases = sums.unflatten(3, (taps, 2)).unflatten(2, (taps, 2)).flip(3, 5)
+    return phases.permute(3, 5, 0, 1, 2, 4).reshape(4 * out, inp, taps, taps)
+
+
+def conv_pool(x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
+    """2x2 max-pool of a convolution with stride 1; of equal maxima the first one gets the gradient.
+
+    x [N, inp, H, W] -> [N, out, H' // 2, W' // 2]. On a CPU it takes a few images at a time, since the map before
+    the pool is many times larger than what comes in or goes out.
+    """
+    if x.device.type == "cpu":
+        pooled: Tensor = ChunkedConvPool.apply(x, weight, bias, padding)
+        return pooled
+    return F.max_pool2d(F.conv2d(x, weight, bias, padding=padding), 2)
+
+
+class ChunkedConvPool(torch.autograd.Function):
+    """`conv_pool` of CHUNK bytes at a time; keeps the places of the maxima, but no map from before the pool."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
+        """x [N, inp, H, W] -> [N, out, H' // 2, W' // 2]."""
+        out, _, kernel, _ = weight.shape
+        height, width = (n + 2 * p - kernel + 1 for n, p in zip(x.shape[2:], padding, strict=True))
+        ctx.padding, ctx.before = padding, (out, height, width)
+        ctx.chunk = max(1, CHUNK * torch.get_num_threads() // (out * height * width * x.element_size()))
+        tops, places = [], []
+        for part in x.split(ctx.chunk):
+            top, place = F.max_pool2d_with_indices(F.conv2d(part, weight, bias, padding=padding), (2, 2))
+            tops.append(top)
+            places.append(place)
+        ctx.save_for_backward(x, weight, *places)
+        return torch.cat(tops)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias, where they are needed."""
+        x, weight, *places = ctx.saved_tensors
+        mask, padding = list(ctx.needs_input_grad[:3]), list(ctx.padding)
+        grads: list[list[Tensor]] = []
+        for part, place, g in zip(x.split(ctx.chunk), places, grad.split(ctx.chunk), strict=True):
+            like = torch.empty((len(g), *ctx.before), dtype=g.dtype, memory_format=torch.channels_last)
+            g = _POOL_BACKWARD(g, like, [2, 2], [2, 2], [0, 0], [1, 1], False, place)
+            grads.append(
+                _CONV_BACKWARD(
+                    g, part, weight, [len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, mask
+                )
+            )
+        of_x, of_weight, of_bias = zip(*grads, strict=True)
+        return (
+            torch.cat(of_x) if mask[0] else None,
+            reduce(torch.add, of_weight) if mask[1] else None,
+            reduce(torch.add, of_bias) if mask[2] else None,
+            None,
+        )

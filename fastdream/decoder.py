@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdream.convs import Conv
@@ -111,11 +110,11 @@ class Decoder(nn.Module):
     def _make_convs(self, generator: torch.Generator | None) -> None:
         config, width = self.config, self.seed[-1]
         for i in reversed(range(len(config.mults) - 1)):
-            layer = self._conv(width, config.depth * config.mults[i], config.strided, generator, inner=True)
+            layer = self._conv(width, config.depth * config.mults[i], True, generator, inner=True)
             self.add_module(f"conv{i}", layer)
             width = config.depth * config.mults[i]
         channels = sum(space.shape[-1] for space in self.images.values())
-        self.imgout = self._conv(width, channels, config.strided and not config.outer, generator, inner=False)
+        self.imgout = self._conv(width, channels, not config.outer, generator, inner=False)
 
     def _conv(
         self, inp: int, out: int, double: bool, generator: torch.Generator | None, *, inner: bool
@@ -126,8 +125,9 @@ class Decoder(nn.Module):
             inp,
             out,
             config.kernel,
-            stride=2 if double else 1,
-            transposed=double,
+            stride=2 if double and config.strided else 1,
+            transposed=double and config.strided,
+            upsample=double and not config.strided,
             norm=config.norm if inner else "none",
             act=config.act if inner else "none",
             outscale=1.0 if inner else config.outscale,
@@ -157,8 +157,8 @@ class Decoder(nn.Module):
         deter, stoch = deter.reshape(-1, deter.shape[-1]), stoch.reshape(-1, stoch.shape[-1])
         x = self._seed_map(deter, stoch).permute(0, 3, 1, 2)
         for i in reversed(range(len(self.config.mults) - 1)):
-            x = getattr(self, f"conv{i}")(self._upsample(x))
-        x = self.imgout(x if self.config.outer else self._upsample(x)).permute(0, 2, 3, 1)
+            x = getattr(self, f"conv{i}")(x)
+        x = self.imgout(x).permute(0, 2, 3, 1)
         parts = x.reshape(*batch, *x.shape[1:]).split([space.shape[-1] for space in self.images.values()], -1)
         return dict(zip(self.images, parts, strict=True))
 
@@ -174,10 +174,6 @@ class Decoder(nn.Module):
         x0 = x0.permute(0, 2, 3, 1, 4).reshape(-1, *self.seed)
         x1 = self.sp2(self.sp1(stoch)).reshape(-1, *self.seed)
         return self.spnorm(x0 + x1)
-
-    def _upsample(self, x: Tensor) -> Tensor:
-        # Transposed convolutions double the resolution themselves.
-        return x if self.config.strided else F.interpolate(x, scale_factor=2, mode="nearest")
 
     def loss(self, outputs: Mapping[str, Tensor], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Loss [...] of every key in float32, summed over the elements of its entry.

@@ -1,6 +1,8 @@
-"""Convolutions: padding, pooling, transposition."""
+"""Convolutions: padding, pooling, transposition, upsampling."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from fastdream import convs
 from fastdream import ops as fd
 from fastdream.convs import Conv, same_padding
 
@@ -72,3 +76,92 @@ def test_pooling_takes_the_maximum_before_the_norm() -> None:
 def test_transposed_convolution_needs_stride_two() -> None:
     with pytest.raises(ValueError, match="stride 2 and kernel >= 2, got 1 and 5"):
         Conv(OPS, 1, 1, 5, transposed=True)
+
+
+def check_same(conv: Conv, x: Tensor, forward: Callable[[Tensor], Tensor]) -> None:
+    """`conv(x)` and all gradients are those of `forward`."""
+    found = []
+    for function in (conv, forward):
+        conv.zero_grad()
+        leaf = x.clone().requires_grad_()
+        out = function(leaf)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=x.dtype).view(out.shape)).sum().backward()
+        found.append({"out": out, "x": leaf.grad} | {name: p.grad for name, p in conv.named_parameters()})
+    torch.testing.assert_close(found[0], found[1], rtol=1e-11, atol=1e-11)
+
+
+def wake(conv: Conv) -> Conv:
+    """In float64, with parameters that are not 0 or 1."""
+    with torch.no_grad():
+        for param in conv.parameters():
+            param.add_(torch.rand(param.shape))
+    return conv.double()
+
+
+@pytest.mark.parametrize("norm", ["none", "rms"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4), (8, 8)])
+@pytest.mark.parametrize("kernel", range(1, 9))
+def test_upsampling_is_repeating_before_the_convolution(
+    kernel: int, size: tuple[int, int], norm: fd.Norm
+) -> None:
+    conv = wake(Conv(OPS, 3, 2, kernel, upsample=True, norm=norm, act="silu"))
+
+    def doubled(x: Tensor) -> Tensor:
+        before, after = same_padding(1, kernel, 1)
+        x = F.pad(F.interpolate(x, scale_factor=2, mode="nearest"), (before, after, before, after))
+        y = F.conv2d(x, conv.weight, conv.bias).permute(0, 2, 3, 1)
+        return conv.normalize(y).permute(0, 3, 1, 2)
+
+    check_same(conv, torch.randn(2, 3, *size, dtype=torch.float64), doubled)
+
+
+def test_upsampling_needs_36_of_100_multiplications() -> None:
+    conv, x = Conv(OPS, 2, 3, 5, upsample=True), torch.randn(1, 2, 8, 6)
+    with FlopCounterMode(display=False) as count:
+        conv(x)
+    assert count.get_total_flops() == 2 * (2 * 3) * 36 * 8 * 6
+
+
+@pytest.mark.parametrize("chunk", [1, 3000, 10**9])  # one image at a time, three, all
+@pytest.mark.parametrize("kernel, size", [(5, (6, 8)), (4, (6, 6)), (3, (7, 5))])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_in_chunks_changes_nothing(
+    kernel: int,
+    size: tuple[int, int],
+    chunk: int,
+    layout: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(convs, "CHUNK", chunk)
+    conv = wake(Conv(OPS, 3, 2, kernel, pool=True, norm="layer"))
+
+    def pooled(x: Tensor) -> Tensor:
+        before, after = same_padding(1, kernel, 1)
+        y = F.max_pool2d(F.conv2d(F.pad(x, (before, after, before, after)), conv.weight, conv.bias), 2)
+        return conv.normalize(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    x = torch.randn(7, 3, *size, dtype=torch.float64)
+    x[0] = 0.5  # equal maxima
+    check_same(conv, x.contiguous(memory_format=layout), pooled)
+
+
+def test_pooled_images_need_no_gradient() -> None:
+    conv, x = Conv(OPS, 3, 2, 3, pool=True), torch.randn(2, 3, 4, 4)
+    conv.bias.requires_grad_(False)
+    with FlopCounterMode(display=False) as count:
+        conv(x).sum().backward()
+    assert count.get_total_flops() == 2 * 2 * (2 * 3 * 9 * 2 * 4 * 4)  # forward and weight, not input
+    assert x.grad is None and conv.bias.grad is None and conv.weight.grad is not None
+
+
+@pytest.mark.parametrize("options", [{}, {"pool": True}, {"upsample": True}, {"stride": 2}])
+def test_channels_last_memory_stays_so(options: dict[str, Any]) -> None:
+    conv = Conv(OPS, 3, 4, 5, norm="rms", act="silu", **options)
+    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    assert conv(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"pool": True}])
+def test_resolution_goes_one_way(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="choose one of stride 2, pool and upsample"):
+        Conv(OPS, 1, 1, 5, upsample=True, **options)
