@@ -7,19 +7,44 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastdream import ops
 from fastdream.ops import native as native_ops
 from fastdream.ops import reference
 
 
+class Fast(ModuleType):
+    """A backend that has two ops and calls the reference, for whatever the compiled one has by now."""
+
+    reason: str | None = None  # why it cannot serve
+
+    def available(self, device: torch.device) -> str | None:
+        return self.reason
+
+    def lambda_return(self, *args: Tensor) -> Tensor:
+        return reference.lambda_return(*args)
+
+    def norm_act(self, *args: Tensor) -> Tensor:
+        return reference.norm_act(*args)
+
+
 @pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A machine on which nothing is compiled."""
-    reason = "not compiled (no C++ compiler found)"
-    monkeypatch.setattr(native_ops, "available", lambda device: reason)
+def fast(monkeypatch: pytest.MonkeyPatch) -> Fast:
+    """On the CPU it is what "auto" tries first."""
+    module = Fast("fast_ops")
+    monkeypatch.setitem(sys.modules, "fast_ops", module)
+    monkeypatch.setitem(ops._BACKENDS, "fast", "fast_ops")
+    monkeypatch.setitem(ops._FASTEST, "cpu", ("fast", "reference"))
     ops._say_once.cache_clear()
-    return reason
+    return module
+
+
+@pytest.fixture
+def broken(fast: Fast) -> str:
+    """A machine on which it is not compiled."""
+    fast.reason = "not compiled (no C++ compiler found)"
+    return fast.reason
 
 
 def test_reference_has_every_op():
@@ -32,10 +57,17 @@ def test_reference_has_every_op():
 def test_auto_takes_what_is_compiled(native: ModuleType):
     chosen = ops.load()
     assert chosen.lambda_return is native.lambda_return
+    row = next(row for row in ops.table(chosen) if row.op == "lambda_return")
+    assert row == ops.Row("lambda_return", "native", "")
+
+
+def test_auto_takes_the_fastest_that_has_an_op(fast: Fast):
+    chosen = ops.load()
+    assert (chosen.lambda_return, chosen.symlog) == (fast.lambda_return, reference.symlog)
     rows = {row.op: row for row in ops.table(chosen)}
     assert tuple(rows) == ops.OPS
-    assert rows["lambda_return"] == ops.Row("lambda_return", "native", "")
-    assert rows["norm_act"] == ops.Row("norm_act", "reference", "native has no norm_act")
+    assert rows["lambda_return"] == ops.Row("lambda_return", "fast", "")
+    assert rows["symlog"] == ops.Row("symlog", "reference", "fast has no symlog")
 
 
 def test_auto_falls_back_and_says_so_once(broken: str, caplog: pytest.LogCaptureFixture):
@@ -43,38 +75,48 @@ def test_auto_falls_back_and_says_so_once(broken: str, caplog: pytest.LogCapture
         chosen = [ops.load(), ops.load()]
     assert chosen[0].lambda_return is reference.lambda_return
     row = next(row for row in ops.table(chosen[0]) if row.op == "lambda_return")
-    assert row == ops.Row("lambda_return", "reference", f"native: {broken}")
-    assert [record.getMessage() for record in caplog.records] == [f"slower ops in use: native: {broken}"]
+    assert row == ops.Row("lambda_return", "reference", f"fast: {broken}")
+    assert [record.getMessage() for record in caplog.records] == [f"slower ops in use: fast: {broken}"]
+
+
+def test_a_machine_on_which_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native_ops, "available", lambda device: "not compiled")
+    assert {row.backend for row in ops.table(ops.load())} == {"reference"}
 
 
 def test_strict_refuses_to_fall_back(broken: str):
-    with pytest.raises(ValueError, match=r"native cannot serve lambda_return: not compiled"):
+    with pytest.raises(ValueError, match=r"fast cannot serve norm_act: not compiled"):
         ops.load(strict=True)
-    with pytest.raises(ValueError, match=r"native cannot serve norm_act: it does not implement it"):
-        ops.load("native", strict=True)
+    with pytest.raises(ValueError, match=r"fast cannot serve norm_act: not compiled"):
+        ops.load("fast", strict=True)
 
 
-def test_strict_auto_is_content_with_ops_that_only_the_reference_has(native: ModuleType):
-    assert ops.load(strict=True).norm_act is reference.norm_act
+def test_strict_refuses_what_a_named_backend_lacks(fast: Fast):
+    with pytest.raises(ValueError, match=r"fast cannot serve block_gru: it does not implement it"):
+        ops.load("fast", strict=True)
 
 
-def test_named_backend_falls_back_op_by_op(native: ModuleType):
-    chosen = ops.load("native")
-    assert chosen.lambda_return is native.lambda_return
-    assert chosen.symlog is reference.symlog
+def test_strict_auto_is_content_with_ops_that_only_the_reference_has(fast: Fast):
+    assert ops.load(strict=True).symlog is reference.symlog
 
 
-def test_pin_takes_one_op(native: ModuleType):
-    chosen = ops.load("reference", strict=True, lambda_return="native")
-    assert [row.op for row in ops.table(chosen) if row.backend == "native"] == ["lambda_return"]
-    assert ops.load("native", lambda_return="reference").lambda_return is reference.lambda_return
+def test_named_backend_falls_back_op_by_op(fast: Fast):
+    chosen = ops.load("fast")
+    assert (chosen.lambda_return, chosen.symlog) == (fast.lambda_return, reference.symlog)
 
 
-def test_pin_is_never_replaced(broken: str):
-    with pytest.raises(ValueError, match="native cannot serve lambda_return: not compiled"):
-        ops.load("reference", lambda_return="native")
-    with pytest.raises(ValueError, match="native cannot serve symexp: it does not implement it"):
-        ops.load(symexp="native")
+def test_pin_takes_one_op(fast: Fast):
+    chosen = ops.load("reference", strict=True, lambda_return="fast")
+    assert [row.op for row in ops.table(chosen) if row.backend == "fast"] == ["lambda_return"]
+    assert ops.load("fast", lambda_return="reference").lambda_return is reference.lambda_return
+
+
+def test_pin_is_never_replaced(fast: Fast):
+    with pytest.raises(ValueError, match="fast cannot serve symexp: it does not implement it"):
+        ops.load(symexp="fast")
+    fast.reason = "not compiled"
+    with pytest.raises(ValueError, match="fast cannot serve lambda_return: not compiled"):
+        ops.load("reference", lambda_return="fast")
 
 
 @pytest.mark.parametrize(
