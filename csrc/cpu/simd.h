@@ -74,19 +74,21 @@ inline Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
 
-// Calls body(offset, lanes, load, store) over n elements; `Part` is known at compile time, so that whole vectors have
-// no branch:  over<T>(n, [&](auto at) { at.store(y, f(at.load(x))); })
+// Calls body(at) over n elements, `at` one vector or the part of one that is left, known at compile time, so that whole
+// vectors have no branch:  over<T>(n, [&](auto at) { at.store(y, f(at.load(x))); })
 template <typename T>
 struct Whole {
   int64_t i;
   Vec<T> load(const T* p) const { return FD_ISA::load(p + i); }
   void store(T* p, Vec<T> x) const { FD_ISA::store(p + i, x); }
+  Vec<T> only(Vec<T> x) const { return x; }  // zero outside of the n elements
 };
 template <typename T>
 struct Part {
   int64_t i, n;
   Vec<T> load(const T* p) const { return load_part(p + i, n); }
   void store(T* p, Vec<T> x) const { store_part(p + i, x, n); }
+  Vec<T> only(Vec<T> x) const { return load_part(reinterpret_cast<const T*>(&x), n); }
 };
 template <typename T, typename Body>
 inline void over(int64_t n, Body body) {
