@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 // Vectors of T as wide as the instruction set that this file is compiled for, and the elementary functions on them.
 // Every kernel is compiled once for each instruction set, in a namespace of its own (FD_ISA), so that no function of
 // one can be linked into another. For the same reason kernels use no templates of the standard library.
@@ -68,6 +72,24 @@ template <typename T>
 inline void store_part(T* p, Vec<T> x, int64_t n) {
   __builtin_memcpy(p, &x, size_t(n) * sizeof(T));
 }
+
+// A copy whose length is known at run time alone costs as much as twenty vectors; a masked load as much as one.
+#if defined(__AVX512F__)
+template <>
+inline Vec<float> load_part(const float* p, int64_t n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+template <>
+inline void store_part(float* p, Vec<float> x, int64_t n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)x);
+}
+#elif defined(__AVX2__)
+template <>
+inline Vec<float> load_part(const float* p, int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return (Vec<float>)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), lane));
+}
+#endif
 
 template <typename T>
 inline Vec<T> splat(T x) {
