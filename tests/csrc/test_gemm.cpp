@@ -7,6 +7,7 @@
 #include "cpu/arena.h"
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
+#include "cpu/matrix.h"
 
 namespace {
 
@@ -22,17 +23,18 @@ void check(bool ok, const char* what, double got, double want) {
 
 double noise() { return 2.0 * std::rand() / RAND_MAX - 1.0; }
 
-// Every start, a's rows or columns contiguous, b's too, with guard elements around c.
+// Every start, a's rows or columns contiguous, b's too, with guard elements around c; b packed and as it is.
 template <typename T>
 void test_gemm(int64_t rows, int64_t columns, int64_t depth, bool a_rows, bool b_rows, Start start) {
   Arena arena;
-  T *a = nullptr, *b = nullptr, *packed = nullptr, *c = nullptr, *before = nullptr, *bias = nullptr;
+  T *a = nullptr, *b = nullptr, *packed = nullptr, *c = nullptr, *raw = nullptr, *before = nullptr, *bias = nullptr;
   const int64_t c_row = columns + 3;
   for (int pass = 0; pass < 2; ++pass) {
     a = arena.take<T>(rows * depth);
     b = arena.take<T>(depth * columns);
     packed = arena.take<T>(packed_size<T>(depth, columns));
     c = arena.take<T>(rows * c_row);
+    raw = arena.take<T>(rows * c_row);
     before = arena.take<T>(rows * c_row);
     bias = arena.take<T>(columns);
     if (pass == 0) arena.allocate();
@@ -40,11 +42,12 @@ void test_gemm(int64_t rows, int64_t columns, int64_t depth, bool a_rows, bool b
   for (int64_t i = 0; i < rows * depth; ++i) a[i] = T(noise());
   for (int64_t i = 0; i < depth * columns; ++i) b[i] = T(noise());
   for (int64_t i = 0; i < columns; ++i) bias[i] = T(noise());
-  for (int64_t i = 0; i < rows * c_row; ++i) before[i] = c[i] = T(noise());
+  for (int64_t i = 0; i < rows * c_row; ++i) before[i] = raw[i] = c[i] = T(noise());
   const int64_t a_row = a_rows ? depth : 1, a_depth = a_rows ? 1 : rows;
   const int64_t b_row = b_rows ? columns : 1, b_column = b_rows ? 1 : depth;
   const Packed<T> panels = pack(packed, b, b_row, b_column, depth, columns);
   gemm_panels(rows, a, a_row, a_depth, panels, c, c_row, start, bias, 0, panels.panels());
+  if (a_rows) multiply(rows, a, a_row, Matrix<T>{b, depth, columns, b_row, b_column}, raw, c_row, start, bias);
   const double eps = sizeof(T) == 4 ? 6e-8 : 1.2e-16;
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < c_row; ++n) {
@@ -56,6 +59,9 @@ void test_gemm(int64_t rows, int64_t columns, int64_t depth, bool a_rows, bool b
       }
       const double got = c[m * c_row + n];
       check(std::fabs(got - want) <= eps * (16 + double(depth)) * (1 + std::fabs(want)), "gemm", got, want);
+      if (!a_rows) continue;
+      const double other = raw[m * c_row + n];
+      check(std::fabs(other - want) <= eps * (16 + double(depth)) * (1 + std::fabs(want)), "multiply", other, want);
     }
   }
 }
