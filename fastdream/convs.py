@@ -1,5 +1,6 @@
 """Convolutions of images, with the norm and activation that follow each."""
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -56,6 +57,9 @@ class Conv(NormAct):
         self.upsample, self.pool = upsample, pool
         self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out))
+        if upsample:
+            self.taps: Tensor
+            self.register_buffer("taps", phase_taps(kernel), persistent=False)
         trunc_normal_in_(self.weight, kernel * kernel * inp, outscale, generator)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +88,7 @@ class Conv(NormAct):
 
     def _upsampled(self, x: Tensor) -> Tensor:
         n, _, height, width = x.shape
-        weight, bias = phase_weight(self.weight).to(x.dtype), self.bias.to(x.dtype).repeat(4)
+        weight, bias = phase_weight(self.weight, self.taps).to(x.dtype), self.bias.to(x.dtype).repeat(4)
         x, padding = pad(x, phase_padding(self.kernel), phase_padding(self.kernel))
         x = F.conv2d(x, weight, bias, padding=padding).permute(0, 2, 3, 1)
         # A pixel of x becomes four, row by row. Each is normalised by itself, so they move into place after it.
@@ -106,27 +110,35 @@ def pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Ten
 
 
 def phase_padding(kernel: int) -> tuple[int, int]:
-    """Zeros before and after each axis of an image that `phase_weight` is to be applied to."""
+    """Zeros before and after each axis of an image on which a convolution with `phase_weight` works."""
     before, after = same_padding(1, kernel, 1)
     return (before + 1) // 2, (after + 1) // 2
 
 
-def phase_weight(weight: Tensor) -> Tensor:
+def phase_taps(kernel: int) -> Tensor:
+    """Which taps of a kernel meet which pixels of an image that is doubled under it.
+
+    [k * k, 4, t * t] of 0 and 1, for outputs at even-even, even-odd, odd-even and odd-odd rows and columns. Along
+    an axis t pixels are in reach, 3 for k = 5. Zeros around the image are those around the doubled one.
+    """
+    before = same_padding(1, kernel, 1)[0]
+    ahead, behind = phase_padding(kernel)
+    taps = ahead + behind + 1
+    met = (torch.arange(2)[:, None] + torch.arange(kernel) - before) // 2 + ahead
+    one = F.one_hot(met, taps).float()
+    return torch.einsum("akt, blu -> klabtu", one, one).reshape(kernel**2, 4, taps**2)
+
+
+def phase_weight(weight: Tensor, taps: Tensor) -> Tensor:
     """Weight of the convolution on an image that gives what `weight` gives on the image doubled.
 
-    weight [out, inp, k, k] -> [4 * out, inp, t, t], four times out channels for the outputs at even-even,
-    even-odd, odd-even and odd-odd rows and columns. Taps that meet copies of one pixel are added up: of k = 5
-    remain t = 3, and 36 of 100 multiplications. Zeros around the image are those around the doubled one.
+    weight [out, inp, k, k], `phase_taps` -> [4 * out, inp, t, t], the four phases one after the other. Taps that
+    meet one pixel are added up: with k = 5 remain 36 of 100 multiplications.
     """
     out, inp, kernel, _ = weight.shape
-    taps = 1 + sum(phase_padding(kernel))
-    # With an odd number of taps before the middle, the first pixel meets one tap fewer.
-    front = 1 + same_padding(1, kernel, 1)[0] % 2
-    back = 2 * taps + 1 - front - kernel
-    # Sums of all 2x2 neighbours; the odd outputs see those that begin at even places.
-    sums = F.avg_pool2d(F.pad(weight, (front, back, front, back)), 2, 1, divisor_override=1)
-    phases = sums.unflatten(3, (taps, 2)).unflatten(2, (taps, 2)).flip(3, 5)
-    return phases.permute(3, 5, 0, 1, 2, 4).reshape(4 * out, inp, taps, taps)
+    reach = math.isqrt(taps.shape[-1])
+    phases = weight.reshape(out * inp, kernel**2) @ taps.flatten(1)
+    return phases.view(out, inp, 4, reach, reach).permute(2, 0, 1, 3, 4).reshape(4 * out, inp, reach, reach)
 
 
 def conv_pool(x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:

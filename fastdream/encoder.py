@@ -168,7 +168,7 @@ class Encoder(nn.Module):
     def _encode_images(self, obs: Mapping[str, Tensor]) -> Tensor:
         x = torch.cat([obs[key] for key in sorted(self.images)], -1)
         batch = x.shape[:-3]
-        x = x.reshape(-1, *x.shape[-3:]).to(self.dtype) / 255 - 0.5
+        x = x.reshape(-1, *x.shape[-3:]).to(self.dtype).div_(255).sub_(0.5)
         x = x.permute(0, 3, 1, 2)
         for i in range(len(self.config.mults)):
             x = getattr(self, f"cnn{i}")(x)
