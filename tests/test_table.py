@@ -137,6 +137,14 @@ def test_other_devices_get_the_reference():
     assert {row.backend for row in ops.table(ops.load(device="meta"))} == {"reference"}
 
 
+def test_cuda_gets_what_has_a_cuda_kernel(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native_ops, "available", lambda device: None)
+    chosen = ops.load(device="cuda")
+    served = {row.op for row in ops.table(chosen) if row.backend == "native"}
+    assert served == set(native_ops.ON_CUDA)
+    assert chosen.symlog is reference.symlog
+
+
 def test_cuda_without_a_device_says_why(native: ModuleType):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")

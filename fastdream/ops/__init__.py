@@ -5,7 +5,8 @@
     print(format_table(ops))                            what serves each op, and why nothing faster does
 
 A backend is a module that has functions named like the fields of `Ops`; `fastdream.ops.reference` has all of
-them and says what each means. A module's `available(device)` returns why it cannot serve there, or None.
+them and says what each means. A module's `available(device)` returns why it cannot serve there, or None; its ON_CUDA
+lists the ops that it has for CUDA devices, if these are not all.
 """
 
 import logging
@@ -13,11 +14,14 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastdream.ops import reference
+from fastdream.ops.auto import route
 from fastdream.ops.params import (
     GRU,
     RSSM,
@@ -57,7 +61,7 @@ class Row(NamedTuple):
 
     op: str
     backend: str
-    reason: str  # why nothing faster serves the op; empty where nothing faster exists
+    reason: str  # why nothing faster serves the op, or which calls of it another backend takes; empty if none
 
 
 class Ops(NamedTuple):
@@ -106,8 +110,9 @@ def load(
 ) -> Ops:
     """Choose an implementation of every op, for tensors on `device`.
 
-    backend  "auto" takes the fastest that works here. A name takes that backend where it has the op, and the
-             reference elsewhere.
+    backend  "auto" takes the fastest that works here; calls that it does not compute or at which it loses go to
+             the reference, as `fastdream.ops.auto` says. A name takes that backend where it has the op, and the
+             reference elsewhere; calls that it does not compute then raise ValueError.
     pins     op="backend" for single ops. A pin is taken or refused, never replaced.
     strict   refuse, with the reason, instead of falling back to another backend. Ops that only the reference
              implements are no fallback under "auto".
@@ -144,10 +149,14 @@ def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choic
     blocked: list[str] = []
     for name in order:
         module = import_module(_BACKENDS[name])
-        function = getattr(module, op, None)
+        function = _implementation(module, op, device)
         reason = getattr(module, "available", _always)(device) if function else None
         if function and not reason:
-            return _Choice(function, Row(op, name, "; ".join(missing + blocked)), tuple(blocked))
+            elsewhere = ""
+            if backend == "auto" and name == "native" and device.type == "cpu":
+                function, elsewhere = route(op, function, getattr(reference, op))
+            why = "; ".join(filter(None, [*missing, *blocked, elsewhere]))
+            return _Choice(function, Row(op, name, why), tuple(blocked))
         if strict and (reason or backend != "auto"):
             raise ValueError(f"{name} cannot serve {op}: {reason or 'it does not implement it'}")
         if reason:
@@ -155,6 +164,12 @@ def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choic
         else:
             missing.append(f"{name} has no {op}")
     raise AssertionError((op, backend, missing, blocked))
+
+
+def _implementation(module: ModuleType, op: str, device: torch.device) -> Callable[..., Any] | None:
+    """The backend's function, if it has one for this kind of device."""
+    has = device.type != "cuda" or op in getattr(module, "ON_CUDA", OPS)
+    return getattr(module, op, None) if has else None
 
 
 def _always(device: torch.device) -> str | None:

@@ -4,4 +4,6 @@ from fastdream.ops.native.library import available, build_record
 from fastdream.ops.native.pointwise import symexp, symlog
 from fastdream.ops.native.returns import lambda_return
 
-__all__ = ["available", "build_record", "lambda_return", "symexp", "symlog"]
+ON_CUDA = ("lambda_return",)  # the rest is for the CPU alone
+
+__all__ = ["ON_CUDA", "available", "build_record", "lambda_return", "symexp", "symlog"]

@@ -1,0 +1,100 @@
+"""Which calls of an op "auto" gives to the reference on a CPU, although the compiled backend has the op.
+
+Those that it does not compute, for which it raises ValueError where it is asked for by name, and those at which it
+loses: a few numbers, for which telling torch of a call takes longer than the arithmetic.
+"""
+
+from collections.abc import Callable, Iterator
+from inspect import signature
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.params import GRU, RSSM, Categorical, Layers
+
+# Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
+# every number of them. `python benchmarks/crossover.py` measures and prints this table.
+LEAST: dict[str, int] = {}
+
+
+class Rule(NamedTuple):
+    """The calls of one op that are native's."""
+
+    at: int = 0  # position of the argument whose dtype and size decide: a tensor, or the first of several
+    serves: Callable[..., bool] = lambda *args, **kwargs: True  # takes the op's arguments
+    but: str = ""  # what `serves` turns down
+
+
+def _dense(x: Tensor, layers: Layers) -> bool:
+    return all(layer.weight.dim() == 2 for layer in layers)
+
+
+def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
+    return isinstance(rssm.latent, Categorical) and not isinstance(rssm.core, GRU)
+
+
+def _forward(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
+    return _discrete(rssm) and not (torch.is_grad_enabled() and _any_gradient(rssm, *args, *kwargs.values()))
+
+
+def _any_gradient(*tree: Any) -> bool:
+    return any(x.requires_grad for x in _tensors(tree))
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for item in tree:
+            yield from _tensors(item)
+
+
+_MODELS = "Gaussian latents, the plain GRU"
+_FORWARD = f"{_MODELS}, gradients"
+
+RULES: dict[str, Rule] = {
+    "norm_act": Rule(),
+    "mlp": Rule(serves=_dense, but="block layers"),
+    "block_gru": Rule(at=1),
+    "layernorm_gru": Rule(at=1),
+    "categorical_sample": Rule(),
+    "gumbel_sample": Rule(),
+    "categorical_kl": Rule(),
+    "gaussian_sample": Rule(),
+    "gaussian_kl": Rule(),
+    "symlog": Rule(),
+    "symexp": Rule(),
+    "twohot_loss": Rule(),
+    "twohot_mean": Rule(),
+    "observe_step": Rule(1, _discrete, _MODELS),
+    "observe": Rule(1, _discrete, _MODELS),
+    "prior": Rule(1, _discrete, _MODELS),
+    "imagine_step": Rule(1, _forward, _FORWARD),
+    "imagine": Rule(2, _forward, _FORWARD),
+    "rollout": Rule(1, _forward, _FORWARD),
+    "laprop_": Rule(),
+}
+
+
+def route(
+    op: str, native: Callable[..., Any], reference: Callable[..., Any]
+) -> tuple[Callable[..., Any], str]:
+    """A function that gives each call of `op` to whichever backend serves it best, and what is not native's, in words.
+
+    An op without a rule is native's at every call.
+    """
+    if op not in RULES:
+        return native, ""
+    at, serves, but = RULES[op]
+    least, name = LEAST.get(op, 0), list(signature(reference).parameters)[at]
+
+    def routed(*args: Any, **kwargs: Any) -> Any:
+        x = args[at] if at < len(args) else kwargs.get(name)
+        if isinstance(x, (tuple, list)):
+            x = x[0]
+        ours = x is not None and x.dtype in (torch.float32, torch.float64) and x.numel() >= least
+        return (native if ours and serves(*args, **kwargs) else reference)(*args, **kwargs)
+
+    turned_down = "half precision", but, f"less than {least} elements" if least else ""
+    return routed, "reference for " + ", ".join(filter(None, turned_down))

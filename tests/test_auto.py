@@ -1,0 +1,121 @@
+"""Which backend takes a call under "auto": by dtype, by kind of model, by gradients, by size."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fastdream import ops
+from fastdream.ops import auto, reference
+from fastdream.ops.params import Gaussian
+
+from .ops_tools import A, D, H, Maker, S
+
+
+def served(op: str, *args: Any, **kwargs: Any) -> str:
+    """Who takes the call; neither computes anything."""
+    function, _ = auto.route(op, lambda *a, **k: "native", _named(getattr(reference, op)))
+    return function(*args, **kwargs)
+
+
+def _named(function: Callable[..., Any]) -> Callable[..., Any]:
+    def stand_in(*args: Any, **kwargs: Any) -> str:
+        return "reference"
+
+    stand_in.__wrapped__ = function  # what inspect.signature follows
+    return stand_in
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", [op for op in auto.RULES if op in ops.OPS])
+def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
+    """Of the tensor that decides: the first of an op, or a model's deter."""
+    x, rule, maker = torch.zeros(2, D, dtype=dtype), auto.RULES[op], Maker()
+    model = maker.rssm() if rule.serves in (auto._discrete, auto._forward) else maker.core("block")
+    args: list[Any] = [x] if rule.at == 0 else [model, *[None] * (rule.at - 1), x]
+    if op in ("laprop_", "gaussian_kl"):
+        args = [[x, x]]
+    if op == "mlp":
+        args = [x, (maker.layer(D, H),)]
+    with torch.no_grad():
+        assert served(op, *args) == ("native" if dtype in (torch.float32, torch.float64) else "reference")
+
+
+@pytest.mark.parametrize("op", ["observe", "observe_step", "prior", "imagine_step", "rollout"])
+def test_models_that_only_the_reference_computes(op: str):
+    maker = Maker()
+    gaussian = Gaussian(S)
+    with torch.no_grad():
+        assert served(op, maker.rssm(), torch.zeros(2, D)) == "native"
+        assert served(op, maker.rssm("layernorm"), torch.zeros(2, D)) == "native"
+        assert served(op, maker.rssm("gru"), torch.zeros(2, D)) == "reference"
+        assert served(op, maker.rssm("layernorm", gaussian), torch.zeros(2, D)) == "reference"
+
+
+def test_dreams_with_gradients_go_to_the_reference():
+    maker = Maker(dtype=torch.float32)
+    rssm, actor, state = maker.rssm(), maker.actor(), maker.state(2)
+    fixed = tuple(x.detach() for x in state)
+    plain = reference.twohot_bins(5)  # any tensor without gradient
+    for op, args in {"imagine": (rssm, actor), "rollout": (rssm,), "imagine_step": (rssm,)}.items():
+        assert served(op, *args, *state) == served(op, *args, *fixed) == "reference"
+        with torch.no_grad():
+            assert served(op, *args, *state) == "native"
+    frozen = rssm._replace(core=None, prior=(), post=())
+    assert served("rollout", frozen, *fixed, plain, noise=plain) == "native"
+    assert served("rollout", frozen, *fixed, plain, noise=maker.normal(2, A)) == "reference"
+
+
+def test_block_layers_go_to_the_reference():
+    maker = Maker()
+    x, dense, block = maker.normal(2, D), maker.layer(D, D), maker.layer(D, D, blocks=2)
+    assert auto._dense(x, (dense, dense)) and not auto._dense(x, (dense, block))
+
+
+def test_sizes_at_which_native_loses(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(auto.LEAST, "symlog", 100)
+    assert served("symlog", torch.zeros(99)) == "reference"
+    assert served("symlog", torch.zeros(10, 10)) == "native"
+    _, but = auto.route("symlog", reference.symlog, reference.symlog)
+    assert but == "reference for half precision, less than 100 elements"
+
+
+def test_arguments_may_be_named():
+    assert served("symlog", x=torch.zeros(3)) == "native"
+    assert served("symlog", x=torch.zeros(3).half()) == "reference"
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'logit'"):
+        auto.route("categorical_sample", reference.symlog, reference.categorical_sample)[0](noise=None)
+
+
+def test_ops_without_a_rule_are_native_s_at_every_call():
+    assert auto.route("lambda_return", max, reference.lambda_return) == (max, "")
+
+
+def test_rules_and_limits_are_of_ops_that_exist():
+    assert set(auto.LEAST) <= set(auto.RULES)
+    assert set(auto.RULES) <= {*ops.OPS, "mlp"}
+
+
+def test_a_named_backend_takes_every_call(native: Any):
+    chosen = ops.load("native")
+    assert chosen.symlog is native.symlog
+    with pytest.raises(ValueError, match="bfloat16"):
+        chosen.symlog(torch.zeros(3, dtype=torch.bfloat16))
+
+
+def test_auto_computes_what_native_does_not(native: Any):
+    chosen = ops.load()
+    x = torch.linspace(-3, 3, 7, dtype=torch.bfloat16)
+    assert torch.equal(chosen.symlog(x), reference.symlog(x))
+    assert torch.equal(chosen.symlog(x.float()), native.symlog(x.float()))
+    row = next(row for row in ops.table(chosen) if row.op == "symlog")
+    assert row.backend == "native" and row.reason.startswith("reference for half precision")
+
+
+def test_compiles_as_one_graph(native: Any):
+    chosen = ops.load()
+    compiled = torch.compile(lambda x: chosen.symlog(x) * 2, fullgraph=True, backend="aot_eager")
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.linspace(-3, 3, 7, dtype=dtype)
+        torch.testing.assert_close(compiled(x), reference.symlog(x) * 2)
