@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 
 // Softmax, unimix, sampling and the straight-through gradient of groups of classes: a latent of S variables of C classes is
 // S groups, B rows of it are B * S. Groups lie one after the other: x[group * classes + class].
@@ -18,16 +19,35 @@ constexpr int64_t categorical_scratch(int64_t classes) {
 // n <= kLanes groups into lanes; the lanes that are left are zero.
 template <typename T>
 void to_lanes(T* __restrict lanes, const T* __restrict x, int64_t classes, int64_t n) {
-  if (n < kLanes<T>) __builtin_memset(lanes, 0, size_t(classes * kLanes<T>) * sizeof(T));
+  int64_t done = 0;
+  if (n < kLanes<T>) {
+    __builtin_memset(lanes, 0, size_t(classes * kLanes<T>) * sizeof(T));
+  } else {
+    if (classes == 2) return separate<T, 2>(x, kLanes<T>, lanes, kLanes<T>);
+    if (classes == 4 && kLanes<T> >= 4) return separate<T, 4>(x, kLanes<T>, lanes, kLanes<T>);
+    if (classes == 8 && kLanes<T> >= 8) return separate<T, 8>(x, kLanes<T>, lanes, kLanes<T>);
+    for (; done + kLanes<T> <= classes; done += kLanes<T>) {
+      transpose(x + done, classes, lanes + done * kLanes<T>, kLanes<T>);
+    }
+  }
   for (int64_t g = 0; g < n; ++g) {
-    for (int64_t c = 0; c < classes; ++c) lanes[c * kLanes<T> + g] = x[g * classes + c];
+    for (int64_t c = done; c < classes; ++c) lanes[c * kLanes<T> + g] = x[g * classes + c];
   }
 }
 
 template <typename T>
 void from_lanes(T* __restrict x, const T* __restrict lanes, int64_t classes, int64_t n) {
+  int64_t done = 0;
+  if (n == kLanes<T>) {
+    if (classes == 2) return interleave<T, 2>(lanes, kLanes<T>, x, kLanes<T>);
+    if (classes == 4 && kLanes<T> >= 4) return interleave<T, 4>(lanes, kLanes<T>, x, kLanes<T>);
+    if (classes == 8 && kLanes<T> >= 8) return interleave<T, 8>(lanes, kLanes<T>, x, kLanes<T>);
+    for (; done + kLanes<T> <= classes; done += kLanes<T>) {
+      transpose(lanes + done * kLanes<T>, kLanes<T>, x + done, classes);
+    }
+  }
   for (int64_t g = 0; g < n; ++g) {
-    for (int64_t c = 0; c < classes; ++c) x[g * classes + c] = lanes[c * kLanes<T> + g];
+    for (int64_t c = done; c < classes; ++c) x[g * classes + c] = lanes[c * kLanes<T> + g];
   }
 }
 

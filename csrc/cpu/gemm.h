@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 
 // Matrix products for every size from one row up, in one thread; callers share rows or panels among threads.
 //
@@ -34,33 +35,6 @@ struct Packed {
   int64_t columns = 0;
   int64_t panels() const { return div_up(columns, kPanel<T>); }
 };
-
-// out[j, i] = in[i, j] of a square as wide as a vector. Each round interleaves the rows of the two halves; as many rounds
-// as the width has bits move every element from row to column.
-template <typename T>
-inline void transpose(const T* in, int64_t in_row, T* out, int64_t out_row) {
-  constexpr int n = kLanes<T>;
-  IntVec<T> low = {}, high = {};
-  for (int i = 0; i < n; ++i) {
-    low[i] = i / 2 + (i % 2) * n;
-    high[i] = low[i] + n / 2;
-  }
-  Vec<T> rows[n], next[n];
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) rows[i] = load(in + i * in_row);
-#pragma GCC unroll 4
-  for (int round = 1; round < n; round *= 2) {
-#pragma GCC unroll 16
-    for (int i = 0; i < n / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + n / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + n / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) rows[i] = next[i];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) store(out + i * out_row, rows[i]);
-}
 
 // out[packed_size] from b[k, n] at b[k * row + n * column]; only panels first ... last - 1 (for threads).
 template <typename T>
