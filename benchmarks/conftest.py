@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from fastdream.allocator import keep_freed_memory
+
 from .floors import Floor
 
 KEPT = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
@@ -29,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(config.getoption("--threads"))
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     # A second for each, pytest-benchmark's default, would make a long run.
     if not any(arg.startswith("--benchmark-max-time") for arg in config.invocation_params.args):
         config.option.benchmark_max_time = "0.4"

@@ -14,6 +14,7 @@ import torch
 import fastdream
 from fastdream import checkpoint, cli, ops, rundir
 from fastdream import config as configs
+from fastdream.allocator import keep_freed_memory
 from fastdream.build import (
     Parts,
     choose_device,
@@ -129,6 +130,7 @@ def set_up(config: Config) -> None:
     """What holds for the whole process."""
     # Denormal numbers make a step on a CPU many times slower, and mean nothing here.
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
