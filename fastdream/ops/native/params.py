@@ -1,0 +1,125 @@
+"""Parameters flattened for the kernels, in the order in which csrc/cpu/params.h reads them.
+
+A kernel gets three lists: tensors, sizes and scalars. `Flat` collects them; what torch.library needs, a list without
+gaps, is made of it by `present`, and undone by `with_gaps`.
+"""
+
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.params import Act, BlockGRU, Core, Layer, LayerNormGRU, Layers, Norm
+
+NORMS: tuple[str, ...] = get_args(Norm)  # enum Norm and enum Act of csrc/cpu/norm_act.h
+ACTS: tuple[str, ...] = get_args(Act)
+CORES = "block_gru", "layernorm_gru"  # enum CoreKind of csrc/cpu/params.h
+MAX_LAYERS = 8  # kMaxLayers there
+
+
+class Flat(NamedTuple):
+    """What a kernel reads of parameters."""
+
+    tensors: list[Tensor | None]
+    sizes: list[int]
+    scalars: list[float]
+
+    def present(self) -> tuple[list[Tensor], list[int]]:
+        """The tensors that are there, and for every place whether it is filled."""
+        return [x for x in self.tensors if x is not None], [int(x is not None) for x in self.tensors]
+
+
+def with_gaps(tensors: list[Tensor], filled: list[int]) -> list[Tensor | None]:
+    """The list of which `Flat.present` returned the tensors."""
+    rest = iter(tensors)
+    return [next(rest) if there else None for there in filled]
+
+
+def add_layer(flat: Flat, op: str, name: str, layer: Layer, widths: tuple[int, int] | None = None) -> None:
+    """Append one layer. widths: its inputs and outputs, where weights alone do not tell."""
+    for what, value, known in (("norm", layer.norm, NORMS), ("act", layer.act, ACTS)):
+        if value not in known:
+            raise ValueError(f"{op}: {name} has {what} {value!r}; choose {', '.join(known)}")
+    shape = layer.weight.shape
+    if len(shape) == 2:
+        blocks, out, inp = 0, *shape
+    elif len(shape) == 3:
+        blocks, inp, out = shape[0], shape[0] * shape[1], shape[0] * shape[2]
+    else:
+        raise ValueError(
+            f"{op}: {name}.weight has shape {list(shape)}, expected [out, in] or [blocks, in, out]"
+        )
+    if widths is not None and (inp, out) != widths:
+        raise ValueError(f"{op}: {name} maps {inp} to {out}, expected {widths[0]} to {widths[1]}")
+    vectors = {"bias": layer.bias, "scale": layer.scale, "shift": layer.shift}
+    for what, vector in vectors.items():
+        if vector is not None and vector.shape != (out,):
+            raise ValueError(f"{op}: {name}.{what} has shape {list(vector.shape)}, expected [{out}]")
+    normed = layer.norm != "none"
+    flat.tensors += [
+        layer.weight,
+        layer.bias,
+        layer.scale if normed else None,
+        layer.shift if normed else None,
+    ]
+    flat.sizes += [inp, out, blocks, NORMS.index(layer.norm), ACTS.index(layer.act)]
+    flat.scalars.append(layer.eps)
+
+
+def add_layers(flat: Flat, op: str, name: str, layers: Layers) -> None:
+    """Append their number and each of them."""
+    if len(layers) > MAX_LAYERS:
+        raise ValueError(
+            f"{op}: {name} has {len(layers)} layers, native takes up to {MAX_LAYERS}; use the reference"
+        )
+    flat.sizes.append(len(layers))
+    for i, layer in enumerate(layers):
+        add_layer(flat, op, f"{name}[{i}]", layer)
+
+
+def add_core(flat: Flat, op: str, core: Core, stoch: int, action: int) -> int:
+    """Append a core for flat stoch [S * C] and action [A]. Returns the width of deter."""
+    if isinstance(core, BlockGRU):
+        return _add_block_gru(flat, op, core, stoch, action)
+    if isinstance(core, LayerNormGRU):
+        return _add_layernorm_gru(flat, op, core, stoch, action)
+    raise ValueError(f"{op}: native has no {type(core).__name__} core, use the reference")
+
+
+def _add_block_gru(flat: Flat, op: str, core: BlockGRU, stoch: int, action: int) -> int:
+    flat.sizes.append(CORES.index("block_gru"))
+    units, width = core.deter.weight.shape
+    blocks = core.gates.weight.shape[0]
+    add_layer(flat, op, "core.deter", core.deter, (width, units))
+    add_layer(flat, op, "core.stoch", core.stoch, (stoch, units))
+    add_layer(flat, op, "core.action", core.action, (action, units))
+    add_layer(flat, op, "core.gates", core.gates, (width, 3 * width))
+    add_layers(flat, op, "core.hidden", core.hidden)
+    expected = width + 3 * units * blocks
+    for i, layer in enumerate(core.hidden):
+        if layer.weight.dim() != 3 or layer.weight.shape[0] != blocks:
+            shape = list(layer.weight.shape)
+            raise ValueError(f"{op}: core.hidden[{i}].weight has shape {shape}, expected {blocks} blocks")
+        if layer.weight.shape[1:] != (expected // blocks, width // blocks):
+            shape, wanted = list(layer.weight.shape[1:]), [expected // blocks, width // blocks]
+            raise ValueError(f"{op}: core.hidden[{i}].weight has blocks {shape}, expected {wanted}")
+        expected = width
+    return width
+
+
+def _add_layernorm_gru(flat: Flat, op: str, core: LayerNormGRU, stoch: int, action: int) -> int:
+    flat.sizes.append(CORES.index("layernorm_gru"))
+    units, width = core.inputs.weight.shape[0], core.gates.weight.shape[0] // 3
+    add_layer(flat, op, "core.inputs", core.inputs, (stoch + action, units))
+    add_layer(flat, op, "core.gates", core.gates, (units + width, 3 * width))
+    return width
+
+
+def check_params(op: str, tensors: list[Tensor], like: Tensor, name: str) -> None:
+    """ValueError unless all parameters have the dtype and device of `like`, which is called `name`."""
+    if like.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{op}: {name} is {like.dtype}, expected torch.float32 or torch.float64")
+    for x in tensors:
+        if x.dtype != like.dtype or x.device != like.device:
+            expected = f"{like.dtype} on {like.device} like {name}"
+            raise ValueError(f"{op}: a parameter is {x.dtype} on {x.device}, expected {expected}")
