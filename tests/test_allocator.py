@@ -13,7 +13,7 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):  # until the heap has its final size
+for _ in range(24):  # until the heap has its final size
     torch.empty(2**24).fill_(1)
 before = faults()
 for _ in range(4):
