@@ -7,7 +7,7 @@
 #include "cpu/arena.h"
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
-#include "cpu/matrix.h"
+#include "cpu/raw.h"
 
 namespace {
 
@@ -47,7 +47,7 @@ void test_gemm(int64_t rows, int64_t columns, int64_t depth, bool a_rows, bool b
   const int64_t b_row = b_rows ? columns : 1, b_column = b_rows ? 1 : depth;
   const Packed<T> panels = pack(packed, b, b_row, b_column, depth, columns);
   gemm_panels(rows, a, a_row, a_depth, panels, c, c_row, start, bias, 0, panels.panels());
-  if (a_rows) multiply(rows, a, a_row, Matrix<T>{b, depth, columns, b_row, b_column}, raw, c_row, start, bias);
+  if (a_rows) multiply(rows, a, a_row, Raw<T>{b, depth, columns, b_row, b_column}, raw, c_row, start, bias);
   const double eps = sizeof(T) == 4 ? 6e-8 : 1.2e-16;
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < c_row; ++n) {

@@ -2,29 +2,20 @@
 
 #include "cpu/gemm.h"
 
-// Products with weights as torch keeps them. Packing reads and writes all of a weight, which for a few rows costs more than
+// Products with weights as torch keeps them. Packing reads and writes all of a weight, which for few rows costs more than
 // the product itself: one row is done when every weight has been read once.
 namespace fastdream::cpu::FD_ISA {
 
-// b[depth, columns]: b[k, n] at data[k * row + n * column], one of the strides being 1; or packed, then both are 0.
-// A dense weight [out, in] is {weight, in, out, 1, in}; a block [in, out] is {weight, in, out, out, 1}.
+// b[depth, columns]: b[k, n] at data[k * row + n * column], one of the strides being 1. A dense weight [out, in] is
+// {weight, in, out, 1, in}; a block [in, out] is {weight, in, out, out, 1}.
 template <typename T>
-struct Matrix {
+struct Raw {
   const T* data = nullptr;
   int64_t depth = 0;
   int64_t columns = 0;
   int64_t row = 0;
   int64_t column = 0;
-
-  bool packed() const { return row == 0; }
-  // b[first ... last - 1, :] of one that is not packed.
-  Matrix lines(int64_t first, int64_t last) const { return {data + first * row, last - first, columns, row, column}; }
 };
-
-template <typename T>
-Matrix<T> packed(T* out, Matrix<T> b) {
-  return {pack(out, b.data, b.row, b.column, b.depth, b.columns).data, b.depth, b.columns, 0, 0};
-}
 
 // The sums of kLanes vectors, in their order. Each round adds the halves of half of them to those of the other half.
 template <typename T>
@@ -48,7 +39,7 @@ inline Vec<T> sums_of(Vec<T> (&x)[kLanes<T>]) {
 // c[Rows, columns of a tile] for a matrix that is contiguous over k: kLanes sums at a time, Rows x (kLanes / Rows).
 // `columns` of them exist.
 template <typename T, int Rows>
-__attribute__((noinline)) void dot_tile(const T* a, int64_t a_row, Matrix<T> b, int64_t columns, T* c, int64_t c_row,
+__attribute__((noinline)) void dot_tile(const T* a, int64_t a_row, Raw<T> b, int64_t columns, T* c, int64_t c_row,
                                         Start start, const T* bias) {
   constexpr int Columns = kLanes<T> / Rows;
   const T* lines[Columns];
@@ -77,7 +68,7 @@ __attribute__((noinline)) void dot_tile(const T* a, int64_t a_row, Matrix<T> b, 
 
 // c[Rows, Vectors * kLanes] for a matrix that is contiguous over n; of a single vector, `columns` alone exist.
 template <typename T, int Rows, int Vectors>
-__attribute__((noinline)) void line_tile(const T* a, int64_t a_row, Matrix<T> b, int64_t columns, T* c, int64_t c_row,
+__attribute__((noinline)) void line_tile(const T* a, int64_t a_row, Raw<T> b, int64_t columns, T* c, int64_t c_row,
                                          Start start, const T* bias) {
   const auto read = [=](const T* p, int v) {
     return Vectors > 1 || columns == kLanes<T> ? load(p + v * kLanes<T>) : load_part(p, columns);
@@ -113,12 +104,12 @@ __attribute__((noinline)) void line_tile(const T* a, int64_t a_row, Matrix<T> b,
 
 // Columns first ... of Rows rows; returns where the tiles of this width end.
 template <typename T, int Rows, int Vectors>
-int64_t line_tiles(int64_t rows, const T* a, int64_t a_row, Matrix<T> b, T* c, int64_t c_row, Start start,
+int64_t line_tiles(int64_t rows, const T* a, int64_t a_row, Raw<T> b, T* c, int64_t c_row, Start start,
                    const T* bias, int64_t first) {
   constexpr int64_t kWidth = Vectors * kLanes<T>;
   for (; first + (Vectors > 1 ? kWidth : 1) <= b.columns; first += kWidth) {
     const int64_t columns = b.columns - first < kLanes<T> ? b.columns - first : kLanes<T>;
-    Matrix<T> part = b;
+    Raw<T> part = b;
     part.data += first;
     for (int64_t m = 0; m + Rows <= rows; m += Rows) {
       line_tile<T, Rows, Vectors>(a + m * a_row, a_row, part, columns, c + m * c_row + first, c_row, start,
@@ -130,7 +121,7 @@ int64_t line_tiles(int64_t rows, const T* a, int64_t a_row, Matrix<T> b, T* c, i
 
 // All whole groups of Rows rows; returns how many rows are left.
 template <typename T, int Rows>
-int64_t multiply_groups(int64_t rows, const T* a, int64_t a_row, Matrix<T> b, T* c, int64_t c_row, Start start,
+int64_t multiply_groups(int64_t rows, const T* a, int64_t a_row, Raw<T> b, T* c, int64_t c_row, Start start,
                         const T* bias) {
   if (rows < Rows) return rows;
   if (b.column == 1) {
@@ -141,7 +132,7 @@ int64_t multiply_groups(int64_t rows, const T* a, int64_t a_row, Matrix<T> b, T*
   }
   constexpr int64_t kColumns = kLanes<T> / Rows;
   for (int64_t n = 0; n < b.columns; n += kColumns) {
-    Matrix<T> part = b;
+    Raw<T> part = b;
     part.data += n * b.column;
     for (int64_t m = 0; m + Rows <= rows; m += Rows) {
       dot_tile<T, Rows>(a + m * a_row, a_row, part, b.columns - n, c + m * c_row + n, c_row, start,
@@ -151,11 +142,10 @@ int64_t multiply_groups(int64_t rows, const T* a, int64_t a_row, Matrix<T> b, T*
   return rows % Rows;
 }
 
-// c[m, n] (+)= sum over k of a[m, k] * b[k, n], as `gemm`, whether b is packed or not.
+// c[m, n] (+)= sum over k of a[m, k] * b[k, n], as `gemm` of a packed matrix.
 template <typename T>
-void multiply(int64_t rows, const T* a, int64_t a_row, Matrix<T> b, T* c, int64_t c_row, Start start = Start::zero,
+void multiply(int64_t rows, const T* a, int64_t a_row, Raw<T> b, T* c, int64_t c_row, Start start = Start::zero,
               const T* bias = nullptr) {
-  if (b.packed()) return gemm(rows, a, a_row, Packed<T>{b.data, b.depth, b.columns}, c, c_row, start, bias);
   const auto skip = [&](int64_t left) {
     a += (rows - left) * a_row;
     c += (rows - left) * c_row;
