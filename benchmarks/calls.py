@@ -186,6 +186,26 @@ def rollout(s: Shape) -> Call:
     return Call(args, floors.imagine_flops(rssm, (), s.batch, steps))
 
 
+def policy_step(s: Shape) -> Call:
+    """One environment with its sensors."""
+    return _act(s, 1)
+
+
+def policy_steps(s: Shape) -> Call:
+    """A batch of environments."""
+    return _act(s, s.batch)
+
+
+def _act(s: Shape, n: int) -> Call:
+    r, nets = Source(), networks(s.name)
+    (rssm, actor), encoder = model(s.name), nets.enc.vector_layers
+    features, reset = r.normal(n, encoder[0].weight.shape[1]), r.resets(n)
+    noise = r.noise(s, n), r.normal(n, sum(head.elements for head in actor.heads), grad=False)
+    state = *r.state(s, n), r.normal(n, s.action)
+    args = encoder, _only(rssm, "core", "post"), actor, *state, features, reset, *noise
+    return Call(args, floors.observe_flops(rssm, n) + 2 * n * floors.macs(encoder, actor))
+
+
 def laprop_(s: Shape) -> Call:
     """All that a preset learns."""
     r = Source()
@@ -240,6 +260,8 @@ PLANS: dict[str, Plan] = {
     "imagine": Plan(imagine, ("1m", "12m"), ("v2-atari",), backward=False),
     "imagine:16": Plan(imagine_few, ("1m", "12m"), ("v2-atari",), backward=False),
     "rollout": Plan(rollout, ("1m", "12m"), backward=False),
+    "policy_step": Plan(policy_step, ("1m", "12m"), ("25m", "50m"), backward=False),
+    "policy_step:batch": Plan(policy_steps, ("1m", "12m"), backward=False),
     "laprop_": Plan(laprop_, ("1m", "12m"), ("25m", "50m"), backward=False),
     "gather_sequences": Plan(gather_sequences, backward=False),
 }

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastdream.convs import Conv
 from fastdream.nets import Dense, flatten_inputs
 from fastdream.ops import Ops
-from fastdream.ops.params import Act, Norm
+from fastdream.ops.params import Act, Layers, Norm
 from fastdream.spaces import Spaces
 
 MIN_RES, MAX_RES = 3, 16  # of the smallest feature map
@@ -150,6 +150,17 @@ class Encoder(nn.Module):
             width = config.depth * mult
         self.embed_width += rows * columns * width
 
+    @property
+    def vector_layers(self) -> Layers:
+        """The layers on vectors, as ops take them."""
+        return (
+            tuple(getattr(self, f"mlp{i}").layer for i in range(self.config.layers)) if self.vectors else ()
+        )
+
+    def features(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """All vectors as one flat one [..., F], as `vector_layers` take it."""
+        return flatten_inputs(self.vectors, obs, self.ops.symlog if self.config.symlog else None, self.dtype)
+
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Entries [..., *space.shape] (images uint8) -> [..., E] in `dtype`. Further keys are ignored."""
         parts = []
@@ -160,7 +171,7 @@ class Encoder(nn.Module):
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
     def _encode_vectors(self, obs: Mapping[str, Tensor]) -> Tensor:
-        x = flatten_inputs(self.vectors, obs, self.ops.symlog if self.config.symlog else None, self.dtype)
+        x = self.features(obs)
         for i in range(self.config.layers):
             x = getattr(self, f"mlp{i}")(x)
         return x

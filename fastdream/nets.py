@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from fastdream.ops import Ops, linear
 from fastdream.ops.params import Act, Layer, Layers, Norm
 from fastdream.spaces import Spaces
+
+T = TypeVar("T")
 
 
 def trunc_normal_in_(weight: Tensor, fan_in: int, outscale: float, generator: torch.Generator | None) -> None:
@@ -109,6 +112,31 @@ class MLP(nn.Sequential):
     def layers(self) -> Layers:
         """The parameters as ops take them."""
         return tuple(dense.layer for dense in self if isinstance(dense, Dense))
+
+
+class Kept(Generic[T]):
+    """The value of `make`, made again only after a parameter of the modules was replaced by another.
+
+    Collecting parameters from modules takes longer than a small model takes to act. Changes in place, as by an
+    optimiser or by load_state_dict, replace nothing.
+    """
+
+    def __init__(self, make: Callable[[], T], *modules: nn.Module) -> None:
+        self._make, self._modules = make, modules
+        self._seen: list[tuple[Mapping[str, nn.Parameter | None], str, nn.Parameter | None]] = []
+        self._value: T | None = None
+
+    def get(self) -> T:
+        """The value."""
+        for owner, name, parameter in self._seen:
+            if owner[name] is not parameter:
+                self._value = None
+        if self._value is None:
+            parts = (part for module in self._modules for part in module.modules())
+            owners = [part._parameters for part in parts]
+            self._seen = [(owner, name, parameter) for owner in owners for name, parameter in owner.items()]
+            self._value = self._make()
+        return self._value
 
 
 class Children(nn.Module):

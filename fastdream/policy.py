@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdream.distributions import normal_entropy, normal_log_prob, wide
 from fastdream.nets import MLP, Children, Dense
-from fastdream.ops import Ops, actor_outputs, categorical_entropy, categorical_log_prob
+from fastdream.ops import Ops, actor_mode, actor_outputs, categorical_entropy, categorical_log_prob
 from fastdream.ops.params import Act, ActionHead, Actor, Norm
 from fastdream.spaces import Spaces
 
@@ -141,11 +140,4 @@ class ActorHeads(nn.Module):
 
     def mode(self, outs: Outputs) -> Tensor:
         """Most likely flat action [..., A]: one-hots of the largest logits and means."""
-        parts = []
-        for out in outs:
-            if len(out) == 1:
-                onehot = F.one_hot(out[0].argmax(-1), out[0].shape[-1])
-                parts.append(onehot.flatten(-2).to(out[0].dtype))
-            else:
-                parts.append(out[0])
-        return torch.cat(parts, -1)
+        return actor_mode(outs)

@@ -38,6 +38,8 @@ def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
         args = [[x, x]]
     if op == "mlp":
         args = [x, (maker.layer(D, H),)]
+    if op == "policy_step":
+        args = [(), maker.rssm(), None, x]
     with torch.no_grad():
         assert served(op, *args) == ("native" if dtype in (torch.float32, torch.float64) else "reference")
 

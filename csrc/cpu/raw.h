@@ -2,8 +2,8 @@
 
 #include "cpu/gemm.h"
 
-// Products with weights as torch keeps them. Packing reads and writes all of a weight, which for few rows costs more than
-// the product itself: one row is done when every weight has been read once.
+// Products with weights as torch keeps them. Packing reads and writes all of a weight, which for few rows costs more
+// than the product itself: one row is done when every weight has been read once.
 namespace fastdream::cpu::FD_ISA {
 
 // b[depth, columns]: b[k, n] at data[k * row + n * column], one of the strides being 1. A dense weight [out, in] is

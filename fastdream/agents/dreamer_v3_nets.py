@@ -14,7 +14,7 @@ from fastdream.decoder import Decoder
 from fastdream.encoder import Encoder
 from fastdream.heads import BinaryHead, TwoHotHead
 from fastdream.latents import Categorical
-from fastdream.nets import encode_action
+from fastdream.nets import Kept, encode_action
 from fastdream.normalize import Normalize
 from fastdream.ops import Ops
 from fastdream.policy import ActorHeads
@@ -86,6 +86,11 @@ class Networks(nn.Module):
         self.retnorm = Normalize(config.retnorm)
         self.valnorm = Normalize(config.valnorm)
         self.advnorm = Normalize(config.advnorm)
+        self._acting = Kept(self._policy_params, self.enc, self.dyn, self.pol)
+
+    def _policy_params(self) -> tuple[fd.Layers, fd.RSSM, fd.Actor]:
+        # Images go through convolutions, which are no layers of an op: the embedding is then its input.
+        return () if self.enc.images else self.enc.vector_layers, self.dyn.params, self.pol.params
 
     @property
     def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -111,15 +116,14 @@ class Networks(nn.Module):
         """Take in one observation of n environments: the next carry, with the flat action chosen, and latents."""
         reset = obs["is_first"].bool()
         noise = self.latent.noise(len(reset), generator=generator)
-        state = carry["deter"], carry["stoch"], carry["action"]
-        step = self.ops.observe_step(self.dyn.params, *state, self.enc(obs), reset, noise)
-        feat = self.feat(step.deter, step.stoch)
-        if greedy:
-            action = self.pol.mode(self.pol(feat))
-        else:
-            action = fd.actor(self.pol.params, feat, self.pol.noise(len(reset), generator=generator))
+        action_noise = None if greedy else self.pol.noise(len(reset), generator=generator)
+        encoder, rssm, actor = self._acting.get()
+        features = self.enc.features(obs) if encoder else self.enc(obs)
+        state = carry["deter"], carry["stoch"], carry["action"], features, reset
+        step, action = self.ops.policy_step(encoder, rssm, actor, *state, noise, action_noise)
         carry = {"deter": step.deter, "stoch": step.stoch, "action": action.to(step.deter.dtype)}
-        return carry, self.pack(step.deter, step.stoch)
+        assert step.index is not None
+        return carry, {"deter": step.deter.half(), "stoch": step.index.to(torch.uint8)}
 
     def context(
         self, carry: Mapping[str, Tensor], batch: Mapping[str, Tensor]

@@ -42,6 +42,7 @@ from fastdream.ops.params import (
 )
 from fastdream.ops.reference import (
     actor,
+    actor_mode,
     actor_outputs,
     categorical_entropy,
     categorical_log_prob,
@@ -87,6 +88,7 @@ class Ops(NamedTuple):
     prior: Callable[..., Tensor]
     imagine: Callable[..., Dream]
     rollout: Callable[..., Step]
+    policy_step: Callable[..., tuple[Step, Tensor]]
     laprop_: Callable[..., Any]
     gather_sequences: Callable[..., Tensor]
     rows: tuple[Row, ...] = ()  # what `table` returns
@@ -208,6 +210,7 @@ __all__ = [
     "Row",
     "Step",
     "actor",
+    "actor_mode",
     "actor_outputs",
     "categorical_entropy",
     "categorical_log_prob",

@@ -34,6 +34,10 @@ def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return isinstance(rssm.latent, Categorical) and not isinstance(rssm.core, GRU)
 
 
+def _acting(encoder: Layers, rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
+    return _discrete(rssm)
+
+
 def _forward(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return _discrete(rssm) and not (torch.is_grad_enabled() and _any_gradient(rssm, *args, *kwargs.values()))
 
@@ -73,6 +77,7 @@ RULES: dict[str, Rule] = {
     "imagine_step": Rule(1, _forward, _FORWARD),
     "imagine": Rule(2, _forward, _FORWARD),
     "rollout": Rule(1, _forward, _FORWARD),
+    "policy_step": Rule(3, _acting, _MODELS),
     "laprop_": Rule(),
 }
 

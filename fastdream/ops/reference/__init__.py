@@ -5,7 +5,7 @@ the device and compile as one graph. x may be bfloat16: matrix products are then
 softmax, KL and returns in float32.
 """
 
-from fastdream.ops.reference.actor import actor, actor_outputs
+from fastdream.ops.reference.actor import actor, actor_mode, actor_outputs
 from fastdream.ops.reference.categorical import (
     categorical_entropy,
     categorical_kl,
@@ -18,6 +18,7 @@ from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std
 from fastdream.ops.reference.layers import dense, linear, mlp, norm_act
 from fastdream.ops.reference.optim import laprop_
+from fastdream.ops.reference.policy import policy_step
 from fastdream.ops.reference.replay import gather_sequences
 from fastdream.ops.reference.returns import lambda_return
 from fastdream.ops.reference.scan import imagine, imagine_step, observe, observe_step, prior, rollout
@@ -25,6 +26,7 @@ from fastdream.ops.reference.twohot import symexp, symlog, twohot_bins, twohot_l
 
 __all__ = [
     "actor",
+    "actor_mode",
     "actor_outputs",
     "block_gru",
     "categorical_entropy",
@@ -48,6 +50,7 @@ __all__ = [
     "norm_act",
     "observe",
     "observe_step",
+    "policy_step",
     "prior",
     "rollout",
     "symexp",

@@ -1,6 +1,9 @@
 """The policy as one function of features: outputs of every head, and a flat action from given noise."""
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.ops.params import ActionHead, Actor
@@ -39,6 +42,18 @@ def actor_outputs(actor: Actor, feat: Tensor) -> tuple[tuple[Tensor, ...], ...]:
     """
     x = mlp(feat, actor.layers)
     return tuple(_head_outputs(head, x) for head in actor.heads)
+
+
+def actor_mode(outputs: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """Most likely flat action [..., A] of `actor_outputs`: one-hots of the largest logits and means."""
+    parts = []
+    for head in outputs:
+        if len(head) == 1:
+            logit = upcast(head[0])
+            parts.append(F.one_hot(logit.argmax(-1), logit.shape[-1]).flatten(-2).to(logit.dtype))
+        else:
+            parts.append(head[0])
+    return torch.cat(parts, -1)
 
 
 def actor(actor: Actor, feat: Tensor, noise: Tensor | None, action: Tensor | None = None) -> Tensor:

@@ -1,0 +1,40 @@
+"""One step of acting: from an observation's features to the next state and the action to take."""
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.params import RSSM, Actor, Layers, Step
+from fastdream.ops.reference.actor import actor as act
+from fastdream.ops.reference.actor import actor_mode, actor_outputs
+from fastdream.ops.reference.layers import match, mlp
+from fastdream.ops.reference.scan import observe_step
+from fastdream.ops.reference.state import flat
+
+
+def policy_step(
+    encoder: Layers,
+    rssm: RSSM,
+    actor: Actor,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    features: Tensor,
+    reset: Tensor,
+    noise: Tensor | None,
+    action_noise: Tensor | None,
+    index: Tensor | None = None,
+) -> tuple[Step, Tensor]:
+    """`observe_step` on the encoded features, then the actor at the new state, without gradient.
+
+    encoder: dense layers from the features [n, F] to the embedding, or () if they are the embedding. deter,
+    stoch, action, reset [n, ...]; noise, index [n, S] as in `observe_step`. action_noise [n, M] as in
+    `ops.actor`; None takes the most likely class and the mean instead of a draw.
+    Returns (Step, action [n, A] float32 at least). Raises ValueError without noise or index.
+    """
+    with torch.no_grad():
+        embed = mlp(match(features, deter.dtype), encoder)
+        step = observe_step(rssm, deter, stoch, action, embed, reset, noise, index)
+        feat = torch.cat([step.deter, flat(rssm.latent, step.stoch)], -1)
+        if action_noise is None:
+            return step, actor_mode(actor_outputs(actor, feat))
+        return step, act(actor, feat, action_noise)

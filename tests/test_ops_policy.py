@@ -1,0 +1,71 @@
+"""The policy step against what it is made of, and the way by which the agent calls it."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastdream import ops as fd
+from fastdream.nets import Dense, Kept
+from fastdream.ops import reference
+
+from .ops_tools import A, E, H, Maker, S
+
+
+def inputs(n: int, encoder: bool = True) -> tuple:
+    """Arguments of policy_step up to the noise: layers, state, features, resets of every second row."""
+    make = Maker(3)
+    layers = (make.layer(5, H), make.layer(H, E)) if encoder else ()
+    state = *make.state(n), make.normal(n, A), make.normal(n, 5 if encoder else E)
+    return layers, make.rssm(), make.actor(), *state, torch.arange(n) % 2 == 1
+
+
+@pytest.mark.parametrize("encoder", [True, False])
+def test_policy_step_is_encoder_posterior_and_actor(encoder: bool):
+    make, args = Maker(4), inputs(3, encoder)
+    layers, rssm, actor, deter, stoch, action, features, reset = args
+    noise, action_noise = make.uniform(3, S), make.uniform(3, 2)
+    step, drawn = reference.policy_step(*args, noise, action_noise)
+    embed = reference.mlp(features, layers)
+    expected = reference.observe_step(rssm, deter, stoch, action, embed, reset, noise)
+    for got, want in zip(step, expected, strict=True):
+        torch.testing.assert_close(got, want)
+    feat = torch.cat([expected.deter, expected.stoch.flatten(-2)], -1)
+    torch.testing.assert_close(drawn, reference.actor(actor, feat, action_noise))
+    assert not drawn.requires_grad and not step.deter.requires_grad
+
+
+def test_no_noise_takes_the_most_likely_action():
+    args = inputs(4)
+    step, action = reference.policy_step(*args, Maker(4).uniform(4, S), None)
+    feat = torch.cat([step.deter, step.stoch.flatten(-2)], -1)
+    (mean, _), (logit,) = reference.actor_outputs(args[2], feat)
+    torch.testing.assert_close(action[:, :1], mean)
+    assert torch.equal(action[:, 1:], torch.eye(2, dtype=action.dtype)[logit[:, 0].argmax(-1)])
+
+
+def test_replayed_index_needs_no_noise():
+    args, index = inputs(4), Maker(5).index(4, S)
+    step, _ = reference.policy_step(*args, None, None, index)
+    assert torch.equal(step.stoch.argmax(-1), index)
+    with pytest.raises(ValueError, match="needs noise to draw with, or the index"):
+        reference.policy_step(*args, None, None)
+
+
+def test_kept_values_follow_replaced_parameters():
+    net = nn.Sequential(Dense(fd.load("reference"), 2, 3), Dense(fd.load("reference"), 3, 1))
+    made = []
+
+    def make() -> list[torch.Tensor]:
+        made.append(1)
+        return list(net.parameters())
+
+    kept = Kept(make, net)
+    first = kept.get()
+    with torch.no_grad():
+        net[0].weight.mul_(2)
+    net.load_state_dict(net.state_dict())
+    assert kept.get() is first and len(made) == 1
+    net[1].bias = nn.Parameter(torch.ones(1))
+    assert kept.get()[-1] is net[1].bias and len(made) == 2
+    net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()}, assign=True)
+    assert all(a is b for a, b in zip(kept.get(), net.parameters(), strict=True)) and len(made) == 3
