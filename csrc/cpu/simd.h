@@ -195,6 +195,18 @@ inline Vec<float> expm1_reduced(Vec<float> r) {
 }
 
 // NaN stays NaN, overflow gives infinity, what would be less than the smallest normal number gives 0.
+#if defined(__AVX512F__)
+inline Vec<float> exp(Vec<float> x) {
+  // Of two operands these return the second if one is NaN. (Masks of all lanes: without, gcc 12 warns of its own header.)
+  const __m512 low = _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(89.0f), (__m512)x);
+  const __m512 clipped = _mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-104.0f), low);
+  constexpr float kRound = 12582912.0f;  // as in `reduce`
+  const Vec<float> whole = ((Vec<float>)clipped * 1.44269504088896341f + kRound) - kRound;
+  const Vec<float> r = ((Vec<float>)clipped - whole * 0.693359375f) - whole * -2.12194440e-4f;
+  const Vec<float> y = (Vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)(expm1_reduced(r) + 1.0f), (__m512)whole);
+  return x < -87.33654f ? splat(0.0f) : y;
+}
+#else
 inline Vec<float> exp(Vec<float> x) {
   const Vec<float> clipped = x > 89.0f ? splat(89.0f) : x < -88.0f ? splat(-88.0f) : x;
   IntVec<float> n;
@@ -203,6 +215,7 @@ inline Vec<float> exp(Vec<float> x) {
   y = x < -87.33654f ? splat(0.0f) : y;
   return x == x ? y : x;
 }
+#endif
 
 inline Vec<float> expm1(Vec<float> x) {
   const Vec<float> clipped = x > 89.0f ? splat(89.0f) : x < -88.0f ? splat(-88.0f) : x;
