@@ -25,6 +25,24 @@ class Call(NamedTuple):
     bytes: int | None = None
 
 
+def leaves(call: Call) -> list[Tensor]:
+    """What a call is differentiated in."""
+    return [x for x in floors.tensors(call.args) if x.requires_grad]
+
+
+def forward(function: Callable[..., Any], call: Call) -> Any:
+    with torch.no_grad():
+        return function(*call.args, **call.kwargs)
+
+
+def forward_backward(
+    function: Callable[..., Any], call: Call, inputs: list[Tensor], grads: list[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the inputs, given those of all outputs that have any."""
+    outputs = [x for x in floors.tensors(function(*call.args, **call.kwargs)) if x.requires_grad]
+    return torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
+
+
 class Source:
     """Draws inputs from one seed; those that are differentiated are leaves with gradient."""
 

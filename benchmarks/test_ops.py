@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fastdream import ops as fd
 
 from . import floors
-from .calls import PLANS, Call
+from .calls import PLANS, forward, forward_backward, leaves
 from .shapes import MODES, Mode, backends, shape
 
 
@@ -31,24 +30,6 @@ def cases() -> list:
                     values = name, preset, mode, backend
                     params.append(pytest.param(*values, marks=marks, id="-".join(values)))
     return params
-
-
-def leaves(call: Call) -> list[Tensor]:
-    """What a call is differentiated in."""
-    return [x for x in floors.tensors(call.args) if x.requires_grad]
-
-
-def forward(function: Callable[..., Any], call: Call) -> Any:
-    with torch.no_grad():
-        return function(*call.args, **call.kwargs)
-
-
-def forward_backward(
-    function: Callable[..., Any], call: Call, inputs: list[Tensor], grads: list[Tensor]
-) -> tuple[Tensor | None, ...]:
-    """Gradients of the inputs, given those of all outputs that have any."""
-    outputs = [x for x in floors.tensors(function(*call.args, **call.kwargs)) if x.requires_grad]
-    return torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
 
 
 @pytest.mark.parametrize(("name", "preset", "mode", "backend"), cases())
