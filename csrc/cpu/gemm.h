@@ -72,8 +72,9 @@ Packed<T> pack(T* out, const T* b, int64_t row, int64_t column, int64_t depth, i
   return {out, depth, columns};
 }
 
-// What the sums start from.
-enum class Start { zero, bias, sum };  // 0; bias[n]; what is in c
+// What the sums start from: 0; bias[n]; what is in c. The last is added at the end, so that a sum in parts has the small
+// rounding error of its parts and not that of one long sum.
+enum class Start { zero, bias, sum };
 
 template <typename T, int Rows, int Vectors>
 inline void micro_kernel(int64_t depth, const T* __restrict a, int64_t a_row, int64_t a_depth, const T* __restrict b,
@@ -101,11 +102,10 @@ __attribute__((noinline)) void tile(int64_t depth, const T* a, int64_t a_row, in
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
       const int64_t n = v * kLanes<T>, lanes = v + 1 < Vectors ? kLanes<T> : tail;
-      if (start == Start::zero) {
-        acc[m][v] = Vec<T>{};
+      if (start == Start::bias) {
+        acc[m][v] = lanes == kLanes<T> ? load(bias + n) : load_part(bias + n, lanes);
       } else {
-        const T* from = start == Start::bias ? bias + n : c + m * c_row + n;
-        acc[m][v] = lanes == kLanes<T> ? load(from) : load_part(from, lanes);
+        acc[m][v] = Vec<T>{};
       }
     }
   }
@@ -116,9 +116,9 @@ __attribute__((noinline)) void tile(int64_t depth, const T* a, int64_t a_row, in
     for (int v = 0; v < Vectors; ++v) {
       T* to = c + m * c_row + v * kLanes<T>;
       if (v + 1 < Vectors || tail == kLanes<T>) {
-        store(to, acc[m][v]);
+        store(to, start == Start::sum ? acc[m][v] + load(to) : acc[m][v]);
       } else {
-        store_part(to, acc[m][v], tail);
+        store_part(to, start == Start::sum ? acc[m][v] + load_part(to, tail) : acc[m][v], tail);
       }
     }
   }
