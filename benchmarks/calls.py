@@ -83,6 +83,13 @@ def norm_act(s: Shape) -> Call:
     return Call((r.normal(s.starts, s.deter), torch.ones(s.deter).requires_grad_(), None))
 
 
+def mlp(s: Shape, rows: int = 0) -> Call:
+    """The critic with its output, on imagined states or on fewer."""
+    r, layers = Source(), networks(s.name).val.layers
+    rows = rows or s.starts * (s.horizon + 1)
+    return Call((r.normal(rows, s.feat, grad=False), layers), 2 * rows * floors.macs(layers))
+
+
 def core(s: Shape) -> Call:
     """One step of whichever recurrent core the shape has."""
     r, params = Source(), model(s.name)[0].core
@@ -257,6 +264,8 @@ _SCAN = ("1m", "12m"), ("25m", "50m")
 # Shapes that are the same for all sizes stand under the smallest. DreamerV3 does not differentiate its dreams.
 PLANS: dict[str, Plan] = {
     "norm_act": Plan(norm_act, *_BY_CLASSES),
+    "mlp": Plan(mlp, ("1m",), ("12m",)),
+    "mlp:batch": Plan(lambda s: mlp(s, 64), ("1m", "12m")),
     "block_gru": Plan(core, ("1m", "12m"), ("25m", "50m", "100m", "200m")),
     "layernorm_gru": Plan(core, ("v2-dmc", "v2-atari")),
     "gru": Plan(core, ("v1",)),

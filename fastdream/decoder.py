@@ -11,7 +11,7 @@ from fastdream.convs import Conv
 from fastdream.distributions import sum_event, wide
 from fastdream.encoder import check_keys, check_sizes, image_spaces, smallest_map, vector_spaces
 from fastdream.nets import MLP, Children, Dense, NormAct
-from fastdream.ops import Ops, categorical_log_prob
+from fastdream.ops import Ops, categorical_log_prob, mlp_outputs
 from fastdream.ops.params import Act, Norm
 from fastdream.spaces import Space, Spaces
 
@@ -144,12 +144,14 @@ class Decoder(nn.Module):
         return {key: outputs[key] for key in self.spaces}
 
     def _decode_vectors(self, feat: Tensor) -> dict[str, Tensor]:
-        x = self.mlp(feat)
+        outs = [
+            out.layer for key in self.vectors for out in self.vec[key].children() if isinstance(out, Dense)
+        ]
+        flat = mlp_outputs(feat, self.mlp.layers, outs, self.ops.mlp)
         outputs = {}
-        for key, space in self.vectors.items():
-            (out,) = self.vec[key].children()
+        for (key, space), x in zip(self.vectors.items(), flat, strict=True):
             shape = (*space.shape, space.classes) if space.kind == "discrete" else space.shape
-            outputs[key] = out(x).reshape(*x.shape[:-1], *shape)
+            outputs[key] = x.reshape(*x.shape[:-1], *shape)
         return outputs
 
     def _decode_images(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:

@@ -171,10 +171,7 @@ class Encoder(nn.Module):
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
     def _encode_vectors(self, obs: Mapping[str, Tensor]) -> Tensor:
-        x = self.features(obs)
-        for i in range(self.config.layers):
-            x = getattr(self, f"mlp{i}")(x)
-        return x
+        return self.ops.mlp(self.features(obs), self.vector_layers)
 
     def _encode_images(self, obs: Mapping[str, Tensor]) -> Tensor:
         x = torch.cat([obs[key] for key in sorted(self.images)], -1)

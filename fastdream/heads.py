@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastdream.distributions import huber, sum_event, wide
 from fastdream.nets import MLP, Children, Dense
 from fastdream.ops import Ops, categorical_log_prob, twohot_bins
-from fastdream.ops.params import Act, Norm
+from fastdream.ops.params import Act, Layers, Norm
 from fastdream.spaces import Space
 
 
@@ -61,10 +61,16 @@ class _Head(nn.Module):
         out = Dense(ops, self.mlp.width, math.prod(shape), outscale=config.outscale, generator=generator)
         self.head = Children({name: out})
 
+    @property
+    def layers(self) -> Layers:
+        """The parameters as ops take them, the output's last."""
+        (out,) = self.head.children()
+        assert isinstance(out, Dense)
+        return (*self.mlp.layers, out.layer)
+
     def forward(self, feat: Tensor) -> Tensor:
         """feat [..., F] -> raw output [..., *shape] in its dtype."""
-        (out,) = self.head.children()
-        x: Tensor = out(self.mlp(feat))
+        x = self.ops.mlp(feat, self.layers)
         return x.reshape(*x.shape[:-1], *self.shape)
 
 

@@ -106,12 +106,16 @@ class MLP(nn.Sequential):
             for a, b in zip(widths, widths[1:], strict=False)
         )
         super().__init__(*make)
-        self.width = widths[-1]
+        self.ops, self.width = ops, widths[-1]
 
     @property
     def layers(self) -> Layers:
         """The parameters as ops take them."""
         return tuple(dense.layer for dense in self if isinstance(dense, Dense))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., inp] -> [..., width] in the dtype of x."""
+        return self.ops.mlp(x, self.layers)
 
 
 class Kept(Generic[T]):

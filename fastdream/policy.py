@@ -64,7 +64,7 @@ class ActorHeads(nn.Module):
         super().__init__()
         if not act_space:
             raise ValueError("the action space has no keys; a policy needs at least one action")
-        self.config = config
+        self.ops, self.config = ops, config
         self.spaces = {key: act_space[key] for key in sorted(act_space)}
         self.width = sum(space.width for space in self.spaces.values())
         self.mlp = MLP(ops, inp, config.units, config.layers, config.norm, config.act, generator)
@@ -95,7 +95,7 @@ class ActorHeads(nn.Module):
 
     def forward(self, feat: Tensor) -> Outputs:
         """feat [..., F] -> for every key (logit [..., elements, classes],) or (mean, std) [..., elements]."""
-        return actor_outputs(self.params, feat)
+        return actor_outputs(self.params, feat, self.ops.mlp)
 
     def noise(self, *batch: int, generator: torch.Generator) -> Tensor:
         """Numbers [*batch, M] that draw one action each: uniform for discrete elements, else normal."""

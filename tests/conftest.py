@@ -64,3 +64,22 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     for name in ("new_empty", "new_empty_strided"):
         monkeypatch.setattr(Tensor, name, poisoned(name, getattr(Tensor, name)))
     yield calls
+
+
+@pytest.fixture(params=("portable", "avx2", "avx512"))
+def isa(request: pytest.FixtureRequest, native: ModuleType) -> Iterator[str]:
+    """Each instruction set that this processor has."""
+    module, name = native.library.C, request.param
+    if name not in module.isas():
+        pytest.skip(f"this processor or build does not have {name}")
+    before = module.isa()
+    module.use_isa(name)
+    yield name
+    module.use_isa(before)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

@@ -19,6 +19,7 @@ from fastdream.ops.params import (
     Latent,
     Layer,
     LayerNormGRU,
+    Layers,
 )
 
 CoreName = Literal["block", "layernorm", "gru", "gru_block_cell"]
@@ -85,6 +86,14 @@ class Maker:
     def state(self, batch: int, latent: Latent | None = None) -> tuple[Tensor, Tensor]:
         stoch = self.normal(batch, S) if isinstance(latent, Gaussian) else self.onehot(batch, S)
         return self.normal(batch, D, scale=0.5), stoch
+
+
+def chain(make: Maker, *widths: int, norm: str = "rms", act: str = "silu", linear: bool = True) -> Layers:
+    """Layers of these widths, the last one linear or like the others."""
+    layers = [make.layer(a, b, norm, act) for a, b in zip(widths, widths[1:], strict=False)]
+    if linear:
+        layers[-1] = make.layer(widths[-2], widths[-1], "none", "none")
+    return tuple(layers)
 
 
 def mapped(fn: Callable[[Tensor], Any], tree: Any) -> Any:

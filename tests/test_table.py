@@ -92,7 +92,7 @@ def test_strict_refuses_to_fall_back(broken: str):
 
 
 def test_strict_refuses_what_a_named_backend_lacks(fast: Fast):
-    with pytest.raises(ValueError, match=r"fast cannot serve block_gru: it does not implement it"):
+    with pytest.raises(ValueError, match=r"fast cannot serve mlp: it does not implement it"):
         ops.load("fast", strict=True)
 
 

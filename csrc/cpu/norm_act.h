@@ -10,8 +10,9 @@
 // rms has mean 0 and rstd = 1 / sqrt(mean(x^2) + eps), layer the biased variance about its mean.
 namespace fastdream::cpu::FD_ISA {
 
-enum class Norm : int64_t { none, rms, layer };                    // NORMS of fastdream/ops/native/layers.py
-enum class Act : int64_t { none, silu, gelu, elu, relu, tanh };    // ACTS there; gelu is the tanh form
+// In the order of NORMS and ACTS of fastdream/ops/native/params.py.
+enum class Norm : int64_t { none, rms, layer };
+enum class Act : int64_t { none, silu, gelu, elu, relu, tanh };  // gelu is the tanh form
 
 template <typename T>
 struct NormAct {

@@ -50,6 +50,7 @@ from fastdream.ops.reference import (
     gaussian_std,
     linear,
     mlp,
+    mlp_outputs,
     twohot_bins,
     unimix_log_probs,
 )
@@ -69,6 +70,7 @@ class Ops(NamedTuple):
     """Every op of the library, as functions of tensors; shapes and meaning in `fastdream.ops.reference`."""
 
     norm_act: Callable[..., Tensor]
+    mlp: Callable[..., Tensor]
     block_gru: Callable[..., Tensor]
     layernorm_gru: Callable[..., Tensor]
     gru: Callable[..., Tensor]
@@ -220,6 +222,7 @@ __all__ = [
     "linear",
     "load",
     "mlp",
+    "mlp_outputs",
     "table",
     "twohot_bins",
     "unimix_log_probs",

@@ -1,9 +1,10 @@
 """Ops compiled from csrc/: C++ on the CPU, CUDA on the GPU, under one `torch.library` name each."""
 
+from fastdream.ops.native.layers import mlp, norm_act
 from fastdream.ops.native.library import available, build_record
 from fastdream.ops.native.pointwise import symexp, symlog
 from fastdream.ops.native.returns import lambda_return
 
 ON_CUDA = ("lambda_return",)  # the rest is for the CPU alone
 
-__all__ = ["ON_CUDA", "available", "build_record", "lambda_return", "symexp", "symlog"]
+__all__ = ["ON_CUDA", "available", "build_record", "lambda_return", "mlp", "norm_act", "symexp", "symlog"]

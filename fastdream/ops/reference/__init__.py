@@ -16,7 +16,7 @@ from fastdream.ops.reference.categorical import (
 )
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std
-from fastdream.ops.reference.layers import dense, linear, mlp, norm_act
+from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, norm_act
 from fastdream.ops.reference.optim import laprop_
 from fastdream.ops.reference.policy import policy_step
 from fastdream.ops.reference.replay import gather_sequences
@@ -47,6 +47,7 @@ __all__ = [
     "layernorm_gru",
     "linear",
     "mlp",
+    "mlp_outputs",
     "norm_act",
     "observe",
     "observe_step",

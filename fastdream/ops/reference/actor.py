@@ -1,15 +1,15 @@
 """The policy as one function of features: outputs of every head, and a flat action from given noise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdream.ops.params import ActionHead, Actor
+from fastdream.ops.params import ActionHead, Actor, Layers
 from fastdream.ops.reference.categorical import categorical_sample
 from fastdream.ops.reference.gaussian import gaussian_sample
-from fastdream.ops.reference.layers import cast, dense, mlp, upcast
+from fastdream.ops.reference.layers import cast, mlp, mlp_outputs, upcast
 
 
 def action_width(actor: Actor) -> int:
@@ -23,25 +23,27 @@ def bind_actor(actor: Actor, dtype: torch.dtype) -> Actor:
     return Actor(tuple(cast(layer, dtype) for layer in actor.layers), tuple(heads))
 
 
-def _head_outputs(head: ActionHead, x: Tensor) -> tuple[Tensor, ...]:
+def _head_outputs(head: ActionHead, outs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if head.kind == "categorical":
-        logit = dense(x, head.out[0])
-        return (logit.reshape(*x.shape[:-1], head.elements, head.classes),)
+        (logit,) = outs
+        return (logit.reshape(*logit.shape[:-1], head.elements, head.classes),)
     if head.kind == "bounded_normal":
-        mean, std = dense(x, head.out[0]), dense(x, head.out[1])
+        mean, std = outs
         std = (head.max_std - head.min_std) * torch.sigmoid(std + 2.0) + head.min_std
         return upcast(torch.tanh(mean)), upcast(std)
     raise ValueError(f"unknown kind {head.kind!r} of action head; choose categorical or bounded_normal")
 
 
-def actor_outputs(actor: Actor, feat: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    """Distribution parameters of every head at feat [..., F].
+def actor_outputs(
+    actor: Actor, feat: Tensor, mlp: Callable[[Tensor, Layers], Tensor] = mlp
+) -> tuple[tuple[Tensor, ...], ...]:
+    """Distribution parameters of every head at feat [..., F]; `mlp` computes the layers.
 
     categorical: (logit [..., elements, classes] before unimix, in feat.dtype); bounded_normal:
     (mean [..., elements], std [..., elements]) in float32 at least.
     """
-    x = mlp(feat, actor.layers)
-    return tuple(_head_outputs(head, x) for head in actor.heads)
+    outs = iter(mlp_outputs(feat, actor.layers, [out for head in actor.heads for out in head.out], mlp))
+    return tuple(_head_outputs(head, [next(outs) for _ in head.out]) for head in actor.heads)
 
 
 def actor_mode(outputs: Sequence[tuple[Tensor, ...]]) -> Tensor:

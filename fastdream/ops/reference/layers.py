@@ -1,6 +1,6 @@
 """Linear maps, norms and activations: the layer from which every network is built."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -107,6 +107,16 @@ def mlp(x: Tensor, layers: Layers) -> Tensor:
     for layer in layers:
         x = dense(x, layer)
     return x
+
+
+def mlp_outputs(
+    x: Tensor, layers: Layers, outs: Sequence[Layer], mlp: Callable[[Tensor, Layers], Tensor] = mlp
+) -> list[Tensor]:
+    """x through the layers and then through each of `outs`: in one call of `mlp` where there is but one."""
+    if len(outs) == 1:
+        return [mlp(x, (*layers, *outs))]
+    x = mlp(x, layers)
+    return [mlp(x, (out,)) for out in outs]
 
 
 def cast(layer: Layer, dtype: torch.dtype) -> Layer:

@@ -1,0 +1,90 @@
+#pragma once
+
+#include "cpu/gemm.h"
+#include "cpu/norm_act.h"
+#include "cpu/team.h"
+
+// Dense layers, one after the other: what the mlp kernels and whoever embeds an MLP share.
+namespace fastdream::cpu::FD_ISA {
+
+constexpr int kMaxLayers = 16;  // MAX_LAYERS of fastdream/ops/native/layers.py
+
+// y = norm_act(x weight^T + bias)
+template <typename T>
+struct Dense {
+  int64_t in = 0;
+  int64_t out = 0;
+  const T* weight = nullptr;  // [out, in]
+  const T* bias = nullptr;    // [out] or null
+  NormAct<T> f;
+  Packed<T> packed;  // of weight^T [in, out]
+
+  bool plain() const { return f.norm == Norm::none && f.act == Act::none; }
+
+  // z[rows, out] = x weight^T + bias; needs `packed`.
+  void product(int64_t rows, const T* x, int64_t x_row, T* z, int64_t z_row) const {
+    gemm(rows, x, x_row, packed, z, z_row, bias ? Start::bias : Start::zero, bias);
+  }
+};
+
+template <typename T>
+struct Mlp {
+  int count = 0;
+  Dense<T> layers[kMaxLayers];
+
+  const Dense<T>& operator[](int i) const { return layers[i]; }
+  Dense<T>& operator[](int i) { return layers[i]; }
+  int64_t in() const { return layers[0].in; }
+  int64_t out() const { return layers[count - 1].out; }
+  int64_t widest() const {
+    int64_t width = 0;
+    for (int i = 0; i < count; ++i) width = layers[i].out > width ? layers[i].out : width;
+    return width;
+  }
+  int64_t weights() const {
+    int64_t total = 0;
+    for (int i = 0; i < count; ++i) total += layers[i].in * layers[i].out;
+    return total;
+  }
+};
+
+// Reads pointers weight, bias, scale, shift of every layer; sizes count, in, then out, norm, act of every layer; scalars
+// eps of every layer.
+template <typename T>
+Mlp<T> read_mlp(Call& call) {
+  Mlp<T> mlp;
+  const int64_t count = call.size();
+  if (count < 1 || count > kMaxLayers) fail("an MLP has 1 to 16 layers");
+  mlp.count = int(count);
+  int64_t in = call.size();
+  for (int i = 0; i < mlp.count; ++i) {
+    Dense<T>& layer = mlp[i];
+    layer.in = in;
+    layer.out = in = call.size();
+    layer.weight = call.pointer<const T>();
+    layer.bias = call.pointer<const T>();
+    layer.f = read_norm_act<T>(call);
+  }
+  return mlp;
+}
+
+// Rows of a workspace are this far apart: one more cache line than needed, so that neighbours in a column do not share
+// a cache set.
+inline int64_t spaced(int64_t width) { return round_up(width, 16) + 16; }
+
+// Threads that are worth their start for so many rows of a product with so many weights.
+inline int threads_for_rows(int threads, int64_t rows, int64_t weights) {
+  const int64_t most = rows / kMaxRows < 1 ? 1 : rows / kMaxRows;
+  return rows * weights < 500000 ? 1 : most < threads ? int(most) : threads;
+}
+
+// Packs weight^T of every layer into to[i], the panels shared among the team; a barrier must follow.
+template <typename T>
+void pack_weights(const Mlp<T>& mlp, T* const* to, const Team& team) {
+  for (int i = 0; i < mlp.count; ++i) {
+    const Share mine = share(team, div_up(mlp[i].out, kPanel<T>));
+    pack_panels(to[i], mlp[i].weight, 1, mlp[i].in, mlp[i].in, mlp[i].out, mine.first, mine.last);
+  }
+}
+
+}  // namespace fastdream::cpu::FD_ISA

@@ -1,0 +1,36 @@
+"""What the tests of compiled ops share: results with gradients, and the rule for their errors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .ops_tools import leaves, mapped
+
+
+def results(op: Callable[..., Tensor], args: tuple, grad: Tensor | None = None) -> list[Tensor]:
+    """The output, and the gradient of every leaf that wants one."""
+    y = op(*args)
+    wanted = [x for x in leaves(args) if x.requires_grad]
+    grad = torch.ones_like(y) if grad is None else grad.to(y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, wanted, grad)]
+
+
+def assert_as_good_as_reference(op: Callable, expected: Callable, args: tuple) -> None:
+    """Error against float64 at most twice (gradients: three times) that of the reference in the same dtype."""
+    wide = mapped(lambda x: x.detach().double().requires_grad_(x.requires_grad), args)
+    shape = expected(*wide).shape
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    truth, theirs = results(expected, wide, grad), results(expected, args, grad)
+    # In float64 the reference is its own truth.
+    floor = (8 if theirs[0].dtype == torch.float32 else 64) * torch.finfo(theirs[0].dtype).eps
+    for i, (our, true, their) in enumerate(zip(results(op, args, grad), truth, theirs, strict=True)):
+        assert our.dtype == their.dtype and our.shape == their.shape
+        if our.numel():
+            error, reference_error = ((x.double() - true).abs().max().item() for x in (our, their))
+            allowed = (3 if i else 2) * reference_error + floor * (1 + true.abs().max().item())
+            assert error <= allowed, (i, error, reference_error)
+
+
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return all(torch.equal(our, their) for our, their in zip(ours, theirs, strict=True))
