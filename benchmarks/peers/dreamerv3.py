@@ -1,10 +1,11 @@
 """DreamerV3 (github.com/danijar/dreamerv3), the official JAX code: its train step after compilation, in float32.
 
     git clone https://github.com/danijar/dreamerv3 DIR
-    pip install jax==0.4.33 jaxlib==0.4.33 'numpy<2' chex colored_traceback einops elements jaxtyping ninjax optax \\
-        portal ruamel.yaml
+    pip install jax==0.4.33 jaxlib==0.4.33 'numpy<2' chex colored_traceback einops elements ninjax optax portal \\
+        ruamel.yaml
 
-The networks and the update are fastdream's `current` variant, with as many parameters. Compilation takes minutes.
+The networks and the update are fastdream's `current` variant, with as many parameters. Compilation takes minutes; with
+JAX_COMPILATION_CACHE_DIR=FOLDER that is so once for each job and number of threads.
 
 JAX starts as many threads as there are cores that it may run on, so the process is pinned to N cores for N threads.
 XLA runs without its thunk runtime, with which jax 0.4.33 takes 1.5 to 2.6 times as long for an update on a CPU. It
@@ -20,7 +21,7 @@ from protocol import Job, Peer, revision, serve
 
 REMEDY = (
     "git clone https://github.com/danijar/dreamerv3 DIR && pip install jax==0.4.33 jaxlib==0.4.33 'numpy<2' chex "
-    "colored_traceback einops elements jaxtyping ninjax optax portal ruamel.yaml"
+    "colored_traceback einops elements ninjax optax portal ruamel.yaml"
 )
 
 
@@ -29,6 +30,9 @@ def build(path: Path, job: Job, threads: int) -> Peer:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_thunk_runtime=false"
     os.environ["JAX_PLATFORMS"] = "cpu"
+    if cache := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # What was compiled for another number of cores is found there all the same, and crashes.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{cache}/{threads}"
     sys.path.insert(0, str(path))
     import elements
     import jax
