@@ -30,7 +30,8 @@ struct Trace {
   Rows<T> gates;                 // [3D] a block's reset | cand | update: sigmoid(reset), cand, sigmoid(update - 1)
 };
 
-// Products with one-hots: rows of a table, one for each class of each variable.
+// Products with one-hots: rows of a table, one for each class of each variable. Where it was not packed, there is no table:
+// states are dense then, and multiply the weight as it lies.
 template <typename T>
 struct Lookup {
   Layer<T> layer;             // whose first S * C inputs these are
@@ -83,10 +84,22 @@ struct Lookup {
 
   // y[rows, H] = those of every row, from the bias; from what y has where `start` says so.
   void multiply(Share rows, const Stoch<T>* of, Rows<T> y, Start start) const {
+    if (!table) return multiply_raw(rows, of, y, start);
     for (int64_t m = rows.first; m < rows.last; ++m) {
       if (start == Start::zero) std::memset(y.at(m), 0, size_t(layer.out) * sizeof(T));
       if (start == Start::bias) std::memcpy(y.at(m), layer.bias, size_t(layer.out) * sizeof(T));
       add(of[m], y.at(m));
+    }
+  }
+
+  // Rows of states that lie one after the other are taken together.
+  void multiply_raw(Share rows, const Stoch<T>* of, Rows<T> y, Start start) const {
+    const Raw<T> weight = {layer.weight, width(), layer.out, 1, layer.in};
+    for (int64_t m = rows.first, next; m < rows.last; m = next) {
+      next = m + 1;
+      while (of[m].dense && next < rows.last && of[next].dense == of[m].dense + (next - m) * width()) ++next;
+      const Raw<T> seen = {weight.data, of[m].dense ? width() : 0, layer.out, 1, layer.in};
+      FD_ISA::multiply(next - m, of[m].dense, width(), seen, y.at(m), y.row, start, layer.bias);
     }
   }
 };
@@ -148,6 +161,18 @@ struct BlockCell {
   void pack(Team& team) {
     products([&](Product<T>& product) { product.pack(team); });
     of_stoch.pack(team);
+  }
+
+  // Memory for one step of so many rows, without gradient.
+  Trace<T> lay_out_rows(Arena& arena, int64_t rows) const {
+    const auto take = [&](int64_t width) { return Rows<T>{arena.take<T>(rows * padded(width)), padded(width)}; };
+    Trace<T> trace;
+    trace.action = take(core.action.in);
+    trace.action_pre = trace.action_feat = take(units());
+    trace.pre = trace.feat = take(2 * units());
+    for (int64_t i = 0; i < core.hidden.count; ++i) trace.hidden[i] = trace.active[i] = take(width());
+    trace.gates = take(3 * width());
+    return trace;
   }
 
   // From the actions in trace.action, which are clipped in place, to the part of the first hidden layer that they give.
@@ -225,6 +250,16 @@ struct LayerNormCell {
   void pack(Team& team) {
     products([&](Product<T>& product) { product.pack(team); });
     of_stoch.pack(team);
+  }
+
+  // As BlockCell::lay_out_rows.
+  Trace<T> lay_out_rows(Arena& arena, int64_t rows) const {
+    const auto take = [&](int64_t width) { return Rows<T>{arena.take<T>(rows * padded(width)), padded(width)}; };
+    Trace<T> trace;
+    trace.action = take(of_action.b.depth);
+    trace.pre = trace.feat = take(units());
+    trace.hidden[0] = trace.gates = take(3 * width());
+    return trace;
   }
 
   void enter(int64_t rows, const Trace<T>& trace) const {

@@ -39,6 +39,16 @@ struct LatentNet {
     products([&](Product<T>& product) { product.pack(team); });
   }
 
+  // Memory for one step of so many rows, without gradient.
+  LatentTrace<T> lay_out_rows(Arena& arena, int64_t rows) const {
+    LatentTrace<T> trace;
+    for (int64_t i = 0; i < layers.count; ++i) {
+      const int64_t row = padded(layers.at[i].out);
+      trace.pre[i] = trace.feat[i] = {arena.take<T>(rows * row), row};
+    }
+    return trace;
+  }
+
   // The embedding's part of the first layer, for any number of rows.
   void enter(int64_t rows, Rows<const T> x, const LatentTrace<T>& trace) const {
     const T* bias = layers.at[0].bias;

@@ -2,6 +2,7 @@
 
 #include "cpu/arena.h"
 #include "cpu/gemm.h"
+#include "cpu/raw.h"
 #include "cpu/team.h"
 
 // Products with weights as they lie in a model, packed once a call, and how a team of threads shares the steps of a scan.
@@ -50,8 +51,8 @@ struct Matrix {
   int64_t group = depth, jump = 0;
 };
 
-// y (+)= x b. With several blocks, block i multiplies columns i * x_step ... of x and gives columns i * y_step ... of y;
-// its weights lie `jump` elements after those of block i - 1.
+// y (+)= x b; where b was not packed, with the weights as they lie. With several blocks, block i multiplies columns
+// i * x_step ... of x and gives columns i * y_step ... of y, and its weights lie `jump` elements after those of block i - 1.
 template <typename T>
 struct Product {
   Matrix<T> b = {nullptr, 0, 0, 0, 0};
@@ -87,9 +88,17 @@ struct Product {
     for (int64_t block = mine.first / per; block * per < mine.last; ++block) {
       const int64_t first = mine.first > block * per ? mine.first - block * per : 0;
       const int64_t last = mine.last < (block + 1) * per ? mine.last - block * per : per;
+      T* const to = y.data + block * y_step;
+      const T* const bias_of = bias ? bias + block * y_step : nullptr;
+      if (!packed) {
+        const int64_t n = first * kPanel<T>, stop = last * kPanel<T> < b.columns ? last * kPanel<T> : b.columns;
+        const Raw<T> lines = {b.data + block * jump + n * b.column, b.depth, stop - n, b.row, b.column};
+        FD_ISA::multiply(height, x.data + block * x_step, x.row, lines, to + n, y.row, start,
+                         bias ? bias_of + n : nullptr);
+        continue;
+      }
       const Packed<T> lines = {packed + block * packed_size<T>(b.depth, b.columns), b.depth, b.columns};
-      gemm_panels(height, x.data + block * x_step, x.row, 1, lines, y.data + block * y_step, y.row, start,
-                  bias ? bias + block * y_step : nullptr, first, last);
+      gemm_panels(height, x.data + block * x_step, x.row, 1, lines, to, y.row, start, bias_of, first, last);
     }
   }
 

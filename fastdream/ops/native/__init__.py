@@ -1,5 +1,6 @@
 """Ops compiled from csrc/: C++ on the CPU, CUDA on the GPU, under one `torch.library` name each."""
 
+from fastdream.ops.native.dream import imagine, imagine_step, prior, rollout
 from fastdream.ops.native.layers import mlp, norm_act
 from fastdream.ops.native.library import available, build_record
 from fastdream.ops.native.pointwise import symexp, symlog
@@ -7,4 +8,17 @@ from fastdream.ops.native.returns import lambda_return
 
 ON_CUDA = ("lambda_return",)  # the rest is for the CPU alone
 
-__all__ = ["ON_CUDA", "available", "build_record", "lambda_return", "mlp", "norm_act", "symexp", "symlog"]
+__all__ = [
+    "ON_CUDA",
+    "available",
+    "build_record",
+    "imagine",
+    "imagine_step",
+    "lambda_return",
+    "mlp",
+    "norm_act",
+    "prior",
+    "rollout",
+    "symexp",
+    "symlog",
+]

@@ -55,14 +55,9 @@ def add_layer(flat: Flat, op: str, name: str, layer: Layer, widths: tuple[int, i
     for what, vector in vectors.items():
         if vector is not None and vector.shape != (out,):
             raise ValueError(f"{op}: {name}.{what} has shape {list(vector.shape)}, expected [{out}]")
-    normed = layer.norm != "none"
-    flat.tensors += [
-        layer.weight,
-        layer.bias,
-        layer.scale if normed else None,
-        layer.shift if normed else None,
-    ]
-    flat.sizes += [inp, out, blocks, NORMS.index(layer.norm), ACTS.index(layer.act)]
+    scale, shift = (None, None) if layer.norm == "none" else (layer.scale, layer.shift)
+    flat.tensors.extend([layer.weight, layer.bias, scale, shift])
+    flat.sizes.extend([inp, out, blocks, NORMS.index(layer.norm), ACTS.index(layer.act)])
     flat.scalars.append(layer.eps)
 
 

@@ -1,0 +1,234 @@
+"""Imagination, without gradient: with the actor inside, or along given actions. And the prior, with gradient."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.native.actor import add_actor
+from fastdream.ops.native.layers import mlp
+from fastdream.ops.native.library import check_float, check_shape, register, run
+from fastdream.ops.native.params import Flat, add_core, add_layers, check_params, with_gaps
+from fastdream.ops.params import RSSM, Actor, Categorical, Dream, Layers, Step
+from fastdream.ops.reference.layers import match
+
+
+class Layout(NamedTuple):
+    """What the kernel must know beside parameters, in the order in which it reads it."""
+
+    length: int
+    start: int  # 1 if the start is state 0 of the results
+    stoch: int
+    classes: int
+    action: int  # width
+    elements: int  # numbers that draw an action
+    acts: int  # 1 if there is an actor
+
+
+def imagine(
+    rssm: RSSM,
+    actor: Actor,
+    deter: Tensor,
+    stoch: Tensor,
+    length: int,
+    noise: Tensor | None,
+    action_noise: Tensor | None,
+    index: Tensor | None = None,
+    action: Tensor | None = None,
+) -> Dream:
+    """As `fastdream.ops.reference.imagine`, in float32 or float64, for categorical latents and their two cores.
+
+    Parameters have deter's dtype; the other floats are cast to it. Has no gradient: raises ValueError where one
+    would be needed, and naming what does not fit.
+    """
+    if action is None and action_noise is None:
+        raise ValueError("actor needs noise to draw with, or the action that it should replay")
+    flat, latent = _flatten("imagine", rssm, deter, stoch, _width("imagine", actor, action))
+    widths = add_actor(flat, "imagine", actor, deter.shape[-1] + latent.stoch * latent.classes)
+    layout = Layout(length, 1, latent.stoch, latent.classes, *widths, 1)
+    draws = (None, action) if action is not None else (action_noise, None)
+    return Dream(*_run("imagine", flat, latent, layout, deter, stoch, noise, index, *draws)[:4])
+
+
+def rollout(
+    rssm: RSSM,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    noise: Tensor | None,
+    index: Tensor | None = None,
+) -> Step:
+    """As `fastdream.ops.reference.rollout`; see `imagine`."""
+    return _rollout("rollout", rssm, deter, stoch, action, noise, index)
+
+
+def imagine_step(
+    rssm: RSSM,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    noise: Tensor | None,
+    index: Tensor | None = None,
+) -> Step:
+    """As `fastdream.ops.reference.imagine_step`; see `imagine`."""
+    noise, index = (None if x is None else x.unsqueeze(1) for x in (noise, index))
+    step = _rollout("imagine_step", rssm, deter, stoch, action.unsqueeze(1), noise, index)
+    assert step.index is not None
+    return Step(*(x.squeeze(1) for x in (*step[:3], step.index)))
+
+
+def prior(rssm: RSSM, deter: Tensor) -> Tensor:
+    """As `fastdream.ops.reference.prior`, for categorical latents; shapes, dtypes and gradients as `mlp`."""
+    if not isinstance(rssm.latent, Categorical):
+        raise ValueError(f"prior: native has no {type(rssm.latent).__name__} latents, use the reference")
+    return mlp(deter, rssm.prior).unflatten(-1, (rssm.latent.stoch, rssm.latent.classes))
+
+
+def _rollout(
+    op: str,
+    rssm: RSSM,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    noise: Tensor | None,
+    index: Tensor | None,
+) -> Step:
+    flat, latent = _flatten(op, rssm, deter, stoch, action.shape[-1])
+    layout = Layout(action.shape[1], 0, latent.stoch, latent.classes, action.shape[-1], 0, 0)
+    deter, stoch, logit, _, index = _run(op, flat, latent, layout, deter, stoch, noise, index, None, action)
+    return Step(deter, stoch, logit, index)
+
+
+def _width(op: str, actor: Actor, action: Tensor | None) -> int:
+    width = sum(head.elements * max(1, head.classes) for head in actor.heads)
+    if action is not None and action.shape[-1] != width:
+        raise ValueError(f"{op}: action has {action.shape[-1]} features, expected {width} like the actor's")
+    return width
+
+
+def _flatten(op: str, rssm: RSSM, deter: Tensor, stoch: Tensor, action: int) -> tuple[Flat, Categorical]:
+    """Core and prior."""
+    latent = rssm.latent
+    if not isinstance(latent, Categorical):
+        raise ValueError(f"{op}: native has no {type(latent).__name__} latents, use the reference")
+    flat = Flat([], [], [])
+    width = add_core(flat, op, rssm.core, latent.stoch * latent.classes, action)
+    check_shape(op, "deter", deter, *deter.shape[:-1], width)
+    add_latent_net(flat, op, "prior", rssm.prior, width, latent)
+    return flat, latent
+
+
+def add_latent_net(flat: Flat, op: str, name: str, layers: Layers, width: int, latent: Categorical) -> None:
+    """Append the layers from so many features to the latent's logits."""
+    add_layers(flat, op, name, layers)
+    for i, layer in enumerate(layers):
+        if layer.weight.dim() != 2 or layer.weight.shape[1] != width:
+            shape = list(layer.weight.shape)
+            raise ValueError(f"{op}: {name}[{i}].weight has shape {shape}, expected [out, {width}]")
+        width = layer.weight.shape[0]
+    if not layers or width != latent.stoch * latent.classes:
+        wanted = f"{latent.stoch} * {latent.classes}"
+        raise ValueError(f"{op}: {name} has {len(layers)} layers that give {width}, expected {wanted}")
+    if layers[-1].norm != "none" or layers[-1].act != "none":
+        raise ValueError(f"{op}: the last layer of {name} must be linear; use the reference for others")
+
+
+def _run(
+    op: str, flat: Flat, latent: Categorical, layout: Layout, deter: Tensor, *inputs: Tensor | None
+) -> "Outputs":
+    """inputs: stoch, noise, index, action_noise, action."""
+    stoch, noise, index, action_noise, action = inputs
+    if noise is None and index is None:
+        raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
+    params, filled = flat.present()
+    check_params(op, params, deter, "deter")
+    floats = [x for x in (deter, stoch, action) if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *floats)):
+        raise ValueError(
+            f"native {op} has no gradient; call it under torch.no_grad(), or use the reference, which has: "
+            f'fastdream.ops.load({op}="reference")'
+        )
+    draws = (None if noise is None or index is not None else noise), index
+    casts = [None if x is None else match(x, deter.dtype) for x in (stoch, draws[0], action_noise, action)]
+    index = None if index is None else match(index, torch.int64)
+    settings = flat.sizes, [latent.unimix, *flat.scalars], list(layout)
+    return torch.ops.fastdream.imagine(params, filled, *settings, deter, *casts[:2], index, *casts[2:])
+
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _fake(
+    params: list[Tensor],
+    filled: list[int],
+    sizes: list[int],
+    scalars: list[float],
+    layout: list[int],
+    deter: Tensor,
+    stoch: Tensor,
+    noise: Tensor | None,
+    index: Tensor | None,
+    action_noise: Tensor | None,
+    action: Tensor | None,
+) -> Outputs:
+    n = Layout(*layout)
+    op = "imagine" if n.start else "rollout"
+    floats = {"stoch": stoch, "noise": noise, "action_noise": action_noise, "action": action}
+    check_float(op, deter=deter, **{name: x for name, x in floats.items() if x is not None})
+    if deter.dim() != 2:
+        raise ValueError(f"{op}: deter has shape {list(deter.shape)}, expected [rows, features]")
+    rows, states = deter.shape[0], n.length + n.start
+    shapes = {
+        "stoch": (stoch, (rows, n.stoch, n.classes)),
+        "noise": (noise, (rows, n.length, n.stoch)),
+        "index": (index, (rows, n.length, n.stoch)),
+        "action_noise": (action_noise, (rows, states, n.elements)),
+        "action": (action, (rows, states, n.action)),
+    }
+    for name, (x, shape) in shapes.items():
+        if x is not None:
+            check_shape(op, name, x, *shape)
+    if index is not None and (index.dtype != torch.int64 or index.device != deter.device):
+        raise ValueError(f"{op}: index is {index.dtype} on {index.device}, expected int64 on {deter.device}")
+    return (
+        deter.new_empty(rows, states, deter.shape[1]),
+        deter.new_empty(rows, states, n.stoch, n.classes),
+        deter.new_empty(rows, n.length, n.stoch, n.classes),
+        deter.new_empty(rows, states, n.action) if n.start else deter.new_empty(0),
+        deter.new_empty((0,) if n.start else (rows, n.length, n.stoch), dtype=torch.int64),
+    )
+
+
+def check_index(op: str, index: Tensor | None, classes: int) -> None:
+    """ValueError unless every index is a class: kernels read and write where it says."""
+    if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < classes:
+        raise ValueError(f"{op}: index has entries outside of 0 ... {classes - 1}")
+
+
+def _kernel(
+    params: list[Tensor],
+    filled: list[int],
+    sizes: list[int],
+    scalars: list[float],
+    layout: list[int],
+    deter: Tensor,
+    *inputs: Any,
+) -> Outputs:
+    n = Layout(*layout)
+    outputs = _fake(params, filled, sizes, scalars, layout, deter, *inputs)
+    stoch, noise, index, action_noise, action = inputs
+    check_index("imagine", index, n.classes)
+    wanted = *outputs[:3], *((outputs[3], None) if n.start else (None, outputs[4]))
+    tensors = deter, stoch, noise, index, action_noise, action
+    pointers = [None if x is None else x.contiguous() for x in (*tensors, *with_gaps(params, filled))]
+    run("imagine", [*pointers[:6], *wanted, *pointers[6:]], [deter.shape[0], *layout, *sizes], scalars)
+    return outputs
+
+
+register(
+    "imagine(Tensor[] params, int[] filled, int[] sizes, float[] scalars, int[] layout, Tensor deter, Tensor stoch,"
+    " Tensor? noise, Tensor? index, Tensor? action_noise, Tensor? action)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _kernel,
+    _fake,
+)
