@@ -77,10 +77,10 @@ def _only(rssm: RSSM, *used: str) -> RSSM:
     return rssm._replace(**{part: () for part in ("core", "prior", "post") if part not in used})
 
 
-def norm_act(s: Shape) -> Call:
-    """The hidden layer of the core, for a whole batch."""
-    r = Source()
-    return Call((r.normal(s.starts, s.deter), torch.ones(s.deter).requires_grad_(), None))
+def norm_act(s: Shape, *dims: int, parts: int = 1) -> Call:
+    """The hidden layer of the core, for a whole batch, or 64 images after a convolution."""
+    r, dims = Source(), dims or (s.starts, s.deter)
+    return Call((r.normal(*dims), torch.ones(dims[-1] // parts).requires_grad_(), None))
 
 
 def mlp(s: Shape, rows: int = 0) -> Call:
@@ -266,6 +266,8 @@ PLANS: dict[str, Plan] = {
     "norm_act": Plan(norm_act, *_BY_CLASSES),
     "mlp": Plan(mlp, ("1m",), ("12m",)),
     "mlp:batch": Plan(lambda s: mlp(s, 64), ("1m", "12m")),
+    "pool_norm_act": Plan(lambda s: norm_act(s, 64, 64, 64, s.units // 8), ("1m", "12m")),
+    "spread_norm_act": Plan(lambda s: norm_act(s, 64, 16, 16, s.units // 2, parts=4), ("1m", "12m")),
     "block_gru": Plan(core, ("1m", "12m"), ("25m", "50m", "100m", "200m")),
     "layernorm_gru": Plan(core, ("v2-dmc", "v2-atari")),
     "gru": Plan(core, ("v1",)),

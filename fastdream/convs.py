@@ -1,20 +1,14 @@
 """Convolutions of images, with the norm and activation that follow each."""
 
 import math
-from functools import reduce
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fastdream.nets import NormAct, trunc_normal_in_
 from fastdream.ops import Ops
 from fastdream.ops.params import Act, Norm
-
-_POOL_BACKWARD = torch.ops.aten.max_pool2d_with_indices_backward.default
-_CONV_BACKWARD = torch.ops.aten.convolution_backward.default
 
 # Bytes, for each thread, of feature maps that wait in the cache until they are pooled.
 CHUNK = 4 * 2**20
@@ -68,15 +62,26 @@ class Conv(NormAct):
             return self._upsampled(x)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if self.transposed:
-            x = self._double(x, weight, bias)
-        else:
-            x, padding = pad(x, *(same_padding(n, self.kernel, self.stride) for n in x.shape[2:]))
-            x = (
-                conv_pool(x, weight, bias, padding)
-                if self.pool
-                else F.conv2d(x, weight, bias, self.stride, padding)
-            )
+            return self.normalize(self._double(x, weight, bias).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x, padding = pad(x, *(same_padding(n, self.kernel, self.stride) for n in x.shape[2:]))
+        if self.pool:
+            return self._pooled(x, weight, bias, padding)
+        x = F.conv2d(x, weight, bias, self.stride, padding)
         return self.normalize(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def _pooled(self, x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
+        chunk = len(x)
+        if x.device.type == "cpu":
+            # What is pooled is several times as large as what comes in and goes out: it stays in the cache.
+            image = len(weight) * x.shape[2] * x.shape[3] * x.element_size()
+            chunk = max(1, CHUNK * torch.get_num_threads() // image)
+        affine = self.scale, self.shift, self.norm, self.act, self.eps
+        parts = []
+        for part in x.split(chunk):
+            y = F.conv2d(part, weight, bias, padding=padding)
+            parts.append(self.ops.pool_norm_act(y.permute(0, 2, 3, 1), *affine))
+        y = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return y.permute(0, 3, 1, 2)
 
     def _double(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         # The official code repeats x twice along both axes, zeroes the even positions and convolves. That is
@@ -87,13 +92,11 @@ class Conv(NormAct):
         return x[:, :, :height, :width]
 
     def _upsampled(self, x: Tensor) -> Tensor:
-        n, _, height, width = x.shape
         weight, bias = phase_weight(self.weight, self.taps).to(x.dtype), self.bias.to(x.dtype).repeat(4)
         x, padding = pad(x, phase_padding(self.kernel), phase_padding(self.kernel))
         x = F.conv2d(x, weight, bias, padding=padding).permute(0, 2, 3, 1)
-        # A pixel of x becomes four, row by row. Each is normalised by itself, so they move into place after it.
-        x = self.normalize(x.reshape(n, height, width, 4, -1)).reshape(n, height, width, 2, -1)
-        return x.transpose(2, 3).reshape(n, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+        x = self.ops.spread_norm_act(x, self.scale, self.shift, self.norm, self.act, self.eps)
+        return x.permute(0, 3, 1, 2)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -139,57 +142,3 @@ def phase_weight(weight: Tensor, taps: Tensor) -> Tensor:
     reach = math.isqrt(taps.shape[-1])
     phases = weight.reshape(out * inp, kernel**2) @ taps.flatten(1)
     return phases.view(out, inp, 4, reach, reach).permute(2, 0, 1, 3, 4).reshape(4 * out, inp, reach, reach)
-
-
-def conv_pool(x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
-    """2x2 max-pool of a convolution with stride 1; of equal maxima the first one gets the gradient.
-
-    x [N, inp, H, W] -> [N, out, H' // 2, W' // 2]. On a CPU it takes a few images at a time, since the map before
-    the pool is many times larger than what comes in or goes out.
-    """
-    if x.device.type == "cpu":
-        pooled: Tensor = ChunkedConvPool.apply(x, weight, bias, padding)
-        return pooled
-    return F.max_pool2d(F.conv2d(x, weight, bias, padding=padding), 2)
-
-
-class ChunkedConvPool(torch.autograd.Function):
-    """`conv_pool` of CHUNK bytes at a time; keeps the places of the maxima, but no map from before the pool."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
-        """x [N, inp, H, W] -> [N, out, H' // 2, W' // 2]."""
-        out, _, kernel, _ = weight.shape
-        height, width = (n + 2 * p - kernel + 1 for n, p in zip(x.shape[2:], padding, strict=True))
-        ctx.padding, ctx.before = padding, (out, height, width)
-        ctx.chunk = max(1, CHUNK * torch.get_num_threads() // (out * height * width * x.element_size()))
-        tops, places = [], []
-        for part in x.split(ctx.chunk):
-            top, place = F.max_pool2d_with_indices(F.conv2d(part, weight, bias, padding=padding), (2, 2))
-            tops.append(top)
-            places.append(place)
-        ctx.save_for_backward(x, weight, *places)
-        return torch.cat(tops)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight and bias, where they are needed."""
-        x, weight, *places = ctx.saved_tensors
-        mask, padding = list(ctx.needs_input_grad[:3]), list(ctx.padding)
-        grads: list[list[Tensor]] = []
-        for part, place, g in zip(x.split(ctx.chunk), places, grad.split(ctx.chunk), strict=True):
-            like = torch.empty((len(g), *ctx.before), dtype=g.dtype, memory_format=torch.channels_last)
-            g = _POOL_BACKWARD(g, like, [2, 2], [2, 2], [0, 0], [1, 1], False, place)
-            grads.append(
-                _CONV_BACKWARD(
-                    g, part, weight, [len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, mask
-                )
-            )
-        of_x, of_weight, of_bias = zip(*grads, strict=True)
-        return (
-            torch.cat(of_x) if mask[0] else None,
-            reduce(torch.add, of_weight) if mask[1] else None,
-            reduce(torch.add, of_bias) if mask[2] else None,
-            None,
-        )

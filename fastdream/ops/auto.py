@@ -59,6 +59,8 @@ _FORWARD = f"{_MODELS}, gradients"
 
 RULES: dict[str, Rule] = {
     "norm_act": Rule(),
+    "pool_norm_act": Rule(),
+    "spread_norm_act": Rule(),
     "mlp": Rule(serves=_dense, but="block layers"),
     "block_gru": Rule(at=1),
     "layernorm_gru": Rule(at=1),

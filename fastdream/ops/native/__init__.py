@@ -1,6 +1,7 @@
 """Ops compiled from csrc/: C++ on the CPU, CUDA on the GPU, under one `torch.library` name each."""
 
 from fastdream.ops.native.dream import imagine, imagine_step, prior, rollout
+from fastdream.ops.native.images import pool_norm_act, spread_norm_act
 from fastdream.ops.native.layers import mlp, norm_act
 from fastdream.ops.native.library import available, build_record
 from fastdream.ops.native.pointwise import symexp, symlog
@@ -17,8 +18,10 @@ __all__ = [
     "lambda_return",
     "mlp",
     "norm_act",
+    "pool_norm_act",
     "prior",
     "rollout",
+    "spread_norm_act",
     "symexp",
     "symlog",
 ]
