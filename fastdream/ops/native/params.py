@@ -118,3 +118,8 @@ def check_params(op: str, tensors: list[Tensor], like: Tensor, name: str) -> Non
         if x.dtype != like.dtype or x.device != like.device:
             expected = f"{like.dtype} on {like.device} like {name}"
             raise ValueError(f"{op}: a parameter is {x.dtype} on {x.device}, expected {expected}")
+
+
+def padded(width: int) -> int:
+    """Stride of workspace rows: `padded` of csrc/cpu/product.h."""
+    return width + 16 if width >= 512 and width % 256 == 0 else width

@@ -1,0 +1,182 @@
+#include "cpu/observe.h"
+
+#include "cpu/categorical.h"
+#include "cpu/instantiate.h"
+
+// `observe` of fastdream/ops/reference/scan.py, forward, and, for no posterior layers, one step of a core.
+namespace fastdream::cpu::FD_ISA {
+namespace {
+
+template <typename T>
+struct Inputs {
+  const T *deter, *stoch, *action, *embed;  // [B, D], [B, S, C] or null: zeros, [B, T, A], [B, T, E] or null
+  const bool* reset;                        // [B, T] or null
+  const T* noise;                           // [B, T, S] or null
+  const int64_t* index;                     // [B, T, S] to replay or null
+};
+
+template <typename T>
+struct Outputs {
+  T *deter, *stoch, *logit;  // [B, T, D], [B, T, S, C], [B, T, S, C]
+  int64_t* index;            // [B, T, S]
+};
+
+template <typename T, template <typename> class Cell>
+class Scan {
+ public:
+  Scan(const Model<T>& model, const Inputs<T>& in, const Outputs<T>& out, const Saved<T>& saved, int threads)
+      : model_(model), in_(in), out_(out), saved_(saved), cell_(model.core, model.stoch, model.classes),
+        posterior_(model.posterior()) {
+    for (int pass = 0; pass < 2; ++pass) {
+      cell_.lay_out(arena_);
+      posterior_.lay_out(arena_);
+      stoch_ = arena_.template take<Stoch<T>>(model.batch);
+      masked_ = {arena_.template take<T>(model.batch * padded(model.width())), padded(model.width())};
+      scratch_ = arena_.template take<T>(threads * categorical_scratch<T>(model.classes));
+      if (pass == 0) arena_.allocate();
+    }
+  }
+
+  void run(Team& team) {
+    cell_.pack(team);
+    posterior_.pack(team);
+    const Split shares = split(team, model_.batch);
+    begin(shares.rows);
+    team.barrier();
+    over_runs(model_.batch, model_.length, shares.rows, 0, model_.length, [&](const Run& run) { enter(run); });
+    for (int64_t t = 0; t < model_.length; ++t) step(shares, t);
+  }
+
+ private:
+  int64_t at(int64_t b, int64_t t) const { return b * model_.length + t; }
+  bool reset(int64_t b, int64_t t) const { return in_.reset && in_.reset[at(b, t)]; }
+
+  void begin(Share rows) {
+    const int64_t width = model_.width();
+    for (int64_t b = rows.first; b < rows.last; ++b) {
+      T* const to = saved_.deter.at(b);
+      if (reset(b, 0)) {
+        std::memset(to, 0, size_t(width) * sizeof(T));
+      } else {
+        std::memcpy(to, in_.deter + b * width, size_t(width) * sizeof(T));
+      }
+    }
+  }
+
+  void enter(const Run& run) {
+    const Trace<T> trace = view(saved_.trace, run);
+    for (int64_t m = 0; m < run.count; ++m) {
+      const int64_t from = run.outer + m, width = model_.action;
+      if (in_.reset && in_.reset[from]) {
+        std::memset(trace.action.at(m), 0, size_t(width) * sizeof(T));
+      } else {
+        std::memcpy(trace.action.at(m), in_.action + from * width, size_t(width) * sizeof(T));
+      }
+    }
+    cell_.enter(run.count, trace);
+    if (!model_.post.count) return;
+    const Rows<T> logit = {out_.logit + run.outer * model_.flat(), model_.flat()};
+    const Rows<const T> embed = {in_.embed + run.outer * model_.embed, model_.embed};
+    posterior_.enter(run.count, embed, view(saved_.latent, run, model_.post.count, logit));
+  }
+
+  // deter before step t, zeroed at resets.
+  Rows<T> before(const Split& split, int64_t t) {
+    const Rows<T> deter = saved_.deter.from(t * model_.batch);
+    bool any = false;
+    for (int64_t b = split.products.first; b < split.products.last; ++b) any |= t > 0 && reset(b, t);
+    if (!any) return deter;
+    const size_t bytes = size_t(model_.width()) * sizeof(T);
+    for (int64_t b = split.rows.first; b < split.rows.last; ++b) {
+      reset(b, t) ? std::memset(masked_.at(b), 0, bytes) : std::memcpy(masked_.at(b), deter.at(b), bytes);
+    }
+    return masked_;
+  }
+
+  Stoch<T> stoch_before(int64_t b, int64_t t) const {
+    if (reset(b, t)) return {};
+    if (t > 0) return {out_.index + at(b, t - 1) * model_.stoch, nullptr};
+    return {nullptr, in_.stoch ? in_.stoch + b * model_.flat() : nullptr};
+  }
+
+  void step(const Split& split, int64_t t) {
+    const Share rows = split.rows;
+    const Run run = {t * model_.batch, 1, model_.batch, 0};
+    for (int64_t b = rows.first; b < rows.last; ++b) stoch_[b] = stoch_before(b, t);
+    const Rows<T> deter = before(split, t), next = saved_.deter.from((t + 1) * model_.batch);
+    split.sync();
+    cell_.step(split, deter, stoch_, view(saved_.trace, run), next);
+    for (int64_t b = rows.first; b < rows.last; ++b) {
+      std::memcpy(out_.deter + at(b, t) * model_.width(), next.at(b), size_t(model_.width()) * sizeof(T));
+    }
+    split.sync();
+    if (!model_.post.count) return;
+    const Rows<T> logit = {out_.logit + t * model_.flat(), model_.length * model_.flat()};
+    posterior_.step(split, next, view(saved_.latent, run, model_.post.count, logit));
+    split.sync();
+    T* const scratch = scratch_ + split.team->rank * categorical_scratch<T>(model_.classes);
+    for (int64_t b = rows.first; b < rows.last; ++b) draw(at(b, t), scratch);
+  }
+
+  void draw(int64_t row, T* scratch) {
+    const int64_t variables = model_.stoch, classes = model_.classes;
+    int64_t* const index = out_.index + row * variables;
+    if (in_.index) {
+      std::memcpy(index, in_.index + row * variables, size_t(variables) * sizeof(int64_t));
+    } else {
+      sample_categorical(variables, classes, out_.logit + row * model_.flat(), in_.noise + row * variables,
+                         model_.unimix, index, scratch);
+    }
+    write_onehot(variables, classes, index, out_.stoch + row * model_.flat());
+  }
+
+  const Model<T> model_;
+  const Inputs<T> in_;
+  const Outputs<T> out_;
+  const Saved<T> saved_;
+  Arena arena_;
+  Cell<T> cell_;
+  LatentNet<T> posterior_;
+  Stoch<T>* stoch_;
+  Rows<T> masked_;
+  T* scratch_;
+};
+
+template <typename T, template <typename> class Cell>
+void scan(const Model<T>& model, const Inputs<T>& in, const Outputs<T>& out, const Saved<T>& saved, int threads) {
+  Scan<T, Cell> scan(model, in, out, saved, threads);
+  parallel(threads, [&](Team& team) { scan.run(team); });
+}
+
+}  // namespace
+
+// pointers: parameters, deter, stoch, action, embed, reset, noise, index | deter, stoch, logit, index, saved
+// sizes: the model's, then elements of saved
+template <typename T>
+void observe(Call& call) {
+  const Model<T> model = read_model<T>(call);
+  Inputs<T> in;
+  in.deter = call.pointer<const T>();
+  in.stoch = call.pointer<const T>();
+  in.action = call.pointer<const T>();
+  in.embed = call.pointer<const T>();
+  in.reset = call.pointer<const bool>();
+  in.noise = call.pointer<const T>();
+  in.index = call.pointer<const int64_t>();
+  Outputs<T> out;
+  out.deter = call.pointer<T>();
+  out.stoch = call.pointer<T>();
+  out.logit = call.pointer<T>();
+  out.index = call.pointer<int64_t>();
+  const Saved<T> saved(model, {call.pointer<T>()});
+  if (call.size() != saved.size) fail("observe: what is saved has another size than expected");
+  call.done();
+  if (model.batch == 0 || model.length == 0) return;
+  const int threads = model.batch < 2 ? 1 : call.threads;
+  model.core.kind == CoreKind::block_gru ? scan<T, BlockCell>(model, in, out, saved, threads)
+                                         : scan<T, LayerNormCell>(model, in, out, saved, threads);
+}
+
+FD_INSTANTIATE(observe)
+
+}  // namespace fastdream::cpu::FD_ISA

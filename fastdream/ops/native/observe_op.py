@@ -1,0 +1,196 @@
+"""torch.ops.fastdream.observe and its gradient: what `scan` calls.
+
+params, filled, sizes, scalars   core and posterior, see `params.Flat`
+layout                           S, C, whether the posterior sees the embedding alone, whether there is a posterior,
+                                 elements that the forward scan keeps of every row and step
+The last result is what it keeps.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.native.library import (
+    check_float,
+    check_shape,
+    empty_like,
+    register,
+    register_once_differentiable,
+    run,
+)
+from fastdream.ops.native.params import padded, with_gaps
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _forward_fake(
+    params: list[Tensor],
+    filled: list[int],
+    sizes: list[int],
+    scalars: list[float],
+    layout: list[int],
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    embed: Tensor | None,
+    reset: Tensor | None,
+    noise: Tensor | None,
+    index: Tensor | None,
+) -> Outputs:
+    count, classes, _, posterior, width = layout
+    floats = {"deter": deter, "stoch": stoch, "action": action, "embed": embed, "noise": noise}
+    check_float("observe", **{name: x for name, x in floats.items() if x is not None})
+    (batch, deter_width), length = deter.shape, action.shape[1]
+    check_shape("observe", "stoch", stoch, batch, count, classes)
+    check_shape("observe", "action", action, batch, length, action.shape[-1])
+    lead = batch, length
+    if embed is not None:
+        check_shape("observe", "embed", embed, *lead, embed.shape[-1])
+    for name, x, shape, dtype in (
+        ("reset", reset, lead, torch.bool),
+        ("noise", noise, (*lead, count), deter.dtype),
+        ("index", index, (*lead, count), torch.int64),
+    ):
+        if x is not None:
+            check_shape("observe", name, x, *shape)
+            if x.dtype != dtype or x.device != deter.device:
+                raise ValueError(
+                    f"observe: {name} is {x.dtype} on {x.device}, expected {dtype} on {deter.device}"
+                )
+    latents = (*lead, count) if posterior else (0, 0, 0)
+    saved = batch * ((length + 1) * padded(deter_width) + length * width)
+    return (
+        deter.new_empty(*lead, deter_width),
+        deter.new_empty(*latents, classes),
+        deter.new_empty(*latents, classes),
+        deter.new_empty(latents, dtype=torch.int64),
+        deter.new_empty(saved),
+    )
+
+
+def _dims(action: Tensor, embed: Tensor | None, layout: list[int]) -> list[int]:
+    return [*action.shape, 0 if embed is None else embed.shape[-1], *layout[:3]]
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
+def _forward(
+    params: list[Tensor],
+    filled: list[int],
+    sizes: list[int],
+    scalars: list[float],
+    layout: list[int],
+    *inputs: Any,
+) -> Outputs:
+    outputs = _forward_fake(params, filled, sizes, scalars, layout, *inputs)
+    _, _, action, embed, _, _, index = inputs
+    if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < layout[1]:
+        raise ValueError(f"observe: index has entries outside of 0 ... {layout[1] - 1}")
+    tensors = with_gaps(params, filled) + list(inputs)
+    dims = _dims(action, embed, layout)
+    run("observe", [*_contiguous(*tensors), *outputs], [*sizes, *dims, outputs[4].numel()], scalars)
+    return outputs
+
+
+def _backward_fake(
+    params: list[Tensor],
+    filled: list[int],
+    sizes: list[int],
+    scalars: list[float],
+    layout: list[int],
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    embed: Tensor | None,
+    reset: Tensor | None,
+    index: Tensor,
+    logit: Tensor,
+    saved: Tensor,
+    d_deter: Tensor | None,
+    d_stoch: Tensor | None,
+    d_logit: Tensor | None,
+    wanted: list[int],
+) -> list[Tensor]:
+    results = [*params, deter, stoch, action, embed]
+    return [empty_like(x) for x, want in zip(results, wanted, strict=True) if want and x is not None]
+
+
+def _backward(
+    params: list[Tensor],
+    filled: list[int],
+    sizes: list[int],
+    scalars: list[float],
+    layout: list[int],
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    embed: Tensor | None,
+    *inputs: Any,
+) -> list[Tensor]:
+    *others, wanted = inputs
+    model = params, filled, sizes, scalars, layout
+    gradients = _backward_fake(*model, deter, stoch, action, embed, *inputs)
+    if action.shape[0] * action.shape[1] == 0:
+        return [x.zero_() for x in gradients]
+    count, saved = len(params), others[3]
+    placed = with_gaps(gradients, wanted)
+    tensors = with_gaps(params, filled) + _contiguous(stoch, action, embed, *others)
+    outputs = [placed[k] if k >= 0 else None for k in _places(filled)] + placed[count:]
+    dims = _dims(action, embed, layout)
+    run("observe_backward", [*_contiguous(*tensors), *outputs], [*sizes, *dims, saved.numel()], scalars)
+    return gradients
+
+
+def _places(filled: list[int]) -> list[int]:
+    """Where each place's tensor is in the list without gaps, -1 where there is none."""
+    total = 0
+    places = []
+    for there in filled:
+        places.append(total if there else -1)
+        total += there
+    return places
+
+
+def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
+    params, filled, sizes, scalars, layout, deter, stoch, action, embed, reset, _, _ = inputs
+    _, _, logit, index, saved = output
+    ctx.mark_non_differentiable(index, saved)
+    ctx.set_materialize_grads(False)
+    ctx.static = filled, sizes, scalars, layout
+    ctx.save_for_backward(deter, stoch, action, embed, reset, index, logit, saved, *params)
+
+
+def _gradient(ctx: Any, d_deter: Tensor, d_stoch: Tensor, d_logit: Tensor, *_: None) -> tuple:
+    inputs, params = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+    needs = ctx.needs_input_grad
+    wanted = [int(need) for need in (*needs[0], *needs[5:9])]
+    grads = torch.ops.fastdream.observe_backward(
+        list(params), *ctx.static, *inputs, d_deter, d_stoch, d_logit, wanted
+    )
+    placed = with_gaps(grads, wanted)
+    count = len(params)
+    return placed[:count], None, None, None, None, *placed[count:], None, None, None
+
+
+_MODEL = "Tensor[] params, int[] filled, int[] sizes, float[] scalars, int[] layout"
+_INPUTS = "Tensor deter, Tensor stoch, Tensor action, Tensor? embed, Tensor? reset"
+register_once_differentiable(
+    register(
+        f"observe({_MODEL}, {_INPUTS}, Tensor? noise, Tensor? index)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _forward,
+        _forward_fake,
+    ),
+    register(
+        f"observe_backward({_MODEL}, {_INPUTS}, Tensor index, Tensor logit, Tensor saved, Tensor? d_deter,"
+        " Tensor? d_stoch, Tensor? d_logit, int[] wanted) -> Tensor[]",
+        _backward,
+        _backward_fake,
+    ),
+    _gradient,
+    _setup,
+    "observe",
+)

@@ -1,0 +1,150 @@
+"""observe and its single step, and single steps of the recurrent cores."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.native import observe_op as _registered  # noqa: F401
+from fastdream.ops.native.library import check_shape
+from fastdream.ops.native.params import Flat, add_core, add_layers, check_params, padded
+from fastdream.ops.params import RSSM, BlockGRU, Categorical, Core, LayerNormGRU, Layers, Step
+from fastdream.ops.reference.layers import match
+
+
+class _Model(NamedTuple):
+    """A core and a posterior as the ops below take them."""
+
+    params: list[Tensor]
+    filled: list[int]  # which tensors of every layer are there, see `Flat.present`
+    sizes: list[int]
+    scalars: list[float]
+    layout: list[int]  # S, C, absolute, whether there is a posterior, elements saved of a row
+
+
+def _saved_width(core: Core, width: int, action: int, post: Layers) -> int:
+    """Elements that the forward scan keeps of every row and step: `Saved` of csrc/cpu/observe.h, without deter."""
+    kept = [action, 3 * width]
+    if isinstance(core, BlockGRU):
+        units = core.deter.weight.shape[0]
+        kept += [2 * units, 2 * units, units, units] + [width, width] * len(core.hidden)
+    else:
+        assert isinstance(core, LayerNormGRU)
+        units = core.inputs.weight.shape[0]
+        kept += [units, units, 3 * width]
+    for layer in post[:-1]:
+        kept += 2 * [layer.weight.shape[0]]
+    return sum(padded(n) for n in kept)
+
+
+def _flatten(
+    op: str,
+    core: Core,
+    post: Layers,
+    latent: tuple[int, int, float],
+    absolute: bool,
+    deter: Tensor,
+    action: int,
+) -> _Model:
+    """latent: S, C, unimix."""
+    stoch, classes, unimix = latent
+    flat = Flat([], [], [])
+    width = add_core(flat, op, core, stoch * classes, action)
+    add_layers(flat, op, "post", post)
+    params, filled = flat.present()
+    check_params(op, params, deter, "deter")
+    check_shape(op, "deter", deter, *deter.shape[:-1], width)
+    layout = [stoch, classes, int(absolute), int(bool(post)), _saved_width(core, width, action, post)]
+    return _Model(params, filled, flat.sizes, [*flat.scalars, unimix], layout)
+
+
+def observe(
+    rssm: RSSM,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    embed: Tensor,
+    reset: Tensor,
+    noise: Tensor | None,
+    index: Tensor | None = None,
+) -> Step:
+    """As `fastdream.ops.reference.observe`, in float32 or float64, for categorical latents and their two cores.
+
+    Parameters have deter's dtype; the other floats are cast to it. Differentiable once, with respect to
+    parameters, deter, stoch, action and embed. Raises ValueError naming what does not fit.
+    """
+    return _observe("observe", rssm, deter, stoch, action, embed, reset, noise, index)
+
+
+def observe_step(
+    rssm: RSSM,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    embed: Tensor,
+    reset: Tensor,
+    noise: Tensor | None,
+    index: Tensor | None = None,
+) -> Step:
+    """As `fastdream.ops.reference.observe_step`; see `observe`."""
+    action, embed, reset = action.unsqueeze(1), embed.unsqueeze(1), reset.unsqueeze(1)
+    noise, index = (None if x is None else x.unsqueeze(1) for x in (noise, index))
+    step = _observe("observe_step", rssm, deter, stoch, action, embed, reset, noise, index)
+    return Step(*(x.squeeze(1) for x in step))  # type: ignore[union-attr]
+
+
+def _observe(
+    op: str,
+    rssm: RSSM,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    embed: Tensor,
+    reset: Tensor,
+    noise: Tensor | None,
+    index: Tensor | None,
+) -> Step:
+    if not isinstance(rssm.latent, Categorical):
+        raise ValueError(f"{op}: native has no {type(rssm.latent).__name__} latents, use the reference")
+    if noise is None and index is None:
+        raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
+    _check_post(op, rssm, deter.shape[-1], embed.shape[-1])
+    dtype = deter.dtype
+    model = _flatten(op, rssm.core, rssm.post, rssm.latent, rssm.absolute, deter, action.shape[-1])
+    noise = None if noise is None or index is not None else match(noise.detach(), dtype)
+    index = None if index is None else match(index, torch.int64)
+    inputs = (match(x, dtype) for x in (stoch, action, embed))
+    return Step(*torch.ops.fastdream.observe(*model, deter, *inputs, reset, noise, index)[:4])
+
+
+def _check_post(op: str, rssm: RSSM, deter: int, embed: int) -> None:
+    """The posterior's layers fit one another, and the last is linear."""
+    assert isinstance(rssm.latent, Categorical)
+    expected = embed if rssm.absolute else deter + embed
+    for i, layer in enumerate(rssm.post):
+        out, inp = layer.weight.shape
+        if inp != expected:
+            raise ValueError(f"{op}: post[{i}] takes {inp} features, expected {expected}")
+        expected = out
+    if expected != rssm.latent.stoch * rssm.latent.classes or not rssm.post:
+        wanted = f"{rssm.latent.stoch} * {rssm.latent.classes}"
+        raise ValueError(f"{op}: the posterior gives {expected} logits, expected {wanted}")
+    if rssm.post[-1].norm != "none" or rssm.post[-1].act != "none":
+        raise ValueError(f"{op}: the posterior's last layer must be linear; use the reference for others")
+
+
+def block_gru(core: BlockGRU, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+    """As `fastdream.ops.reference.block_gru`, in float32 or float64. Differentiable once."""
+    return _single("block_gru", core, deter, stoch, action)
+
+
+def layernorm_gru(core: LayerNormGRU, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+    """As `fastdream.ops.reference.layernorm_gru`, in float32 or float64. Differentiable once."""
+    return _single("layernorm_gru", core, deter, stoch, action)
+
+
+def _single(op: str, core: Core, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+    dtype = deter.dtype
+    model = _flatten(op, core, (), (stoch.shape[-1], 1, 0.0), False, deter, action.shape[-1])
+    inputs = match(stoch, dtype).unsqueeze(-1), match(action, dtype).unsqueeze(1)
+    return torch.ops.fastdream.observe(*model, deter, *inputs, None, None, None, None)[0].squeeze(1)
