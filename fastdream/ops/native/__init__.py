@@ -6,18 +6,23 @@ from fastdream.ops.native.layers import mlp, norm_act
 from fastdream.ops.native.library import available, build_record
 from fastdream.ops.native.pointwise import symexp, symlog
 from fastdream.ops.native.returns import lambda_return
+from fastdream.ops.native.scan import block_gru, layernorm_gru, observe, observe_step
 
 ON_CUDA = ("lambda_return",)  # the rest is for the CPU alone
 
 __all__ = [
     "ON_CUDA",
     "available",
+    "block_gru",
     "build_record",
     "imagine",
     "imagine_step",
     "lambda_return",
+    "layernorm_gru",
     "mlp",
     "norm_act",
+    "observe",
+    "observe_step",
     "pool_norm_act",
     "prior",
     "rollout",

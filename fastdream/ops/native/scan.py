@@ -108,9 +108,9 @@ def _observe(
         raise ValueError(f"{op}: native has no {type(rssm.latent).__name__} latents, use the reference")
     if noise is None and index is None:
         raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
-    _check_post(op, rssm, deter.shape[-1], embed.shape[-1])
     dtype = deter.dtype
     model = _flatten(op, rssm.core, rssm.post, rssm.latent, rssm.absolute, deter, action.shape[-1])
+    _check_post(op, rssm, deter.shape[-1], embed.shape[-1])
     noise = None if noise is None or index is not None else match(noise.detach(), dtype)
     index = None if index is None else match(index, torch.int64)
     inputs = (match(x, dtype) for x in (stoch, action, embed))
