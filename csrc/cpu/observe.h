@@ -124,4 +124,18 @@ LatentTrace<T> view(LatentTrace<T> trace, const Run& run, int64_t count, Rows<T>
   return trace;
 }
 
+// `deter` before a step for a thread's rows, or a copy of it in `copy` where one of rows `all` is zeroed at a reset.
+// reset: [batch, length] from this step on, or null.
+template <typename T>
+Rows<T> zeroed(const Model<T>& model, const bool* reset, Share all, Share rows, Rows<T> deter, Rows<T> copy) {
+  bool any = false;
+  for (int64_t b = all.first; reset && b < all.last; ++b) any |= reset[b * model.length];
+  if (!any) return deter;
+  const size_t bytes = size_t(model.width()) * sizeof(T);
+  for (int64_t b = rows.first; b < rows.last; ++b) {
+    reset[b * model.length] ? std::memset(copy.at(b), 0, bytes) : std::memcpy(copy.at(b), deter.at(b), bytes);
+  }
+  return copy;
+}
+
 }  // namespace fastdream::cpu::FD_ISA

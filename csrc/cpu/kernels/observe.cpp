@@ -80,17 +80,10 @@ class Scan {
     posterior_.enter(run.count, embed, view(saved_.latent, run, model_.post.count, logit));
   }
 
-  // deter before step t, zeroed at resets.
-  Rows<T> before(const Split& split, int64_t t) {
-    const Rows<T> deter = saved_.deter.from(t * model_.batch);
-    bool any = false;
-    for (int64_t b = split.products.first; b < split.products.last; ++b) any |= t > 0 && reset(b, t);
-    if (!any) return deter;
-    const size_t bytes = size_t(model_.width()) * sizeof(T);
-    for (int64_t b = split.rows.first; b < split.rows.last; ++b) {
-      reset(b, t) ? std::memset(masked_.at(b), 0, bytes) : std::memcpy(masked_.at(b), deter.at(b), bytes);
-    }
-    return masked_;
+  // deter before step t; what the first step sees was zeroed when it was saved.
+  Rows<T> before(const Split& split, int64_t t) const {
+    const bool* reset = in_.reset && t > 0 ? in_.reset + t : nullptr;
+    return zeroed(model_, reset, split.products, split.rows, saved_.deter.from(t * model_.batch), masked_);
   }
 
   Stoch<T> stoch_before(int64_t b, int64_t t) const {

@@ -120,17 +120,10 @@ class BackwardScan {
     return x;
   }
 
-  // deter before step t, zeroed at resets.
-  Rows<T> before(const Split& split, int64_t t) {
-    const Rows<T> deter = saved_.deter.from(t * model_.batch);
-    bool any = false;
-    for (int64_t b = split.rows.first; b < split.rows.last; ++b) any |= t > 0 && reset(b, t);
-    if (!any) return deter;
-    const size_t bytes = size_t(model_.width()) * sizeof(T);
-    for (int64_t b = split.rows.first; b < split.rows.last; ++b) {
-      reset(b, t) ? std::memset(masked_.at(b), 0, bytes) : std::memcpy(masked_.at(b), deter.at(b), bytes);
-    }
-    return masked_;
+  // deter before step t; what the first step sees was zeroed when it was saved.
+  Rows<T> before(const Split& split, int64_t t) const {
+    const bool* reset = given_.reset && t > 0 ? given_.reset + t : nullptr;
+    return zeroed(model_, reset, split.rows, split.rows, saved_.deter.from(t * model_.batch), masked_);
   }
 
   void step(const Split& split, int64_t t, int64_t n) {

@@ -54,7 +54,7 @@ def _flatten(
     params, filled = flat.present()
     check_params(op, params, deter, "deter")
     check_shape(op, "deter", deter, *deter.shape[:-1], width)
-    layout = [stoch, classes, int(absolute), int(bool(post)), _saved_width(core, width, action, post)]
+    layout = [stoch, classes, int(absolute), int(post != ()), _saved_width(core, width, action, post)]
     return _Model(params, filled, flat.sizes, [*flat.scalars, unimix], layout)
 
 
