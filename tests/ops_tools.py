@@ -1,7 +1,7 @@
 """Small random parameters for the op tests, and what compares results with them."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,12 +26,32 @@ CoreName = Literal["block", "layernorm", "gru", "gru_block_cell"]
 D, H, S, C, A, E, BLOCKS, UNITS = 8, 4, 3, 5, 3, 4, 2, 6
 
 
+class Sizes(NamedTuple):
+    """Widths of the small model; the width of actions is always A."""
+
+    deter: int = D
+    hidden: int = H
+    stoch: int = S
+    classes: int = C
+    embed: int = E
+    blocks: int = BLOCKS
+    units: int = UNITS
+
+
+SMALL = Sizes()
+
+
 class Maker:
     """Draws parameters and inputs of one dtype from one seed; every tensor is a leaf with gradient."""
 
-    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        sizes: Sizes = SMALL,
+    ) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.dtype = dtype
+        self.dtype, self.sizes = dtype, sizes
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
         x = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
@@ -40,11 +60,12 @@ class Maker:
     def uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, dtype=torch.float32)
 
-    def index(self, *shape: int, high: int = C) -> Tensor:
+    def index(self, *shape: int, high: int | None = None) -> Tensor:
+        high = self.sizes.classes if high is None else high
         return torch.randint(high, shape, generator=self.generator)
 
     def onehot(self, *shape: int) -> Tensor:
-        return torch.eye(C, dtype=self.dtype)[self.index(*shape)].requires_grad_()
+        return torch.eye(self.sizes.classes, dtype=self.dtype)[self.index(*shape)].requires_grad_()
 
     def layer(self, inp: int, out: int, norm: str = "rms", act: str = "silu", blocks: int = 0) -> Layer:
         shape = (blocks, inp // blocks, out // blocks) if blocks else (out, inp)
@@ -54,7 +75,9 @@ class Maker:
         eps = 1e-3 if norm == "layer" else 1e-4
         return Layer(weight, self.normal(out, scale=0.1), scale, shift, norm, act, eps)
 
-    def core(self, name: CoreName, stoch: int = S * C, later: int = 0) -> BlockGRU | LayerNormGRU | GRU:
+    def core(self, name: CoreName, stoch: int | None = None, later: int = 0) -> BlockGRU | LayerNormGRU | GRU:
+        D, H, S, C, _, BLOCKS, _ = self.sizes
+        stoch = S * C if stoch is None else stoch
         if name == "block":
             first = self.layer(D + BLOCKS * 3 * H, D, blocks=BLOCKS)
             hidden = (first, *(self.layer(D, D, blocks=BLOCKS) for _ in range(later)))
@@ -68,6 +91,7 @@ class Maker:
         return GRU(self.layer(stoch + A, H, "none", "elu"), *maps, *biases, name == "gru")
 
     def rssm(self, core: CoreName = "block", latent: Latent | None = None, absolute: bool = False) -> RSSM:
+        D, H, S, C, E, _, _ = self.sizes
         latent = Categorical(S, C, 0.01) if latent is None else latent
         discrete = isinstance(latent, Categorical)
         width, out = (S * C, S * C) if discrete else (S, 2 * S)
@@ -76,14 +100,17 @@ class Maker:
         post = (self.layer(seen, H), self.layer(H, H), self.layer(H, out, "none", "none"))
         return RSSM(self.core(core, width), latent, prior, post, absolute)
 
-    def actor(self, feat: int = D + S * C) -> Actor:
+    def actor(self, feat: int | None = None) -> Actor:
         """A = 3: one continuous scalar, then one discrete element of two classes."""
+        D, _, S, C, _, _, UNITS = self.sizes
+        feat = D + S * C if feat is None else feat
         bounded = (self.layer(UNITS, 1, "none", "none"), self.layer(UNITS, 1, "none", "none"))
         logits = (self.layer(UNITS, 2, "none", "none"),)
         heads = (ActionHead("bounded_normal", 1, 0, bounded), ActionHead("categorical", 1, 2, logits, 0.01))
         return Actor((self.layer(feat, UNITS), self.layer(UNITS, UNITS)), heads)
 
     def state(self, batch: int, latent: Latent | None = None) -> tuple[Tensor, Tensor]:
+        D, S = self.sizes.deter, self.sizes.stoch
         stoch = self.normal(batch, S) if isinstance(latent, Gaussian) else self.onehot(batch, S)
         return self.normal(batch, D, scale=0.5), stoch
 

@@ -50,13 +50,13 @@ class BlockCell(NamedTuple):
         state = torch.stack([linear(deter, *self.deter[:2]), linear(stoch, *self.stoch[:2])], 1)
         state = norm_act(state, self.scale, self.shift, self.deter.norm, self.deter.act, self.deter.eps)
         x = torch.addmm(entered, state.flatten(1), self.of_state.t())
-        grouped = deter.reshape(batch, blocks, -1).transpose(0, 1)  # [g, B, D / g]
+        grouped = deter.reshape(batch, blocks, width // blocks).transpose(0, 1)  # [g, B, D / g]
         own = torch.bmm(grouped, self.of_deter).transpose(0, 1)
-        x = (x.view(batch, blocks, -1) + own).reshape(batch, width)
+        x = (x.view(batch, blocks, width // blocks) + own).reshape(batch, width)
         x = norm_act(x, *self.hidden[2:])
         for layer in self.later:
             x = dense(x, layer)
-        x = x.view(batch, blocks, -1).transpose(0, 1)
+        x = x.view(batch, blocks, width // blocks).transpose(0, 1)
         x = grouped_linear(x, self.gates.weight, self.gates.bias)  # [g, B, 3D / g]
         return _gated(x, grouped).transpose(0, 1).reshape(batch, width)
 

@@ -1,0 +1,204 @@
+"""What the parity matrix calls every op with, at any batch and any widths.
+
+Draws are replayed by their index, or made far from where they would change, so that no rounding can change a sample.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdream.ops import reference, twohot_bins
+
+from .ops_tools import A, Maker, chain
+
+Arguments = tuple[Any, ...]
+T = 4
+
+
+class Case(NamedTuple):
+    """Arguments from a maker and a number of rows, and whether gradients are compared: all that the reference has."""
+
+    make: Callable[[Maker, int], Arguments]
+    gradients: bool = True
+
+
+def norm_act(norm: str, act: str, m: Maker, n: int) -> Arguments:
+    x, scale, shift = m.normal(n, m.sizes.deter), m.normal(m.sizes.deter), m.normal(m.sizes.deter)
+    return x, None if norm == "none" else scale, shift if norm == "layer" else None, norm, act, 1e-3
+
+
+def mlp(norm: str, act: str, m: Maker, n: int) -> Arguments:
+    widths = m.sizes.deter, m.sizes.units, m.sizes.units, m.sizes.embed
+    return m.normal(n, m.sizes.deter), chain(m, *widths, norm=norm, act=act)
+
+
+def cell(name: Any, later: int, m: Maker, n: int) -> Arguments:
+    deter, stoch = m.state(n)
+    return m.core(name, later=later), deter, stoch.detach().flatten(1).requires_grad_(), m.normal(n, A)
+
+
+def safe_noise(logit: Tensor, unimix: float, index: Tensor) -> Tensor:
+    """Uniform numbers in the middle of what draws these classes."""
+    cdf = reference.unimix_log_probs(logit.detach(), unimix).exp().cumsum(-1)
+    high = cdf.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    low = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    return ((low + high) / 2).float()
+
+
+def categorical(unimix: float, replayed: bool, m: Maker, n: int) -> Arguments:
+    logit, index = m.normal(n, m.sizes.stoch, m.sizes.classes), m.index(n, m.sizes.stoch)
+    return (logit, None, unimix, index) if replayed else (logit, safe_noise(logit, unimix, index), unimix)
+
+
+def gumbel(unimix: float, tau: float, m: Maker, n: int) -> Arguments:
+    shape = n, m.sizes.stoch, m.sizes.classes
+    return m.normal(*shape), m.uniform(*shape), unimix, m.index(*shape[:2]), tau
+
+
+def categorical_kl(clamp: str, free: float, unimix: float, m: Maker, n: int) -> Arguments:
+    shape = n, T, m.sizes.stoch, m.sizes.classes
+    return m.normal(*shape), m.normal(*shape), unimix, free, clamp
+
+
+def gaussian(m: Maker, n: int) -> Arguments:
+    shape = n, m.sizes.stoch
+    return m.normal(*shape), m.normal(*shape), m.normal(*shape).detach()
+
+
+def gaussian_kl(clamp: str, free: float, m: Maker, n: int) -> Arguments:
+    def side() -> tuple[Tensor, Tensor]:
+        mean, std = m.normal(n, T, m.sizes.stoch), m.normal(n, T, m.sizes.stoch)
+        return mean, (std.detach().abs() + 0.2).requires_grad_()
+
+    return side(), side(), free, clamp
+
+
+def elementwise(m: Maker, n: int) -> Arguments:
+    return (m.normal(n, m.sizes.deter, scale=2.0),)
+
+
+def twohot_loss(form: str, m: Maker, n: int) -> Arguments:
+    bins = twohot_bins(41).to(m.dtype)
+    return (
+        m.normal(n, T, 41),
+        m.normal(n, T, scale=30.0).detach(),
+        bins if form == "symexp" else bins.sign() * bins.abs().log1p(),
+        form,
+    )
+
+
+def twohot_mean(form: str, m: Maker, n: int) -> Arguments:
+    logit, _, bins, _ = twohot_loss(form, m, n)
+    return logit, bins, form
+
+
+def lambda_return(m: Maker, n: int) -> Arguments:
+    live, mix = (m.normal(n, T).detach().sigmoid().requires_grad_() for _ in range(2))
+    return m.normal(n, T), live, mix, m.normal(n, T)
+
+
+def observe(core: Any, absolute: bool, m: Maker, n: int) -> Arguments:
+    state, reset = m.state(n), m.uniform(n, T) < 0.3
+    inputs = m.normal(n, T, A), m.normal(n, T, m.sizes.embed), reset
+    return m.rssm(core, absolute=absolute), *state, *inputs, None, m.index(n, T, m.sizes.stoch)
+
+
+def observe_step(core: Any, absolute: bool, m: Maker, n: int) -> Arguments:
+    rssm, deter, stoch, action, embed, reset, _, index = observe(core, absolute, m, n)
+    first = (x.detach()[:, 0].requires_grad_() for x in (action, embed))
+    return rssm, deter, stoch, *first, reset[:, 0], None, index[:, 0]
+
+
+def prior(m: Maker, n: int) -> Arguments:
+    return m.rssm(), m.normal(n, T, m.sizes.deter)
+
+
+def rollout(core: Any, m: Maker, n: int) -> Arguments:
+    return m.rssm(core), *m.state(n), m.normal(n, T, A), None, m.index(n, T, m.sizes.stoch)
+
+
+def imagine_step(core: Any, m: Maker, n: int) -> Arguments:
+    return m.rssm(core), *m.state(n), m.normal(n, A), None, m.index(n, m.sizes.stoch)
+
+
+def imagine(core: Any, m: Maker, n: int) -> Arguments:
+    given = m.index(n, T, m.sizes.stoch), m.normal(n, T + 1, A)
+    return m.rssm(core), m.actor(), *m.state(n), T, None, None, *given
+
+
+def policy_step(core: Any, encoded: bool, m: Maker, n: int) -> Arguments:
+    """The most likely class of the discrete action, whose logits lie far apart."""
+    actor = m.actor()
+    (out,) = actor.heads[1].out
+    far = out._replace(weight=out.weight * 0, bias=torch.tensor([-3.0, 3.0], dtype=m.dtype))
+    actor = actor._replace(heads=(actor.heads[0], actor.heads[1]._replace(out=(far,))))
+    encoder = chain(m, 7, m.sizes.units, m.sizes.embed, linear=False) if encoded else ()
+    features = m.normal(n, 7 if encoded else m.sizes.embed)
+    state = *m.state(n), m.normal(n, A), features, m.uniform(n) < 0.3
+    return encoder, m.rssm(core), actor, *state, None, None, m.index(n, m.sizes.stoch)
+
+
+def laprop(agc: float, momentum: bool, nesterov: bool, decay: float, m: Maker, n: int) -> Arguments:
+    """Two tensors, of which one is a matrix; moments as after some updates."""
+    shapes = (n, m.sizes.deter), (m.sizes.deter,)
+
+    def drawn(scale: float) -> list[Tensor]:
+        return [m.normal(*shape, scale=scale).detach() for shape in shapes]
+
+    moments = [x.square() for x in drawn(0.1)], drawn(0.1)
+    settings = agc, 1e-3, 0.9, 0.999, 1e-20, decay, [True, False], momentum, nesterov
+    return drawn(1.0), drawn(0.3), *moments, torch.tensor(3), 1e-2, *settings
+
+
+def gather(dtype: torch.dtype, m: Maker, n: int) -> Arguments:
+    storage = torch.randint(250, (50, 3, 7), generator=m.generator).to(dtype)
+    return storage, m.index(n, high=50), T
+
+
+CORES = "block", "layernorm"
+NORMS, ACTS = ("none", "rms", "layer"), ("none", "silu", "gelu", "elu", "relu", "tanh")
+
+
+def cases(function: Callable[..., Arguments], *options: Any, gradients: bool = True) -> dict[str, Case]:
+    """A case for every combination of the options, named after them."""
+    return {
+        "-".join(map(str, chosen)) or "plain": Case(partial(function, *chosen), gradients)
+        for chosen in product(*options)
+    }
+
+
+# Only what can be wrong differently: an op's options one by one, and together where they meet in the arithmetic.
+CASES: dict[str, dict[str, Case]] = {
+    "norm_act": cases(norm_act, NORMS, ACTS),
+    "mlp": cases(mlp, NORMS, ("silu", "elu")),
+    "block_gru": cases(cell, ["block"], [0, 1]),
+    "layernorm_gru": cases(cell, ["layernorm"], [0]),
+    "gru": cases(cell, ["gru", "gru_block_cell"], [0]),
+    "categorical_sample": cases(categorical, [0.0, 0.01], [False, True]),
+    "gumbel_sample": cases(gumbel, [0.0, 0.01], [1.0, 0.5]),
+    "categorical_kl": cases(categorical_kl, ("step", "mean", "none"), [0.0, 1.0], [0.0, 0.01]),
+    "gaussian_sample": cases(gaussian),
+    "gaussian_kl": cases(gaussian_kl, ("step", "mean", "none"), [0.0, 3.0]),
+    "symlog": cases(elementwise),
+    "symexp": cases(elementwise),
+    "twohot_loss": cases(twohot_loss, ("symexp", "symlog")),
+    "twohot_mean": cases(twohot_mean, ("symexp", "symlog")),
+    "lambda_return": cases(lambda_return),
+    "observe_step": cases(observe_step, CORES, [False, True]),
+    "observe": cases(observe, CORES, [False, True]),
+    "prior": cases(prior),
+    "imagine_step": cases(imagine_step, CORES, gradients=False),
+    "imagine": cases(imagine, CORES, gradients=False),
+    "rollout": cases(rollout, CORES, gradients=False),
+    "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
+    "laprop_": cases(laprop, [0.0, 0.3], [False, True], [False, True], [0.0, 0.1], gradients=False),
+    "gather_sequences": cases(gather, (torch.uint8, torch.float32, torch.bool), gradients=False),
+}
+
+
+# Op and case of everything in the matrix.
+NAMES = [(op, case) for op, found in CASES.items() for case in found]
