@@ -1,12 +1,18 @@
 """Ops compiled from csrc/: C++ on the CPU, CUDA on the GPU, under one `torch.library` name each."""
 
+from fastdream.ops.native.categorical import categorical_sample, gumbel_sample
 from fastdream.ops.native.dream import imagine, imagine_step, prior, rollout
+from fastdream.ops.native.gaussian import gaussian_sample
 from fastdream.ops.native.images import pool_norm_act, spread_norm_act
+from fastdream.ops.native.kl import categorical_kl, gaussian_kl
 from fastdream.ops.native.layers import mlp, norm_act
 from fastdream.ops.native.library import available, build_record
+from fastdream.ops.native.optim import laprop_
 from fastdream.ops.native.pointwise import symexp, symlog
+from fastdream.ops.native.replay import gather_sequences
 from fastdream.ops.native.returns import lambda_return
 from fastdream.ops.native.scan import block_gru, layernorm_gru, observe, observe_step
+from fastdream.ops.native.twohot import twohot_loss, twohot_mean
 
 ON_CUDA = ("lambda_return",)  # the rest is for the CPU alone
 
@@ -15,9 +21,16 @@ __all__ = [
     "available",
     "block_gru",
     "build_record",
+    "categorical_kl",
+    "categorical_sample",
+    "gather_sequences",
+    "gaussian_kl",
+    "gaussian_sample",
+    "gumbel_sample",
     "imagine",
     "imagine_step",
     "lambda_return",
+    "laprop_",
     "layernorm_gru",
     "mlp",
     "norm_act",
@@ -29,4 +42,6 @@ __all__ = [
     "spread_norm_act",
     "symexp",
     "symlog",
+    "twohot_loss",
+    "twohot_mean",
 ]

@@ -134,6 +134,24 @@ def register(schema: str, kernel: Callable, fake: Callable, devices: Sequence[st
     return f"fastdream::{name}"
 
 
+def register_kernel(schema: str, fake: Callable, sizes: Callable[..., Sequence[int]]) -> str:
+    """Tell torch of an op that is one CPU kernel of the same name, and return that name.
+
+    The kernel gets the arguments in the order of the schema: tensors (None stands for one that is not there),
+    then fresh outputs as pointers; what `sizes(*args)` gives; floats as scalars. `fake(*args)` checks and allocates.
+    """
+    name = schema.partition("(")[0]
+
+    def kernel(*args: Any) -> Any:
+        out = fake(*args)
+        inputs = [x if x is None else x.contiguous() for x in args if x is None or isinstance(x, Tensor)]
+        outputs = out if isinstance(out, tuple) else (out,)
+        run(name, (*inputs, *outputs), sizes(*args), [x for x in args if isinstance(x, float)])
+        return out
+
+    return register(schema, kernel, fake)
+
+
 def register_once_differentiable(
     forward: str, backward: str, gradient: Callable, setup: Callable, op: str
 ) -> None:

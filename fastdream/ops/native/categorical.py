@@ -1,0 +1,138 @@
+"""Samples of categorical latents and actions."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.native.library import (
+    check_float,
+    check_shape,
+    empty_like,
+    register_kernel,
+    register_once_differentiable,
+)
+
+Pair = tuple[Tensor, Tensor]
+
+
+def categorical_sample(
+    logit: Tensor, noise: Tensor | None, unimix: float = 0.0, index: Tensor | None = None
+) -> Pair:
+    """As `fastdream.ops.reference.categorical_sample`, logit float32 or float64. Differentiable once, in logit."""
+    if index is not None:
+        noise = None
+    elif noise is None:
+        raise ValueError("categorical_sample needs noise to draw with, or the index of an earlier draw")
+    return torch.ops.fastdream.categorical_sample(logit, _like(noise, logit), _long(index), unimix)
+
+
+def gumbel_sample(
+    logit: Tensor, noise: Tensor, unimix: float = 0.0, index: Tensor | None = None, tau: float = 1.0
+) -> Pair:
+    """As `fastdream.ops.reference.gumbel_sample`, logit float32 or float64. Differentiable once, in logit."""
+    return torch.ops.fastdream.gumbel_sample(logit, _like(noise, logit), _long(index), unimix, tau)
+
+
+def _like(noise: Tensor | None, logit: Tensor) -> Tensor | None:
+    """The noise in the logits' dtype: kernels know one floating-point type at a time."""
+    return noise if noise is None or noise.dtype == logit.dtype else noise.detach().to(logit.dtype)
+
+
+def _long(index: Tensor | None) -> Tensor | None:
+    return index if index is None or index.dtype == torch.int64 else index.long()
+
+
+def _check(op: str, logit: Tensor, one: dict[str, Tensor | None], every: dict[str, Tensor]) -> None:
+    """logit [..., C], with one number a draw [...] of some, and as many as there are classes of others."""
+    given = {name: x for name, x in one.items() if x is not None}
+    check_float(op, logit=logit, **every, **{name: x for name, x in given.items() if name != "index"})
+    if logit.dim() < 1 or logit.shape[-1] < 1:
+        raise ValueError(f"{op}: logit has shape {list(logit.shape)}, expected [..., C] with C at least 1")
+    for name, x in given.items():
+        check_shape(op, name, x, *logit.shape[:-1])
+    for name, x in every.items():
+        check_shape(op, name, x, *logit.shape)
+
+
+def _drawn(logit: Tensor) -> Pair:
+    return empty_like(logit), logit.new_empty(logit.shape[:-1], dtype=torch.int64)
+
+
+def _groups(logit: Tensor) -> tuple[int, int]:
+    return math.prod(logit.shape[:-1]), logit.shape[-1]
+
+
+def _sample_fake(logit: Tensor, noise: Tensor | None, index: Tensor | None, unimix: float) -> Pair:
+    _check("categorical_sample", logit, {"noise": noise, "index": index}, {})
+    return _drawn(logit)
+
+
+def _sample_backward_fake(grad: Tensor, logit: Tensor, unimix: float) -> Tensor:
+    _check("categorical_sample_backward", logit, {}, {"grad": grad})
+    return empty_like(logit)
+
+
+def _save_sample(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.unimix = inputs[3]
+
+
+def _sample_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+    d_logit = torch.ops.fastdream.categorical_sample_backward(grad, *ctx.saved_tensors, ctx.unimix)
+    return d_logit, None, None, None
+
+
+register_once_differentiable(
+    register_kernel(
+        "categorical_sample(Tensor logit, Tensor? noise, Tensor? index, float unimix) -> (Tensor, Tensor)",
+        _sample_fake,
+        lambda logit, *_: _groups(logit),
+    ),
+    register_kernel(
+        "categorical_sample_backward(Tensor grad, Tensor logit, float unimix) -> Tensor",
+        _sample_backward_fake,
+        lambda grad, *_: _groups(grad),
+    ),
+    _sample_gradient,
+    _save_sample,
+    "categorical_sample",
+)
+
+
+def _gumbel_fake(logit: Tensor, noise: Tensor, index: Tensor | None, unimix: float, tau: float) -> Pair:
+    _check("gumbel_sample", logit, {"index": index}, {"noise": noise})
+    return _drawn(logit)
+
+
+def _gumbel_backward_fake(grad: Tensor, logit: Tensor, noise: Tensor, unimix: float, tau: float) -> Tensor:
+    _check("gumbel_sample_backward", logit, {}, {"grad": grad, "noise": noise})
+    return empty_like(logit)
+
+
+def _save_gumbel(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.options = inputs[3:]
+
+
+def _gumbel_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:
+    d_logit = torch.ops.fastdream.gumbel_sample_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return d_logit, None, None, None, None
+
+
+register_once_differentiable(
+    register_kernel(
+        "gumbel_sample(Tensor logit, Tensor noise, Tensor? index, float unimix, float tau) -> (Tensor, Tensor)",
+        _gumbel_fake,
+        lambda logit, *_: _groups(logit),
+    ),
+    register_kernel(
+        "gumbel_sample_backward(Tensor grad, Tensor logit, Tensor noise, float unimix, float tau) -> Tensor",
+        _gumbel_backward_fake,
+        lambda grad, *_: _groups(grad),
+    ),
+    _gumbel_gradient,
+    _save_gumbel,
+    "gumbel_sample",
+)

@@ -1,0 +1,98 @@
+"""The optimiser step of all tensors in one call."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.native.library import check_float, check_shape, register, run
+
+
+def laprop_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    nu: list[Tensor],
+    mu: list[Tensor],
+    step: Tensor,
+    lr: Tensor | float,
+    agc: float = 0.3,
+    pmin: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-20,
+    decay: float = 0.0,
+    decay_mask: list[bool] | None = None,
+    momentum: bool = True,
+    nesterov: bool = False,
+) -> Tensor:
+    """As `fastdream.ops.reference.laprop_`, of tensors float32 or float64."""
+    rate = lr.to(params[0].dtype) if isinstance(lr, Tensor) else params[0].new_full((), lr)
+    mask = [bool(decay)] * len(params) if decay_mask is None else [bool(decay) and m for m in decay_mask]
+    with torch.no_grad():
+        return torch.ops.fastdream.laprop_(
+            params, grads, nu, mu, step, rate, agc, pmin, beta1, beta2, eps, decay, mask, momentum, nesterov
+        )
+
+
+Tensors = Sequence[Tensor]
+
+
+def _fake(
+    params: Tensors, grads: Tensors, nu: Tensors, mu: Tensors, step: Tensor, lr: Tensor, *_: object
+) -> Tensor:
+    groups = {"params": params, "grads": grads, "nu": nu, "mu": mu}
+    if not params:
+        raise ValueError("laprop_: params is empty")
+    for name, tensors in groups.items():
+        if len(tensors) != len(params):
+            raise ValueError(
+                f"laprop_: {name} has {len(tensors)} tensors, expected {len(params)} like params"
+            )
+        for i, (x, param) in enumerate(zip(tensors, params, strict=True)):
+            check_float("laprop_", params=params[0], **{f"{name}[{i}]": x})
+            check_shape("laprop_", f"{name}[{i}]", x, *param.shape)
+    check_float("laprop_", params=params[0], lr=lr)
+    check_shape("laprop_", "lr", lr)
+    check_shape("laprop_", "step", step)
+    if step.dtype != torch.int64:
+        raise ValueError(f"laprop_: step is {step.dtype}, expected torch.int64")
+    return params[0].new_empty(())
+
+
+def _kernel(
+    params: Tensors,
+    grads: Tensors,
+    nu: Tensors,
+    mu: Tensors,
+    step: Tensor,
+    lr: Tensor,
+    agc: float,
+    pmin: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    decay_mask: Sequence[bool],
+    momentum: bool,
+    nesterov: bool,
+) -> Tensor:
+    norm = _fake(params, grads, nu, mu, step, lr)
+    dense = [[x.contiguous() for x in tensors] for tensors in (params, grads, nu, mu)]
+    sizes = len(params), *(x.numel() for x in params), *map(int, decay_mask), int(momentum), int(nesterov)
+    run("laprop_", (*chain(*dense), step, lr, norm), sizes, (agc, pmin, beta1, beta2, eps, decay))
+    written = [*params, *nu, *mu]
+    for x, result in zip(written, chain(dense[0], *dense[2:]), strict=True):
+        if result is not x:
+            x.copy_(result)
+    torch.autograd.graph.increment_version(written)
+    return norm
+
+
+register(
+    "laprop_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] nu, Tensor(c!)[] mu, Tensor step, Tensor lr,"
+    " float agc, float pmin, float beta1, float beta2, float eps, float decay, bool[] decay_mask,"
+    " bool momentum, bool nesterov) -> Tensor",
+    _kernel,
+    _fake,
+)
