@@ -39,7 +39,10 @@ def assert_as_good(op: Op, theirs: Op, args: Sequence[Any]) -> None:
     """
     dtype = next(x.dtype for x in args if is_float(x))
     floor = (8 if dtype == torch.float32 else 64) * torch.finfo(dtype).eps
-    results = [value_and_gradients(*call) for call in ((theirs, cast(args, torch.float64)), (op, args), (theirs, args))]
+    results = [
+        value_and_gradients(*call)
+        for call in ((theirs, cast(args, torch.float64)), (op, args), (theirs, args))
+    ]
     for factor, truth, ours, reference in zip((2, 3), *results, strict=True):
         for i, (true, our, their) in enumerate(zip(truth, ours, reference, strict=True)):
             assert our.shape == true.shape and our.dtype == dtype, (i, our.shape, our.dtype)

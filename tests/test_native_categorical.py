@@ -34,7 +34,9 @@ def near_tie(logit: Tensor, noise: Tensor, unimix: float) -> Tensor:
 @pytest.mark.parametrize("unimix", [0.0, 0.01, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", CLASSES)
-def test_draws_agree(native: ModuleType, isa: str, poison: list[str], classes: int, dtype: torch.dtype, unimix: float):
+def test_draws_agree(
+    native: ModuleType, isa: str, poison: list[str], classes: int, dtype: torch.dtype, unimix: float
+):
     for shape in SHAPES:
         logit, noise = draw_inputs(shape, classes, dtype)
         onehot, index = native.categorical_sample(logit, noise, unimix)
@@ -63,7 +65,9 @@ def test_gradients_agree(
 
 @pytest.mark.parametrize("unimix", [0.0, 0.01])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gumbel_draws_agree(native: ModuleType, isa: str, poison: list[str], dtype: torch.dtype, unimix: float):
+def test_gumbel_draws_agree(
+    native: ModuleType, isa: str, poison: list[str], dtype: torch.dtype, unimix: float
+):
     for classes in CLASSES:
         logit, noise = draw_inputs((7, 33), classes, dtype)[0], Maker(1).uniform(7, 33, classes)
         onehot, index = native.gumbel_sample(logit, noise, unimix)
@@ -83,7 +87,9 @@ def test_draws_follow_the_probabilities(native: ModuleType):
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1 - 2**-24])
 @pytest.mark.parametrize("classes", [2, 4, 16, 33])
-def test_classes_of_zero_probability_are_never_drawn(native: ModuleType, isa: str, classes: int, noise: float):
+def test_classes_of_zero_probability_are_never_drawn(
+    native: ModuleType, isa: str, classes: int, noise: float
+):
     for allowed in range(classes):
         logit = torch.full((17, classes), -torch.inf)
         logit[:, allowed] = 0.3
@@ -127,10 +133,19 @@ def test_takes_any_strides(native: ModuleType, op: str):
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck(native: ModuleType, op: str):
     logit, noise = draw_inputs((3, 5), 4)
-    args = (logit, noise, None, 0.01) if op == "categorical_sample" else (logit, torch.rand(3, 5, 4), None, 0.01, 1.0)
+    args = (
+        (logit, noise, None, 0.01)
+        if op == "categorical_sample"
+        else (logit, torch.rand(3, 5, 4), None, 0.01, 1.0)
+    )
     checks = torch.library.opcheck(getattr(torch.ops.fastdream, op).default, args)
     backward = getattr(torch.ops.fastdream, f"{op}_backward").default
-    plain = (torch.rand(3, 5, 4), logit.detach(), *([] if op == "categorical_sample" else [args[1]]), *args[3:])
+    plain = (
+        torch.rand(3, 5, 4),
+        logit.detach(),
+        *([] if op == "categorical_sample" else [args[1]]),
+        *args[3:],
+    )
     checks |= torch.library.opcheck(backward, plain)
     assert set(checks.values()) == {"SUCCESS"}
 
@@ -168,9 +183,15 @@ def test_threads_change_nothing(native: ModuleType, op: str):
         ((torch.zeros(3, 4).bfloat16(), torch.zeros(3)), "logit is torch.bfloat16, expected torch.float32"),
         ((torch.zeros(3, 4), torch.zeros(4)), r"noise has shape \[4\], expected \[3\]"),
         ((torch.zeros(3, 4), None, 0.0, torch.zeros(4)), r"index has shape \[4\], expected \[3\]"),
-        ((torch.zeros(3, 0), torch.zeros(3)), r"logit has shape \[3, 0\], expected \[..., C\] with C at least 1"),
+        (
+            (torch.zeros(3, 0), torch.zeros(3)),
+            r"logit has shape \[3, 0\], expected \[..., C\] with C at least 1",
+        ),
         ((torch.zeros(()), torch.zeros(())), r"logit has shape \[\]"),
-        ((torch.zeros(3, 4), torch.zeros(3, device="meta")), "noise has device meta, expected cpu like logit"),
+        (
+            (torch.zeros(3, 4), torch.zeros(3, device="meta")),
+            "noise has device meta, expected cpu like logit",
+        ),
         ((torch.zeros(3, 4), None), "needs noise to draw with, or the index"),
     ],
 )

@@ -55,7 +55,7 @@ void gaussian_kl(Call& call) {
   clamp_pair(clamp, free, rows, kl, dyn, rep);
 }
 
-// pointers: d_dyn, d_rep, kl, mean, std, prior_mean, prior_std | d_mean, d_std, d_prior_mean, d_prior_std;
+// pointers: d_dyn, d_rep, kl, mean, std, prior_mean, prior_std | d_mean, d_std, d_prior_mean, d_prior_std
 // sizes and scalars: as above
 template <typename T>
 void gaussian_kl_backward(Call& call) {

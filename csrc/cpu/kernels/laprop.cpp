@@ -122,8 +122,8 @@ T step_all(const Rule<T>& rule, const Tensor<T>* tensors, int64_t count, Partial
 
 }  // namespace
 
-// pointers: params, grads, nu, mu (of every tensor), step, lr | norm of the update;
-// sizes: tensors, then of each its elements, then of each whether it is decayed; momentum, nesterov;
+// pointers: params, grads, nu, mu (of every tensor), step, lr | norm of the update
+// sizes: tensors, then of each its elements, then of each whether it is decayed, momentum, nesterov
 // scalars: agc, pmin, beta1, beta2, eps, decay
 template <typename T>
 void laprop_(Call& call) {

@@ -136,7 +136,7 @@ Means<T> lay_out(Arena& arena, const T* b, int64_t bins, int threads) {
 }  // namespace
 
 // Several targets of the same logits share their normaliser.
-// pointers: logit, target [targets, rows], bins | loss [targets, rows], norm [rows];
+// pointers: logit, target [targets, rows], bins | loss [targets, rows], norm [rows]
 // sizes: rows, count of bins, targets, whether bins are in symlog space
 template <typename T>
 void twohot_loss(Call& call) {

@@ -27,8 +27,12 @@ def laprop_(
     nesterov: bool = False,
 ) -> Tensor:
     """As `fastdream.ops.reference.laprop_`, of tensors float32 or float64."""
+    if not params:
+        raise ValueError("laprop_: params is empty")
     rate = lr.to(params[0].dtype) if isinstance(lr, Tensor) else params[0].new_full((), lr)
-    mask = [bool(decay)] * len(params) if decay_mask is None else [bool(decay) and m for m in decay_mask]
+    mask = [True] * len(params) if decay_mask is None else list(decay_mask)
+    if len(mask) != len(params):
+        raise ValueError(f"laprop_: decay_mask has {len(mask)} entries, expected {len(params)} like params")
     with torch.no_grad():
         return torch.ops.fastdream.laprop_(
             params, grads, nu, mu, step, rate, agc, pmin, beta1, beta2, eps, decay, mask, momentum, nesterov
@@ -42,8 +46,6 @@ def _fake(
     params: Tensors, grads: Tensors, nu: Tensors, mu: Tensors, step: Tensor, lr: Tensor, *_: object
 ) -> Tensor:
     groups = {"params": params, "grads": grads, "nu": nu, "mu": mu}
-    if not params:
-        raise ValueError("laprop_: params is empty")
     for name, tensors in groups.items():
         if len(tensors) != len(params):
             raise ValueError(

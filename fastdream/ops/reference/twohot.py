@@ -66,6 +66,7 @@ def twohot_mean(logit: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
 def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
     """Cross-entropy in nats with the two-hot target, logit [..., K], target [...] -> [...].
 
+    Further axes in front of the target's are several targets of the same logits: [n, ...] -> [n, ...].
     The target's weight is shared between the two bins around it in proportion to their nearness, in raw
     space ("symexp") or after symlog ("symlog"); outside the bins all of it is on the end bin. The target
     gets no gradient; only two log probabilities of each row are read. float32 at least.
@@ -77,6 +78,7 @@ def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symex
     low, high = bins[below], bins[below + 1]
     above_weight = ((target - low) / (high - low)).clamp(0, 1)
     log_norm = torch.logsumexp(logit, -1)
+    logit = logit.expand(*target.shape, -1)
     log_low = logit.gather(-1, below[..., None]).squeeze(-1) - log_norm
     log_high = logit.gather(-1, below[..., None] + 1).squeeze(-1) - log_norm
     return -((1 - above_weight) * log_low + above_weight * log_high)
