@@ -171,9 +171,9 @@ def flatten_inputs(
 ) -> Tensor:
     """Vector and discrete entries -> one flat vector [..., sum of widths] in the sorted order of the keys.
 
-    Entries have shape [..., *space.shape]. Discrete ones become one-hots, others go through `squish` in their
-    own precision. An entry that holds -1 (integers) or -inf (floats) anywhere is missing: all its features
-    are zero. The result has the given dtype.
+    Entries have shape [..., *space.shape]. Discrete ones become one-hots, others go through `squish`, which
+    leaves 0 as it is, in their own precision. An entry that holds -1 (integers) or -inf (floats) anywhere is
+    missing: all its features are zero. The result has the given dtype.
     """
     parts = []
     for key in sorted(spaces):
@@ -181,16 +181,15 @@ def flatten_inputs(
         batch = x.shape[: x.dim() - len(space.shape)]
         if batch + space.shape != x.shape:
             raise ValueError(f"{key!r} has shape {tuple(x.shape)}, which does not end in {space.shape}")
-        missing = (
-            (x == (-math.inf if x.is_floating_point() else -1)).reshape(*batch, -1).any(-1, keepdim=True)
-        )
+        flat = x if len(space.shape) == 1 else x.reshape(*batch, -1)
+        missing = (flat == (-math.inf if x.is_floating_point() else -1)).any(-1, keepdim=True)
         if space.kind == "discrete":
             y = (x.unsqueeze(-1) == torch.arange(space.classes, device=x.device)).reshape(*batch, -1)
+            parts.append(y.to(dtype).masked_fill(missing, 0))
         else:
-            y = x.reshape(*batch, -1).masked_fill(missing, 0)
-            y = squish(y) if squish else y
-        parts.append(y.to(dtype).masked_fill(missing, 0))
-    return torch.cat(parts, -1)
+            y = flat.masked_fill(missing, 0)
+            parts.append((squish(y) if squish else y).to(dtype))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def encode_action(

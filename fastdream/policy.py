@@ -102,7 +102,7 @@ class ActorHeads(nn.Module):
         draw = {"discrete": torch.rand, "vector": torch.randn}
         spaces = self.spaces.values()
         parts = [draw[s.kind](*batch, s.size, generator=generator, device=generator.device) for s in spaces]
-        return torch.cat(parts, -1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def log_prob(self, outs: Outputs, flat: Tensor) -> Tensor:
         """Log-probability [...] of flat actions [..., A], summed over keys; the actions get no gradient."""

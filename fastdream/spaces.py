@@ -1,5 +1,6 @@
 """What an observation or an action looks like: the one description that environments, replay and networks share."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +46,7 @@ class Space:
     @property
     def size(self) -> int:
         """Number of elements of one entry."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def width(self) -> int:

@@ -9,6 +9,7 @@ from fastdream.ops.native.layers import mlp, norm_act
 from fastdream.ops.native.library import available, build_record
 from fastdream.ops.native.optim import laprop_
 from fastdream.ops.native.pointwise import symexp, symlog
+from fastdream.ops.native.policy import policy_step
 from fastdream.ops.native.replay import gather_sequences
 from fastdream.ops.native.returns import lambda_return
 from fastdream.ops.native.scan import block_gru, layernorm_gru, observe, observe_step
@@ -36,6 +37,7 @@ __all__ = [
     "norm_act",
     "observe",
     "observe_step",
+    "policy_step",
     "pool_norm_act",
     "prior",
     "rollout",

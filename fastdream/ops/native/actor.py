@@ -1,11 +1,32 @@
-"""The actor flattened for the kernels, in the order in which csrc/cpu/actor.h reads it."""
+"""Nets of dense layers and the actor, flattened for the kernels in the order in which csrc/cpu/actor.h reads them."""
 
 from fastdream.ops.native.params import Flat, add_layer, add_layers
-from fastdream.ops.params import ActionHead, Actor
+from fastdream.ops.params import ActionHead, Actor, Categorical, Layers
 from fastdream.ops.reference.actor import action_width
 
 HEADS = "categorical", "bounded_normal"  # enum HeadKind of csrc/cpu/actor.h
 MAX_HEADS = 32  # kMaxHeads there
+
+
+def add_chain(flat: Flat, op: str, name: str, layers: Layers, width: int) -> int:
+    """Append dense layers that take so many features one after the other. Returns how many the last one gives."""
+    add_layers(flat, op, name, layers)
+    for i, layer in enumerate(layers):
+        if layer.weight.dim() != 2 or layer.weight.shape[1] != width:
+            shape = list(layer.weight.shape)
+            raise ValueError(f"{op}: {name}[{i}].weight has shape {shape}, expected [out, {width}]")
+        width = layer.weight.shape[0]
+    return width
+
+
+def add_latent_net(flat: Flat, op: str, name: str, layers: Layers, width: int, latent: Categorical) -> None:
+    """Append the layers from so many features to the latent's logits."""
+    out = add_chain(flat, op, name, layers, width)
+    if not layers or out != latent.stoch * latent.classes:
+        wanted = f"{latent.stoch} * {latent.classes}"
+        raise ValueError(f"{op}: {name} has {len(layers)} layers that give {out}, expected {wanted}")
+    if layers[-1].norm != "none" or layers[-1].act != "none":
+        raise ValueError(f"{op}: the last layer of {name} must be linear; use the reference for others")
 
 
 def add_actor(flat: Flat, op: str, actor: Actor, feat: int) -> tuple[int, int]:
@@ -15,13 +36,7 @@ def add_actor(flat: Flat, op: str, actor: Actor, feat: int) -> tuple[int, int]:
             f"{op}: the actor has {len(actor.layers)} layers and {len(actor.heads)} heads; native takes 1 layer "
             f"or more and up to {MAX_HEADS} heads, use the reference for others"
         )
-    add_layers(flat, op, "actor.layers", actor.layers)
-    width = feat
-    for i, layer in enumerate(actor.layers):
-        if layer.weight.dim() != 2 or layer.weight.shape[1] != width:
-            shape = list(layer.weight.shape)
-            raise ValueError(f"{op}: actor.layers[{i}].weight has shape {shape}, expected [out, {width}]")
-        width = layer.weight.shape[0]
+    width = add_chain(flat, op, "actor.layers", actor.layers, feat)
     flat.sizes.append(len(actor.heads))
     for i, head in enumerate(actor.heads):
         _add_head(flat, op, f"actor.heads[{i}]", head, width)

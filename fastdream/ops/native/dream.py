@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.actor import add_actor
+from fastdream.ops.native.actor import add_actor, add_latent_net
 from fastdream.ops.native.layers import mlp
 from fastdream.ops.native.library import check_float, check_shape, register, run
-from fastdream.ops.native.params import Flat, add_core, add_layers, check_params, with_gaps
-from fastdream.ops.params import RSSM, Actor, Categorical, Dream, Layers, Step
+from fastdream.ops.native.params import Flat, add_core, check_params, with_gaps
+from fastdream.ops.params import RSSM, Actor, Categorical, Dream, Step
 from fastdream.ops.reference.layers import match
 
 
@@ -116,21 +116,6 @@ def _flatten(op: str, rssm: RSSM, deter: Tensor, stoch: Tensor, action: int) -> 
     check_shape(op, "deter", deter, *deter.shape[:-1], width)
     add_latent_net(flat, op, "prior", rssm.prior, width, latent)
     return flat, latent
-
-
-def add_latent_net(flat: Flat, op: str, name: str, layers: Layers, width: int, latent: Categorical) -> None:
-    """Append the layers from so many features to the latent's logits."""
-    add_layers(flat, op, name, layers)
-    for i, layer in enumerate(layers):
-        if layer.weight.dim() != 2 or layer.weight.shape[1] != width:
-            shape = list(layer.weight.shape)
-            raise ValueError(f"{op}: {name}[{i}].weight has shape {shape}, expected [out, {width}]")
-        width = layer.weight.shape[0]
-    if not layers or width != latent.stoch * latent.classes:
-        wanted = f"{latent.stoch} * {latent.classes}"
-        raise ValueError(f"{op}: {name} has {len(layers)} layers that give {width}, expected {wanted}")
-    if layers[-1].norm != "none" or layers[-1].act != "none":
-        raise ValueError(f"{op}: the last layer of {name} must be linear; use the reference for others")
 
 
 def _run(

@@ -6,7 +6,7 @@ current device and stream, is said in this package.
 
 import ctypes
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -88,12 +88,20 @@ def run(
     Inputs and outputs are what the kernel's file in csrc/cpu/kernels lists, in its order; None stands for a tensor
     that is not there. Uses as many threads as torch does.
     """
-    assert C is not None, WHY_NOT
     first = tensors[0]
     assert first is not None
-    pointers = [0 if x is None else x.data_ptr() for x in tensors]
-    threads = torch.get_num_threads()
-    status = getattr(C, f"cpu_{name}")(first.element_size(), pointers, list(sizes), list(scalars), threads)
+    launch(name, first.element_size(), addresses(tensors), list(sizes), list(scalars))
+
+
+def addresses(tensors: Iterable[Tensor | None]) -> list[int]:
+    """Where each tensor begins; 0 for None."""
+    return [0 if x is None else x.data_ptr() for x in tensors]
+
+
+def launch(name: str, itemsize: int, pointers: list[int], sizes: list[int], scalars: list[float]) -> None:
+    """As `run`, for tensors whose addresses are known; whoever calls keeps them alive."""
+    assert C is not None, WHY_NOT
+    status = getattr(C, f"cpu_{name}")(itemsize, pointers, sizes, scalars, torch.get_num_threads())
     if status != 0:
         raise RuntimeError(f"{name}: {C.error_string(status)}")
 
@@ -119,6 +127,14 @@ def check_shape(op: str, name: str, x: Tensor, *shape: int) -> None:
 def empty_like(x: Tensor) -> Tensor:
     """A fresh contiguous tensor of x's shape and dtype."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def plain(x: Tensor) -> bool:
+    """Whether a kernel may be called on x past torch's dispatcher, which takes ten times as long as a small call.
+
+    Not where gradients or a compiler must see the call, nor for subclasses of Tensor, which stand for something else.
+    """
+    return type(x) is Tensor and x.is_cpu and not x.requires_grad and not torch.compiler.is_compiling()
 
 
 LIBRARY = torch.library.Library("fastdream", "DEF")

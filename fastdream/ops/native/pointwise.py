@@ -1,24 +1,34 @@
 """symlog and symexp."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import check_float, empty_like, register, register_once_differentiable, run
+from fastdream.ops.native.library import (
+    check_float,
+    empty_like,
+    plain,
+    register,
+    register_once_differentiable,
+    run,
+)
 
 
 def symlog(x: Tensor) -> Tensor:
     """As `fastdream.ops.reference.symlog`, x float32 or float64 of any shape. Differentiable once."""
-    return torch.ops.fastdream.symlog(x)
+    return _symlog(x) if plain(x) else torch.ops.fastdream.symlog(x)
 
 
 def symexp(x: Tensor) -> Tensor:
     """As `fastdream.ops.reference.symexp`, x float32 or float64 of any shape. Differentiable once."""
-    return torch.ops.fastdream.symexp(x)
+    return _symexp(x) if plain(x) else torch.ops.fastdream.symexp(x)
 
 
-def _register(name: str) -> None:
+def _register(name: str) -> Callable[[Tensor], Tensor]:
+    """Both ops of that name. Returns the kernel."""
+
     def fake(x: Tensor) -> Tensor:
         check_float(name, x=x)
         return empty_like(x)
@@ -48,7 +58,8 @@ def _register(name: str) -> None:
         register(f"{name}_backward(Tensor x, Tensor grad) -> Tensor", backward, backward_fake),
     )
     register_once_differentiable(*ops, gradient, save, name)
+    return forward
 
 
-_register("symlog")
-_register("symexp")
+_symlog = _register("symlog")
+_symexp = _register("symexp")
