@@ -22,7 +22,18 @@ from fastdream.optim import OptConfig
 from fastdream.policy import PolicyConfig
 from fastdream.spaces import RESERVED
 
-from .golden_tools import LOOSE, STRICT, WIDE, Golden, assert_close, files, parse_options, parse_spaces
+from .golden_tools import (
+    BACKENDS,
+    EACH_BACKEND,
+    LOOSE,
+    STRICT,
+    WIDE,
+    Golden,
+    assert_close,
+    files,
+    parse_options,
+    parse_spaces,
+)
 
 FILES = files("agent_step*.npz")
 TRAINED = ("enc", "dyn", "dec", "rew", "con", "pol", "val")
@@ -33,7 +44,7 @@ def options(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(prefix + "."): v for k, v in flat.items() if k.startswith(prefix + ".")}
 
 
-def build(golden: Golden) -> DreamerV3:
+def build(golden: Golden, backend: str) -> DreamerV3:
     """Our agent with the sizes, spaces, options and parameters of the file."""
     flat = golden.config["agent"]
     assert flat["enc.typ"] == flat["dec.typ"] == "simple" and flat["dyn.typ"] == "rssm"
@@ -66,7 +77,7 @@ def build(golden: Golden) -> DreamerV3:
     )
     spaces = parse_spaces(golden.config["obs_space"], golden.config.get("obs_order"))
     obs_space = {k: v for k, v in spaces.items() if k not in RESERVED}
-    agent = DreamerV3(obs_space, parse_spaces(golden.config["act_space"]), config)
+    agent = DreamerV3(obs_space, parse_spaces(golden.config["act_space"]), config, BACKENDS[backend])
     from_official(golden.under("param0"), {k: getattr(agent.nets, k) for k in TRAINED})
     from_official(golden.under("slow0"), {"slowval": agent.nets.slowval})
     if golden.under("norm0"):
@@ -140,10 +151,11 @@ def compare(golden: Golden, step: str, group: str, ours: Mapping[str, Tensor], l
         assert_close(ours, theirs, WIDE if wide else limit, floor=1e-3)
 
 
+@EACH_BACKEND
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_agent_updates(path: Path) -> None:
+def test_agent_updates(path: Path, backend: str) -> None:
     golden = Golden(path)
-    agent = build(golden)
+    agent = build(golden, backend)
     lr = agent.config.opt.lr
     for number in range(golden.config["nsteps"]):
         step, trace = f"s{number}", {}
@@ -188,11 +200,12 @@ def check_after(golden: Golden, step: str, agent: DreamerV3, post: Any, lr: floa
         assert_close(parameters(agent, NORMS), after, LOOSE)
 
 
+@EACH_BACKEND
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_agent_loss_reaches_parameters(path: Path) -> None:
+def test_agent_loss_reaches_parameters(path: Path, backend: str) -> None:
     """The norm of every single loss's gradient with respect to every parameter."""
     golden = Golden(path)
-    agent = build(golden)
+    agent = build(golden, backend)
     trace: dict[str, Any] = {}
     given = Inputs(golden, agent, "s0")
     agent.loss(given.carry, given.batch, given.action, given.draws, trace=trace)
@@ -210,11 +223,12 @@ def test_agent_loss_reaches_parameters(path: Path) -> None:
         assert_close({str(loss): ours}, {str(loss): row}, LOOSE)
 
 
+@EACH_BACKEND
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_agent_replay_context(path: Path) -> None:
+def test_agent_replay_context(path: Path, backend: str) -> None:
     """The carry and previous actions that an update resolves from a batch in replay's layout."""
     golden = Golden(path)
-    agent = build(golden)
+    agent = build(golden, backend)
     data, context = golden.tensors("s0/data"), agent.replay_context
     batch = {k: data[k] for k in (*agent.obs_space, *RESERVED)}
     for key in agent.act_space:
@@ -233,11 +247,12 @@ def test_agent_replay_context(path: Path) -> None:
     assert rest["is_first"].shape == action.shape[:2]
 
 
+@EACH_BACKEND
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_agent_policy(path: Path) -> None:
+def test_agent_policy(path: Path, backend: str) -> None:
     """One step of acting with the final parameters: deter and the distributions; draws are replayed."""
     golden = Golden(path)
-    agent = build(golden)
+    agent = build(golden, backend)
     last = f"s{golden.config['nsteps'] - 1}"
     from_official(golden.under(f"{last}/param_after"), modules(agent, TRAINED))
     nets, carry = agent.nets, golden.tensors("policy/in/carry/dyn")

@@ -9,17 +9,18 @@ from fastdream.behavior import replayed_return
 from fastdream.normalize import Normalize, NormConfig
 from fastdream.official import name_map
 
-from .golden_tools import BACKENDS, Golden, assert_close, files, parse_options
+from .golden_tools import BACKENDS, EACH_BACKEND, Golden, assert_close, files, parse_options
 
 RETURNS = {path: Golden(path) for path in files("returns*.npz")}
 NORMS = [(path, name) for path, gold in RETURNS.items() for name in gold.config["norm_variants"]]
 
 
+@EACH_BACKEND
 @pytest.mark.parametrize("path", RETURNS, ids=lambda path: path.stem)
-def test_lambda_return(path: Path) -> None:
+def test_lambda_return(path: Path, backend: str) -> None:
     gold, at = RETURNS[path], RETURNS[path].tensors("lambda/in")
     disc, lam = gold.config.get("disc", 1 - 1 / 333), gold.config.get("lam", 0.95)
-    ret = replayed_return(BACKENDS["auto"], at["rew"], at["last"], at["term"], at["boot"], disc, lam)
+    ret = replayed_return(BACKENDS[backend], at["rew"], at["last"], at["term"], at["boot"], disc, lam)
     assert_close({"ret": ret}, gold.under("lambda/out"))
 
 

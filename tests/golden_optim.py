@@ -10,26 +10,29 @@ from torch import Tensor, nn
 
 from fastdream.optim import LaProp, OptConfig
 
-from .golden_tools import BACKENDS, STRICT, Golden, assert_close, files, parse_options
+from .golden_tools import BACKENDS, EACH_BACKEND, STRICT, Golden, assert_close, files, parse_options
 
 OPTIM = {path: Golden(path) for path in files("optim*.npz")}
 VARIANTS = [(path, name) for path, gold in OPTIM.items() for name in gold.config["variants"]]
 
 
 def optimizer(
-    gold: Golden, options: dict[str, Any], dtype: torch.dtype
+    gold: Golden, options: dict[str, Any], dtype: torch.dtype, backend: str
 ) -> tuple[LaProp, dict[str, nn.Parameter]]:
     """Our optimiser on the parameters of the file; weights are called so, because decay goes by the name."""
     params = {key: nn.Parameter(x.to(dtype)) for key, x in gold.tensors("params0").items()}
     named = {key.replace("/kernel", "/weight"): param for key, param in params.items()}
-    return LaProp(BACKENDS["auto"], named, parse_options(OptConfig, options)), params
+    return LaProp(BACKENDS[backend], named, parse_options(OptConfig, options)), params
 
 
+@EACH_BACKEND
 @pytest.mark.parametrize("path, variant", VARIANTS, ids=lambda x: x.stem if isinstance(x, Path) else x)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_optimizer_follows_the_official_steps(path: Path, variant: str, dtype: torch.dtype) -> None:
+def test_optimizer_follows_the_official_steps(
+    path: Path, variant: str, dtype: torch.dtype, backend: str
+) -> None:
     gold = OPTIM[path]
-    opt, params = optimizer(gold, gold.config["variants"][variant], dtype)
+    opt, params = optimizer(gold, gold.config["variants"][variant], dtype, backend)
     for step in range(gold.config["steps"]):
         before = {key: param.detach().clone() for key, param in params.items()}
         for key, grad in gold.tensors(f"grads{step}").items():
@@ -47,11 +50,12 @@ def test_optimizer_follows_the_official_steps(path: Path, variant: str, dtype: t
             assert_close(updates, gold.under(f"{at}/updates"), floor=1e-12)
 
 
+@EACH_BACKEND
 @pytest.mark.parametrize("path", OPTIM, ids=lambda path: path.stem)
-def test_gradient_clipping_alone(path: Path) -> None:
+def test_gradient_clipping_alone(path: Path, backend: str) -> None:
     gold = OPTIM[path]
     options = next(o for o in gold.config["variants"].values() if o["agc"])
-    opt, params = optimizer(gold, {**options, "beta2": 0.0}, torch.float64)
+    opt, params = optimizer(gold, {**options, "beta2": 0.0}, torch.float64, backend)
     grads = {key: grad.double() for key, grad in gold.tensors("grads0").items()}
     for key, grad in grads.items():
         params[key].grad = grad.clone()
