@@ -31,6 +31,12 @@ def norm_act(norm: str, act: str, m: Maker, n: int) -> Arguments:
     return x, None if norm == "none" else scale, shift if norm == "layer" else None, norm, act, 1e-3
 
 
+def images(parts: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
+    """Of odd height and even width; `parts` times as many channels as are normed."""
+    shape = n, 5, 4, parts * m.sizes.deter
+    return m.normal(*shape), *norm_act(norm, act, m, n)[1:]
+
+
 def mlp(norm: str, act: str, m: Maker, n: int) -> Arguments:
     widths = m.sizes.deter, m.sizes.units, m.sizes.units, m.sizes.embed
     return m.normal(n, m.sizes.deter), chain(m, *widths, norm=norm, act=act)
@@ -174,6 +180,8 @@ def cases(function: Callable[..., Arguments], *options: Any, gradients: bool = T
 # Only what can be wrong differently: an op's options one by one, and together where they meet in the arithmetic.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": cases(norm_act, NORMS, ACTS),
+    "pool_norm_act": cases(images, [1], NORMS, ("silu", "relu")),
+    "spread_norm_act": cases(images, [4], NORMS, ("silu", "relu")),
     "mlp": cases(mlp, NORMS, ("silu", "elu")),
     "block_gru": cases(cell, ["block"], [0, 1]),
     "layernorm_gru": cases(cell, ["layernorm"], [0]),

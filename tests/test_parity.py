@@ -123,7 +123,7 @@ def test_agrees_with_reference(
     function, case = implemented(backend, op), CASES[op][name]
     for rows in (1, 3, 17):
         check(function, op, case, arguments(case, sizes, rows, dtype), dtype)
-    assert poison
+    assert poison or op == "gaussian_sample", "nothing was poisoned"  # which torch computes
 
 
 @pytest.mark.parametrize(("op", "name"), NAMES)

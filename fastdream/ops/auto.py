@@ -17,6 +17,8 @@ from fastdream.ops.params import GRU, RSSM, Categorical, Layers
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
 LEAST: dict[str, int] = {}
 
+_PRECISIONS = (torch.float32, torch.float64)
+
 
 class Rule(NamedTuple):
     """The calls of one op that are native's."""
@@ -100,7 +102,7 @@ def route(
         x = args[at] if at < len(args) else kwargs.get(name)
         if isinstance(x, (tuple, list)):
             x = x[0]
-        ours = x is not None and x.dtype in (torch.float32, torch.float64) and x.numel() >= least
+        ours = x is not None and x.dtype in _PRECISIONS and x.numel() >= least
         return (native if ours and serves(*args, **kwargs) else reference)(*args, **kwargs)
 
     turned_down = "half precision", but, f"less than {least} elements" if least else ""
