@@ -5,6 +5,7 @@ belong to the state reached at t, so the return of the state at t begins with th
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.heads import TwoHotHead
@@ -47,7 +48,10 @@ def critic_loss(
 ) -> Tensor:
     """Cross-entropy to the two-hot return and to the slow critic's prediction (DreamerV3, eq. 10).
 
-    logit [N, H, bins]; target, slow and weight [N, H]; gradients flow into logit.
+    logit [N, H, bins] or of more steps, which are not learned; target, slow and weight [N, H]; gradients flow into
+    logit. Logits stay whole because cutting their last step off would copy all of them, forward and backward.
     """
-    loss = head.loss(logit, target.detach()) + slowreg * head.loss(logit, slow.detach())
-    return weight.detach() * loss
+    steps = target.shape[1]
+    targets = F.pad(torch.stack([target, slow]).detach(), (0, logit.shape[1] - steps))
+    of_target, of_slow = head.loss(logit, targets)[..., :steps]
+    return weight.detach() * (of_target + slowreg * of_slow)

@@ -101,7 +101,10 @@ class TwoHotHead(_Head):
         return self.ops.twohot_mean(out, self.bins, self.form)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy [...] with the two-hot of target [..., *event]; the target gets no gradient."""
+        """Cross-entropy [...] with the two-hot of target [..., *event], of one for each entry of further axes in front.
+
+        The target gets no gradient.
+        """
         return sum_event(self.ops.twohot_loss(out, target, self.bins, self.form), len(self.event))
 
 

@@ -52,7 +52,7 @@ def actor_critic_loss(
 
     tar_offset, tar_scale = nets.valnorm(ret, training)
     tar = (ret - tar_offset) / tar_scale
-    critic = critic_loss(nets.val, value[:, :-1], tar, slow[:, :-1], weight[:, :-1], config.slowreg)
+    critic = critic_loss(nets.val, value, tar, slow[:, :-1], weight[:, :-1], config.slowreg)
 
     stats = dict(adv=adv, rew=rew, con=cont, ret=ret_normed, val=val, tar=tar, weight=weight, slowval=slowval)
     metrics = {k: v.mean() for k, v in stats.items()} | {"adv_mag": adv.abs().mean()}
@@ -94,4 +94,4 @@ def replay_critic_loss(
     weight = 1 - last.float()
     trace["repl"] = stats | {"ret": ret, "weight": weight}
     tar = (ret - offset) / scale
-    return critic_loss(nets.val, value[:, :-1], tar, slow[:, :-1], weight[:, :-1], config.replay_slowreg)
+    return critic_loss(nets.val, value, tar, slow[:, :-1], weight[:, :-1], config.replay_slowreg)
