@@ -1,7 +1,7 @@
 """LaProp with adaptive gradient clipping, and its learning-rate schedules: DreamerV3's one optimiser."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,9 +69,8 @@ class LaProp:
         assert not missing, f"no gradient reached {missing}"
         present = [g for g in grads if g is not None]
         lr = self.learning_rate()
-        grad_norm = _norm(present)
         self.count += 1
-        update_norm = self.ops.laprop_(
+        update_norm, grad_norm, param_norm = self.ops.laprop_(
             self.params,
             present,
             self.nu,
@@ -95,7 +94,7 @@ class LaProp:
             "grad_norm": grad_norm,
             "grad_rms": grad_norm / root,
             "update_rms": update_norm / root,
-            "param_rms": _norm(self.params) / root,
+            "param_rms": param_norm / root,
             "lr": lr,
         }
 
@@ -138,7 +137,3 @@ class LaProp:
             for name, tensor in zip(self.names, ours, strict=True):
                 tensor.copy_(saved[name])
         self.count.copy_(state["count"])
-
-
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(list(tensors))).norm()

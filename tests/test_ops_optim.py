@@ -109,12 +109,13 @@ def test_decay_reaches_the_masked_tensors_alone() -> None:
         assert worst(b, a - 0.1 * 0.5 * p if decayed else a) < 1e-14
 
 
-def test_the_norm_of_the_whole_update_is_returned() -> None:
+def test_norms_over_all_tensors_are_returned() -> None:
     params, nu, mu = start()
     before = [p.clone() for p in params]
-    norm = ops.laprop_(params, gradients(0), nu, mu, torch.tensor(1), 0.1, decay=0.5)
-    moved = torch.cat([(p - old).flatten() for p, old in zip(params, before, strict=True)])
-    assert norm.shape == () and worst(norm, moved.norm()) < 1e-13
+    norms = ops.laprop_(params, gradients(0), nu, mu, torch.tensor(1), 0.1, decay=0.5)
+    moved = [p - old for p, old in zip(params, before, strict=True)]
+    for norm, tensors in zip(norms, (moved, gradients(0), params), strict=True):
+        assert norm.shape == () and worst(norm, torch.cat([x.flatten() for x in tensors]).norm()) < 1e-13
 
 
 def test_the_first_step_of_an_unclipped_gradient_is_its_sign() -> None:

@@ -69,7 +69,6 @@ RULES: dict[str, Rule] = {
     "categorical_sample": Rule(),
     "gumbel_sample": Rule(),
     "categorical_kl": Rule(),
-    "gaussian_sample": Rule(),
     "gaussian_kl": Rule(),
     "symlog": Rule(),
     "symexp": Rule(),

@@ -53,15 +53,19 @@ T clipping(const Rule<T>& rule, double grad, double param) {
   return T(excess < 1 ? 1 : 1 / excess);
 }
 
-// Elements first ... last - 1; returns the sum of squares of the update.
+// Sums of squares: of the update, of the gradient as it came, of the parameters after the step.
+struct Squares {
+  double step = 0, grad = 0, param = 0;
+};
+
+// Elements first ... last - 1.
 template <typename T>
-double update(const Rule<T>& rule, const Tensor<T>& x, int64_t first, int64_t last, T clip) {
+void update(const Rule<T>& rule, const Tensor<T>& x, int64_t first, int64_t last, T clip, Squares& squares) {
   const T decay = x.decayed ? rule.decay : T(0);
-  double total = 0;
   for (; first < last; first += kBlock) {
-    Vec<T> sums = {};
+    Vec<T> of_step = {}, of_grad = {}, of_param = {};
     over<T>(last - first < kBlock ? last - first : kBlock, [&](auto at) {
-      const Vec<T> grad = at.load(x.grad + first) * clip, param = at.load(x.param + first);
+      const Vec<T> raw = at.load(x.grad + first), grad = raw * clip, param = at.load(x.param + first);
       const Vec<T> nu = rule.beta2 * at.load(x.nu + first) + rule.one_less2 * (grad * grad);
       at.store(x.nu + first, nu);
       Vec<T> step = grad / (sqrt(nu) * rule.unbiased2 + rule.eps);
@@ -71,24 +75,28 @@ double update(const Rule<T>& rule, const Tensor<T>& x, int64_t first, int64_t la
         step = (rule.nesterov ? mu + rule.one_less1 * (step - mu) : mu) * rule.unbiased1;
       }
       step = -rule.lr * (decay != T(0) ? step + decay * param : step);
-      at.store(x.param + first, param + step);
-      sums += at.only(step * step);
+      const Vec<T> moved = param + step;
+      at.store(x.param + first, moved);
+      of_step += at.only(step * step);
+      of_grad += raw * raw;
+      of_param += moved * moved;
     });
-    total += double(sum<T>(sums));
+    squares.step += double(sum<T>(of_step));
+    squares.grad += double(sum<T>(of_grad));
+    squares.param += double(sum<T>(of_param));
   }
-  return total;
 }
 
 // Sums of one thread, on a cache line of its own; those of clipping twice, for tensors by turns.
 struct alignas(64) Partial {
-  double grad[2], param[2], step;
+  double grad[2], param[2];
+  Squares all;
 };
 
 template <typename T>
-T step_all(const Rule<T>& rule, const Tensor<T>* tensors, int64_t count, Partial* partials, int threads) {
+Squares step_all(const Rule<T>& rule, const Tensor<T>* tensors, int64_t count, Partial* partials, int threads) {
   parallel(threads, [=](Team& team) {
     Partial& mine = partials[team.rank];
-    mine.step = 0;
     int turn = 0;
     for (int64_t i = 0; i < count; ++i) {
       const Tensor<T>& x = tensors[i];
@@ -112,17 +120,21 @@ T step_all(const Rule<T>& rule, const Tensor<T>* tensors, int64_t count, Partial
         }
         clip = clipping(rule, grad, param);
       }
-      mine.step += update(rule, x, range.first, range.last, clip);
+      update(rule, x, range.first, range.last, clip, mine.all);
     }
   });
-  double total = 0;
-  for (int i = 0; i < threads; ++i) total += partials[i].step;
-  return T(__builtin_sqrt(total));
+  Squares total;
+  for (int i = 0; i < threads; ++i) {
+    total.step += partials[i].all.step;
+    total.grad += partials[i].all.grad;
+    total.param += partials[i].all.param;
+  }
+  return total;
 }
 
 }  // namespace
 
-// pointers: params, grads, nu, mu (of every tensor), step, lr | norm of the update
+// pointers: params, grads, nu, mu (of every tensor), step, lr | norms of update, gradients, parameters
 // sizes: tensors, then of each its elements, then of each whether it is decayed, momentum, nesterov
 // scalars: agc, pmin, beta1, beta2, eps, decay
 template <typename T>
@@ -144,7 +156,9 @@ void laprop_(Call& call) {
   for (int64_t i = 0; i < count; ++i) x[i].mu = call.pointer<T>();
   const double step = double(*call.pointer<const int64_t>());
   const T* lr = call.pointer<const T>();
-  T* norm = call.pointer<T>();
+  T* update_norm = call.pointer<T>();
+  T* grad_norm = call.pointer<T>();
+  T* param_norm = call.pointer<T>();
   int64_t total = 0;
   for (int64_t i = 0; i < count; ++i) total += x[i].n = call.size();
   for (int64_t i = 0; i < count; ++i) x[i].decayed = call.size();
@@ -164,8 +178,11 @@ void laprop_(Call& call) {
   rule.unbiased1 = T(1 / (1 - __builtin_pow(beta1, step)));
   rule.unbiased2 = T(1 / __builtin_sqrt(1 - __builtin_pow(beta2, step)));
   const int threads = total < 2 * kAlone ? 1 : call.threads;
-  for (int i = 0; i < threads; ++i) partials[i].step = 0;
-  *norm = step_all(rule, x, count, partials, threads);
+  for (int i = 0; i < threads; ++i) partials[i] = Partial{};
+  const Squares squares = step_all(rule, x, count, partials, threads);
+  *update_norm = T(__builtin_sqrt(squares.step));
+  *grad_norm = T(__builtin_sqrt(squares.grad));
+  *param_norm = T(__builtin_sqrt(squares.param));
 }
 
 FD_INSTANTIATE(laprop_)

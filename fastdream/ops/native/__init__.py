@@ -2,7 +2,6 @@
 
 from fastdream.ops.native.categorical import categorical_sample, gumbel_sample
 from fastdream.ops.native.dream import imagine, imagine_step, prior, rollout
-from fastdream.ops.native.gaussian import gaussian_sample
 from fastdream.ops.native.images import pool_norm_act, spread_norm_act
 from fastdream.ops.native.kl import categorical_kl, gaussian_kl
 from fastdream.ops.native.layers import mlp, norm_act
@@ -26,7 +25,6 @@ __all__ = [
     "categorical_sample",
     "gather_sequences",
     "gaussian_kl",
-    "gaussian_sample",
     "gumbel_sample",
     "imagine",
     "imagine_step",

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from fastdream.ops.native.library import check_float, check_shape, register, run
 
+Norms = tuple[Tensor, Tensor, Tensor]
+
 
 def laprop_(
     params: list[Tensor],
@@ -25,7 +27,7 @@ def laprop_(
     decay_mask: list[bool] | None = None,
     momentum: bool = True,
     nesterov: bool = False,
-) -> Tensor:
+) -> Norms:
     """As `fastdream.ops.reference.laprop_`, of tensors float32 or float64."""
     if not params:
         raise ValueError("laprop_: params is empty")
@@ -44,7 +46,7 @@ Tensors = Sequence[Tensor]
 
 def _fake(
     params: Tensors, grads: Tensors, nu: Tensors, mu: Tensors, step: Tensor, lr: Tensor, *_: object
-) -> Tensor:
+) -> Norms:
     groups = {"params": params, "grads": grads, "nu": nu, "mu": mu}
     for name, tensors in groups.items():
         if len(tensors) != len(params):
@@ -59,7 +61,8 @@ def _fake(
     check_shape("laprop_", "step", step)
     if step.dtype != torch.int64:
         raise ValueError(f"laprop_: step is {step.dtype}, expected torch.int64")
-    return params[0].new_empty(())
+    update, grad, param = (params[0].new_empty(()) for _ in range(3))
+    return update, grad, param
 
 
 def _kernel(
@@ -78,23 +81,23 @@ def _kernel(
     decay_mask: Sequence[bool],
     momentum: bool,
     nesterov: bool,
-) -> Tensor:
-    norm = _fake(params, grads, nu, mu, step, lr)
+) -> Norms:
+    norms = _fake(params, grads, nu, mu, step, lr)
     dense = [[x.contiguous() for x in tensors] for tensors in (params, grads, nu, mu)]
     sizes = len(params), *(x.numel() for x in params), *map(int, decay_mask), int(momentum), int(nesterov)
-    run("laprop_", (*chain(*dense), step, lr, norm), sizes, (agc, pmin, beta1, beta2, eps, decay))
+    run("laprop_", (*chain(*dense), step, lr, *norms), sizes, (agc, pmin, beta1, beta2, eps, decay))
     written = [*params, *nu, *mu]
     for x, result in zip(written, chain(dense[0], *dense[2:]), strict=True):
         if result is not x:
             x.copy_(result)
     torch.autograd.graph.increment_version(written)
-    return norm
+    return norms
 
 
 register(
     "laprop_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] nu, Tensor(c!)[] mu, Tensor step, Tensor lr,"
     " float agc, float pmin, float beta1, float beta2, float eps, float decay, bool[] decay_mask,"
-    " bool momentum, bool nesterov) -> Tensor",
+    " bool momentum, bool nesterov) -> (Tensor, Tensor, Tensor)",
     _kernel,
     _fake,
 )

@@ -1,5 +1,7 @@
 """LaProp with adaptive gradient clipping, over lists of tensors, in place and without a host sync."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,10 @@ def _clipped(params: list[Tensor], grads: list[Tensor], agc: float, pmin: float)
     param_norm = torch.stack(torch._foreach_norm(params))
     factor = 1 / (grad_norm / (agc * param_norm.clamp_min(pmin))).clamp_min(1)
     return list(torch._foreach_mul(grads, list(factor.unbind())))
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(list(tensors))).norm()
 
 
 @torch.no_grad()
@@ -29,10 +35,11 @@ def laprop_(
     decay_mask: list[bool] | None = None,
     momentum: bool = True,
     nesterov: bool = False,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     """One LaProp step of params, nu and mu, in place; grads are only read.
 
-    Returns the L2 norm of the whole update, 0-d.
+    Returns three L2 norms over all tensors, 0-d: of the update, of the gradients as they came, and of the
+    parameters after the step. Whoever passes over all of this anyway computes them for nothing.
 
     params, grads, nu, mu: equally long lists of equally shaped tensors (float32; float64 works). nu is
     the running mean square, mu the running mean of normalised gradients, both 0 at start. step: 0-d int64,
@@ -48,6 +55,7 @@ def laprop_(
     Source: LaProp (Ziyin et al. 2020) and AGC (Brock et al. 2021) as in DreamerV3 `opt.py`.
     """
     dtype = params[0].dtype
+    grad_norm = _norm(grads)
     count = step.double()  # 1 - 0.999^1 in float32 would be off by 1e-5 of itself
     if agc:
         grads = _clipped(params, grads, agc, pmin)
@@ -67,4 +75,4 @@ def laprop_(
         torch._foreach_add_(decayed, [p for p, keep in zip(params, mask, strict=True) if keep], alpha=decay)
     torch._foreach_mul_(update, -lr.to(dtype) if isinstance(lr, Tensor) else -lr)
     torch._foreach_add_(params, update)
-    return torch.stack(torch._foreach_norm(update)).norm()
+    return _norm(update), grad_norm, _norm(params)
