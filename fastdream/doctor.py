@@ -64,7 +64,8 @@ def build() -> dict[str, str]:
     """What the installation compiled, and on each kind of device whether it can be used."""
     record = native.build_record() or {"built": "unknown", "why": "no record of the build"}
     usable = {f"on {kind}": native.available(torch.device(kind)) or "works" for kind in ("cpu", "cuda")}
-    return {key: value for key, value in (record | usable).items() if value}
+    kernels = {"CPU kernels": native.cpu_kernels()}
+    return {key: value for key, value in (record | usable | kernels).items() if value}
 
 
 def extras() -> dict[str, str]:

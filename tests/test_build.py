@@ -166,6 +166,7 @@ def test_doctor_reports(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monke
     assert data["versions"]["torch"] == torch.__version__ or data["versions"]["torch"] in torch.__version__
     assert {row["op"] for row in data["ops"]["cpu"]} >= {"lambda_return", "observe"}
     assert data["build"]["on cpu"]
+    assert data["build"].get("CPU kernels", "") == native_ops.cpu_kernels()
     text = doctor.format_report(data)
     assert all(
         word in text for word in ("versions", "devices", "compiled", "ops on cpu", "extras", "lambda_return")

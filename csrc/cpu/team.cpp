@@ -17,7 +17,6 @@ using Query = int (*)();
 Parallel openmp_parallel = nullptr;
 Query openmp_thread_num = nullptr;
 Query openmp_num_threads = nullptr;
-std::atomic<bool> threads_started{false};
 std::atomic<bool> threads_lost{false};
 
 struct Shared {
@@ -62,9 +61,7 @@ void use_openmp(uintptr_t parallel, uintptr_t thread_num, uintptr_t num_threads)
   openmp_parallel = reinterpret_cast<Parallel>(parallel);
   openmp_thread_num = reinterpret_cast<Query>(thread_num);
   openmp_num_threads = reinterpret_cast<Query>(num_threads);
-  static const int registered = pthread_atfork(nullptr, nullptr, [] {
-    if (threads_started) threads_lost = true;
-  });
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { threads_lost = true; });
   (void)registered;
 }
 
@@ -73,7 +70,6 @@ void run_team(int threads, void (*body)(Team&, void*), void* data) {
     Team alone(0, 1, nullptr);
     return body(alone, data);
   }
-  threads_started = true;
   Shared shared{body, data};
   openmp_parallel(enter, &shared, unsigned(threads), 0);
 }

@@ -6,8 +6,9 @@
 #include "cpu/simd.h"
 
 // Threads for kernels. They are torch's own: its OpenMP library starts them (`use_openmp` is told where it is), so that
-// kernels and torch never compete for the cores with two pools. Without it, and in a process that was forked after the
-// threads had started (they do not survive that), everything runs in the calling thread.
+// kernels and torch never compete for the cores with two pools. Without it everything runs in the calling thread, and so
+// it does in a process that was forked: threads do not survive that, whoever started them, and to ask for them waits
+// forever.
 namespace fastdream::cpu {
 
 // Threads that run one function together.

@@ -5,7 +5,7 @@ from fastdream.ops.native.dream import imagine, imagine_step, prior, rollout
 from fastdream.ops.native.images import pool_norm_act, spread_norm_act
 from fastdream.ops.native.kl import categorical_kl, gaussian_kl
 from fastdream.ops.native.layers import mlp, norm_act
-from fastdream.ops.native.library import available, build_record
+from fastdream.ops.native.library import available, build_record, cpu_kernels
 from fastdream.ops.native.optim import laprop_
 from fastdream.ops.native.pointwise import symexp, symlog
 from fastdream.ops.native.policy import policy_step
@@ -23,6 +23,7 @@ __all__ = [
     "build_record",
     "categorical_kl",
     "categorical_sample",
+    "cpu_kernels",
     "gather_sequences",
     "gaussian_kl",
     "gumbel_sample",

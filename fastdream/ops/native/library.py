@@ -36,25 +36,37 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, f"compiled, but cannot be loaded ({error}); {rebuild}"
     if module.version != fastdream.__version__:
         return None, f"compiled for version {module.version}, this is {fastdream.__version__}; {rebuild}"
-    _share_threads(module)
     return module, ""
 
 
-def _share_threads(module: ModuleType) -> None:
+def _share_threads(module: ModuleType) -> bool:
     """Let the kernels run in the threads of torch's own OpenMP library, so that there are not two pools of them.
 
-    Where torch has none, or links it into itself, kernels run in one thread.
+    False where torch has none, or links it into itself: kernels then run in one thread.
     """
     library = next(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"), None)
     if library is None:
-        return
+        return False
     torch_cpu = ctypes.CDLL(str(library))  # already loaded; looking a name up includes what it is linked to
     names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
-    if all(hasattr(torch_cpu, name) for name in names):
-        module.use_openmp(*(ctypes.cast(getattr(torch_cpu, name), ctypes.c_void_p).value for name in names))
+    if not all(hasattr(torch_cpu, name) for name in names):
+        return False
+    module.use_openmp(*(ctypes.cast(getattr(torch_cpu, name), ctypes.c_void_p).value for name in names))
+    return True
 
 
 C, WHY_NOT = _load()
+THREADS_SHARED = C is not None and _share_threads(C)
+
+
+def cpu_kernels() -> str:
+    """How the CPU kernels run here: their instruction set and threads. Empty if nothing is compiled."""
+    if C is None:
+        return ""
+    threads = (
+        "in torch's threads" if THREADS_SHARED else "in one thread: torch's OpenMP library was not found"
+    )
+    return f"{C.isa()} of {', '.join(C.isas())}; {threads}"
 
 
 def available(device: torch.device) -> str | None:
