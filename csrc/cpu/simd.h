@@ -132,9 +132,12 @@ inline T sum(Vec<T> x) {
 
 template <typename T>
 inline T max(Vec<T> x) {
-  T best = x[0];
-  for (int i = 1; i < kLanes<T>; ++i) best = x[i] > best ? x[i] : best;
-  return best;
+  T lanes[kLanes<T>];
+  __builtin_memcpy(lanes, &x, sizeof x);
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  }
+  return lanes[0];
 }
 
 template <typename V>

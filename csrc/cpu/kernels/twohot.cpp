@@ -24,9 +24,14 @@ T top_of(const T* x, int64_t n) {
     for (int64_t i = 1; i < n; ++i) top = x[i] > top ? x[i] : top;
     return top;
   }
-  Vec<T> top = load(x + n - kLanes<T>);
-  for (int64_t i = 0; i + kLanes<T> <= n; i += kLanes<T>) top = max_of(top, load(x + i));
-  return max<T>(top);
+  // Two at a time, since each waits for the one before it.
+  Vec<T> top = load(x), other = load(x + n - kLanes<T>);
+  for (int64_t i = kLanes<T>; i + 2 * kLanes<T> <= n; i += 2 * kLanes<T>) {
+    top = max_of(top, load(x + i));
+    other = max_of(other, load(x + i + kLanes<T>));
+  }
+  if (n >= 2 * kLanes<T>) top = max_of(top, load(x + n - 2 * kLanes<T>));
+  return max<T>(max_of(top, other));
 }
 
 template <typename T>
@@ -47,16 +52,14 @@ TwoHot<T> two_hot(T target, const T* bins, int64_t count, bool in_symlog) {
     const T size = log1p(splat(target < T(0) ? -target : target))[0];
     target = target < T(0) ? -size : size;
   }
-  int64_t low = 0, high = count;  // the first bin above the target is one of low ... high; NaN is above all bins
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (bins[middle] > target) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
+  // How many bins are not above the target, by halves and without a branch; NaN is above all of them.
+  int64_t reached = 0;
+  for (int64_t left = count; left > 0;) {
+    const int64_t half = (left + 1) / 2;
+    reached += bins[reached + half - 1] > target ? 0 : half;
+    left -= half;
   }
-  const int64_t below = low < 1 ? 0 : low > count - 1 ? count - 2 : low - 1;
+  const int64_t below = reached < 1 ? 0 : reached > count - 1 ? count - 2 : reached - 1;
   const T weight = (target - bins[below]) / (bins[below + 1] - bins[below]);
   return {below, weight < T(0) ? T(0) : weight > T(1) ? T(1) : weight};
 }
