@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastdream.distributions import huber, sum_event, wide
 from fastdream.nets import MLP, Children, Dense
 from fastdream.ops import Ops, categorical_log_prob, twohot_bins
-from fastdream.ops.params import Act, Layers, Norm
+from fastdream.ops.params import Act, Feat, Layers, Norm
 from fastdream.spaces import Space
 
 
@@ -68,7 +68,7 @@ class _Head(nn.Module):
         assert isinstance(out, Dense)
         return (*self.mlp.layers, out.layer)
 
-    def forward(self, feat: Tensor) -> Tensor:
+    def forward(self, feat: Tensor | Feat) -> Tensor:
         """feat [..., F] -> raw output [..., *shape] in its dtype."""
         x = self.ops.mlp(feat, self.layers)
         return x.reshape(*x.shape[:-1], *self.shape)
@@ -116,7 +116,7 @@ class BinaryHead(_Head):
     ) -> None:
         super().__init__(ops, inp, config, "logit", (1,), generator)
 
-    def forward(self, feat: Tensor) -> Tensor:
+    def forward(self, feat: Tensor | Feat) -> Tensor:
         """feat [..., F] -> logit [...]."""
         return super().forward(feat).squeeze(-1)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdream.distributions import normal_entropy, normal_log_prob, wide
 from fastdream.nets import MLP, Children, Dense
 from fastdream.ops import Ops, actor_mode, actor_outputs, categorical_entropy, categorical_log_prob
-from fastdream.ops.params import Act, ActionHead, Actor, Norm
+from fastdream.ops.params import Act, ActionHead, Actor, Feat, Norm
 from fastdream.spaces import Spaces
 
 Outputs = Sequence[tuple[Tensor, ...]]
@@ -93,7 +93,7 @@ class ActorHeads(nn.Module):
         )
         return ActionHead(kind, space.size, space.classes, out, config.unimix, config.min_std, config.max_std)
 
-    def forward(self, feat: Tensor) -> Outputs:
+    def forward(self, feat: Tensor | Feat) -> Outputs:
         """feat [..., F] -> for every key (logit [..., elements, classes],) or (mean, std) [..., elements]."""
         return actor_outputs(self.params, feat, self.ops.mlp)
 

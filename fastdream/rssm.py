@@ -77,9 +77,9 @@ class RSSM(nn.Module):
         deter = torch.zeros(batch, self.deter, device=device, dtype=dtype)
         return deter, torch.zeros(batch, *self.latent.shape, device=device, dtype=dtype)
 
-    def feat(self, deter: Tensor, stoch: Tensor) -> Tensor:
-        """[..., D] and [..., S, C] (or [..., S]) -> [..., D + width]."""
-        return torch.cat([deter, self.flat(stoch)], -1)
+    def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
+        """[..., D] and [..., S, C] (or [..., S]): what heads take, [..., D + width] without joining the two."""
+        return fd.Feat(deter, self.flat(stoch))
 
     def flat(self, stoch: Tensor) -> Tensor:
         """[..., S, C] -> [..., S*C]; Gaussian samples are flat already."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastdream.ops import reference
-from fastdream.ops.params import Layer
+from fastdream.ops.params import Feat, Layer, Layers
 
 from .native_tools import assert_as_good_as_reference, results, same
 from .ops_tools import Maker, chain, leaves, mapped
@@ -70,9 +70,44 @@ def test_mlp_takes_any_leading_axes(native: ModuleType):
             torch.testing.assert_close(our, their)
 
 
+def joined(feat: Feat, layers: Layers) -> torch.Tensor:
+    return reference.mlp(torch.cat(feat, -1), layers)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 17, 1000])
+@pytest.mark.parametrize("classes", [2, 3, 16])
+def test_mlp_takes_one_hots_apart(
+    native: ModuleType, isa: str, poison: list[str], classes: int, rows: int, dtype: torch.dtype
+):
+    """Also what is not quite one-hot: nothing but the time depends on it."""
+    make = Maker(4, dtype)
+    stoch = torch.eye(classes, dtype=dtype)[make.index(rows, 5, high=classes)].flatten(1)
+    if rows:
+        stoch[0, :] = torch.linspace(-1, 1, 5 * classes)
+    feat, layers = Feat(make.normal(rows, 33), stoch.requires_grad_()), chain(make, 33 + 5 * classes, 70, 7)
+    if rows:
+        assert_as_good_as_reference(native.mlp, joined, (feat, layers))
+    for args in ((feat, layers), (feat.detach(), layers), (feat, mapped(torch.Tensor.detach, layers))):
+        ours, theirs = results(native.mlp, args), results(joined, args)
+        for our, their in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4)
+
+
+def test_reference_takes_features_in_two_parts():
+    make = Maker(5)
+    feat = Feat(make.normal(2, 3, 6), make.normal(2, 3, 4))
+    for layers in (chain(make, 10, 5, 4), (), (make.layer(10, 5, blocks=5),)):
+        for our, their in zip(
+            results(reference.mlp, (feat, layers)), results(joined, (feat, layers)), strict=True
+        ):
+            torch.testing.assert_close(our, their)
+
+
 def test_mlp_of_no_layers_is_the_identity(native: ModuleType):
     x = torch.zeros(3, 4)
     assert native.mlp(x, ()) is x
+    assert native.mlp(Feat(x, x), ()).shape == (3, 8)
 
 
 def test_parameters_may_be_missing(native: ModuleType):

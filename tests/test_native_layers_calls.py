@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops import reference
-from fastdream.ops.params import Layers
+from fastdream.ops.params import Feat, Layers
 
 from .native_tools import results, same
 from .ops_tools import Maker, chain, mapped
@@ -16,14 +16,14 @@ from .ops_tools import Maker, chain, mapped
 
 def test_nothing_is_kept_without_a_gradient(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
     make, sizes = Maker(7), []
-    original = native.layers._mlp_fake
+    original = native.dense._mlp_fake
 
     def spied(*args: Any) -> tuple[Tensor, Tensor]:
         y, kept = original(*args)
         sizes.append(kept.numel())
         return y, kept
 
-    monkeypatch.setattr(native.layers, "_mlp_fake", spied)
+    monkeypatch.setattr(native.dense, "_mlp_fake", spied)
     args = make.normal(4, 6), chain(make, 6, 5, 3)
     with torch.no_grad():
         native.mlp(*args)
@@ -80,7 +80,7 @@ def test_second_gradient_is_refused(native: ModuleType):
 def test_opcheck(native: ModuleType):
     make, ops = Maker(12, torch.float32), torch.ops.fastdream
     x, layers = make.normal(3, 4), chain(make, 4, 5, 2)
-    params, sizes, eps = native.layers.flat(layers)
+    params, sizes, eps = native.dense.flat(layers)
     there, present = [p is not None for p in params], [p for p in params if p is not None]
     checks = torch.library.opcheck(ops.mlp.default, (x, present, there, sizes, eps, True))
     plain, params = x.detach(), [p.detach() for p in present]
@@ -111,7 +111,7 @@ def test_bad_layers_are_named(native: ModuleType):
     make = Maker(14)
     x, layers = make.normal(3, 4), chain(make, 4, 5, 2)
     first, last = layers
-    cases: list[tuple[Tensor, Layers, str]] = [
+    cases: list[tuple[Tensor | Feat, Layers, str]] = [
         (x[:, :3], layers, r"x has shape \[3, 3\], expected \[..., 4\]"),
         (x.float(), layers, r"weight of layer 0 is \[5, 4\] torch.float64 on cpu, expected .* torch.float32"),
         (x.bfloat16(), layers, "x is torch.bfloat16, expected torch.float32 or torch.float64"),
@@ -128,6 +128,11 @@ def test_bad_layers_are_named(native: ModuleType):
         (x.to("meta"), layers, "weight of layer 0 is .* on cpu, expected .* on meta"),
         (make.normal(3, 4), (chain(make, 4, 4)) * 17, "17 layers, at most 16"),
     ]
+    feat = Feat(x[:, :3], x[:2, :1])
+    cases.append((feat, layers, r"hot has shape \[2, 1\], expected \[3, 1\]"))
+    cases.append(
+        (Feat(x, x[:, :1]), layers, r"x has shape \[3, 4\] with 1 features beside it, expected \[..., 3\]")
+    )
     for x, layers, message in cases:
         with pytest.raises(ValueError, match=message):
             native.mlp(x, layers)

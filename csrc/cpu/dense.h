@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cpu/arena.h"
 #include "cpu/gemm.h"
 #include "cpu/norm_act.h"
 #include "cpu/team.h"
@@ -17,13 +18,17 @@ struct Dense {
   const T* weight = nullptr;  // [out, in]
   const T* bias = nullptr;    // [out] or null
   NormAct<T> f;
-  Packed<T> packed;  // of weight^T [in, out]
+  int64_t hot = 0;  // of the inputs, the last ones, which come as one-hots
+  T* panels = nullptr;      // weight^T [in - hot, out] for `product`
+  T* hot_panels = nullptr;  // weight^T [hot, out]
 
+  Packed<T> packed() const { return {panels, in - hot, out}; }
+  Packed<T> of_hot() const { return {hot_panels, hot, out}; }
   bool plain() const { return f.norm == Norm::none && f.act == Act::none; }
 
-  // z[rows, out] = x weight^T + bias; needs `packed`.
+  // z[rows, out] = x weight^T + bias of the inputs that are not one-hots; after pack_weights.
   void product(int64_t rows, const T* x, int64_t x_row, T* z, int64_t z_row) const {
-    gemm(rows, x, x_row, packed, z, z_row, bias ? Start::bias : Start::zero, bias);
+    gemm(rows, x, x_row, packed(), z, z_row, bias ? Start::bias : Start::zero, bias);
   }
 };
 
@@ -48,11 +53,12 @@ struct Mlp {
   }
 };
 
-// Reads pointers weight, bias, scale, shift of every layer; sizes count, in, then out, norm, act of every layer; scalars
-// eps of every layer.
+// Reads pointers weight, bias, scale, shift of every layer; sizes hot, count, in, then out, norm, act of every layer; and
+// scalars eps of every layer.
 template <typename T>
 Mlp<T> read_mlp(Call& call) {
   Mlp<T> mlp;
+  mlp[0].hot = call.size();
   const int64_t count = call.size();
   if (count < 1 || count > kMaxLayers) fail("an MLP has 1 to 16 layers");
   mlp.count = int(count);
@@ -78,12 +84,24 @@ inline int threads_for_rows(int threads, int64_t rows, int64_t weights) {
   return rows * weights < 500000 ? 1 : most < threads ? int(most) : threads;
 }
 
-// Packs weight^T of every layer into to[i], the panels shared among the team; a barrier must follow.
 template <typename T>
-void pack_weights(const Mlp<T>& mlp, T* const* to, const Team& team) {
+void lay_out(Mlp<T>& mlp, Arena& arena) {
   for (int i = 0; i < mlp.count; ++i) {
-    const Share mine = share(team, div_up(mlp[i].out, kPanel<T>));
-    pack_panels(to[i], mlp[i].weight, 1, mlp[i].in, mlp[i].in, mlp[i].out, mine.first, mine.last);
+    mlp[i].panels = arena.take<T>(packed_size<T>(mlp[i].in - mlp[i].hot, mlp[i].out));
+    mlp[i].hot_panels = arena.take<T>(packed_size<T>(mlp[i].hot, mlp[i].out));
+  }
+}
+
+// Packs weight^T of every layer, the panels shared among the team; a barrier must follow.
+template <typename T>
+void pack_weights(const Mlp<T>& mlp, const Team& team) {
+  for (int i = 0; i < mlp.count; ++i) {
+    const Dense<T>& layer = mlp[i];
+    const Share mine = share(team, layer.packed().panels());
+    const int64_t rest = layer.in - layer.hot;
+    pack_panels(layer.panels, layer.weight, 1, layer.in, rest, layer.out, mine.first, mine.last);
+    if (!layer.hot) continue;
+    pack_panels(layer.hot_panels, layer.weight + rest, 1, layer.in, layer.hot, layer.out, mine.first, mine.last);
   }
 }
 

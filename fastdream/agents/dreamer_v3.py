@@ -202,7 +202,8 @@ class DreamerV3:
                 rew = torch.cat([batch["reward"][:, -K:].reshape(-1, 1), rew[:, 1:]], 1)
                 cont = torch.cat([1 - batch["is_terminal"][:, -K:].float().reshape(-1, 1), cont[:, 1:]], 1)
         if config.ac_grads:
-            feat = torch.cat([nets.feat(deter, stoch)[:, None], feat[:, 1:]], 1)
+            begun = zip((deter, stoch), (dream.deter, dream.stoch), strict=True)
+            feat = nets.feat(*(torch.cat([start[:, None], later[:, 1:]], 1) for start, later in begun))
         outs = nets.pol(feat), nets.val(feat), slow
         context = self.ops, nets, config
         losses, ret, metrics = actor_critic_loss(*context, dream.action, rew, cont, *outs, training, trace)

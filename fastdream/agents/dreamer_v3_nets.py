@@ -102,8 +102,8 @@ class Networks(nn.Module):
         """Parameters that the optimiser trains: all but the slow critic's."""
         return {n: p for n, p in self.named_parameters() if not n.startswith("slowval.")}
 
-    def feat(self, deter: Tensor, stoch: Tensor) -> Tensor:
-        """Input of every head: [..., D] and [..., S, C] -> [..., D + S*C]."""
+    def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
+        """Input of every head: [..., D] and [..., S, C] as [..., D + S*C]."""
         return self.dyn.feat(deter, stoch)
 
     def pack(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:

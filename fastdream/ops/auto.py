@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import GRU, RSSM, Categorical, Layers
+from fastdream.ops.params import GRU, RSSM, Categorical, Feat, Layers
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
@@ -28,8 +28,8 @@ class Rule(NamedTuple):
     but: str = ""  # what `serves` turns down
 
 
-def _dense(x: Tensor, layers: Layers) -> bool:
-    return all(layer.weight.dim() == 2 for layer in layers)
+def _dense(x: Tensor | Feat, layers: Layers) -> bool:
+    return len(layers) <= 16 and all(layer.weight.dim() == 2 for layer in layers)
 
 
 def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
@@ -63,7 +63,7 @@ RULES: dict[str, Rule] = {
     "norm_act": Rule(),
     "pool_norm_act": Rule(),
     "spread_norm_act": Rule(),
-    "mlp": Rule(serves=_dense, but="block layers"),
+    "mlp": Rule(serves=_dense, but="block layers, more than 16"),
     "block_gru": Rule(at=1),
     "layernorm_gru": Rule(at=1),
     "categorical_sample": Rule(),

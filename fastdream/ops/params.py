@@ -31,6 +31,17 @@ class Layer(NamedTuple):
 Layers = tuple[Layer, ...]
 
 
+class Feat(NamedTuple):
+    """Input of the networks on a latent state: what takes it means its concatenation [deter, stoch]."""
+
+    deter: Tensor  # [..., D]
+    stoch: Tensor  # [..., S*C] flat one-hots, or [..., S]
+
+    def detach(self) -> "Feat":
+        """The same numbers without gradient."""
+        return Feat(self.deter.detach(), self.stoch.detach())
+
+
 class BlockGRU(NamedTuple):
     """DreamerV3's core (Hafner et al. 2025): blocks that meet only in the hidden layer's norm."""
 

@@ -1,8 +1,8 @@
-#include "cpu/arena.h"
 #include "cpu/dense.h"
 #include "cpu/instantiate.h"
+#include "cpu/onehots.h"
 
-// A chain of dense layers on x [rows, in]: blocks of rows run through all layers while they are in the cache.
+// A chain of dense layers on x [rows, in - hot] and, beside it, one-hots [rows, hot]: blocks of rows run through all layers while they are in the cache.
 namespace fastdream::cpu::FD_ISA {
 namespace {
 
@@ -10,11 +10,12 @@ constexpr int64_t kBlock = 64;  // rows that run through the layers together
 
 }  // namespace
 
-// pointers: x, layers (read_mlp) | y, kept;  sizes: rows, layers;  scalars: layers
+// pointers: x, hot (null if hot is 0), layers (read_mlp) | y, kept;  sizes: rows, layers;  scalars: layers
 // kept: what mlp_backward needs, z [rows, out] of every layer but a linear last one, one after the other; null: not kept
 template <typename T>
 void mlp(Call& call) {
   const T* x = call.pointer<const T>();
+  const T* hot = call.pointer<const T>();
   const int64_t rows = call.size();
   Mlp<T> net = read_mlp<T>(call);
   T* y = call.pointer<T>();
@@ -23,23 +24,25 @@ void mlp(Call& call) {
   const int threads = threads_for_rows(call.threads, rows, net.weights());
   const int64_t ld = spaced(net.widest());
   Arena arena;
-  T* packed[kMaxLayers];
   T* scratch = nullptr;  // [threads][2][kBlock, ld]
+  Entries<T> entries;    // [threads][kBlock]
+  entries.width = net[0].hot;
   for (int pass = 0; pass < 2; ++pass) {
-    for (int i = 0; i < net.count; ++i) packed[i] = arena.take<T>(packed_size<T>(net[i].in, net[i].out));
+    lay_out(net, arena);
     scratch = arena.take<T>(threads * 2 * kBlock * ld);
+    entries.lay_out(arena, threads * kBlock);
     if (pass == 0) arena.allocate();
   }
-  for (int i = 0; i < net.count; ++i) net[i].packed = {packed[i], net[i].in, net[i].out};
   parallel(threads, [&](Team& team) {
-    pack_weights(net, packed, team);
+    pack_weights(net, team);
     team.barrier();
     const Share mine = share(team, rows, kMaxRows);
+    const Entries<T> found = entries.from(team.rank * kBlock);
     T* const buffers = scratch + team.rank * 2 * kBlock * ld;
     for (int64_t row = mine.first; row < mine.last; row += kBlock) {
       const int64_t height = mine.last - row < kBlock ? mine.last - row : kBlock;
-      const T* input = x + row * net.in();
-      int64_t input_row = net.in();
+      int64_t input_row = net.in() - net[0].hot;
+      const T* input = x + row * input_row;
       T* keep = kept;
       for (int i = 0; i < net.count; ++i) {
         const Dense<T>& layer = net[i];
@@ -50,6 +53,10 @@ void mlp(Call& call) {
         T* z = keeps ? keep + row * layer.out : to;
         const int64_t z_row = keeps ? layer.out : to_row;
         layer.product(height, input, input_row, z, z_row);
+        if (layer.hot) {
+          found.find(height, hot + row * layer.hot);
+          found.multiply(height, layer.of_hot(), z, z_row);
+        }
         if (z != to || !layer.plain()) norm_act_rows(layer.f, height, layer.out, z, z_row, to, to_row);
         keep += rows * layer.out;
         input = to;

@@ -1,10 +1,11 @@
 """Ops compiled from csrc/: C++ on the CPU, CUDA on the GPU, under one `torch.library` name each."""
 
 from fastdream.ops.native.categorical import categorical_sample, gumbel_sample
+from fastdream.ops.native.dense import mlp
 from fastdream.ops.native.dream import imagine, imagine_step, prior, rollout
 from fastdream.ops.native.images import pool_norm_act, spread_norm_act
 from fastdream.ops.native.kl import categorical_kl, gaussian_kl
-from fastdream.ops.native.layers import mlp, norm_act
+from fastdream.ops.native.layers import norm_act
 from fastdream.ops.native.library import available, build_record, cpu_kernels
 from fastdream.ops.native.optim import laprop_
 from fastdream.ops.native.pointwise import symexp, symlog

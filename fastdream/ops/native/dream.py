@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_latent_net
-from fastdream.ops.native.layers import mlp
+from fastdream.ops.native.dense import mlp
 from fastdream.ops.native.library import check_float, check_shape, register, run
 from fastdream.ops.native.params import Flat, add_core, check_params, with_gaps
 from fastdream.ops.params import RSSM, Actor, Categorical, Dream, Step

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdream.ops.params import ActionHead, Actor, Layers
+from fastdream.ops.params import ActionHead, Actor, Feat
 from fastdream.ops.reference.categorical import categorical_sample
 from fastdream.ops.reference.gaussian import gaussian_sample
 from fastdream.ops.reference.layers import cast, mlp, mlp_outputs, upcast
@@ -35,7 +35,7 @@ def _head_outputs(head: ActionHead, outs: Sequence[Tensor]) -> tuple[Tensor, ...
 
 
 def actor_outputs(
-    actor: Actor, feat: Tensor, mlp: Callable[[Tensor, Layers], Tensor] = mlp
+    actor: Actor, feat: Tensor | Feat, mlp: Callable[..., Tensor] = mlp
 ) -> tuple[tuple[Tensor, ...], ...]:
     """Distribution parameters of every head at feat [..., F]; `mlp` computes the layers.
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdream.ops.params import Act, Layer, Layers, Norm
+from fastdream.ops.params import Act, Feat, Layer, Layers, Norm
 
 _ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -102,15 +102,29 @@ def dense(x: Tensor, layer: Layer) -> Tensor:
     return norm_act(x, layer.scale, layer.shift, layer.norm, layer.act, layer.eps)
 
 
-def mlp(x: Tensor, layers: Layers) -> Tensor:
+def mlp(x: Tensor | Feat, layers: Layers) -> Tensor:
     """x [..., in] through `dense` layers one after the other -> [..., out] in x.dtype."""
+    if isinstance(x, Feat):
+        x, layers = _joined(x, layers)
     for layer in layers:
         x = dense(x, layer)
     return x
 
 
+def _joined(feat: Feat, layers: Layers) -> tuple[Tensor, Layers]:
+    """The features through the first layer, and the other layers.
+
+    The two parts of a dense weight multiply the two parts of the features, which costs less than joining these.
+    """
+    if not layers or layers[0].weight.dim() != 2:
+        return torch.cat(feat, -1), layers
+    first, width = layers[0], feat.deter.shape[-1]
+    x = linear(feat.deter, first.weight[:, :width], first.bias) + linear(feat.stoch, first.weight[:, width:])
+    return norm_act(x, first.scale, first.shift, first.norm, first.act, first.eps), layers[1:]
+
+
 def mlp_outputs(
-    x: Tensor, layers: Layers, outs: Sequence[Layer], mlp: Callable[[Tensor, Layers], Tensor] = mlp
+    x: Tensor | Feat, layers: Layers, outs: Sequence[Layer], mlp: Callable[..., Tensor] = mlp
 ) -> list[Tensor]:
     """x through the layers and then through each of `outs`: in one call of `mlp` where there is but one."""
     if len(outs) == 1:
