@@ -7,6 +7,8 @@
 namespace fastdream::cpu::FD_ISA {
 namespace {
 
+constexpr int64_t kAhead = kMaxRows;  // steps whose actions and embeddings enter at a time: one tile, still in the cache
+
 template <typename T>
 struct Inputs {
   const T *deter, *stoch, *action, *embed;  // [B, D], [B, S, C] or null: zeros, [B, T, A], [B, T, E] or null
@@ -43,8 +45,13 @@ class Scan {
     const Split shares = split(team, model_.batch);
     begin(shares.rows);
     team.barrier();
-    over_runs(model_.batch, model_.length, shares.rows, 0, model_.length, [&](const Run& run) { enter(run); });
-    for (int64_t t = 0; t < model_.length; ++t) step(shares, t);
+    for (int64_t t = 0; t < model_.length; ++t) {
+      const int64_t end = t + kAhead < model_.length ? t + kAhead : model_.length;
+      if (t % kAhead == 0) {
+        over_runs(model_.batch, model_.length, shares.rows, t, end, [&](const Run& run) { enter(run); });
+      }
+      step(shares, t);
+    }
   }
 
  private:
@@ -165,6 +172,7 @@ void observe(Call& call) {
   if (call.size() != saved.size) fail("observe: what is saved has another size than expected");
   call.done();
   if (model.batch == 0 || model.length == 0) return;
+  prefer_large_pages(saved.deter.data, size_t(saved.size) * sizeof(T));
   const int threads = model.batch < 2 ? 1 : call.threads;
   model.core.kind == CoreKind::block_gru ? scan<T, BlockCell>(model, in, out, saved, threads)
                                          : scan<T, LayerNormCell>(model, in, out, saved, threads);
