@@ -13,16 +13,8 @@ from fastdream import ops as fd
 from fastdream.ops import RSSM
 
 from . import floors
+from .inputs import Call, Source
 from .shapes import PRESETS, Shape, model, networks
-
-
-class Call(NamedTuple):
-    """Arguments of an op. `flops` of one forward call, `bytes` if it moves something else than what goes in and out."""
-
-    args: tuple
-    flops: int = 0
-    kwargs: dict[str, Any] = {}
-    bytes: int | None = None
 
 
 def leaves(call: Call) -> list[Tensor]:
@@ -43,35 +35,6 @@ def forward_backward(
     return torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
 
 
-class Source:
-    """Draws inputs from one seed; those that are differentiated are leaves with gradient."""
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(0)
-
-    def normal(self, *dims: int, grad: bool = True) -> Tensor:
-        return torch.randn(dims, generator=self.generator).requires_grad_(grad)
-
-    def uniform(self, *dims: int, grad: bool = False) -> Tensor:
-        return torch.rand(dims, generator=self.generator).requires_grad_(grad)
-
-    def state(self, s: Shape, rows: int) -> tuple[Tensor, Tensor]:
-        """deter [rows, D], stoch [rows, S, C] one-hot or [rows, S]."""
-        deter = self.normal(rows, s.deter).detach().tanh().requires_grad_()
-        if not s.classes:
-            return deter, self.normal(rows, s.stoch)
-        index = torch.randint(s.classes, (rows, s.stoch), generator=self.generator)
-        return deter, torch.nn.functional.one_hot(index, s.classes).float().requires_grad_()
-
-    def noise(self, s: Shape, *lead: int) -> Tensor:
-        """What draws the latents [*lead, S]."""
-        return self.uniform(*lead, s.stoch) if s.classes else self.normal(*lead, s.stoch, grad=False)
-
-    def resets(self, *dims: int) -> Tensor:
-        """An episode's start every 50 steps or so."""
-        return self.uniform(*dims) < 0.02
-
-
 def _only(rssm: RSSM, *used: str) -> RSSM:
     """The parts of a model that an op reads, so that no others count as traffic."""
     return rssm._replace(**{part: () for part in ("core", "prior", "post") if part not in used})
@@ -81,6 +44,13 @@ def norm_act(s: Shape, *dims: int, parts: int = 1) -> Call:
     """The hidden layer of the core, for a whole batch, or 64 images after a convolution."""
     r, dims = Source(), dims or (s.starts, s.deter)
     return Call((r.normal(*dims), torch.ones(dims[-1] // parts).requires_grad_(), None))
+
+
+def conv_pool(s: Shape) -> Call:
+    """The encoder's second convolution, of 64 images."""
+    r, inp, out = Source(), s.units // 8, s.units // 16 * 3
+    x, weight, bias = r.normal(64, 32, 32, inp), r.normal(out, inp, 5, 5), r.normal(out)
+    return Call((x, weight, bias, torch.ones(out).requires_grad_(), None), 2 * 64 * 32**2 * weight.numel())
 
 
 def mlp(s: Shape, rows: int = 0) -> Call:
@@ -266,7 +236,7 @@ PLANS: dict[str, Plan] = {
     "norm_act": Plan(norm_act, *_BY_CLASSES),
     "mlp": Plan(mlp, ("1m",), ("12m",)),
     "mlp:batch": Plan(lambda s: mlp(s, 64), ("1m", "12m")),
-    "pool_norm_act": Plan(lambda s: norm_act(s, 64, 64, 64, s.units // 8), ("1m", "12m")),
+    "conv_pool": Plan(conv_pool, ("1m", "12m")),
     "spread_norm_act": Plan(lambda s: norm_act(s, 64, 16, 16, s.units // 2, parts=4), ("1m", "12m")),
     "block_gru": Plan(core, ("1m", "12m"), ("25m", "50m", "100m", "200m")),
     "layernorm_gru": Plan(core, ("v2-dmc", "v2-atari")),

@@ -10,9 +10,6 @@ from fastdream.nets import NormAct, trunc_normal_in_
 from fastdream.ops import Ops
 from fastdream.ops.params import Act, Norm
 
-# Bytes, for each thread, of feature maps that wait in the cache until they are pooled.
-CHUNK = 4 * 2**20
-
 
 class Conv(NormAct):
     """Convolution with SAME padding, optional 2x2 max-pool, norm over channels at each pixel, activation.
@@ -58,30 +55,20 @@ class Conv(NormAct):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, inp, H, W] -> [N, out, H', W'] in the dtype of x; channels-last memory stays so."""
-        if self.upsample:
-            return self._upsampled(x)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        if self.transposed:
-            return self.normalize(self._double(x, weight, bias).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        x, padding = pad(x, *(same_padding(n, self.kernel, self.stride) for n in x.shape[2:]))
-        if self.pool:
-            return self._pooled(x, weight, bias, padding)
-        x = F.conv2d(x, weight, bias, self.stride, padding)
-        return self.normalize(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    def _pooled(self, x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
-        chunk = len(x)
-        if x.device.type == "cpu":
-            # What is pooled is several times as large as what comes in and goes out: it stays in the cache.
-            image = len(weight) * x.shape[2] * x.shape[3] * x.element_size()
-            chunk = max(1, CHUNK * torch.get_num_threads() // image)
         affine = self.scale, self.shift, self.norm, self.act, self.eps
-        parts = []
-        for part in x.split(chunk):
-            y = F.conv2d(part, weight, bias, padding=padding)
-            parts.append(self.ops.pool_norm_act(y.permute(0, 2, 3, 1), *affine))
-        y = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return y.permute(0, 3, 1, 2)
+        if self.pool:
+            x = self.ops.conv_pool(x.permute(0, 2, 3, 1), self.weight, self.bias, *affine)
+        elif self.upsample:
+            x = self.ops.spread_norm_act(self._phases(x).permute(0, 2, 3, 1), *affine)
+        else:
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            x = self._double(x, weight, bias) if self.transposed else self._same(x, weight, bias)
+            x = self.normalize(x.permute(0, 2, 3, 1))
+        return x.permute(0, 3, 1, 2)
+
+    def _same(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x, padding = pad(x, *(same_padding(n, self.kernel, self.stride) for n in x.shape[2:]))
+        return F.conv2d(x, weight, bias, self.stride, padding)
 
     def _double(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         # The official code repeats x twice along both axes, zeroes the even positions and convolves. That is
@@ -91,12 +78,11 @@ class Conv(NormAct):
         x = F.conv_transpose2d(x, weight.transpose(0, 1).flip(2, 3), bias, 2, padding)
         return x[:, :, :height, :width]
 
-    def _upsampled(self, x: Tensor) -> Tensor:
+    def _phases(self, x: Tensor) -> Tensor:
+        """The four outputs at each pixel of an image that is doubled: [N, 4 * out, H, W]."""
         weight, bias = phase_weight(self.weight, self.taps).to(x.dtype), self.bias.to(x.dtype).repeat(4)
         x, padding = pad(x, phase_padding(self.kernel), phase_padding(self.kernel))
-        x = F.conv2d(x, weight, bias, padding=padding).permute(0, 2, 3, 1)
-        x = self.ops.spread_norm_act(x, self.scale, self.shift, self.norm, self.act, self.eps)
-        return x.permute(0, 3, 1, 2)
+        return F.conv2d(x, weight, bias, padding=padding)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

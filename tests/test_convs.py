@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastdream import convs
 from fastdream import ops as fd
 from fastdream.convs import Conv, same_padding
 
@@ -122,17 +121,9 @@ def test_upsampling_needs_36_of_100_multiplications() -> None:
     assert count.get_flop_counts()["Global"][torch.ops.aten.convolution] == 2 * (2 * 3) * 36 * 8 * 6
 
 
-@pytest.mark.parametrize("chunk", [1, 3000, 10**9])  # one image at a time, three, all
 @pytest.mark.parametrize("kernel, size", [(5, (6, 8)), (4, (6, 6)), (3, (7, 5))])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_pooling_in_chunks_changes_nothing(
-    kernel: int,
-    size: tuple[int, int],
-    chunk: int,
-    layout: torch.memory_format,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(convs, "CHUNK", chunk)
+def test_pooling_is_that_of_torch(kernel: int, size: tuple[int, int], layout: torch.memory_format) -> None:
     conv = wake(Conv(OPS, 3, 2, kernel, pool=True, norm="layer"))
 
     def pooled(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""pool_norm_act and spread_norm_act: the reference by hand, the compiled ops against it."""
+"""conv_pool and spread_norm_act: the reference by hand, the compiled ops against it."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -11,25 +11,48 @@ from fastdream.ops import reference
 
 from .ops_tools import Maker, gradcheck
 
-NAMES = ("pool_norm_act", "spread_norm_act")
 NORMS = ("none", "rms", "layer")
 ACTS = ("none", "silu", "gelu", "elu", "relu", "tanh")
-# Sizes that no vector divides, odd images, more than one thread's work, none at all.
-SHAPES = [
-    (1, 2, 2, 1),
-    (2, 5, 7, 3),
-    (3, 4, 2, 16),
-    (2, 6, 4, 33),
-    (3, 32, 20, 40),
-    (0, 4, 4, 8),
+DTYPES = (torch.float32, torch.float64)
+# Images, height, width, in, out, kernel: what no vector divides, odd images, wide ones, none at all.
+CONVS = [
+    (1, 2, 2, 1, 1, 1),
+    (2, 5, 7, 3, 5, 5),
+    (3, 4, 6, 16, 17, 3),
+    (2, 6, 4, 33, 6, 4),
+    (3, 10, 8, 40, 24, 5),
+    (2, 7, 9, 50, 3, 7),
+    (0, 4, 4, 8, 8, 5),
 ]
+# Images, height, width, channels after it.
+SPREADS = [(1, 1, 1, 1), (2, 5, 7, 3), (3, 4, 2, 16), (2, 3, 4, 33), (3, 16, 10, 40), (0, 2, 2, 8)]
 
 
-def inputs(name: str, shape: tuple[int, ...], norm: str, dtype: torch.dtype) -> list[Tensor | None]:
-    """x [*shape] with four times the channels where they are spread, scale and shift."""
+def conv_inputs(shape: tuple[int, ...], norm: str, dtype: torch.dtype = torch.float64) -> list[Tensor | None]:
+    """x, weight, bias, scale and shift."""
+    make, (batch, height, width, inp, out, kernel) = Maker(0, dtype), shape
+    weight = make.normal(out, inp, kernel, kernel, scale=kernel**-1 * inp**-0.5)
+    x, bias = make.normal(batch, height, width, inp), make.normal(out)
+    return [
+        x,
+        weight,
+        bias,
+        None if norm == "none" else make.normal(out),
+        make.normal(out) if norm == "layer" else None,
+    ]
+
+
+def spread_inputs(
+    shape: tuple[int, ...], norm: str, dtype: torch.dtype = torch.float64
+) -> list[Tensor | None]:
+    """x, scale and shift."""
     make, n = Maker(0, dtype), shape[-1]
-    x = make.normal(*shape[:-1], n if name.startswith("pool") else 4 * n, scale=3.0)
+    x = make.normal(*shape[:-1], 4 * n, scale=3.0)
     return [x, None if norm == "none" else make.normal(n), make.normal(n) if norm == "layer" else None]
+
+
+CASES = {"conv_pool": (conv_inputs, CONVS), "spread_norm_act": (spread_inputs, SPREADS)}
+NAMES = tuple(CASES)
 
 
 def results(op: Callable[..., Tensor], args: list[Tensor | None], *options: object) -> list[Tensor]:
@@ -42,7 +65,10 @@ def results(op: Callable[..., Tensor], args: list[Tensor | None], *options: obje
 
 def test_pooling_by_hand() -> None:
     x = torch.tensor([[1.0, 5, 9], [2, 3, 9], [9, 9, 9]]).reshape(1, 3, 3, 1)
-    assert reference.pool_norm_act(x, None, None, "none", "none").tolist() == [[[[5.0]]]]
+    y = reference.conv_pool(
+        x, torch.tensor(2.0).reshape(1, 1, 1, 1), torch.ones(1), None, None, "none", "none"
+    )
+    assert y.tolist() == [[[[11.0]]]]
 
 
 def test_spreading_by_hand() -> None:
@@ -57,30 +83,60 @@ def test_reference_gradients(name: str) -> None:
     def op(*args: Tensor) -> Tensor:
         return getattr(reference, name)(*args, "layer", "gelu", 1e-2)
 
-    assert gradcheck(op, *inputs(name, (2, 2, 4, 3), "layer", torch.float64))
+    inputs, shape = CASES[name][0], (2, 2, 4, 3, 2, 3) if name == "conv_pool" else (2, 2, 3, 2)
+    assert gradcheck(op, *inputs(shape, "layer"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def assert_as_good(native: ModuleType, name: str, args: list[Tensor | None], *options: object) -> None:
+    """Error against float64 at most twice (gradients: three times) that of the reference in the same dtype."""
+    wide = [None if x is None else x.detach().double().requires_grad_() for x in args]
+    truth = results(getattr(reference, name), wide, *options)
+    theirs = results(getattr(reference, name), args, *options)
+    ours = results(getattr(native, name), args, *options)
+    dtype = args[0].dtype
+    floor = (8 if dtype == torch.float32 else 64) * torch.finfo(dtype).eps
+    for i, (our, their, true) in enumerate(zip(ours, theirs, truth, strict=True)):
+        assert our.shape == true.shape
+        if our.numel():
+            error, allowed = (float((x - true).abs().max()) for x in (our, their))
+            allowed = (3 if i else 2) * allowed + floor * (1 + float(true.abs().max()))
+            assert error <= allowed, (args[0].shape, i, error, allowed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_native_errs_at_most_twice_as_much_as_the_reference(
-    native: ModuleType, isa: str, poison: list[str], name: str, norm: str, act: str, dtype: torch.dtype
+    native: ModuleType, poison: list[str], name: str, norm: str, act: str, dtype: torch.dtype
 ) -> None:
-    for shape in SHAPES:
-        args = inputs(name, shape, norm, dtype)
-        wide = [None if x is None else x.detach().double().requires_grad_() for x in args]
-        truth = results(getattr(reference, name), wide, norm, act)
-        theirs = results(getattr(reference, name), args, norm, act)
-        ours = results(getattr(native, name), args, norm, act)
-        floor = (8 if dtype == torch.float32 else 64) * torch.finfo(dtype).eps
-        for i, (our, their, true) in enumerate(zip(ours, theirs, truth, strict=True)):
-            assert our.shape == true.shape
-            if our.numel():
-                error, allowed = (float((x - true).abs().max()) for x in (our, their))
-                allowed = (3 if i else 2) * allowed + floor * (1 + float(true.abs().max()))
-                assert error <= allowed, (shape, i, error, allowed)
+    inputs, shapes = CASES[name]
+    for shape in shapes:
+        assert_as_good(native, name, inputs(shape, norm, dtype), norm, act)
     assert "new_empty" in poison
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_instruction_set(
+    native: ModuleType, isa: str, poison: list[str], name: str, dtype: torch.dtype
+) -> None:
+    inputs, shapes = CASES[name]
+    for shape in shapes:
+        assert_as_good(native, name, inputs(shape, "rms", dtype))
+
+
+def test_many_images_sum_as_well_as_the_reference(native: ModuleType) -> None:
+    assert_as_good(native, "conv_pool", conv_inputs((40, 32, 32, 8, 12, 5), "rms", torch.float32))
+
+
+@pytest.mark.parametrize("chunk", [1, 3000, 10**9])  # one image at a time, several, all
+def test_chunks_change_nothing(native: ModuleType, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = conv_inputs((7, 6, 8, 3, 4, 5), "rms")
+    monkeypatch.setattr(native.images, "CHUNK", chunk)
+    theirs = results(reference.conv_pool, args)
+    for our, their in zip(results(native.conv_pool, args), theirs, strict=True):
+        torch.testing.assert_close(our, their)
 
 
 def test_first_of_equal_maxima_gets_the_gradient(native: ModuleType, isa: str) -> None:
@@ -90,19 +146,31 @@ def test_first_of_equal_maxima_gets_the_gradient(native: ModuleType, isa: str) -
     found = []
     for ops in (reference, native):
         leaf = x.clone().requires_grad_()
-        y = ops.pool_norm_act(leaf, None, None, "none", "none")
+        weight = torch.eye(20).reshape(20, 20, 1, 1)  # NaN spreads to every channel of its pixels
+        y = ops.conv_pool(leaf.nan_to_num(7.0) + 0, weight, torch.zeros(20), None, None, "none", "none")
         y.backward(torch.ones_like(y))
         found.append((y.detach(), leaf.grad))
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    spoilt = native.conv_pool(x, weight, torch.zeros(20), None, None, "none", "none")
+    assert bool(spoilt.isnan().all())
+
+
+def test_images_need_no_gradient(native: ModuleType) -> None:
+    x, *params = conv_inputs((2, 4, 4, 3, 2, 3), "rms")
+    x = x.detach()
+    grads = torch.autograd.grad(native.conv_pool(x, *params).sum(), params[:3])
+    truth = torch.autograd.grad(reference.conv_pool(x, *params).sum(), params[:3])
+    for grad, true in zip(grads, truth, strict=True):
+        torch.testing.assert_close(grad, true)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_native_takes_any_strides(native: ModuleType, name: str) -> None:
-    x, scale, shift = inputs(name, (2, 4, 6, 5), "layer", torch.float64)
-    strided = [x.detach().transpose(1, 2).contiguous().transpose(1, 2), scale.detach().expand(5), shift]
-    strided = [x.detach().requires_grad_() for x in strided]
-    ours = results(getattr(native, name), strided, "layer")
-    for our, their in zip(ours, results(getattr(reference, name), [x, scale, shift], "layer"), strict=True):
+    inputs, shapes = CASES[name]
+    args = inputs(shapes[1], "layer")
+    strided = [x.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for x in args]
+    theirs = results(getattr(reference, name), args, "layer")
+    for our, their in zip(results(getattr(native, name), strided, "layer"), theirs, strict=True):
         torch.testing.assert_close(our, their)
 
 
@@ -110,7 +178,8 @@ def test_native_takes_any_strides(native: ModuleType, name: str) -> None:
 def test_native_is_the_same_in_two_threads(
     native: ModuleType, request: pytest.FixtureRequest, name: str
 ) -> None:
-    args = inputs(name, (5, 64, 64, 12), "rms", torch.float64)
+    inputs, shape = CASES[name][0], (5, 24, 24, 12, 12, 5) if name == "conv_pool" else (5, 32, 32, 12)
+    args = inputs(shape, "rms")
     one = results(getattr(native, name), args)
     request.getfixturevalue("two_threads")
     two = [results(getattr(native, name), args) for _ in range(2)]
@@ -121,41 +190,56 @@ def test_native_is_the_same_in_two_threads(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_native_is_an_op_for_torch(native: ModuleType, name: str) -> None:
-    args = [x.detach().float() for x in inputs(name, (2, 3, 4, 5), "layer", torch.float64)]
+    inputs, shapes = CASES[name]
+    args = [x.detach().float() for x in inputs(shapes[1], "layer")]
     options = 2, 1, 1e-3  # layer, silu
     forward, backward = (getattr(torch.ops.fastdream, f"{name}{part}") for part in ("", "_backward"))
     checks = torch.library.opcheck(forward.default, (*(x.requires_grad_() for x in args), *options))
-    x, *affine = (x.detach() for x in args)
-    if name.startswith("pool"):
-        y, top, place = forward(x, *affine, *options)
-        call = (top, *affine, *options, place, y, list(x.shape))
+    args = [x.detach() for x in args]
+    if name == "conv_pool":
+        x, weight, bias, *affine = args
+        y, top, place = forward(*args, *options)
+        call = (x, weight, *affine, *options, top, place, y, True)
     else:
-        call = (x, *affine, *options, forward(x, *affine, *options))
+        call = (*args, *options, forward(*args, *options))
     checks |= torch.library.opcheck(backward.default, call)
     assert set(checks.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_native_second_gradient_is_refused(native: ModuleType, name: str) -> None:
-    x, scale, _ = inputs(name, (1, 2, 2, 3), "rms", torch.float64)
-    (first,) = torch.autograd.grad(getattr(native, name)(x, scale, None).sum(), x, create_graph=True)
+    inputs, shapes = CASES[name]
+    args = inputs(shapes[1], "rms")
+    (first,) = torch.autograd.grad(getattr(native, name)(*args).sum(), args[0], create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once.*reference"):
         first.sum().backward()
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "message"),
+    ("index", "shape", "message"),
     [
-        ("pool_norm_act", (4, 4, 3), r"x has shape \[4, 4, 3\], expected \[B, H, W, N\]"),
-        ("spread_norm_act", (1, 4, 4, 6), r"x has shape \[1, 4, 4, 6\], expected \[B, H, W, 4 \* N\]"),
-        ("pool_norm_act", (1, 4, 4, 6), r"scale has shape \[3\], expected \[6\]"),
+        (0, (4, 4, 3), r"x has shape \[4, 4, 3\], expected \[B, H, W, in\]"),
+        (1, (2, 3), r"weight has shape \[2, 3\], expected \[out, in, k, k\]"),
+        (1, (2, 4, 3, 3), r"weight has shape \[2, 4, 3, 3\], expected \[2, 3, 3, 3\]"),
+        (2, (3,), r"bias has shape \[3\], expected \[2\]"),
+        (3, (3,), r"scale has shape \[3\], expected \[2\]"),
     ],
 )
-def test_native_names_bad_input(native: ModuleType, name: str, shape: tuple[int, ...], message: str) -> None:
-    op = getattr(native, name)
-    with pytest.raises(ValueError, match=f"{name}: {message}"):
-        op(torch.zeros(shape), torch.ones(3), None)
+def test_conv_pool_names_bad_input(
+    native: ModuleType, index: int, shape: tuple[int, ...], message: str
+) -> None:
+    args = conv_inputs((2, 4, 4, 3, 2, 3), "rms")
+    args[index] = torch.zeros(shape, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"conv_pool: {message}"):
+        native.conv_pool(*args)
+
+
+def test_spread_norm_act_names_bad_input(native: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"x has shape \[1, 4, 4, 6\], expected \[B, H, W, 4 \* N\]"):
+        native.spread_norm_act(torch.zeros(1, 4, 4, 6), None, None)
+    with pytest.raises(ValueError, match=r"shift has shape \[8\], expected \[2\]"):
+        native.spread_norm_act(torch.zeros(1, 4, 4, 8), None, torch.zeros(8))
     with pytest.raises(ValueError, match="x is torch.bfloat16"):
-        op(torch.zeros(shape).bfloat16(), None, None)
+        native.spread_norm_act(torch.zeros(1, 4, 4, 8).bfloat16(), None, None)
     with pytest.raises(ValueError, match="unknown norm 'batch'"):
-        op(torch.zeros(shape), None, None, "batch")
+        native.spread_norm_act(torch.zeros(1, 4, 4, 8), None, None, "batch")

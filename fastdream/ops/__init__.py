@@ -85,7 +85,7 @@ class Ops(NamedTuple):
     twohot_loss: Callable[..., Tensor]
     twohot_mean: Callable[..., Tensor]
     lambda_return: Callable[..., Tensor]
-    pool_norm_act: Callable[..., Tensor]
+    conv_pool: Callable[..., Tensor]
     spread_norm_act: Callable[..., Tensor]
     observe_step: Callable[..., Step]
     imagine_step: Callable[..., Step]

@@ -61,7 +61,7 @@ _FORWARD = f"{_MODELS}, gradients"
 
 RULES: dict[str, Rule] = {
     "norm_act": Rule(),
-    "pool_norm_act": Rule(),
+    "conv_pool": Rule(),
     "spread_norm_act": Rule(),
     "mlp": Rule(serves=_dense, but="block layers, more than 16"),
     "block_gru": Rule(at=1),

@@ -41,37 +41,24 @@ void largest(int64_t n, const T* const (&x)[4], T* top, uint8_t* place) {
   });
 }
 
-// To each of the four its part of the gradient: all of it or nothing.
-template <typename T>
-void hand_back(int64_t n, const T* d_top, const uint8_t* place, T* const (&d_x)[4]) {
-  over<T>(n, [&](auto at) {
-    Bytes<T> bytes;
-    __builtin_memcpy(&bytes, place + at.i, sizeof bytes);
-    const IntVec<T> found = __builtin_convertvector(bytes, IntVec<T>);
-    const Vec<T> d = at.load(d_top);
-    for (int k = 0; k < 4; ++k) at.store(d_x[k], found == k ? d : Vec<T>{});
-  });
-}
-
-// Runs body(row, d_scale, d_shift, spare) for every row and adds up what each adds to d_scale and d_shift [n]; null where
-// that is not wanted. `spare` has as many elements as are asked for. All three are the thread's own.
+// Runs body(row, d_scale, d_shift) for every row and adds up what each adds to the two [n], which are the thread's own
+// and null where they are not wanted.
 template <typename T, typename Body>
-void sum_over_rows(int threads, int64_t rows, int64_t n, int64_t spare, T* const (&outputs)[2], Body body) {
+void sum_over_rows(int threads, int64_t rows, int64_t n, T* const (&outputs)[2], Body body) {
   Arena arena;
-  const int64_t stride = 4 * n + spare;
-  T* buffers = nullptr;  // [threads][sums of all rows, of one row][scale, shift][n], then what is spare
+  T* buffers = nullptr;  // [threads][sums of all rows, of one row][scale, shift][n]
   for (int pass = 0; pass < 2; ++pass) {
-    buffers = arena.take<T>(threads * stride);
+    buffers = arena.take<T>(threads * 4 * n);
     if (pass == 0) arena.allocate();
   }
   parallel(threads, [=](Team& team) {
     const Share mine = share(team, rows);
-    T *total = buffers + team.rank * stride, *part = total + 2 * n;
+    T *total = buffers + team.rank * 4 * n, *part = total + 2 * n;
     for (int64_t i = 0; i < 2 * n; ++i) total[i] = T(0);
     for (int64_t row = mine.first; row < mine.last; ++row) {
       // Sums of a row before those of all: this keeps rounding small.
       for (int64_t i = 0; i < 2 * n; ++i) part[i] = T(0);
-      body(row, outputs[0] ? part : nullptr, outputs[1] ? part + n : nullptr, part + 2 * n);
+      body(row, outputs[0] ? part : nullptr, outputs[1] ? part + n : nullptr);
       for (int64_t i = 0; i < 2 * n; ++i) total[i] += part[i];
     }
     team.barrier();
@@ -79,7 +66,7 @@ void sum_over_rows(int threads, int64_t rows, int64_t n, int64_t spare, T* const
       if (!outputs[output] || team.rank > 0) continue;
       for (int64_t i = 0; i < n; ++i) {
         T sum = T(0);
-        for (int thread = 0; thread < team.size; ++thread) sum += buffers[thread * stride + output * n + i];
+        for (int thread = 0; thread < team.size; ++thread) sum += buffers[(thread * 4 + output) * n + i];
         outputs[output][i] = sum;
       }
     }
@@ -109,32 +96,6 @@ void pool_norm_act(Call& call) {
         largest<T>(n, {above, above + n, above + line, above + line + n}, top + at * n, place + at * padded);
       }
       norm_act_rows(f, columns, n, top + row * columns * n, n, y + row * columns * n, n);
-    }
-  });
-}
-
-// pointers: top, scale, shift, place, grad | d_x, d_scale, d_shift (null where not wanted)
-// sizes, scalars: as above
-template <typename T>
-void pool_norm_act_backward(Call& call) {
-  const T* top = call.pointer<const T>();
-  const NormAct<T> f = read_norm_act<T>(call);
-  const uint8_t* place = call.pointer<const uint8_t>();
-  const T* grad = call.pointer<const T>();
-  T* d_x = call.pointer<T>();
-  T* const outputs[2] = {call.pointer<T>(), call.pointer<T>()};  // d_scale, d_shift
-  const Images<T> images(call);
-  call.done();
-  const int64_t n = images.n, line = images.width * n, rows = images.height / 2, columns = images.width / 2;
-  const int64_t padded = (n + kBytes - 1) / kBytes * kBytes;
-  const int threads = threads_for(call, images.count * images.height * line);
-  const int64_t spare = columns * n;
-  sum_over_rows<T>(threads, images.count * rows, n, spare, outputs, [=](int64_t row, T* d_scale, T* d_shift, T* d_top) {
-    const int64_t at = row * columns;
-    norm_act_rows_backward(f, columns, n, top + at * n, n, grad + at * n, n, d_top, n, d_scale, d_shift);
-    T* above = d_x + (row / rows * images.height + row % rows * 2) * line;
-    for (int64_t j = 0; j < columns; ++j, above += 2 * n) {
-      hand_back<T>(n, d_top + j * n, place + (at + j) * padded, {above, above + n, above + line, above + line + n});
     }
   });
 }
@@ -177,11 +138,11 @@ void spread_norm_act_backward(Call& call) {
   const Images<T> images(call);
   call.done();
   const int64_t n = images.n, line = images.width * 2 * n, rows = images.count * images.height * 2;
-  sum_over_rows<T>(threads_for(call, rows * line), rows, n, 0, outputs, [=](int64_t row, T* d_scale, T* d_shift, T*) {
+  sum_over_rows<T>(threads_for(call, rows * line), rows, n, outputs, [=](int64_t row, T* d_scale, T* d_shift) {
     const int64_t from = row / 2 * 2 * line + row % 2 * 2 * n;
     if (f.norm == Norm::none) {
-      norm_act_rows_backward(f, images.width, 2 * n, x + from, 4 * n, grad + row * line, 2 * n, d_x + from, 4 * n, d_scale,
-                             d_shift);
+      norm_act_rows_backward(f, images.width, 2 * n, x + from, 4 * n, grad + row * line, 2 * n, d_x + from, 4 * n,
+                             d_scale, d_shift);
       return;
     }
     for (int64_t j = 0; j < images.width; ++j) {
@@ -192,7 +153,6 @@ void spread_norm_act_backward(Call& call) {
 }
 
 FD_INSTANTIATE(pool_norm_act)
-FD_INSTANTIATE(pool_norm_act_backward)
 FD_INSTANTIATE(spread_norm_act)
 FD_INSTANTIATE(spread_norm_act_backward)
 

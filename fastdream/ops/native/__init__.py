@@ -3,7 +3,7 @@
 from fastdream.ops.native.categorical import categorical_sample, gumbel_sample
 from fastdream.ops.native.dense import mlp
 from fastdream.ops.native.dream import imagine, imagine_step, prior, rollout
-from fastdream.ops.native.images import pool_norm_act, spread_norm_act
+from fastdream.ops.native.images import conv_pool, spread_norm_act
 from fastdream.ops.native.kl import categorical_kl, gaussian_kl
 from fastdream.ops.native.layers import norm_act
 from fastdream.ops.native.library import available, build_record, cpu_kernels
@@ -24,6 +24,7 @@ __all__ = [
     "build_record",
     "categorical_kl",
     "categorical_sample",
+    "conv_pool",
     "cpu_kernels",
     "gather_sequences",
     "gaussian_kl",
@@ -38,7 +39,6 @@ __all__ = [
     "observe",
     "observe_step",
     "policy_step",
-    "pool_norm_act",
     "prior",
     "rollout",
     "spread_norm_act",

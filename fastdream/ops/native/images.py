@@ -1,26 +1,37 @@
-"""pool_norm_act and spread_norm_act: norm and activation of images that are halved before or doubled after."""
+"""conv_pool and spread_norm_act: norm and activation of images that are halved before or doubled after."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.ops.native.layers import ACTS, NORMS, code
 from fastdream.ops.native.library import check_float, check_shape, register, register_once_differentiable, run
 from fastdream.ops.params import Act, Norm
 
-PADDED = 16  # kBytes in csrc/cpu/kernels/images.cpp
+PADDED = 16  # kPlaceBytes in csrc/cpu/kernels/conv_pool.cpp
+# Bytes, for each thread, of convolved images that wait in the cache until they are pooled: they are several times as
+# large as what comes in and goes out.
+CHUNK = 4 * 2**20
 
 Optional = Tensor | None
 
 
-def pool_norm_act(
-    x: Tensor, scale: Optional, shift: Optional, norm: Norm = "rms", act: Act = "silu", eps: float = 1e-4
+def conv_pool(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: Norm = "rms",
+    act: Act = "silu",
+    eps: float = 1e-4,
 ) -> Tensor:
-    """As `fastdream.ops.reference.pool_norm_act`, all float32 or all float64. Differentiable once."""
+    """As `fastdream.ops.reference.conv_pool`, all float32 or all float64. Differentiable once."""
     codes = code(NORMS, norm, "norm"), code(ACTS, act, "activation")
-    return torch.ops.fastdream.pool_norm_act(x, scale, shift, *codes, eps)[0]
+    return torch.ops.fastdream.conv_pool(x, weight, bias, scale, shift, *codes, eps)[0]
 
 
 def spread_norm_act(
@@ -31,179 +42,211 @@ def spread_norm_act(
     return torch.ops.fastdream.spread_norm_act(x, scale, shift, *codes, eps)
 
 
-def _check(op: str, x: Tensor, scale: Optional, shift: Optional, parts: int = 1) -> tuple[int, ...]:
-    """Images, height, width and normalized channels of x, a `parts`-th of all; ValueError if anything does not fit."""
-    check_float(op, x=x, **{k: p for k, p in (("scale", scale), ("shift", shift)) if p is not None})
-    if x.dim() != 4 or x.shape[-1] % parts:
-        shape = f"[B, H, W, {'N' if parts == 1 else f'{parts} * N'}]"
-        raise ValueError(f"{op}: x has shape {list(x.shape)}, expected {shape}")
-    sizes = (*x.shape[:3], x.shape[3] // parts)
+def _check_affine(op: str, x: Tensor, n: int, scale: Optional, shift: Optional) -> None:
     for name, p in (("scale", scale), ("shift", shift)):
         if p is not None:
-            check_shape(op, name, p, sizes[3])
-    return sizes
-
-
-def _padded(n: int) -> int:
-    return -(-n // PADDED) * PADDED
+            check_float(op, x=x, **{name: p})
+            check_shape(op, name, p, n)
 
 
 def _contiguous(*tensors: Optional) -> list[Optional]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
-def _gradients(x: Tensor, scale: Optional, shift: Optional) -> list[Tensor]:
-    """Room for the gradient of x, and for those of scale and shift where they exist."""
-    return [x, *(torch.empty_like(p) for p in (scale, shift) if p is not None)]
+def _spread(tensors: Sequence[Tensor], *like: Optional) -> list[Optional]:
+    """The tensors at the places of those that are there, in order."""
+    each = iter(tensors)
+    return [None if p is None else next(each) for p in like]
 
 
-def _run_backward(
-    name: str, inputs: Sequence[Optional], gradients: Sequence[Tensor], sizes: Sequence[int], eps: float
-) -> None:
-    scale, shift = inputs[1:3]
-    each = iter(gradients[1:])
-    outputs = gradients[0], *(None if p is None else next(each) for p in (scale, shift))
-    run(name, (*_contiguous(*inputs), *outputs), sizes, (eps,))
-
-
-def _pool_fake(
-    x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float
+def _conv_pool_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: int,
+    act: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, height, width, n = _check("pool_norm_act", x, scale, shift)
+    """y, the maxima that it is the norm and activation of, and their places."""
+    check_float("conv_pool", x=x, weight=weight, bias=bias)
+    if x.dim() != 4:
+        raise ValueError(f"conv_pool: x has shape {list(x.shape)}, expected [B, H, W, in]")
+    if weight.dim() != 4:
+        raise ValueError(f"conv_pool: weight has shape {list(weight.shape)}, expected [out, in, k, k]")
+    (batch, height, width, inp), (out, *_, kernel) = x.shape, weight.shape
+    check_shape("conv_pool", "weight", weight, out, inp, kernel, kernel)
+    check_shape("conv_pool", "bias", bias, out)
+    _check_affine("conv_pool", x, out, scale, shift)
     pixels = batch, height // 2, width // 2
-    place = x.new_empty(*pixels, _padded(n), dtype=torch.uint8)
-    return x.new_empty(*pixels, n), x.new_empty(*pixels, n), place
+    place = x.new_empty(*pixels, -(-out // PADDED) * PADDED, dtype=torch.uint8)
+    return x.new_empty(*pixels, out), x.new_empty(*pixels, out), place
 
 
-def _pool(
-    x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float
+def _conv_pool(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: int,
+    act: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = _pool_fake(x, scale, shift, norm, act, eps)
-    run("pool_norm_act", (*_contiguous(x, scale, shift), *outputs), (norm, act, *x.shape), (eps,))
+    outputs = _conv_pool_fake(x, weight, bias, scale, shift, norm, act, eps)
+    (batch, height, width, _), (out, *_, kernel) = x.shape, weight.shape
+    x, affine, padding = x.contiguous().permute(0, 3, 1, 2), _contiguous(scale, shift), kernel // 2
+    if not kernel % 2:
+        x, padding = F.pad(x, (kernel // 2 - 1, kernel // 2) * 2), 0
+    chunk = max(1, CHUNK * torch.get_num_threads() // max(1, out * height * width * x.element_size()))
+    for i in range(0, batch, chunk):
+        y = F.conv2d(x[i : i + chunk], weight, bias, padding=padding).permute(0, 2, 3, 1).contiguous()
+        tensors = y, *affine, *(output[i : i + chunk] for output in outputs)
+        run("pool_norm_act", tensors, (norm, act, *y.shape), (eps,))
     return outputs
 
 
-def _pool_backward_fake(
-    top: Tensor,
+def _conv_pool_backward_fake(
+    x: Tensor,
+    weight: Tensor,
     scale: Optional,
     shift: Optional,
     norm: int,
     act: int,
     eps: float,
+    top: Tensor,
     place: Tensor,
     grad: Tensor,
-    shape: Sequence[int],
+    want_x: bool,
 ) -> list[Tensor]:
-    _check("pool_norm_act_backward", top, scale, shift)
-    check_float("pool_norm_act_backward", top=top, grad=grad)
-    pixels = shape[0], shape[1] // 2, shape[2] // 2
-    check_shape("pool_norm_act_backward", "top", top, *pixels, shape[3])
-    check_shape("pool_norm_act_backward", "grad", grad, *pixels, shape[3])
-    check_shape("pool_norm_act_backward", "place", place, *pixels, _padded(shape[3]))
-    # What the pool leaves out gets no gradient, and the kernel does not come there.
-    odd = shape[1] % 2 or shape[2] % 2
-    return _gradients(top.new_zeros(*shape) if odd else top.new_empty(*shape), scale, shift)
+    """Gradients of weight and bias, then of scale and shift where they are there, and of x where it is wanted."""
+    op = "conv_pool_backward"
+    y, _, like = _conv_pool_fake(x, weight, weight[:, 0, 0, 0], scale, shift, norm, act, eps)
+    check_float(op, x=x, top=top, grad=grad)
+    for name, given, expected in (("top", top, y), ("grad", grad, y), ("place", place, like)):
+        check_shape(op, name, given, *expected.shape)
+    affine = [torch.empty_like(p) for p in (scale, shift) if p is not None]
+    d_x = [torch.empty_like(x, memory_format=torch.contiguous_format)] if want_x else []
+    return [weight.new_empty(weight.shape), weight.new_empty(len(weight)), *affine, *d_x]
 
 
-def _pool_backward(
-    top: Tensor,
+def _conv_pool_backward(
+    x: Tensor,
+    weight: Tensor,
     scale: Optional,
     shift: Optional,
     norm: int,
     act: int,
     eps: float,
+    top: Tensor,
     place: Tensor,
     grad: Tensor,
-    shape: Sequence[int],
+    want_x: bool,
 ) -> list[Tensor]:
-    gradients = _pool_backward_fake(top, scale, shift, norm, act, eps, place, grad, shape)
-    inputs = top, scale, shift, place, grad
-    _run_backward("pool_norm_act_backward", inputs, gradients, (norm, act, *shape), eps)
+    gradients = _conv_pool_backward_fake(x, weight, scale, shift, norm, act, eps, top, place, grad, want_x)
+    out, inp, kernel, _ = weight.shape
+    d_affine = _spread(gradients[2:], scale, shift)
+    d_top = torch.empty_like(top)
+    tensors = *_contiguous(top, scale, shift, grad), d_top, *d_affine
+    run("norm_act_backward", tensors, (norm, act, top.numel() // max(1, out), out), (eps,))
+    d_weight = weight.new_empty(out, kernel, kernel, inp)
+    tensors = *_contiguous(x, weight, place), d_top, gradients[-1] if want_x else None, d_weight, gradients[1]
+    run("conv_pool_backward", tensors, (*x.shape, out, kernel))
+    gradients[0].copy_(d_weight.permute(0, 3, 1, 2))
     return gradients
 
 
-def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, scale, shift, *ctx.statics = inputs
-    ctx.shape = x.shape
-    ctx.save_for_backward(output[1], scale, shift, output[2])
+def _save_conv_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, _, scale, shift, *ctx.statics = inputs
+    ctx.save_for_backward(x, weight, scale, shift, *output[1:])
     ctx.set_materialize_grads(False)  # those of what is kept never come
 
 
-def _pool_gradient(ctx: Any, grad: Optional, *_: Optional) -> tuple[Optional, ...]:
-    top, scale, shift, place = ctx.saved_tensors
+def _conv_pool_gradient(ctx: Any, grad: Optional, *_: Optional) -> tuple[Optional, ...]:
     if grad is None:
-        return (None,) * 6
-    backward = torch.ops.fastdream.pool_norm_act_backward
-    return _placed(backward(top, scale, shift, *ctx.statics, place, grad, ctx.shape), scale, shift)
+        return (None,) * 8
+    x, weight, scale, shift, *kept = ctx.saved_tensors
+    want_x = ctx.needs_input_grad[0]
+    backward = torch.ops.fastdream.conv_pool_backward
+    d_weight, d_bias, *others = backward(x, weight, scale, shift, *ctx.statics, *kept, grad, want_x)
+    d_x = others[-1] if want_x else None
+    return d_x, d_weight, d_bias, *_spread(others, scale, shift), None, None, None
 
 
-def _placed(gradients: Sequence[Tensor], scale: Optional, shift: Optional) -> tuple[Optional, ...]:
-    """Gradients of x, scale, shift, norm, act and eps."""
-    each = iter(gradients)
-    return next(each), *(None if p is None else next(each) for p in (scale, shift)), None, None, None
+def _spread_norm_act_fake(
+    x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float
+) -> Tensor:
+    check_float("spread_norm_act", x=x)
+    if x.dim() != 4 or x.shape[-1] % 4:
+        raise ValueError(f"spread_norm_act: x has shape {list(x.shape)}, expected [B, H, W, 4 * N]")
+    batch, height, width, channels = x.shape
+    _check_affine("spread_norm_act", x, channels // 4, scale, shift)
+    return x.new_empty(batch, 2 * height, 2 * width, channels // 4)
 
 
-def _spread_fake(x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float) -> Tensor:
-    batch, height, width, n = _check("spread_norm_act", x, scale, shift, 4)
-    return x.new_empty(batch, 2 * height, 2 * width, n)
-
-
-def _spread(x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float) -> Tensor:
-    y = _spread_fake(x, scale, shift, norm, act, eps)
+def _spread_norm_act(x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float) -> Tensor:
+    y = _spread_norm_act_fake(x, scale, shift, norm, act, eps)
     sizes = norm, act, *x.shape[:3], y.shape[3]
     run("spread_norm_act", (*_contiguous(x, scale, shift), y), sizes, (eps,))
     return y
 
 
-def _spread_backward_fake(
+def _spread_norm_act_backward_fake(
     x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float, grad: Tensor
 ) -> list[Tensor]:
-    batch, height, width, n = _check("spread_norm_act_backward", x, scale, shift, 4)
+    """Gradients of x, and of scale and shift where they are there."""
+    y = _spread_norm_act_fake(x, scale, shift, norm, act, eps)
     check_float("spread_norm_act_backward", x=x, grad=grad)
-    check_shape("spread_norm_act_backward", "grad", grad, batch, 2 * height, 2 * width, n)
-    return _gradients(x.new_empty(x.shape), scale, shift)
+    check_shape("spread_norm_act_backward", "grad", grad, *y.shape)
+    return [x.new_empty(x.shape), *(torch.empty_like(p) for p in (scale, shift) if p is not None)]
 
 
-def _spread_backward(
+def _spread_norm_act_backward(
     x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float, grad: Tensor
 ) -> list[Tensor]:
-    gradients = _spread_backward_fake(x, scale, shift, norm, act, eps, grad)
-    sizes = norm, act, *x.shape[:3], grad.shape[3]
-    _run_backward("spread_norm_act_backward", (x, scale, shift, grad), gradients, sizes, eps)
+    gradients = _spread_norm_act_backward_fake(x, scale, shift, norm, act, eps, grad)
+    tensors = *_contiguous(x, scale, shift, grad), *_spread(gradients, x, scale, shift)
+    run("spread_norm_act_backward", tensors, (norm, act, *x.shape[:3], grad.shape[3]), (eps,))
     return gradients
 
 
-def _save_spread(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_spread_norm_act(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, scale, shift, *ctx.statics = inputs
     ctx.save_for_backward(x, scale, shift)
 
 
-def _spread_gradient(ctx: Any, grad: Tensor) -> tuple[Optional, ...]:
-    x, scale, shift = ctx.saved_tensors
-    backward = torch.ops.fastdream.spread_norm_act_backward
-    return _placed(backward(x, scale, shift, *ctx.statics, grad), scale, shift)
+def _spread_norm_act_gradient(ctx: Any, grad: Tensor) -> tuple[Optional, ...]:
+    tensors = ctx.saved_tensors
+    gradients = torch.ops.fastdream.spread_norm_act_backward(*tensors, *ctx.statics, grad)
+    return *_spread(gradients, *tensors), None, None, None
 
 
-_INPUTS = "Tensor {}, Tensor? scale, Tensor? shift, int norm, int act, float eps"
+_AFFINE = "Tensor? scale, Tensor? shift, int norm, int act, float eps"
 register_once_differentiable(
-    register(f"pool_norm_act({_INPUTS.format('x')}) -> (Tensor, Tensor, Tensor)", _pool, _pool_fake),
     register(
-        f"pool_norm_act_backward({_INPUTS.format('top')}, Tensor place, Tensor grad, int[] shape) -> Tensor[]",
-        _pool_backward,
-        _pool_backward_fake,
+        f"conv_pool(Tensor x, Tensor weight, Tensor bias, {_AFFINE}) -> (Tensor, Tensor, Tensor)",
+        _conv_pool,
+        _conv_pool_fake,
     ),
-    _pool_gradient,
-    _save_pool,
-    "pool_norm_act",
+    register(
+        f"conv_pool_backward(Tensor x, Tensor weight, {_AFFINE}, Tensor top, Tensor place, Tensor grad, bool want_x)"
+        " -> Tensor[]",
+        _conv_pool_backward,
+        _conv_pool_backward_fake,
+    ),
+    _conv_pool_gradient,
+    _save_conv_pool,
+    "conv_pool",
 )
 register_once_differentiable(
-    register(f"spread_norm_act({_INPUTS.format('x')}) -> Tensor", _spread, _spread_fake),
+    register(f"spread_norm_act(Tensor x, {_AFFINE}) -> Tensor", _spread_norm_act, _spread_norm_act_fake),
     register(
-        f"spread_norm_act_backward({_INPUTS.format('x')}, Tensor grad) -> Tensor[]",
-        _spread_backward,
-        _spread_backward_fake,
+        f"spread_norm_act_backward(Tensor x, {_AFFINE}, Tensor grad) -> Tensor[]",
+        _spread_norm_act_backward,
+        _spread_norm_act_backward_fake,
     ),
-    _spread_gradient,
-    _save_spread,
+    _spread_norm_act_gradient,
+    _save_spread_norm_act,
     "spread_norm_act",
 )

@@ -16,7 +16,7 @@ from fastdream.ops.reference.categorical import (
 )
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std
-from fastdream.ops.reference.images import pool_norm_act, spread_norm_act
+from fastdream.ops.reference.images import conv_pool, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, norm_act
 from fastdream.ops.reference.optim import laprop_
 from fastdream.ops.reference.policy import policy_step
@@ -53,7 +53,7 @@ __all__ = [
     "observe",
     "observe_step",
     "policy_step",
-    "pool_norm_act",
+    "conv_pool",
     "prior",
     "rollout",
     "spread_norm_act",

@@ -1,28 +1,35 @@
-"""Norm and activation at every pixel of an image, together with what halves or doubles the image."""
+"""Norm and activation at every pixel of an image, together with what halves the image before or doubles it after."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.ops.params import Act, Norm
-from fastdream.ops.reference.layers import norm_act
+from fastdream.ops.reference.layers import match, norm_act
 
 
-def pool_norm_act(
+def conv_pool(
     x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
     norm: Norm = "rms",
     act: Act = "silu",
     eps: float = 1e-4,
 ) -> Tensor:
-    """2x2 max-pool, then `norm_act` over the channels of each pixel.
+    """Convolution with SAME padding, 2x2 max-pool, then `norm_act` over the channels of each pixel.
 
-    x [B, H, W, N], the rest as in `norm_act`. A last odd row or column is left out. Of equal maxima the first one,
-    row by row, gets the gradient.
-    Returns [B, H // 2, W // 2, N] in x.dtype. Source: DreamerV3 `rssm.Encoder`.
+    x [B, H, W, in], weight [out, in, k, k], bias [out], the rest as in `norm_act`. weight and bias are cast to
+    x.dtype. A last odd row or column is not pooled. Of equal maxima the first one, row by row, gets the gradient.
+    Returns [B, H // 2, W // 2, out] in x.dtype. Source: DreamerV3 `rssm.Encoder`.
     """
-    top = F.max_pool2d(x.permute(0, 3, 1, 2), 2)
-    return norm_act(top.permute(0, 2, 3, 1), scale, shift, norm, act, eps)
+    weight, bias, x = match(weight, x.dtype), match(bias, x.dtype), x.permute(0, 3, 1, 2)
+    kernel = weight.shape[-1]
+    if kernel % 2:
+        y = F.conv2d(x, weight, bias, padding=kernel // 2)
+    else:
+        y = F.conv2d(F.pad(x, (kernel // 2 - 1, kernel // 2) * 2), weight, bias)
+    return norm_act(F.max_pool2d(y, 2).permute(0, 2, 3, 1), scale, shift, norm, act, eps)
 
 
 def spread_norm_act(
