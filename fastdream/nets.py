@@ -201,8 +201,8 @@ def encode_action(
 
 def decode_action(act_space: Spaces, flat: Tensor) -> dict[str, Tensor]:
     """Flat action [..., A] -> dictionary of int32 classes and float32 values, entries [..., *space.shape]."""
-    keys = sorted(act_space)
-    parts = flat.detach().split([act_space[key].width for key in keys], -1)
+    keys, flat = sorted(act_space), flat.detach()
+    parts = flat.split([act_space[key].width for key in keys], -1) if len(keys) > 1 else (flat,)
     action = {}
     for key, x in zip(keys, parts, strict=True):
         space, batch = act_space[key], x.shape[:-1]

@@ -85,7 +85,6 @@ class DreamerV3:
         carry = self.init_train(n)
         return carry | {"action": carry["deter"].new_zeros(n, self.nets.action_width)}
 
-    @torch.no_grad()
     def policy(
         self, carry: Carry, obs: Mapping[str, np.ndarray], mode: str = "sample"
     ) -> tuple[Carry, dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -118,12 +118,17 @@ class Networks(nn.Module):
         noise = self.latent.noise(len(reset), generator=generator)
         action_noise = None if greedy else self.pol.noise(len(reset), generator=generator)
         encoder, rssm, actor = self._acting.get()
-        features = self.enc.features(obs) if encoder else self.enc(obs)
+        features = self.enc.features(obs) if encoder else self._embed(obs)
         state = carry["deter"], carry["stoch"], carry["action"], features, reset
         step, action = self.ops.policy_step(encoder, rssm, actor, *state, noise, action_noise)
-        carry = {"deter": step.deter, "stoch": step.stoch, "action": action.to(step.deter.dtype)}
-        assert step.index is not None
-        return carry, {"deter": step.deter.half(), "stoch": step.index.to(torch.uint8)}
+        deter, stoch, _, index = step
+        assert index is not None
+        carry = {"deter": deter, "stoch": stoch, "action": action.to(deter.dtype)}
+        return carry, {"deter": deter.half(), "stoch": index.to(torch.uint8)}
+
+    @torch.no_grad()
+    def _embed(self, obs: Mapping[str, Tensor]) -> Tensor:
+        return self.enc(obs)
 
     def context(
         self, carry: Mapping[str, Tensor], batch: Mapping[str, Tensor]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_chain, add_latent_net
 from fastdream.ops.native.dream import check_index
-from fastdream.ops.native.library import addresses, check_shape, launch, plain, register
+from fastdream.ops.native.library import addresses, check_shape, empty_like, launch, plain, register
 from fastdream.ops.native.params import Flat, add_core, check_params, with_gaps
 from fastdream.ops.params import RSSM, Actor, Categorical, Layers, Step
 from fastdream.ops.reference.actor import action_width
@@ -41,6 +41,7 @@ class _Model(NamedTuple):
     sizes: list[int]
     scalars: list[float]
     layout: list[int]
+    fitting: list[Any]  # what the inputs were like that were checked last
 
 
 # Of the models that acted last, by identity. Reading all parameters anew takes as long as a small model takes to act.
@@ -75,7 +76,11 @@ def policy_step(
     inputs = *state, noise, index, None if action_noise is None else match(action_noise, dtype)
     if plain(deter):
         model = _known(encoder, rssm, actor, deter)
-        outputs = _fake(model.params, model.filled, model.sizes, model.scalars, model.layout, *inputs)
+        described = [None if x is None else (x.shape, x.dtype, x.is_cpu) for x in inputs]
+        if described != model.fitting:
+            _check(model.params, model.layout, inputs)
+            model.fitting[:] = described
+        outputs = _empty(model.layout, deter)
         _launch(model.pointers, model.sizes, model.scalars, model.layout, inputs, outputs)
     else:
         model = _flatten(encoder, rssm, actor, deter)
@@ -126,11 +131,60 @@ def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model
     original = all(x.is_contiguous() for x in params)
     params = params if original else [x.detach().contiguous() for x in params]
     pointers = addresses(with_gaps(params, filled)) if plain(deter) else []
-    static = filled, flat.sizes, [latent.unimix, *flat.scalars], list(layout)
-    return _Model((encoder, rssm, actor), params, original, pointers, [p for p in pointers if p], *static)
+    return _Model(
+        source=(encoder, rssm, actor),
+        params=params,
+        original=original,
+        pointers=pointers,
+        addresses=[p for p in pointers if p],
+        filled=filled,
+        sizes=flat.sizes,
+        scalars=[latent.unimix, *flat.scalars],
+        layout=list(layout),
+        fitting=[],
+    )
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _check(params: list[Tensor], layout: list[int], inputs: Sequence[Tensor | None]) -> None:
+    """ValueError unless the inputs fit the model and one another."""
+    width, stoch, classes, action, features, _, elements, _ = layout
+    deter = inputs[0]
+    assert deter is not None
+    check_params("policy_step", params[:1], deter, "deter")
+    dtype, rows = deter.dtype, len(deter)
+    expected = {
+        "deter": ((rows, width), dtype),
+        "stoch": ((rows, stoch, classes), dtype),
+        "action": ((rows, action), dtype),
+        "features": ((rows, features), dtype),
+        "reset": ((rows,), torch.bool),
+        "noise": ((rows, stoch), dtype),
+        "index": ((rows, stoch), torch.int64),
+        "action_noise": ((rows, elements), dtype),
+    }
+    for x, (name, (shape, kind)) in zip(inputs, expected.items(), strict=True):
+        if x is None:
+            continue
+        check_shape("policy_step", name, x, *shape)
+        if x.dtype != kind or x.device != deter.device:
+            raise ValueError(
+                f"policy_step: {name} is {x.dtype} on {x.device}, expected {kind} on {deter.device}"
+            )
+
+
+def _empty(layout: list[int], deter: Tensor) -> Outputs:
+    _, stoch, classes, action, *_ = layout
+    rows = len(deter)
+    return (
+        empty_like(deter),
+        deter.new_empty(rows, stoch, classes),
+        deter.new_empty(rows, stoch, classes),
+        deter.new_empty((rows, stoch), dtype=torch.int64),
+        deter.new_empty(rows, action),
+    )
 
 
 def _fake(
@@ -139,46 +193,10 @@ def _fake(
     sizes: list[int],
     scalars: list[float],
     layout: list[int],
-    deter: Tensor,
-    stoch: Tensor,
-    action: Tensor,
-    features: Tensor,
-    reset: Tensor,
-    noise: Tensor | None,
-    index: Tensor | None,
-    action_noise: Tensor | None,
+    *inputs: Any,
 ) -> Outputs:
-    width, stochs, classes, action_width, feature_width, _, elements, _ = layout
-    rows = deter.shape[0]
-    # In the order of the arguments: shape and dtype.
-    expected = {
-        "stoch": (stoch, (rows, stochs, classes), deter.dtype),
-        "action": (action, (rows, action_width), deter.dtype),
-        "features": (features, (rows, feature_width), deter.dtype),
-        "reset": (reset, (rows,), torch.bool),
-        "noise": (noise, (rows, stochs), deter.dtype),
-        "index": (index, (rows, stochs), torch.int64),
-        "action_noise": (action_noise, (rows, elements), deter.dtype),
-    }
-    if deter.shape != (rows, width):
-        check_shape("policy_step", "deter", deter, rows, width)
-    check_params("policy_step", params[:1], deter, "deter")
-    for name, (x, shape, dtype) in expected.items():
-        if x is None:
-            continue
-        if x.shape != shape:
-            check_shape("policy_step", name, x, *shape)
-        if x.dtype != dtype or x.device != deter.device:
-            raise ValueError(
-                f"policy_step: {name} is {x.dtype} on {x.device}, expected {dtype} on {deter.device}"
-            )
-    return (
-        torch.empty_like(deter, memory_format=torch.contiguous_format),
-        deter.new_empty(rows, stochs, classes),
-        deter.new_empty(rows, stochs, classes),
-        deter.new_empty((rows, stochs), dtype=torch.int64),
-        deter.new_empty(rows, action_width),
-    )
+    _check(params, layout, inputs)
+    return _empty(layout, inputs[0])
 
 
 def _launch(
