@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v3 import DreamerV3
-from fastdream.ops import RSSM, Step, reference
+from fastdream.ops import RSSM, Layer, Step, reference
 
 from . import floors
 from .bars import OURS, Rates
@@ -140,11 +140,12 @@ def machine_rates(side: int = 1024, size: int = 2**26) -> Rates:
     a, b = torch.randn(2, side, side).unbind()
     x = torch.ones(size)
     rows, ones = x.view(-1, 2**12), torch.ones(2**12)
-    product = best([lambda: torch.mm(a, b), *own_product(a, b)])
+    product = best([lambda: torch.mm(a, b), own_product(a, b)])
     reading = best([x.sum, lambda: torch.mv(rows, ones), lambda: torch.dot(x, x)])
     return Rates(2 * side**3 / product, 4 * size / reading)
 
 
-def own_product(a: Tensor, b: Tensor) -> list[Callable[[], Tensor]]:
-    """The same product by the native kernels, if there are any."""
-    return []
+def own_product(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
+    """The same product as one linear layer by the native kernels, or by torch where there are none."""
+    layers, mlp = (Layer(b.t().contiguous()),), fd.load("auto").mlp
+    return lambda: mlp(a, layers)

@@ -261,3 +261,11 @@ def test_convolutions_of_an_update():
 def test_rates_of_the_machine():
     rates = jobs.machine_rates(side=64, size=2**16)
     assert rates.flops > 1e6 and rates.bytes > 1e6
+
+
+def test_crossover():
+    """From the least size on that is larger than all at which native loses by more than noise."""
+    least = load("crossover").least
+    assert least([(1, 0.5), (10, 1.04), (100, 0.2)]) == 0
+    assert least([(1, 2.0), (10, 1.2), (10, 0.9), (100, 0.5)]) == 100
+    assert least([(1, 0.5), (100, 1.5)]) is None

@@ -1,0 +1,82 @@
+"""From which size on the native ops take less time than the reference: the table LEAST of fastdream/ops/auto.py.
+
+    python benchmarks/crossover.py [OP...]
+
+Each op is called as in `calls`, for batches from one state to a whole one, forward and with gradients, both backends in
+turn. Its size is that of the tensor that its rule looks at. Written into the table is the least size from which native
+was never the slower one; ops that win at every size are not in it. What native loses at the largest size is said.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+BATCHES = ((1, 1), (1, 4), (4, 4), (4, 16), (16, 64))
+ROUNDS, NOISE = 7, 1.05  # a loss is more than what two runs of the same differ by
+
+
+def measure(op: str) -> Iterator[tuple[int, float]]:
+    """Size and native's time over the reference's, at every batch and in every mode."""
+    from benchmarks.calls import PLANS, forward, forward_backward, leaves
+    from benchmarks.clock import interleaved, repeated
+    from benchmarks.floors import tensors
+    from benchmarks.shapes import shape
+    from fastdream import ops as fd
+    from fastdream.ops.auto import RULES
+
+    plan, functions = PLANS[op], {name: getattr(fd.load(name), op) for name in ("reference", "native")}
+    for batch, length in BATCHES:
+        call = plan.call(replace(shape(plan.presets[0]), batch=batch, length=length))
+        runs: list[dict[str, Callable[[], Any]]] = [
+            {k: partial(forward, f, call) for k, f in functions.items()}
+        ]
+        if plan.backward:
+            outputs = tensors(functions["reference"](*call.args, **call.kwargs))
+            grads = [x.new_ones(x.shape) for x in outputs if x.requires_grad]
+            given = call, leaves(call), grads
+            runs.append({k: partial(forward_backward, f, *given) for k, f in functions.items()})
+        for run in runs:
+            samples = interleaved({name: repeated(call) for name, call in run.items()}, ROUNDS)
+            ours, theirs = (median(s.wall for s in samples[name]) for name in ("native", "reference"))
+            yield next(tensors(call.args[RULES[op].at])).numel(), ours / theirs
+
+
+def least(ratios: list[tuple[int, float]]) -> int | None:
+    """The least size from which native never loses; 0 if it never does, None if it does at the largest."""
+    sizes, lost = sorted({size for size, _ in ratios}), [size for size, ratio in ratios if ratio > NOISE]
+    if not lost:
+        return 0
+    return next((size for size in sizes if size > max(lost)), None)
+
+
+def main(names: list[str]) -> None:
+    """Measure and print."""
+    import torch
+
+    from fastdream.ops import native
+    from fastdream.ops.auto import RULES
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    table: dict[str, int] = {}
+    for op in names or [op for op in RULES if hasattr(native, op)]:
+        ratios = list(measure(op))
+        print(op, ", ".join(f"{size}: {ratio:.2f}" for size, ratio in ratios), file=sys.stderr, flush=True)
+        found = least(ratios)
+        if found is None:
+            print(f"{op}: native loses at its largest size", file=sys.stderr)
+        elif found:
+            table[op] = found
+    print(f"LEAST: dict[str, int] = {table}")
+
+
+if __name__ == "__main__":
+    # As in cpu.py: the folder is no installed package.
+    package = sys.modules["benchmarks"] = ModuleType("benchmarks")
+    package.__path__ = [str(Path(__file__).parent)]
+    main(sys.argv[1:])
