@@ -93,7 +93,7 @@ inline Vec<float> load_part(const float* p, int64_t n) {
 
 template <typename T>
 inline Vec<T> splat(T x) {
-  return Vec<T>{} + x;
+  return x - Vec<T>{};  // x - 0 is x for every x and costs nothing; 0 + x is an addition, for the sake of -0
 }
 
 // Calls body(at) over n elements, `at` one vector or the part of one that is left, known at compile time, so that whole
