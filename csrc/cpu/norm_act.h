@@ -39,7 +39,7 @@ constexpr double kGelu = 1.5957691216057308, kGeluCube = kGelu * 0.044715;  // 2
 
 template <typename T, Act A>
 inline Vec<T> activate(Vec<T> x) {
-  if constexpr (A == Act::silu) return x / (T(1) + exp(-x));
+  if constexpr (A == Act::silu) return over_one_plus(x, exp(-x));
   // (1 + tanh(w)) / 2 is the sigmoid of 2 w, which does not cancel.
   if constexpr (A == Act::gelu) return x * sigmoid(x * (T(kGelu) + T(kGeluCube) * x * x));
   if constexpr (A == Act::elu) return x > T(0) ? x : expm1(x > T(0) ? Vec<T>{} : x);

@@ -262,6 +262,21 @@ inline Vec<float> log1p(Vec<float> x) {
   return u == 1.0f ? x : u < __builtin_inff() ? y : log(u);
 }
 
+// x / (1 + e), e >= 0: an estimate of the reciprocal and two corrections take half the time of a division. Beyond 1e38
+// the estimate has no normal number left to be, and the result is none either.
+#if defined(__AVX512F__)
+inline Vec<float> over_one_plus(Vec<float> x, Vec<float> e) {
+  const Vec<float> divisor = 1.0f + e;
+  Vec<float> inverse = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)divisor);
+  inverse = inverse * (2.0f - divisor * inverse);
+  const Vec<float> quotient = x * inverse;
+  return divisor > 1e38f ? splat(0.0f) : quotient + inverse * (x - divisor * quotient);
+}
+#else
+inline Vec<float> over_one_plus(Vec<float> x, Vec<float> e) { return x / (1.0f + e); }
+#endif
+inline Vec<double> over_one_plus(Vec<double> x, Vec<double> e) { return x / (1.0 + e); }
+
 // A polynomial near 0, where 1 - 2 / (e^2x + 1) would cancel (Cephes).
 inline Vec<float> tanh(Vec<float> x) {
   const Vec<float> size = abs(x), square = x * x;
@@ -271,14 +286,13 @@ inline Vec<float> tanh(Vec<float> x) {
   p = p * square + 1.33314422036e-1f;
   p = p * square + -3.33332819422e-1f;
   const Vec<float> near = p * square * x + x;
-  const Vec<float> far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+  const Vec<float> far = 1.0f - over_one_plus(splat(2.0f), exp(size + size));
   return size < 0.625f ? near : x < 0.0f ? -far : x != x ? x : far;
 }
 
 template <typename V>
 inline V sigmoid(V x) {
-  return 1.0 / (1.0 + exp(-x));
+  return over_one_plus(V{} + 1, exp(-x));
 }
-inline Vec<float> sigmoid(Vec<float> x) { return 1.0f / (1.0f + exp(-x)); }
 
 }  // namespace fastdream::cpu::FD_ISA

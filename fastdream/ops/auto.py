@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import GRU, RSSM, Categorical, Feat, Layers
+from fastdream.ops.native.actor import MAX_HEADS
+from fastdream.ops.native.params import MAX_LAYERS
+from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
@@ -33,15 +35,25 @@ def _dense(x: Tensor | Feat, layers: Layers) -> bool:
 
 
 def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
-    return isinstance(rssm.latent, Categorical) and not isinstance(rssm.core, GRU)
+    hidden = rssm.core.hidden if isinstance(rssm.core, BlockGRU) else ()
+    shallow = max(len(rssm.prior), len(rssm.post), len(hidden)) <= MAX_LAYERS
+    return shallow and isinstance(rssm.latent, Categorical) and not isinstance(rssm.core, GRU)
 
 
-def _acting(encoder: Layers, rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
-    return _discrete(rssm)
+def _acts(actor: Actor) -> bool:
+    return 0 < len(actor.layers) <= MAX_LAYERS and len(actor.heads) <= MAX_HEADS
+
+
+def _acting(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
+    return len(encoder) <= MAX_LAYERS and _discrete(rssm) and _acts(actor)
 
 
 def _forward(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return _discrete(rssm) and not (torch.is_grad_enabled() and _any_gradient(rssm, *args, *kwargs.values()))
+
+
+def _dreaming(rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
+    return _acts(actor) and _forward(rssm, actor, *args, **kwargs)
 
 
 def _any_gradient(*tree: Any) -> bool:
@@ -56,7 +68,8 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-_MODELS = "Gaussian latents, the plain GRU"
+_MODELS = f"Gaussian latents, the plain GRU, nets deeper than {MAX_LAYERS}"
+_ACTORS = f"{_MODELS}, actors of no layer or over {MAX_HEADS} heads"
 _FORWARD = f"{_MODELS}, gradients"
 
 RULES: dict[str, Rule] = {
@@ -78,9 +91,9 @@ RULES: dict[str, Rule] = {
     "observe": Rule(1, _discrete, _MODELS),
     "prior": Rule(1, _discrete, _MODELS),
     "imagine_step": Rule(1, _forward, _FORWARD),
-    "imagine": Rule(2, _forward, _FORWARD),
+    "imagine": Rule(2, _dreaming, f"{_ACTORS}, gradients"),
     "rollout": Rule(1, _forward, _FORWARD),
-    "policy_step": Rule(3, _acting, _MODELS),
+    "policy_step": Rule(3, _acting, _ACTORS),
     "laprop_": Rule(),
 }
 
