@@ -37,6 +37,13 @@ def images(parts: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
     return m.normal(*shape), *norm_act(norm, act, m, n)[1:]
 
 
+def convolved(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
+    """Of odd height, whose last row is not pooled."""
+    width = m.sizes.deter
+    filters = m.normal(width, 2, kernel, kernel), m.normal(width)
+    return m.normal(n, 5, 4, 2), *filters, *norm_act(norm, act, m, n)[1:]
+
+
 def mlp(norm: str, act: str, m: Maker, n: int) -> Arguments:
     widths = m.sizes.deter, m.sizes.units, m.sizes.units, m.sizes.embed
     return m.normal(n, m.sizes.deter), chain(m, *widths, norm=norm, act=act)
@@ -180,7 +187,7 @@ def cases(function: Callable[..., Arguments], *options: Any, gradients: bool = T
 # Only what can be wrong differently: an op's options one by one, and together where they meet in the arithmetic.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": cases(norm_act, NORMS, ACTS),
-    "pool_norm_act": cases(images, [1], NORMS, ("silu", "relu")),
+    "conv_pool": cases(convolved, [3, 4], NORMS, ("silu", "relu")),
     "spread_norm_act": cases(images, [4], NORMS, ("silu", "relu")),
     "mlp": cases(mlp, NORMS, ("silu", "elu")),
     "block_gru": cases(cell, ["block"], [0, 1]),
