@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from fastdream.allocator import keep_freed_memory
+
 from . import jobs
 from .bars import FASTEST_PEER, OURS, Bar, Measured, Rates, Sample, Verdict, judge, select, wanted
 from .clock import Peer, Running, adapters, interleaved, repeated
@@ -157,7 +159,7 @@ class Contest:
         """All of it as JSON takes it."""
         machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
         return {
-            "command": shlex.join(["python", "benchmarks/cpu.py", *argv]),
+            "command": command(argv),
             "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine | {"torch": torch.__version__},
             "rates": {str(threads): rates._asdict() for threads, rates in self.rates.items()},
@@ -169,6 +171,14 @@ class Contest:
                 for bar, threads, verdict in self.verdicts()
             ],
         }
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line, without where things lie on this machine."""
+    hidden = {"--peer-path": "DIR", "--peer-python": "PYTHON", "--output": "FILE"}
+    before = [None, *argv]
+    words = [hidden.get(str(flag), word) for flag, word in zip(before, argv, strict=False)]
+    return shlex.join(["python", "benchmarks/cpu.py", *words])
 
 
 def peak(name: str, candidate: str, threads: int) -> Sample:
@@ -261,6 +271,7 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> i
         torch.set_num_threads(args.threads[0])
         print(jobs.peak_memory(*args.peak))
         return 0
+    keep_freed_memory()  # as training does
     contest = Contest(args.chosen, args.rounds, args.peers, args.without)
     try:
         for threads in args.threads:

@@ -180,7 +180,8 @@ def test_what_is_printed_and_written(
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 4 and len({len(line) for line in table}) == 1
     data = json.loads(out.read_text())
-    assert data["command"] == "python benchmarks/cpu.py --bars --rounds 2 " + " ".join(words)
+    chosen = "--only imagine-1m --only pixels-12m --output FILE"
+    assert data["command"] == f"python benchmarks/cpu.py --bars --rounds 2 {chosen}"
     assert (
         data["rates"]["1"] == {"flops": 1e9, "bytes": 1e9} and data["machine"]["torch"] == torch.__version__
     )
@@ -246,6 +247,12 @@ def test_the_compiled_scan_is_the_whole_scan(monkeypatch: pytest.MonkeyPatch):
     call = load("calls").observe(replace(shapes.shape("1m"), batch=2, length=8))
     for ours, theirs in zip(jobs.compiled_observe(*call.args), reference.observe(*call.args), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_recorded_command_names_no_place():
+    argv = ["--bars", "--peer", "torchrl", "--peer-path", "/somewhere", "--peer-python", "/else/python"]
+    recorded = contest.command(argv)
+    assert recorded == "python benchmarks/cpu.py --bars --peer torchrl --peer-path DIR --peer-python PYTHON"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
