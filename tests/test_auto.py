@@ -32,16 +32,32 @@ def _named(function: Callable[..., Any]) -> Callable[..., Any]:
 def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
     """Of the tensor that decides: the first of an op, or a model's deter."""
     x, rule, maker = torch.zeros(2, D, dtype=dtype), auto.RULES[op], Maker()
-    model = maker.rssm() if rule.serves in (auto._discrete, auto._forward) else maker.core("block")
+    models = auto._discrete, auto._forward, auto._dreaming
+    model = maker.rssm() if rule.serves in models else maker.core("block")
     args: list[Any] = [x] if rule.at == 0 else [model, *[None] * (rule.at - 1), x]
     if op in ("laprop_", "gaussian_kl"):
         args = [[x, x]]
     if op == "mlp":
         args = [x, (maker.layer(D, H),)]
+    if op == "imagine":
+        args = [model, maker.actor(), x]
     if op == "policy_step":
-        args = [(), maker.rssm(), None, x]
+        args = [(), maker.rssm(), maker.actor(), x]
     with torch.no_grad():
         assert served(op, *args) == ("native" if dtype in (torch.float32, torch.float64) else "reference")
+
+
+@torch.no_grad()
+def test_what_native_refuses_goes_to_the_reference():
+    maker, deter = Maker(), torch.zeros(2, D)
+    model, actor = maker.rssm(), maker.actor()
+    deep = model._replace(post=model.post[:1] * 8 + model.post[1:])
+    assert served("observe", model, deter) == "native"
+    assert served("observe", deep, deter) == "reference"
+    for other in (actor._replace(layers=()), actor._replace(heads=actor.heads * 33)):
+        assert served("imagine", model, actor, deter) == "native"
+        assert served("imagine", model, other, deter) == "reference"
+        assert served("policy_step", (), model, other, deter) == "reference"
 
 
 @pytest.mark.parametrize("op", ["observe", "observe_step", "prior", "imagine_step", "rollout"])
