@@ -5,6 +5,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 builds=${1:-$(mktemp -d)}
 shift || true
+mkdir -p "$builds"
 python=${PYTHON:-python}
 tests=("$root"/tests/test_native*.py)
 
