@@ -10,7 +10,7 @@
 // b is packed first: panels of kPanel columns, each contiguous over k, the last one filled up with zeros. The
 // micro-kernel keeps up to kMaxRows x kPanel sums in registers, reads a panel line and multiplies it by one broadcast
 // element of a for each row: two loads and eight broadcasts to 16 multiply-adds, which the adders can just not wait for.
-// From four rows up that reaches 0.95 of a Zen 4 core's 118 GFLOP/s while operands come from the cache, and 0.75 to 0.9
+// From four rows up that reaches 0.95 of a Zen 4 core's 118 GFLOP/s while operands come from the cache, and 0.7 to 0.9
 // from memory. The sgemm that torch exports (MKL) reaches 0.25 (4 rows) to 0.8 (1024^3) there, so a BLAS was no gain.
 namespace fastdream::cpu::FD_ISA {
 

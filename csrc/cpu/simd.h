@@ -262,7 +262,7 @@ inline Vec<float> log1p(Vec<float> x) {
   return u == 1.0f ? x : u < __builtin_inff() ? y : log(u);
 }
 
-// x / (1 + e), e >= 0: an estimate of the reciprocal and two corrections take half the time of a division. Beyond 1e38
+// x / (1 + e), e >= 0: an estimate of the reciprocal and two corrections, in place of a division. Beyond 1e38
 // the estimate has no normal number left to be, and the result is none either.
 #if defined(__AVX512F__)
 inline Vec<float> over_one_plus(Vec<float> x, Vec<float> e) {
