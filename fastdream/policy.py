@@ -67,6 +67,10 @@ class ActorHeads(nn.Module):
         self.ops, self.config = ops, config
         self.spaces = {key: act_space[key] for key in sorted(act_space)}
         self.width = sum(space.width for space in self.spaces.values())
+        draws = {"discrete": torch.rand, "vector": torch.randn}
+        self._draws = [
+            (draws[space.kind], space.size) for space in self.spaces.values() if space.kind in draws
+        ]
         self.mlp = MLP(ops, inp, config.units, config.layers, config.norm, config.act, generator)
         heads = {}
         for key, space in self.spaces.items():
@@ -99,9 +103,8 @@ class ActorHeads(nn.Module):
 
     def noise(self, *batch: int, generator: torch.Generator) -> Tensor:
         """Numbers [*batch, M] that draw one action each: uniform for discrete elements, else normal."""
-        draw = {"discrete": torch.rand, "vector": torch.randn}
-        spaces = self.spaces.values()
-        parts = [draw[s.kind](*batch, s.size, generator=generator, device=generator.device) for s in spaces]
+        device = generator.device
+        parts = [draw(*batch, size, generator=generator, device=device) for draw, size in self._draws]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def log_prob(self, outs: Outputs, flat: Tensor) -> Tensor:

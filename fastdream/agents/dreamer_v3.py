@@ -97,9 +97,12 @@ class DreamerV3:
         """
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
-        inputs = {k: torch.as_tensor(obs[k]).to(self.device) for k in (*self.obs_space, "is_first")}
-        carry, latents = self.nets.act(carry, inputs, self.generators["policy"], greedy=mode == "mode")
-        return carry, _to_host(decode_action(self.act_space, carry["action"])), _to_host(latents)
+        inputs = {k: torch.from_numpy(obs[k]).to(self.device) for k in (*self.obs_space, "is_first")}
+        carry, index = self.nets.act(carry, inputs, self.generators["policy"], greedy=mode == "mode")
+        action = decode_action(self.act_space, _to_host(carry["action"].float()))
+        # NumPy converts to the same numbers as torch, whose calls take longer on so few.
+        deter, stoch = _to_host(carry["deter"].float()), _to_host(index)
+        return carry, action, {"deter": deter.astype(np.float16), "stoch": stoch.astype(np.uint8)}
 
     def init_train(self, b: int) -> Carry:
         """State before the first training sequences; only read without replay context."""
@@ -255,5 +258,5 @@ class DreamerV3:
             generator.set_state(state["generators"][name].cpu())
 
 
-def _to_host(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {k: v.cpu().numpy() for k, v in tensors.items()}
+def _to_host(x: Tensor) -> np.ndarray:
+    return x.cpu().numpy()
