@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from fastdream.distributions import normal_entropy, normal_log_prob, wide
 from fastdream.nets import MLP, Children, Dense
-from fastdream.ops import Ops, actor_mode, actor_outputs, categorical_entropy, categorical_log_prob
-from fastdream.ops.params import Act, ActionHead, Actor, Feat, Norm
+from fastdream.ops import (
+    Ops,
+    actor_branches,
+    actor_mode,
+    actor_outputs,
+    actor_trunk,
+    categorical_entropy,
+    categorical_log_prob,
+)
+from fastdream.ops.params import Act, ActionHead, Actor, Feat, Layers, Norm
 from fastdream.spaces import Spaces
 
 Outputs = Sequence[tuple[Tensor, ...]]
@@ -99,7 +107,16 @@ class ActorHeads(nn.Module):
 
     def forward(self, feat: Tensor | Feat) -> Outputs:
         """feat [..., F] -> for every key (logit [..., elements, classes],) or (mean, std) [..., elements]."""
-        return actor_outputs(self.params, feat, self.ops.mlp)
+        return actor_outputs(self.params, feat, self.ops.mlps)
+
+    @property
+    def layers(self) -> Layers:
+        """The parameters of the layers that all outputs have in common, as ops take them."""
+        return actor_trunk(self.params)
+
+    def outputs(self, x: Tensor) -> Outputs:
+        """What `forward` returns, from what `layers` gave."""
+        return actor_branches(self.params, x, self.ops.mlps)
 
     def noise(self, *batch: int, generator: torch.Generator) -> Tensor:
         """Numbers [*batch, M] that draw one action each: uniform for discrete elements, else normal."""

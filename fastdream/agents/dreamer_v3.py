@@ -16,6 +16,7 @@ from fastdream import ops as fd
 from fastdream.agents.dreamer_v3_behavior import actor_critic_loss, replay_critic_loss
 from fastdream.agents.dreamer_v3_config import Config, loss_weights, size, variant
 from fastdream.agents.dreamer_v3_nets import Draws, Networks
+from fastdream.heads import outputs_at
 from fastdream.nets import decode_action
 from fastdream.normalize import Slow
 from fastdream.openloop import open_loop
@@ -197,17 +198,19 @@ class DreamerV3:
         with torch.no_grad():
             noise = draws.prior, draws.action, draws.prior_index, draws.action_flat
             dream = self.ops.imagine(params, nets.pol.params, deter, stoch, H, *noise)
-            feat = nets.feat(dream.deter, dream.stoch)
-            rew, cont = nets.rew.pred(nets.rew(feat)), nets.con.pred(nets.con(feat))
-            slow = nets.slowval.pred(nets.slowval(feat))
-            if config.imag_start == "data":
-                rew = torch.cat([batch["reward"][:, -K:].reshape(-1, 1), rew[:, 1:]], 1)
-                cont = torch.cat([1 - batch["is_terminal"][:, -K:].float().reshape(-1, 1), cont[:, 1:]], 1)
+        feat = nets.feat(dream.deter, dream.stoch)
         if config.ac_grads:
             begun = zip((deter, stoch), (dream.deter, dream.stoch), strict=True)
             feat = nets.feat(*(torch.cat([start[:, None], later[:, 1:]], 1) for start, later in begun))
-        outs = nets.pol(feat), nets.val(feat), slow
+        heads = (nets.pol, nets.val), (nets.rew, nets.con, nets.slowval)
+        (policy, value), (rew, con, slow) = outputs_at(self.ops, feat, *heads)
+        with torch.no_grad():
+            rew, cont, slow = nets.rew.pred(rew), nets.con.pred(con), nets.slowval.pred(slow)
+            if config.imag_start == "data":
+                rew = torch.cat([batch["reward"][:, -K:].reshape(-1, 1), rew[:, 1:]], 1)
+                cont = torch.cat([1 - batch["is_terminal"][:, -K:].float().reshape(-1, 1), cont[:, 1:]], 1)
         context = self.ops, nets, config
+        outs = policy, value, slow
         losses, ret, metrics = actor_critic_loss(*context, dream.action, rew, cont, *outs, training, trace)
         trace |= {"dream": dream, "imag_rew": rew, "imag_con": cont, "imag_slow": slow}
         return {k: v.mean(1).reshape(B, K) for k, v in losses.items()}, ret.reshape(B, K, H), metrics
