@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import SIZES
+from fastdream.ops import twohot_bins
 
 from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
@@ -64,6 +65,32 @@ def norm_acts(*triples: tuple[str, str, str]) -> dict[str, Case]:
     return {"-".join(t): Case(partial(at, t[2], partial(ops.norm_act, *t[:2]))) for t in triples}
 
 
+def gumbel(unimix: float, m: Maker, n: int) -> Arguments:
+    """Drawn, and not replayed: noise that lets one class win by far."""
+    logit, noise, *_ = ops.gumbel(unimix, 1.0, m, n)
+    winner = m.index(n, m.sizes.stoch).unsqueeze(-1)
+    return logit, noise.scatter(-1, winner, 1 - 2**-20), unimix
+
+
+def twohot_loss(targets: int, m: Maker, n: int) -> Arguments:
+    return m.normal(n, 255), m.normal(targets, n, scale=30.0).detach(), twohot_bins(255), "symexp"
+
+
+def twohot_mean(m: Maker, n: int) -> Arguments:
+    return m.normal(n, 255), twohot_bins(255), "symexp"
+
+
+def lambda_return(steps: int, m: Maker, n: int) -> Arguments:
+    live, mix = (m.normal(n, steps).detach().sigmoid().requires_grad_() for _ in range(2))
+    return m.normal(n, steps), live, mix, m.normal(n, steps)
+
+
+def gather(m: Maker, n: int) -> Arguments:
+    """Images."""
+    storage = m.index(n, 64, 64, 3, high=256).to(torch.uint8)
+    return storage, m.index(16, high=n), 64
+
+
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -72,12 +99,29 @@ CASES: dict[str, dict[str, Case]] = {
         ("layer", "elu", "units"),
         ("none", "silu", "units"),
     ),
+    "categorical_sample": ops.cases(ops.categorical, [0.01], [False, True]),
+    "gumbel_sample": ops.cases(gumbel, [0.0, 0.01]),
+    "categorical_kl": ops.cases(ops.categorical_kl, ("step", "mean"), [1.0], [0.0, 0.01]),
+    "gaussian_kl": ops.cases(ops.gaussian_kl, ("mean",), [3.0]),
+    "symlog": ops.cases(ops.elementwise),
+    "symexp": ops.cases(ops.elementwise),
+    "twohot_loss": ops.cases(twohot_loss, [1, 2]),
+    "twohot_mean": ops.cases(twohot_mean),
+    "lambda_return": ops.cases(lambda_return, [15, 64]),
+    "gather_sequences": ops.cases(gather, gradients=False),
+    "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
 }
 
 # Positions of arguments that stay float32 where the others are in half precision.
-WIDE: dict[str, tuple[int, ...]] = {"norm_act": (1, 2)}
-FULL_PRECISION: tuple[str, ...] = ()  # ops that take no half precision
-IN_PLACE: tuple[str, ...] = ()  # ops that change their arguments
+WIDE: dict[str, tuple[int, ...]] = {
+    "norm_act": (1, 2),
+    "categorical_sample": (1,),
+    "gumbel_sample": (1,),
+    "twohot_loss": (1, 2),
+    "twohot_mean": (1,),
+}
+FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
+IN_PLACE = ("laprop_",)  # ops that change their arguments
 BUDGETS: dict[str, Budget] = {
     "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
 }

@@ -97,14 +97,29 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _narrow(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+def _narrow(*args: Any, **kwargs: Any) -> bool:
+    x = next(_tensors((args, *kwargs.values())))
     return x.dim() > 0 and 0 < x.shape[-1] <= WIDEST
+
+
+def _full(params: list[Tensor], *args: Any, **kwargs: Any) -> bool:
+    return params[0].dtype == torch.float32
 
 
 _WIDE = f"rows of over {WIDEST}"
 
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
+    "categorical_sample": Rule(serves=_narrow, but=_WIDE),
+    "gumbel_sample": Rule(serves=_narrow, but=_WIDE),
+    "categorical_kl": Rule(serves=_narrow, but=_WIDE),
+    "gaussian_kl": Rule(serves=_narrow, but=_WIDE),
+    "symlog": Rule(),
+    "symexp": Rule(),
+    "twohot_loss": Rule(serves=_narrow, but=_WIDE),
+    "twohot_mean": Rule(serves=_narrow, but=_WIDE),
+    "lambda_return": Rule(),
+    "laprop_": Rule(serves=_full, but="half precision"),
 }
 
 

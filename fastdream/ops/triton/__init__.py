@@ -17,6 +17,17 @@ OLDEST = (3, 6)  # of Triton, the version that comes with torch 2.11
 # Which file of this package has the op. No file is named like an op: importing it would hide the function.
 _FILES = {
     "norm_act": "layers",
+    "categorical_sample": "categorical",
+    "gumbel_sample": "gumbel",
+    "categorical_kl": "kl",
+    "gaussian_kl": "gaussian",
+    "symlog": "pointwise",
+    "symexp": "pointwise",
+    "twohot_loss": "twohot",
+    "twohot_mean": "twohot_means",
+    "lambda_return": "returns",
+    "laprop_": "optim",
+    "gather_sequences": "replay",
 }
 OPS = tuple(_FILES)
 
