@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdream import ops
 from fastdream.ops import triton as backend
@@ -16,7 +17,7 @@ from fastdream.ops import triton as backend
 from . import triton_cases
 from .ops_tools import Maker
 from .parity_cases import CASES
-from .parity_tools import SIZES, changed, check, results, strided
+from .parity_tools import SIZES, changed, check, results, strided, tensors
 from .triton_cases import PRECISIONS, PRESETS, in_precision, made, names
 
 # What is masked out may be infinite, and its differences not a number.
@@ -100,6 +101,38 @@ def test_compiles_as_one_graph(op: str):
     compiled = torch.compile(implemented(op), fullgraph=True, backend="aot_eager")
     for ours, theirs in zip(results(compiled, args, case.gradients), eager, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def detached(tree: Any) -> Any:
+    """A copy of nested tuples and lists whose tensors want no gradient."""
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(detached(item) for item in tree)
+    return tree.detach().clone() if isinstance(tree, torch.Tensor) else tree
+
+
+class Calls(TorchDispatchMode):
+    """Keeps the first call of each of our ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[Any, tuple] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fastdream":
+            self.found.setdefault(func, detached(args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", HERE)
+def test_opcheck(op: str):
+    name, case = next(iter(HERE[op].items()))
+    with Calls() as calls:
+        results(implemented(op), arguments(op, name, "small", 3), case.gradients)
+    assert len(calls.found) == 1 + case.gradients
+    for func, args in calls.found.items():
+        for x in tensors(args):
+            x.requires_grad_(case.gradients and x.is_floating_point() and "backward" not in func.__name__)
+        assert set(torch.library.opcheck(func, args).values()) == {"SUCCESS"}, func
 
 
 @pytest.mark.gpu
