@@ -65,6 +65,12 @@ def norm_acts(*triples: tuple[str, str, str]) -> dict[str, Case]:
     return {"-".join(t): Case(partial(at, t[2], partial(ops.norm_act, *t[:2]))) for t in triples}
 
 
+def spread(norm: str, act: str, m: Maker, n: int) -> Arguments:
+    """Pictures of the decoder: as many channels as a size's depth."""
+    m.sizes = m.sizes._replace(deter=m.sizes.embed // 64)
+    return ops.images(4, norm, act, m, n // 64)
+
+
 def gumbel(unimix: float, m: Maker, n: int) -> Arguments:
     """Drawn, and not replayed: noise that lets one class win by far."""
     logit, noise, *_ = ops.gumbel(unimix, 1.0, m, n)
@@ -99,6 +105,7 @@ CASES: dict[str, dict[str, Case]] = {
         ("layer", "elu", "units"),
         ("none", "silu", "units"),
     ),
+    "spread_norm_act": ops.cases(spread, ["rms"], ["silu"]),
     "categorical_sample": ops.cases(ops.categorical, [0.01], [False, True]),
     "gumbel_sample": ops.cases(gumbel, [0.0, 0.01]),
     "categorical_kl": ops.cases(ops.categorical_kl, ("step", "mean"), [1.0], [0.0, 0.01]),
@@ -115,6 +122,7 @@ CASES: dict[str, dict[str, Case]] = {
 # Positions of arguments that stay float32 where the others are in half precision.
 WIDE: dict[str, tuple[int, ...]] = {
     "norm_act": (1, 2),
+    "spread_norm_act": (1, 2),
     "categorical_sample": (1,),
     "gumbel_sample": (1,),
     "twohot_loss": (1, 2),

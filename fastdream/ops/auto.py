@@ -110,6 +110,7 @@ _WIDE = f"rows of over {WIDEST}"
 
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
+    "spread_norm_act": Rule(serves=_narrow, but=_WIDE),
     "categorical_sample": Rule(serves=_narrow, but=_WIDE),
     "gumbel_sample": Rule(serves=_narrow, but=_WIDE),
     "categorical_kl": Rule(serves=_narrow, but=_WIDE),
