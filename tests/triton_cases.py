@@ -1,0 +1,165 @@
+"""What Triton's kernels are compiled, budgeted and compared at: every op at the widths of the agents' sizes.
+
+A new op gets its lines in CASES, in BUDGETS if it needs more than rows do, and in WIDE.
+"""
+
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdream.agents.dreamer_v3_config import SIZES
+from fastdream.ops import twohot_bins
+
+from . import parity_cases as ops
+from .ops_tools import Maker, Sizes
+from .parity_cases import Arguments, Case
+from .parity_tools import cast, changed
+
+PRESETS = tuple(name for name in SIZES if name.endswith("m"))
+USUAL = "12m"  # what the default run compiles
+CAPABILITIES = (80, 90)
+PRECISIONS = (torch.bfloat16, torch.float32)
+ROWS = 1024  # 16 sequences of 64 steps
+
+
+class Budget(NamedTuple):
+    """What a program may take at the most."""
+
+    registers: int = 128  # a thread
+    shared: int = 16 * 1024  # bytes
+    spilled: int = 0  # bytes a thread
+
+
+class Blank(Maker):
+    """Makes tensors of no memory, for the shapes alone."""
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device="meta").requires_grad_()
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+    def index(self, *shape: int, high: int | None = None) -> Tensor:
+        return torch.empty(shape, dtype=torch.int64, device="meta")
+
+    def onehot(self, *shape: int) -> Tensor:
+        return self.normal(*shape, self.sizes.classes)
+
+
+def sizes(preset: str) -> Sizes:
+    """The widths of a size of DreamerV3; embeddings are as wide as two more layers of features."""
+    deter, hidden, classes, depth, units = SIZES[preset]
+    return Sizes(deter, hidden, 32, classes, 16 * 4 * depth, 8, units)
+
+
+def at(width: str, function: Any, m: Maker, n: int) -> Arguments:
+    """The arguments of `function`, which looks at deter, at another of the widths."""
+    m.sizes = m.sizes._replace(deter=getattr(m.sizes, width))
+    return function(m, n)
+
+
+def norm_acts(*triples: tuple[str, str, str]) -> dict[str, Case]:
+    return {"-".join(t): Case(partial(at, t[2], partial(ops.norm_act, *t[:2]))) for t in triples}
+
+
+def spread(norm: str, act: str, m: Maker, n: int) -> Arguments:
+    """Pictures of the decoder: as many channels as a size's depth."""
+    m.sizes = m.sizes._replace(deter=m.sizes.embed // 64)
+    return ops.images(4, norm, act, m, n // 64)
+
+
+def gumbel(unimix: float, m: Maker, n: int) -> Arguments:
+    """Drawn, and not replayed: noise that lets one class win by far."""
+    logit, noise, *_ = ops.gumbel(unimix, 1.0, m, n)
+    winner = m.index(n, m.sizes.stoch).unsqueeze(-1)
+    return logit, noise.scatter(-1, winner, 1 - 2**-20), unimix
+
+
+def twohot_loss(targets: int, m: Maker, n: int) -> Arguments:
+    return m.normal(n, 255), m.normal(targets, n, scale=30.0).detach(), twohot_bins(255), "symexp"
+
+
+def twohot_mean(m: Maker, n: int) -> Arguments:
+    return m.normal(n, 255), twohot_bins(255), "symexp"
+
+
+def lambda_return(steps: int, m: Maker, n: int) -> Arguments:
+    live, mix = (m.normal(n, steps).detach().sigmoid().requires_grad_() for _ in range(2))
+    return m.normal(n, steps), live, mix, m.normal(n, steps)
+
+
+def gather(m: Maker, n: int) -> Arguments:
+    """Images."""
+    storage = m.index(n, 64, 64, 3, high=256).to(torch.uint8)
+    return storage, m.index(16, high=n), 64
+
+
+# The agents' layers, at the widths of their hidden layers and of the recurrent state.
+CASES: dict[str, dict[str, Case]] = {
+    "norm_act": norm_acts(
+        ("rms", "silu", "units"),
+        ("rms", "silu", "deter"),
+        ("layer", "elu", "units"),
+        ("none", "silu", "units"),
+    ),
+    "spread_norm_act": ops.cases(spread, ["rms"], ["silu"]),
+    "categorical_sample": ops.cases(ops.categorical, [0.01], [False, True]),
+    "gumbel_sample": ops.cases(gumbel, [0.0, 0.01]),
+    "categorical_kl": ops.cases(ops.categorical_kl, ("step", "mean"), [1.0], [0.0, 0.01]),
+    "gaussian_kl": ops.cases(ops.gaussian_kl, ("mean",), [3.0]),
+    "symlog": ops.cases(ops.elementwise),
+    "symexp": ops.cases(ops.elementwise),
+    "twohot_loss": ops.cases(twohot_loss, [1, 2]),
+    "twohot_mean": ops.cases(twohot_mean),
+    "lambda_return": ops.cases(lambda_return, [15, 64]),
+    "gather_sequences": ops.cases(gather, gradients=False),
+    "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
+}
+
+# Positions of arguments that stay float32 where the others are in half precision.
+WIDE: dict[str, tuple[int, ...]] = {
+    "norm_act": (1, 2),
+    "spread_norm_act": (1, 2),
+    "categorical_sample": (1,),
+    "gumbel_sample": (1,),
+    "twohot_loss": (1, 2),
+    "twohot_mean": (1,),
+}
+FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
+IN_PLACE = ("laprop_",)  # ops that change their arguments
+BUDGETS: dict[str, Budget] = {
+    "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
+}
+
+
+def in_precision(op: str, args: Arguments, dtype: torch.dtype) -> Arguments:
+    """The arguments with floats in dtype, or in float32 where the op wants that."""
+    wide = WIDE.get(op, ())
+    return tuple(changed(cast(torch.float32 if i in wide else dtype), arg) for i, arg in enumerate(args))
+
+
+def blank(op: str, case: str, preset: str, dtype: torch.dtype) -> tuple[Arguments, bool]:
+    """Arguments without memory, and whether the op has gradients."""
+    make, gradients = CASES[op][case]
+    args = make(Blank(0, torch.float32, sizes(preset)), ROWS)
+    return changed(lambda x: x.to("meta"), in_precision(op, args, dtype)), gradients
+
+
+def made(op: str, case: str, preset: str, dtype: torch.dtype) -> Arguments:
+    """Random arguments."""
+    return in_precision(op, CASES[op][case].make(Maker(0, torch.float32, sizes(preset)), ROWS), dtype)
+
+
+def names(
+    presets: tuple[str, ...] = PRESETS, precisions: tuple[torch.dtype, ...] = PRECISIONS
+) -> list[tuple]:
+    """(op, case, preset, dtype) of everything."""
+    cases = [(op, case) for op, found in CASES.items() for case in found]
+    return [
+        (*case, preset, dtype)
+        for case, preset, dtype in product(cases, presets, precisions)
+        if dtype == torch.float32 or case[0] not in FULL_PRECISION
+    ]
