@@ -10,12 +10,12 @@ posterior's or prior's first layer, the next step's deter layer, the actor's fir
     own     [g, K, N]     W, any strides, one of the last two of them 1
     x       [M, X]        activated: each program of a row would otherwise activate all of it again; or None
     shared  [g, X, N]     V, with the strides of W, or None
-    base    [M, g*N]      added to; a bias is its `expand(M, -1)`. It may be `out` itself
+    base    [M, B]        added to the first B columns; a bias is its `expand(M, -1)`. It may be `out` itself, or None
     out     [M, g*N]      written, with sums of its rows where a norm follows
 
 sums are laid out as `rowwise` says, WIDTH = g*N, SEGMENT = N, TILE = tiles.n; `product_sums` allocates them.
 All 2-D tensors have unit stride in their rows; rows may be any distance apart, so that they can be views of one
-time step. Floats have one dtype, but for sums, which are float32.
+time step. Floats have one dtype, but for sums, which are float32, and base, which has any.
 """
 
 from typing import NamedTuple
@@ -67,9 +67,9 @@ def block_product_kernel(
     own,  # [G, K, N]
     x,  # [M, X] or None
     shared,  # [G, X, N] or None
-    base,  # [M, G*N]
+    base,  # [M, BASE] or None
     out,  # [M, G*N]
-    sums,  # [planes, tiles, M] or None
+    sums,  # [tiles, planes, M] or None
     M,
     s_deter,
     s_reset,
@@ -83,6 +83,7 @@ def block_product_kernel(
     K: tl.constexpr,
     X: tl.constexpr,
     N: tl.constexpr,
+    BASE: tl.constexpr,
     NORM: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -121,17 +122,19 @@ def block_product_kernel(
 
     o_out = i_g * N + o_n
     m_out = m_m[:, None] & m_n[None, :]
-    b_out += tl.load(base + o_row[:, None] * s_base + o_out[None, :], mask=m_out, other=0.0).to(tl.float32)
+    if base is not None:
+        m_base = m_m[:, None] & (m_n & (o_out < BASE))[None, :]
+        p_base = base + o_row[:, None] * s_base + o_out[None, :]
+        b_out += tl.load(p_base, mask=m_base, other=0.0).to(tl.float32)
     b_out = b_out.to(out.dtype.element_ty)
     tl.store(out + o_row[:, None] * s_out + o_out[None, :], b_out, mask=m_out)
-    TILES: tl.constexpr = (N + BN - 1) // BN
-    store_sums(sums, b_out.to(tl.float32), m_n, i_g * TILES + i_n, o_m, M, G * TILES, NORM)
+    store_sums(sums, b_out.to(tl.float32), m_n, i_g * tl.num_programs(0) + i_n, o_m, M, NORM)
 
 
 def product_sums(out: Tensor, blocks: int, tiles: Tiles, norm: str) -> Tensor | None:
     """Sums of rows [M, g*N] like `out`, for the norm that follows; None if none does."""
     rows, width = out.shape
-    shape = PLANES[norm], row_tiles(width, width // blocks, tiles.n), rows
+    shape = row_tiles(width, width // blocks, tiles.n), PLANES[norm], rows
     return out.new_empty(shape, dtype=torch.float32) if norm != "none" else None
 
 
@@ -141,7 +144,7 @@ def block_product(
     own: Tensor,
     x: Tensor | None,
     shared: Tensor | None,
-    base: Tensor,
+    base: Tensor | None,
     out: Tensor,
     sums: Tensor | None,
     norm: str,
@@ -166,13 +169,14 @@ def block_product(
         deter.stride(0),
         0 if reset is None else reset.stride(0),
         0 if x is None else x.stride(0),
-        base.stride(0),
+        0 if base is None else base.stride(0),
         out.stride(0),
         *own.stride(),
         G=blocks,
         K=depth,
         X=0 if x is None else x.shape[1],
         N=width,
+        BASE=0 if base is None else base.shape[1],
         NORM=norm,
         BM=tiles.m,
         BN=tiles.n,

@@ -48,7 +48,7 @@ def gated(b_reset, b_cand, b_update, b_deter):
 @triton.jit(do_not_specialize=["M"])
 def block_gates_kernel(
     hidden,  # [M, G*P]
-    sums,  # [planes, tiles, M] or None
+    sums,  # [tiles, planes, M] or None
     scale,  # [G*P] or None
     shift,  # [G*P] or None
     weight,  # [G, P, 3*P]
