@@ -6,7 +6,8 @@ The product is block-diagonal in deter [M, g*K], while every block reads x [M, X
 repeated in memory. With one block and without x this is a dense layer, for all who read a new deter at once (the
 posterior's or prior's first layer, the next step's deter layer, the actor's first layer): stack their weights.
 
-    deter   [M, g*K]      rows where reset [M] bool is True count as zero; reset may be None
+    deter   [M, g*K]      rows where reset [M] bool is True count as zero; reset may be None. Or pre-activations of a
+                          layer before, which `normed` describes, and which are normed and activated while they are read
     own     [g, K, N]     W, any strides, one of the last two of them 1
     x       [M, X]        activated: each program of a row would otherwise activate all of it again; or None
     shared  [g, X, N]     V, with the strides of W, or None
@@ -25,8 +26,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.params import Layer
+from fastdream.ops.triton.config import power_of_two
+from fastdream.ops.triton.layers import activate
 from fastdream.ops.triton.library import launch
-from fastdream.ops.triton.rowwise import PLANES, row_tiles, store_sums
+from fastdream.ops.triton.rowwise import PLANES, moments, normalize_tile, row_tiles, store_sums
 
 
 class Tiles(NamedTuple):
@@ -60,6 +64,14 @@ def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     return Tiles(m, n, depth, 8 if m * n >= 8192 else 4, 3)
 
 
+class Normed(NamedTuple):
+    """The norm and activation that pre-activations still need."""
+
+    layer: Layer
+    sums: Tensor | None  # [tiles, planes, M], of the rows
+    tile: int  # columns of a tile of them
+
+
 @triton.jit(do_not_specialize=["M"])
 def block_product_kernel(
     deter,  # [M, G*K]
@@ -70,7 +82,11 @@ def block_product_kernel(
     base,  # [M, BASE] or None
     out,  # [M, G*N]
     sums,  # [tiles, planes, M] or None
+    in_sums,  # [tiles, planes, M] or None, of deter if it is normed, like the next two
+    in_scale,  # [G*K] or None
+    in_shift,  # [G*K] or None
     M,
+    in_eps,
     s_deter,
     s_reset,
     s_x,
@@ -85,6 +101,10 @@ def block_product_kernel(
     N: tl.constexpr,
     BASE: tl.constexpr,
     NORM: tl.constexpr,
+    IN_NORM: tl.constexpr,
+    IN_ACT: tl.constexpr,
+    IN_TILE: tl.constexpr,
+    IN_BT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -99,6 +119,7 @@ def block_product_kernel(
     if reset is not None:
         m_own = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
 
+    b_mean, b_rstd = moments(in_sums, o_m, M, in_eps, G * K, K, IN_TILE, IN_BT, IN_NORM)
     CHUNKS: tl.constexpr = (K + BK - 1) // BK
     b_out = tl.zeros([BM, BN], tl.float32)
     # One loop over both operands, so that there is one pipeline.
@@ -118,6 +139,9 @@ def block_product_kernel(
         b_b = tl.load(
             p_b + o_c[:, None] * s_k + o_n[None, :] * s_n, mask=m_c[:, None] & m_n[None, :], other=0.0
         )
+        if IN_NORM != "none" or IN_ACT != "none":
+            b_a = normalize_tile(b_a, b_mean, b_rstd, in_scale, in_shift, i_g * K + o_c, m_c)
+            b_a = activate(b_a, IN_ACT).to(b_b.dtype)
         b_out = tl.dot(b_a, b_b, b_out, input_precision="ieee")
 
     o_out = i_g * N + o_n
@@ -149,10 +173,13 @@ def block_product(
     sums: Tensor | None,
     norm: str,
     tiles: Tiles,
+    normed: Normed | None = None,
 ) -> None:
     """Compute `out` and `sums` as above. norm: which one follows, "none", "rms" or "layer"."""
     blocks, depth, width = own.shape
     rows = deter.shape[0]
+    before = normed.layer if normed else Layer(own)
+    assert normed is None or x is None, "only deter alone can be normed"
     assert x is None or (shared is not None and shared.stride() == own.stride()), "W and V differ in strides"
     launch(
         block_product_kernel,
@@ -165,7 +192,11 @@ def block_product(
         base,
         out,
         sums,
+        normed.sums if normed else None,
+        before.scale,
+        before.shift,
         rows,
+        before.eps,
         deter.stride(0),
         0 if reset is None else reset.stride(0),
         0 if x is None else x.stride(0),
@@ -178,6 +209,10 @@ def block_product(
         N=width,
         BASE=0 if base is None else base.shape[1],
         NORM=norm,
+        IN_NORM=before.norm,
+        IN_ACT=before.act,
+        IN_TILE=normed.tile if normed else 1,
+        IN_BT=power_of_two(row_tiles(blocks * depth, depth, normed.tile)) if normed else 1,
         BM=tiles.m,
         BN=tiles.n,
         BK=tiles.k,

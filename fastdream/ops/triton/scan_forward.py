@@ -161,7 +161,7 @@ def _scan(
         strict=True,
     )
     for t, (b_hidden, b_gates, b_x, b_seen, b_deter, b_stoch, b_logit, b_index) in enumerate(steps):
-        sums, post_sums = _at(saved.hidden_sums, t), _at(saved.post_sums, t)
+        sums, post_sums = at(saved.hidden_sums, t), at(saved.post_sums, t)
         block_product(
             deter, resets[t], of_deter, b_x, of_state, b_hidden, b_hidden, sums, hidden.norm, hidden_cut
         )
@@ -206,7 +206,7 @@ def _scan(
         deter = b_deter
 
 
-def _at(sums: Tensor, t: int) -> Tensor | None:
+def at(sums: Tensor, t: int) -> Tensor | None:
     """The sums of one step, None where no norm needs any."""
     return sums[t] if sums.numel() else None
 
@@ -228,12 +228,12 @@ def _entering(core: BlockGRU, sizes: Sizes, reset: Tensor, saved: Saved) -> list
             own.bias,
             own.scale,
             own.shift,
-            _at(saved.own_sums, t),
+            at(saved.own_sums, t),
             base,
             saved.stoch[:, t],
             stoch.scale,
             stoch.shift,
-            _at(saved.stoch_sums, t),
+            at(saved.stoch_sums, t),
             saved.x[:, t],
         )
         for t in range(saved.stoch.shape[1])
