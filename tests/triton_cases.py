@@ -21,7 +21,8 @@ PRESETS = tuple(name for name in SIZES if name.endswith("m"))
 USUAL = "12m"  # what the default run compiles
 CAPABILITIES = (80, 90)
 PRECISIONS = (torch.bfloat16, torch.float32)
-ROWS = 1024  # 16 sequences of 64 steps
+SEQUENCES = 16
+ROWS = SEQUENCES * 64
 
 
 class Budget(NamedTuple):
@@ -64,6 +65,12 @@ def norm_acts(*triples: tuple[str, str, str]) -> dict[str, Case]:
     return {"-".join(t): Case(partial(at, t[2], partial(ops.norm_act, *t[:2]))) for t in triples}
 
 
+def scan(function: Any, core: str, m: Maker, n: int) -> Arguments:
+    """16 sequences, and a posterior of one hidden layer, as the agents have."""
+    rssm, *rest = function(core, False, m, SEQUENCES)
+    return rssm._replace(post=(rssm.post[0], rssm.post[-1]), prior=()), *rest
+
+
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -72,10 +79,12 @@ CASES: dict[str, dict[str, Case]] = {
         ("layer", "elu", "units"),
         ("none", "silu", "units"),
     ),
+    "observe": {core: Case(partial(scan, ops.observe, core)) for core in ops.CORES},
+    "observe_step": {core: Case(partial(scan, ops.observe_step, core)) for core in ops.CORES},
 }
 
 # Positions of arguments that stay float32 where the others are in half precision.
-WIDE: dict[str, tuple[int, ...]] = {"norm_act": (1, 2)}
+WIDE: dict[str, tuple[int, ...]] = {"norm_act": (1, 2), "observe": (0,), "observe_step": (0,)}
 FULL_PRECISION: tuple[str, ...] = ()  # ops that take no half precision
 IN_PLACE: tuple[str, ...] = ()  # ops that change their arguments
 BUDGETS: dict[str, Budget] = {
