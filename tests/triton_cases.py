@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import SIZES
+from fastdream.ops import twohot_bins
 
 from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
@@ -71,6 +72,32 @@ def scan(function: Any, core: str, m: Maker, n: int) -> Arguments:
     return rssm._replace(post=(rssm.post[0], rssm.post[-1]), prior=()), *rest
 
 
+def gumbel(unimix: float, m: Maker, n: int) -> Arguments:
+    """Drawn, and not replayed: noise that lets one class win by far."""
+    logit, noise, *_ = ops.gumbel(unimix, 1.0, m, n)
+    winner = m.index(n, m.sizes.stoch).unsqueeze(-1)
+    return logit, noise.scatter(-1, winner, 1 - 2**-20), unimix
+
+
+def twohot_loss(targets: int, m: Maker, n: int) -> Arguments:
+    return m.normal(n, 255), m.normal(targets, n, scale=30.0).detach(), twohot_bins(255), "symexp"
+
+
+def twohot_mean(m: Maker, n: int) -> Arguments:
+    return m.normal(n, 255), twohot_bins(255), "symexp"
+
+
+def lambda_return(steps: int, m: Maker, n: int) -> Arguments:
+    live, mix = (m.normal(n, steps).detach().sigmoid().requires_grad_() for _ in range(2))
+    return m.normal(n, steps), live, mix, m.normal(n, steps)
+
+
+def gather(m: Maker, n: int) -> Arguments:
+    """Images."""
+    storage = m.index(n, 64, 64, 3, high=256).to(torch.uint8)
+    return storage, m.index(16, high=n), 64
+
+
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -81,13 +108,34 @@ CASES: dict[str, dict[str, Case]] = {
     ),
     "observe": {core: Case(partial(scan, ops.observe, core)) for core in ops.CORES},
     "observe_step": {core: Case(partial(scan, ops.observe_step, core)) for core in ops.CORES},
+    "categorical_sample": ops.cases(ops.categorical, [0.01], [False, True]),
+    "gumbel_sample": ops.cases(gumbel, [0.0, 0.01]),
+    "categorical_kl": ops.cases(ops.categorical_kl, ("step", "mean"), [1.0], [0.0, 0.01]),
+    "gaussian_kl": ops.cases(ops.gaussian_kl, ("mean",), [3.0]),
+    "symlog": ops.cases(ops.elementwise),
+    "symexp": ops.cases(ops.elementwise),
+    "twohot_loss": ops.cases(twohot_loss, [1, 2]),
+    "twohot_mean": ops.cases(twohot_mean),
+    "lambda_return": ops.cases(lambda_return, [15, 64]),
+    "gather_sequences": ops.cases(gather, gradients=False),
+    "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
 }
 
 # Positions of arguments that stay float32 where the others are in half precision.
-WIDE: dict[str, tuple[int, ...]] = {"norm_act": (1, 2), "observe": (0,), "observe_step": (0,)}
-FULL_PRECISION: tuple[str, ...] = ()  # ops that take no half precision
-IN_PLACE: tuple[str, ...] = ()  # ops that change their arguments
+WIDE: dict[str, tuple[int, ...]] = {
+    "norm_act": (1, 2),
+    "observe": (0,),
+    "observe_step": (0,),
+    "categorical_sample": (1,),
+    "gumbel_sample": (1,),
+    "twohot_loss": (1, 2),
+    "twohot_mean": (1,),
+}
+FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
+IN_PLACE = ("laprop_",)  # ops that change their arguments
 BUDGETS: dict[str, Budget] = {
+    "observe": Budget(255, 112 * 1024, 64),
+    "observe_step": Budget(255, 112 * 1024, 64),
     "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
 }
 

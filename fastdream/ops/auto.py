@@ -98,12 +98,17 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _narrow(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+def _narrow(*args: Any, **kwargs: Any) -> bool:
+    x = next(_tensors((args, *kwargs.values())))
     return x.dim() > 0 and 0 < x.shape[-1] <= WIDEST
 
 
 def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return scan_limits.problem(rssm) is None
+
+
+def _full(params: list[Tensor], *args: Any, **kwargs: Any) -> bool:
+    return params[0].dtype == torch.float32
 
 
 _WIDE = f"rows of over {WIDEST}"
@@ -112,6 +117,16 @@ TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
     "observe": Rule(1, _scanned, scan_limits.LIMITS),
     "observe_step": Rule(1, _scanned, scan_limits.LIMITS),
+    "categorical_sample": Rule(serves=_narrow, but=_WIDE),
+    "gumbel_sample": Rule(serves=_narrow, but=_WIDE),
+    "categorical_kl": Rule(serves=_narrow, but=_WIDE),
+    "gaussian_kl": Rule(serves=_narrow, but=_WIDE),
+    "symlog": Rule(),
+    "symexp": Rule(),
+    "twohot_loss": Rule(serves=_narrow, but=_WIDE),
+    "twohot_mean": Rule(serves=_narrow, but=_WIDE),
+    "lambda_return": Rule(),
+    "laprop_": Rule(serves=_full, but="half precision"),
 }
 
 

@@ -19,6 +19,17 @@ _FILES = {
     "norm_act": "layers",
     "observe": "scan",
     "observe_step": "scan",
+    "categorical_sample": "categorical",
+    "gumbel_sample": "gumbel",
+    "categorical_kl": "kl",
+    "gaussian_kl": "gaussian",
+    "symlog": "pointwise",
+    "symexp": "pointwise",
+    "twohot_loss": "twohot",
+    "twohot_mean": "twohot_means",
+    "lambda_return": "returns",
+    "laprop_": "optim",
+    "gather_sequences": "replay",
 }
 OPS = tuple(_FILES)
 
