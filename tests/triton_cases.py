@@ -22,7 +22,8 @@ PRESETS = tuple(name for name in SIZES if name.endswith("m"))
 USUAL = "12m"  # what the default run compiles
 CAPABILITIES = (80, 90)
 PRECISIONS = (torch.bfloat16, torch.float32)
-ROWS = 1024  # 16 sequences of 64 steps
+SEQUENCES = 16
+ROWS = SEQUENCES * 64
 
 
 class Budget(NamedTuple):
@@ -71,6 +72,12 @@ def spread(norm: str, act: str, m: Maker, n: int) -> Arguments:
     return ops.images(4, norm, act, m, n // 64)
 
 
+def scan(function: Any, core: str, m: Maker, n: int) -> Arguments:
+    """16 sequences, and a posterior of one hidden layer, as the agents have."""
+    rssm, *rest = function(core, False, m, SEQUENCES)
+    return rssm._replace(post=(rssm.post[0], rssm.post[-1]), prior=()), *rest
+
+
 def gumbel(unimix: float, m: Maker, n: int) -> Arguments:
     """Drawn, and not replayed: noise that lets one class win by far."""
     logit, noise, *_ = ops.gumbel(unimix, 1.0, m, n)
@@ -106,6 +113,8 @@ CASES: dict[str, dict[str, Case]] = {
         ("none", "silu", "units"),
     ),
     "spread_norm_act": ops.cases(spread, ["rms"], ["silu"]),
+    "observe": {core: Case(partial(scan, ops.observe, core)) for core in ops.CORES},
+    "observe_step": {core: Case(partial(scan, ops.observe_step, core)) for core in ops.CORES},
     "categorical_sample": ops.cases(ops.categorical, [0.01], [False, True]),
     "gumbel_sample": ops.cases(gumbel, [0.0, 0.01]),
     "categorical_kl": ops.cases(ops.categorical_kl, ("step", "mean"), [1.0], [0.0, 0.01]),
@@ -123,6 +132,8 @@ CASES: dict[str, dict[str, Case]] = {
 WIDE: dict[str, tuple[int, ...]] = {
     "norm_act": (1, 2),
     "spread_norm_act": (1, 2),
+    "observe": (0,),
+    "observe_step": (0,),
     "categorical_sample": (1,),
     "gumbel_sample": (1,),
     "twohot_loss": (1, 2),
@@ -131,6 +142,8 @@ WIDE: dict[str, tuple[int, ...]] = {
 FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
 IN_PLACE = ("laprop_",)  # ops that change their arguments
 BUDGETS: dict[str, Budget] = {
+    "observe": Budget(255, 112 * 1024, 64),
+    "observe_step": Budget(255, 112 * 1024, 64),
     "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
 }
 

@@ -15,6 +15,7 @@ from fastdream.ops.native import dense
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
+from fastdream.ops.triton import scan_limits
 from fastdream.ops.triton.config import WIDEST
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
@@ -108,6 +109,10 @@ def _narrow(*args: Any, **kwargs: Any) -> bool:
     return x.dim() > 0 and 0 < x.shape[-1] <= WIDEST
 
 
+def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
+    return scan_limits.problem(rssm) is None
+
+
 def _full(params: list[Tensor], *args: Any, **kwargs: Any) -> bool:
     return params[0].dtype == torch.float32
 
@@ -117,6 +122,8 @@ _WIDE = f"rows of over {WIDEST}"
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
     "spread_norm_act": Rule(serves=_narrow, but=_WIDE),
+    "observe": Rule(1, _scanned, scan_limits.LIMITS),
+    "observe_step": Rule(1, _scanned, scan_limits.LIMITS),
     "categorical_sample": Rule(serves=_narrow, but=_WIDE),
     "gumbel_sample": Rule(serves=_narrow, but=_WIDE),
     "categorical_kl": Rule(serves=_narrow, but=_WIDE),
