@@ -72,13 +72,36 @@ CASES: dict[str, dict[str, Case]] = {
         ("layer", "elu", "units"),
         ("none", "silu", "units"),
     ),
+    "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),
+    "imagine": ops.cases(ops.imagine, ops.CORES, [True], gradients=False),
+    "rollout": ops.cases(ops.rollout, ops.CORES, gradients=False),
 }
 
+
+def drawn(m: Maker, n: int) -> Arguments:
+    """Arguments of imagine that draw every sample, a few steps long."""
+    rssm, actor, *state = ops.imagine("block", True, m, n)[:4]
+    return rssm, actor, *state, ops.T, m.uniform(n, ops.T, m.sizes.stoch), m.uniform(n, ops.T + 1, 2)
+
+
+# Compiled alone: no two precisions draw the same.
+DRAWN: dict[str, dict[str, Case]] = {"imagine": {"drawn": Case(drawn, False)}}
+
 # Positions of arguments that stay float32 where the others are in half precision.
-WIDE: dict[str, tuple[int, ...]] = {"norm_act": (1, 2)}
+WIDE: dict[str, tuple[int, ...]] = {
+    "norm_act": (1, 2),
+    "imagine_step": (0, 4),
+    "imagine": (0, 1, 5, 6),
+    "rollout": (0, 4),
+}
 FULL_PRECISION: tuple[str, ...] = ()  # ops that take no half precision
 IN_PLACE: tuple[str, ...] = ()  # ops that change their arguments
+# Steps are products, and few programs: one on each SM, which may have all its registers.
+STEPS = Budget(registers=255, shared=112 * 1024)
 BUDGETS: dict[str, Budget] = {
+    "imagine_step": STEPS,
+    "imagine": STEPS,
+    "rollout": STEPS,
     "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
 }
 
@@ -91,7 +114,7 @@ def in_precision(op: str, args: Arguments, dtype: torch.dtype) -> Arguments:
 
 def blank(op: str, case: str, preset: str, dtype: torch.dtype) -> tuple[Arguments, bool]:
     """Arguments without memory, and whether the op has gradients."""
-    make, gradients = CASES[op][case]
+    make, gradients = (CASES[op] | DRAWN.get(op, {}))[case]
     args = make(Blank(0, torch.float32, sizes(preset)), ROWS)
     return changed(lambda x: x.to("meta"), in_precision(op, args, dtype)), gradients
 
@@ -102,10 +125,12 @@ def made(op: str, case: str, preset: str, dtype: torch.dtype) -> Arguments:
 
 
 def names(
-    presets: tuple[str, ...] = PRESETS, precisions: tuple[torch.dtype, ...] = PRECISIONS
+    presets: tuple[str, ...] = PRESETS,
+    precisions: tuple[torch.dtype, ...] = PRECISIONS,
+    *tables: dict[str, dict[str, Case]],
 ) -> list[tuple]:
-    """(op, case, preset, dtype) of everything."""
-    cases = [(op, case) for op, found in CASES.items() for case in found]
+    """(op, case, preset, dtype) of everything in CASES and further tables."""
+    cases = [(op, case) for table in (CASES, *tables) for op, found in table.items() for case in found]
     return [
         (*case, preset, dtype)
         for case, preset, dtype in product(cases, presets, precisions)

@@ -15,6 +15,7 @@ from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
 from fastdream.ops.triton.config import WIDEST
+from fastdream.ops.triton.limits import unserved, unserved_actor
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
@@ -101,10 +102,22 @@ def _narrow(x: Tensor, *args: Any, **kwargs: Any) -> bool:
     return x.dim() > 0 and 0 < x.shape[-1] <= WIDEST
 
 
+def _stepped(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
+    return _forward(rssm, *args, **kwargs) and not unserved(rssm, rssm.prior)
+
+
+def _dreamt(rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
+    return _acts(actor) and not unserved_actor(actor) and _stepped(rssm, actor, *args, **kwargs)
+
+
 _WIDE = f"rows of over {WIDEST}"
+_STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
 
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
+    "imagine_step": Rule(1, _stepped, _STEPPED),
+    "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
+    "rollout": Rule(1, _stepped, _STEPPED),
 }
 
 
