@@ -40,14 +40,14 @@ class BlockStep(NamedTuple):
             hidden, gates, bases, tiles, gates_tiles(rows, width, block, itemsize), pre, features, sums
         )
 
-    def __call__(self, deter: Tensor, x: Tensor, out: Tensor) -> None:
-        """deter [M, D] and x [M, 3H], the features of deter, stoch and action, to out [M, D]."""
+    def __call__(self, deter: Tensor, x: Tensor, out: Tensor, reset: Tensor | None = None) -> None:
+        """deter [M, D], zero where reset [M], and x [M, 3H], features of deter, stoch and action, to out [M, D]."""
         block, last = self.gates.weight.shape[1], self.hidden[-1]
         for i, layer in enumerate(self.hidden):
             norm, sums = (layer.norm, self.sums) if layer is last else ("none", None)
             if i == 0:
                 own, shared = layer.weight.split([block, layer.weight.shape[1] - block], 1)
-                block_product(deter, None, own, x, shared, self.bases[0], self.pre, sums, norm, self.tiles)
+                block_product(deter, reset, own, x, shared, self.bases[0], self.pre, sums, norm, self.tiles)
             else:
                 norm_act(self.pre, self.hidden[i - 1], self.features)
                 products = self.features, None, layer.weight, None, None, self.bases[i]
@@ -60,7 +60,7 @@ class BlockStep(NamedTuple):
             self.gates.weight,
             self.gates.bias,
             deter,
-            None,
+            reset,
             out,
             None,
             last.norm,
@@ -89,13 +89,13 @@ class DenseStep(NamedTuple):
         base = bias_rows(gates, rows)
         return cls(gates, base, tiles, pre, product_sums(pre, 1, tiles, gates.norm))
 
-    def __call__(self, deter: Tensor, x: Tensor, out: Tensor) -> None:
-        """deter [M, D] and x [M, H], the features of stoch and action, to out [M, D]."""
+    def __call__(self, deter: Tensor, x: Tensor, out: Tensor, reset: Tensor | None = None) -> None:
+        """deter [M, D], zero where reset [M], and x [M, H], the features of stoch and action, to out [M, D]."""
         weight = self.gates.weight.t().unsqueeze(0)
         shared, own = weight.split([x.shape[1], deter.shape[1]], 1)
         norm = self.gates.norm
-        block_product(deter, None, own, x, shared, self.base, self.pre, self.sums, norm, self.tiles)
-        dense_gates(self.pre, self.sums, self.gates, deter, out, self.tiles.n)
+        block_product(deter, reset, own, x, shared, self.base, self.pre, self.sums, norm, self.tiles)
+        dense_gates(self.pre, self.sums, self.gates, deter, reset, out, self.tiles.n)
 
 
 def bias_rows(layer: Layer, rows: int) -> Tensor | None:

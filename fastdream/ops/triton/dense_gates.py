@@ -34,6 +34,7 @@ def dense_gates_kernel(
     scale,  # [3D] or None
     shift,  # [3D] or None
     deter,  # [M, D]
+    reset,  # [M] or None
     out,  # [M, D]
     M,
     eps,
@@ -57,13 +58,22 @@ def dense_gates_kernel(
     b_r = _gate(pre, 3 * D, scale, shift, b_mean, b_rstd, o_row, o_d, m_x, m_d, ACT)
     b_c = _gate(pre, 3 * D, scale, shift, b_mean, b_rstd, o_row, o_d + D, m_x, m_d, ACT)
     b_u = _gate(pre, 3 * D, scale, shift, b_mean, b_rstd, o_row, o_d + 2 * D, m_x, m_d, ACT)
-    b_deter = tl.load(deter + o_row[:, None] * s_deter + o_d[None, :], mask=m_x, other=0.0).to(tl.float32)
+    m_old = m_x
+    if reset is not None:
+        m_old = m_x & (tl.load(reset + o_row, mask=o_m < M, other=1) == 0)[:, None]
+    b_deter = tl.load(deter + o_row[:, None] * s_deter + o_d[None, :], mask=m_old, other=0.0).to(tl.float32)
     b_out = gated(b_r, b_c, b_u, b_deter)
     tl.store(out + o_row[:, None] * s_out + o_d[None, :], b_out.to(out.dtype.element_ty), mask=m_x)
 
 
 def dense_gates(
-    pre: Tensor, sums: Tensor | None, layer: Layer, deter: Tensor, out: Tensor, tile: int
+    pre: Tensor,
+    sums: Tensor | None,
+    layer: Layer,
+    deter: Tensor,
+    reset: Tensor | None,
+    out: Tensor,
+    tile: int,
 ) -> None:
     """Compute `out` as above. layer: of the gates."""
     rows, width = deter.shape
@@ -75,6 +85,7 @@ def dense_gates(
         layer.scale,
         layer.shift,
         deter,
+        reset,
         out,
         rows,
         layer.eps,

@@ -182,7 +182,8 @@ def _kernel(
     reader = Reader(params, filled, sizes, scalars)
     latent = Categorical(n.stoch, n.classes, reader.scalar())
     core, net = reader.core(), reader.layers()
-    kernels = StepKernels.bind(core, latent, net, reader.actor() if n.acts else None, n.action, deter)
+    acts = n.acts == 1
+    kernels = StepKernels.bind(core, latent, net, reader.actor() if acts else None, n.action, deter)
     if n.start:
         deters[:, 0], stochs[:, 0] = deter, stoch
         drawn = deter.new_empty((len(deter), n.length, n.stoch), dtype=torch.int32)
@@ -190,11 +191,11 @@ def _kernel(
     assert action is not None
     draws = Draws(noise, index, drawn, logits, stochs, action_noise, action)
     kernels.project(deter)
-    kernels.finish(draws, -1, 0, start=stoch, enter=n.length > 0)
+    kernels.finish(draws, -1, 0, start=stoch.flatten(1), acts=acts, enter=n.length > 0)
     for time, state in enumerate(deters[:, n.start :].unbind(1)):
         kernels.core(deter, kernels.x, state)
         kernels.project(state)
-        kernels.finish(draws, time, time + 1, enter=time + 1 < n.length)
+        kernels.finish(draws, time, time + 1, acts=acts, enter=time + 1 < n.length)
         deter = state
     return outputs
 

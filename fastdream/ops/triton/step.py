@@ -11,10 +11,12 @@ from fastdream.ops.triton.block_product import Tiles, block_product, product_til
 from fastdream.ops.triton.core import BlockStep, DenseStep
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Packer, part
+from fastdream.ops.triton.parts import in_parts
 from fastdream.ops.triton.tail import tail_kernel
 from fastdream.ops.triton.tail_layers import Tail, bind_tail, deter_width
 
 ROWS = 16  # of a program of the tail: the least that tensor cores take
+FUSED = 512  # widest layers of a tail that is one kernel
 
 
 class Draws(NamedTuple):
@@ -77,10 +79,10 @@ class StepKernels(NamedTuple):
             empty(rows, tail.inputs),
         )
 
-    def project(self, deter: Tensor) -> None:
-        """Multiply deter [n, D] by what all its readers need."""
+    def project(self, deter: Tensor, reset: Tensor | None = None) -> None:
+        """Multiply deter [n, D], zero where reset [n], by what all its readers need."""
         block_product(
-            deter, None, self.of_deter, None, None, self.base, self.product, None, "none", self.tiles
+            deter, reset, self.of_deter, None, None, self.base, self.product, None, "none", self.tiles
         )
 
     def finish(
@@ -91,12 +93,20 @@ class StepKernels(NamedTuple):
         *,
         start: Tensor | None = None,
         embed: Tensor | None = None,
+        reset: Tensor | None = None,
+        acts: bool = True,
         enter: bool = True,
     ) -> None:
-        """The tail: draw stoch at `time`, unless it is `start` [n, S*C]; the action `at` that time, unless actions are
-        given; unless that was all, the core's inputs."""
+        """The tail: stoch is drawn for `time`, unless it is `start` [n, S*C]; if the actor acts, its action `at` that
+        time; if another step will follow, its core's inputs, of which start and action are zero where reset [n].
+
+        embed [n, U]: what more the first layer before the logits sees.
+        """
+        if self.tail.wide > FUSED:
+            in_parts(self, draws, time, at, start, embed, reset, acts, enter)
+            return
         rows, length, _ = draws.index.shape
-        inputs = self.product, embed, start, self.hidden, self.outs, self.x, self.weights, self.vectors
+        inputs = self.product, embed, start, reset, self.hidden, self.outs, self.x, self.weights, self.vectors
         launch(
             tail_kernel,
             (triton.cdiv(rows, ROWS),),
@@ -109,7 +119,7 @@ class StepKernels(NamedTuple):
             draws.action.shape[1],
             at,
             TAIL=self.tail,
-            ACT=len(self.tail.heads) > 0,
+            ACT=acts,
             ENTER=enter,
             BM=ROWS,
             num_warps=8,

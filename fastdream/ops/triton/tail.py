@@ -42,7 +42,7 @@ def _hidden(b_x, hidden, n, weight, vector, o_m, m_m, TAIL: tl.constexpr, CHAIN:
 
 
 @triton.jit
-def _draw(
+def draw_stoch(
     b_y, i_s, noise, given, index, stoch, n, length, states, time, i_m, BM: tl.constexpr, TAIL: tl.constexpr
 ):
     """Classes and one-hots of `groups` variables from i_s on, from logits b_y [BM * groups, padded] float32."""
@@ -98,12 +98,12 @@ def _logits(
         b_y = b_y.to(logit.dtype.element_ty)
         tl.store(logit + (o_m * length + time) * layer.out + o_n, b_y, mask=m_m & m_n)
         b_y = tl.reshape(b_y.to(tl.float32), [BM * TAIL.groups, TAIL.padded])
-        _draw(b_y, i_s, noise, given, index, stoch, n, length, states, time, i_m, BM, TAIL)
+        draw_stoch(b_y, i_s, noise, given, index, stoch, n, length, states, time, i_m, BM, TAIL)
     tl.debug_barrier()
 
 
 @triton.jit
-def _stoch_product(start, index, length, time, weight, o_m, m_m, TAIL: tl.constexpr, layer: tl.constexpr):
+def stoch_product(start, index, length, time, weight, o_m, m_m, TAIL: tl.constexpr, layer: tl.constexpr):
     """stoch times the layer's weight: that of the classes drawn, or any that imagination starts from."""
     if start is None:
         b_y = row_gather(
@@ -148,7 +148,7 @@ def _act(
 
 
 @triton.jit
-def _action_product(action, actions, at, weight, o_m, m_m, TAIL: tl.constexpr):
+def action_product(action, actions, at, weight, o_m, m_m, TAIL: tl.constexpr):
     """The action as the core takes it, times the weight of the core's layer."""
     layer: tl.constexpr = TAIL.action
     BM: tl.constexpr = o_m.shape[0]
@@ -168,19 +168,77 @@ def _action_product(action, actions, at, weight, o_m, m_m, TAIL: tl.constexpr):
 
 
 @triton.jit
-def _enter(product, b_stoch, b_action, vector, x, o_m, m_m, TAIL: tl.constexpr):
-    """The core's inputs [n, inputs]: its layers on deter, stoch and action side by side, or one on the latter two."""
-    enter: tl.constexpr = TAIL.enter
+def enter_core(
+    product,
+    entered,
+    start,
+    reset,
+    x,
+    weight,
+    vector,
+    index,
+    action,
+    time,
+    length,
+    actions,
+    at,
+    o_m,
+    m_m,
+    TAIL: tl.constexpr,
+):
+    """The core's inputs [n, inputs]: its layers on deter, stoch and action side by side, or one on the latter two.
+
+    entered [n, out]: stoch's product if it was made elsewhere.
+    """
+    layer: tl.constexpr = TAIL.enter
+    m_kept = m_m
+    if reset is not None:
+        m_kept = m_m & (tl.load(reset + o_m, mask=m_m, other=1) == 0)
+    if entered is not None:
+        b_stoch = row_load(entered, layer.out, o_m, m_m, layer)
+    else:
+        b_stoch = stoch_product(start, index, length, time, weight, o_m, m_kept, TAIL, layer)
     if len(TAIL.deter) == 1:
         deter: tl.constexpr = TAIL.deter[0]
-        action: tl.constexpr = TAIL.action
-        b_x = row_load(product + TAIL.columns[1], TAIL.columns[2], o_m, m_m, deter)
-        row_store(x, TAIL.inputs, row_norm_act(b_x, vector, deter), o_m, m_m, deter)
-        row_store(x + deter.out, TAIL.inputs, row_norm_act(b_stoch, vector, enter), o_m, m_m, enter)
-        b_action = row_norm_act(b_action, vector, action)
-        row_store(x + deter.out + enter.out, TAIL.inputs, b_action, o_m, m_m, action)
+        act: tl.constexpr = TAIL.action
+        b_stoch = row_norm_act(b_stoch, vector, layer)
+        row_store(x + deter.out, TAIL.inputs, b_stoch, o_m, m_m, layer)
+        b_deter = row_load(product + TAIL.columns[1], TAIL.columns[2], o_m, m_m, deter)
+        row_store(x, TAIL.inputs, row_norm_act(b_deter, vector, deter), o_m, m_m, deter)
+        b_action = action_product(action, actions, at, weight, o_m, m_kept, TAIL)
+        b_action = row_norm_act(b_action, vector, act)
+        row_store(x + deter.out + layer.out, TAIL.inputs, b_action, o_m, m_m, act)
     else:
-        row_store(x, TAIL.inputs, row_norm_act(b_stoch + b_action, vector, enter), o_m, m_m, enter)
+        b_x = b_stoch + action_product(action, actions, at, weight, o_m, m_kept, TAIL)
+        row_store(x, TAIL.inputs, row_norm_act(b_x, vector, layer), o_m, m_m, layer)
+
+
+@triton.jit
+def act_heads(
+    h,
+    outs,
+    weight,
+    vector,
+    action_noise,
+    action,
+    n,
+    actions,
+    at,
+    i_m,
+    o_m,
+    m_m,
+    BM: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """Outputs of all heads at hidden rows h [n, wide], and their actions."""
+    out: tl.constexpr = TAIL.out[0]
+    o_n = tl.arange(0, out.cols)[None, :]
+    b_y = row_product(h, TAIL.wide, weight, o_m, m_m, o_n, o_n < out.out, out)
+    row_store(outs, out.out, row_norm_act(b_y, vector, out), o_m, m_m, out)
+    tl.debug_barrier()
+    for i_h in tl.static_range(len(TAIL.heads)):
+        _act(outs, action, action_noise, n, actions, at, i_m, BM, TAIL, i_h)
+    tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["n", "time", "length", "states", "actions", "at"])
@@ -188,6 +246,7 @@ def tail_kernel(
     product,  # [n, columns[2]]: deter times the first layers of prior and actor, and the core's layer on it
     embed,  # [n, out] or None: what more the first layer of prior sees
     start,  # [n, S * C]: stoch, or None where it is drawn
+    reset,  # [n] or None: rows where start and action count as zero
     hidden,  # [2, n, wide]
     outs,  # [n, out] float32
     x,  # [n, inputs]: out
@@ -243,18 +302,25 @@ def tail_kernel(
     if ACT:
         acts: tl.constexpr = TAIL.chains[ACTOR][0]
         b_x = row_load(product + TAIL.columns[0], TAIL.columns[2], o_m, m_m, acts)
-        b_x += _stoch_product(start, index, length, time, weight, o_m, m_m, TAIL, acts)
+        b_x += stoch_product(start, index, length, time, weight, o_m, m_m, TAIL, acts)
         h = _hidden(b_x, hidden, n, weight, vector, o_m, m_m, TAIL, ACTOR)
-        out: tl.constexpr = TAIL.out[0]
-        o_n = tl.arange(0, out.cols)[None, :]
-        b_y = row_product(h, TAIL.wide, weight, o_m, m_m, o_n, o_n < out.out, out)
-        row_store(outs, out.out, row_norm_act(b_y, vector, out), o_m, m_m, out)
-        tl.debug_barrier()
-        for i_l in tl.static_range(len(TAIL.heads)):
-            _act(outs, action, action_noise, n, actions, at, i_m, BM, TAIL, i_l)
-        tl.debug_barrier()
+        act_heads(h, outs, weight, vector, action_noise, action, n, actions, at, i_m, o_m, m_m, BM, TAIL)
     if ENTER:
-        enter: tl.constexpr = TAIL.enter
-        b_s = _stoch_product(start, index, length, time, weight, o_m, m_m, TAIL, enter)
-        b_a = _action_product(action, actions, at, weight, o_m, m_m, TAIL)
-        _enter(product, b_s, b_a, vector, x, o_m, m_m, TAIL)
+        enter_core(
+            product,
+            None,
+            start,
+            reset,
+            x,
+            weight,
+            vector,
+            index,
+            action,
+            time,
+            length,
+            actions,
+            at,
+            o_m,
+            m_m,
+            TAIL,
+        )
