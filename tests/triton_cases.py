@@ -75,6 +75,7 @@ CASES: dict[str, dict[str, Case]] = {
     "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),
     "imagine": ops.cases(ops.imagine, ops.CORES, [True], gradients=False),
     "rollout": ops.cases(ops.rollout, ops.CORES, gradients=False),
+    "policy_step": ops.cases(ops.policy_step, ops.CORES, [True], gradients=False),
 }
 
 
@@ -93,6 +94,7 @@ WIDE: dict[str, tuple[int, ...]] = {
     "imagine_step": (0, 4),
     "imagine": (0, 1, 5, 6),
     "rollout": (0, 4),
+    "policy_step": (0, 1, 2, 8, 9),
 }
 FULL_PRECISION: tuple[str, ...] = ()  # ops that take no half precision
 IN_PLACE: tuple[str, ...] = ()  # ops that change their arguments
@@ -102,6 +104,7 @@ BUDGETS: dict[str, Budget] = {
     "imagine_step": STEPS,
     "imagine": STEPS,
     "rollout": STEPS,
+    "policy_step": STEPS,
     "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
 }
 

@@ -110,6 +110,11 @@ def _dreamt(rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
     return _acts(actor) and not unserved_actor(actor) and _stepped(rssm, actor, *args, **kwargs)
 
 
+def _acted(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
+    served = _acting(encoder, rssm, actor) and not unserved(rssm, rssm.post) and not unserved_actor(actor)
+    return served and not rssm.absolute
+
+
 _WIDE = f"rows of over {WIDEST}"
 _STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
 
@@ -118,6 +123,7 @@ TRITON_RULES: dict[str, Rule] = {
     "imagine_step": Rule(1, _stepped, _STEPPED),
     "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
     "rollout": Rule(1, _stepped, _STEPPED),
+    "policy_step": Rule(3, _acted, f"{_ACTORS}, posteriors without deter or of one layer, unusual heads"),
 }
 
 

@@ -20,6 +20,7 @@ _FILES = {
     "imagine_step": "dream",
     "imagine": "dream",
     "rollout": "dream",
+    "policy_step": "policy",
 }
 OPS = tuple(_FILES)
 

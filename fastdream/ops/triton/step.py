@@ -55,18 +55,23 @@ class StepKernels(NamedTuple):
         actor: Actor | None,
         width: int,
         deter: Tensor,
-    ) -> Self:
-        """net: from deter, and perhaps more, to logits. actor: None where actions [width] are given. deter [n, D]."""
+        more: Layers = (),
+    ) -> tuple[Self, Layers]:
+        """net: from deter, and perhaps more, to logits. actor: None where actions [width] are given. deter [n, D].
+
+        Returns also the layers `more`, packed with the others.
+        """
         packer, rows = Packer(), len(deter)
         tail, shared = bind_tail(packer, latent, net, core, actor, width)
         layers = (*core.hidden, core.gates) if isinstance(core, BlockGRU) else (core.gates,)
-        places = [packer.place(layer) for layer in layers]
+        places = [packer.place(layer) for layer in (*more, *layers)]
         packed = packer.pack(deter.dtype, deter.device)
-        *hidden, gates = (place.layer_in(*packed) for place in places)
+        found = tuple(place.layer_in(*packed) for place in places)
+        *hidden, gates = found[len(more) :]
         columns = tail.columns[2]
         of_deter = part(packed[0], shared.weight, columns, deter_width(core))
         empty = deter.new_empty
-        return cls(
+        kernels = cls(
             BlockStep.bind(tuple(hidden), gates, rows) if hidden else DenseStep.bind(gates, rows),
             tail,
             *packed,
@@ -78,6 +83,7 @@ class StepKernels(NamedTuple):
             empty(rows, sum(row.out for row in tail.out), dtype=torch.float32),
             empty(rows, tail.inputs),
         )
+        return kernels, found[: len(more)]
 
     def project(self, deter: Tensor, reset: Tensor | None = None) -> None:
         """Multiply deter [n, D], zero where reset [n], by what all its readers need."""

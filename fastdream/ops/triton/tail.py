@@ -129,20 +129,22 @@ def _act(
     m_e = (o_r < n) & (o_e < head.elements)
     width: tl.constexpr = TAIL.out[0].out
     p_out = outs + o_r * width + head.output + o_e * C + o_c
-    p_noise = action_noise + (o_r * actions + at) * TAIL.noise + head.noise + o_e
+    o_noise = (o_r * actions + at) * TAIL.noise + head.noise + o_e
     b_y = tl.load(p_out, mask=m_e & (o_c < C), other=0.0)
     if head.discrete:
         if action_noise is None:
             b_i = tl.argmax(tl.where(o_c < C, b_y, -float("inf")), 1)
         else:
-            b_i = draw_class(b_y, tl.load(p_noise, mask=m_e, other=0.0).to(tl.float32), C, head.unimix)
+            b_i = draw_class(
+                b_y, tl.load(action_noise + o_noise, mask=m_e, other=0.0).to(tl.float32), C, head.unimix
+            )
         b_a = (o_c == b_i[:, None]).to(tl.float32)
     else:
         b_a = tanh(b_y)
         if action_noise is not None:
             b_std = tl.load(p_out + head.elements, mask=m_e & (o_c < C), other=0.0)
             b_std = (head.max_std - head.min_std) * tl.sigmoid(b_std + 2.0) + head.min_std
-            b_a += b_std * tl.load(p_noise, mask=m_e, other=0.0).to(tl.float32)
+            b_a += b_std * tl.load(action_noise + o_noise, mask=m_e, other=0.0).to(tl.float32)
     p_a = action + (o_r * actions + at) * TAIL.width + head.action + o_e * C + o_c
     tl.store(p_a, b_a, mask=m_e & (o_c < C))
 
