@@ -141,7 +141,7 @@ def imagine_step(core: Any, m: Maker, n: int) -> Arguments:
 def sure(actor: Actor) -> Actor:
     """The actor with a discrete action that rounding cannot change: its logits lie far apart."""
     (out,) = actor.heads[1].out
-    far = out._replace(weight=out.weight * 0, bias=torch.tensor([-3.0, 3.0], dtype=out.weight.dtype))
+    far = out._replace(weight=out.weight * 0, bias=torch.tensor([-3.0, 3.0]).to(out.weight))
     return actor._replace(heads=(actor.heads[0], actor.heads[1]._replace(out=(far,))))
 
 

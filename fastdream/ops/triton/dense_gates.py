@@ -1,9 +1,9 @@
 """The gates of DreamerV2's core: norm over all three gates together, then the new deter.
 
-p = norm(pre) = [reset | cand | update],  out as in `gates`
+p = act(norm(pre)) = [reset | cand | update],  out as in `gates`
 
 pre     [M, 3D]         with the sums that `block_product` stored of it in tiles of `tile`
-deter   [M, D]          rows may be any distance apart
+deter   [M, D]          rows where reset [M] bool is True count as zero; reset may be None
 out     [M, D]          written
 """
 
@@ -18,27 +18,43 @@ from fastdream.ops.triton.layers import activate
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
 
-BM, BD = 4, 256  # rows and columns of deter of a program
+BM, BN = 4, 128  # rows and columns of deter of a program
 
 
 @triton.jit
-def _gate(pre, s_pre, scale, shift, b_mean, b_rstd, o_row, o_n, m_x, m_n, ACT: tl.constexpr):
-    b_x = tl.load(pre + o_row[:, None] * s_pre + o_n[None, :], mask=m_x, other=0.0)
+def load_gate(
+    pre,  # [M, N]
+    scale,  # [N] or None
+    shift,  # [N] or None
+    b_mean,  # [BM]
+    b_rstd,  # [BM]
+    o_row,  # [BM] int64
+    o_n,  # [BN]
+    m_m,  # [BM]
+    m_n,  # [BN]
+    s_pre,
+    ACT: tl.constexpr,
+):
+    """act(norm(pre)) of these columns, float32."""
+    p_pre = pre + o_row[:, None] * s_pre + o_n[None, :]
+    b_x = tl.load(p_pre, mask=m_m[:, None] & m_n[None, :], other=0.0)
     return activate(normalize_tile(b_x, b_mean, b_rstd, scale, shift, o_n, m_n), ACT)
 
 
 @triton.jit(do_not_specialize=["M"])
 def dense_gates_kernel(
-    pre,  # [M, 3D]
-    sums,  # [planes, tiles, M] or None
-    scale,  # [3D] or None
-    shift,  # [3D] or None
+    pre,  # [M, 3*D]
+    sums,  # [tiles, planes, M] or None
+    scale,  # [3*D] or None
+    shift,  # [3*D] or None
     deter,  # [M, D]
     reset,  # [M] or None
     out,  # [M, D]
     M,
     eps,
+    s_pre,
     s_deter,
+    s_reset,
     s_out,
     D: tl.constexpr,
     NORM: tl.constexpr,
@@ -46,24 +62,23 @@ def dense_gates_kernel(
     TILE: tl.constexpr,
     BT: tl.constexpr,
     BM: tl.constexpr,
-    BD: tl.constexpr,
+    BN: tl.constexpr,
 ):
-    o_m = tl.program_id(0) * BM + tl.arange(0, BM)
-    o_d = tl.program_id(1) * BD + tl.arange(0, BD)
+    o_m = tl.program_id(1) * BM + tl.arange(0, BM)
+    o_n = tl.program_id(0) * BN + tl.arange(0, BN)
     o_row = o_m.to(tl.int64)
-    m_d = o_d < D
-    m_x = (o_m < M)[:, None] & m_d[None, :]
+    m_m, m_n = o_m < M, o_n < D
     b_mean, b_rstd = moments(sums, o_m, M, eps, 3 * D, 3 * D, TILE, BT, NORM)
-
-    b_r = _gate(pre, 3 * D, scale, shift, b_mean, b_rstd, o_row, o_d, m_x, m_d, ACT)
-    b_c = _gate(pre, 3 * D, scale, shift, b_mean, b_rstd, o_row, o_d + D, m_x, m_d, ACT)
-    b_u = _gate(pre, 3 * D, scale, shift, b_mean, b_rstd, o_row, o_d + 2 * D, m_x, m_d, ACT)
-    m_old = m_x
+    b_r = load_gate(pre, scale, shift, b_mean, b_rstd, o_row, o_n, m_m, m_n, s_pre, ACT)
+    b_c = load_gate(pre, scale, shift, b_mean, b_rstd, o_row, D + o_n, m_m, m_n, s_pre, ACT)
+    b_u = load_gate(pre, scale, shift, b_mean, b_rstd, o_row, 2 * D + o_n, m_m, m_n, s_pre, ACT)
+    m_old = m_m
     if reset is not None:
-        m_old = m_x & (tl.load(reset + o_row, mask=o_m < M, other=1) == 0)[:, None]
-    b_deter = tl.load(deter + o_row[:, None] * s_deter + o_d[None, :], mask=m_old, other=0.0).to(tl.float32)
-    b_out = gated(b_r, b_c, b_u, b_deter)
-    tl.store(out + o_row[:, None] * s_out + o_d[None, :], b_out.to(out.dtype.element_ty), mask=m_x)
+        m_old = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
+    p_deter = deter + o_row[:, None] * s_deter + o_n[None, :]
+    b_deter = tl.load(p_deter, mask=m_old[:, None] & m_n[None, :], other=0.0).to(tl.float32)
+    b_out = gated(b_r, b_c, b_u, b_deter).to(out.dtype.element_ty)
+    tl.store(out + o_row[:, None] * s_out + o_n[None, :], b_out, mask=m_m[:, None] & m_n[None, :])
 
 
 def dense_gates(
@@ -75,11 +90,11 @@ def dense_gates(
     out: Tensor,
     tile: int,
 ) -> None:
-    """Compute `out` as above. layer: of the gates."""
+    """Compute `out` as above. layer: the gates'."""
     rows, width = deter.shape
     launch(
         dense_gates_kernel,
-        (triton.cdiv(rows, BM), triton.cdiv(width, BD)),
+        (triton.cdiv(width, BN), triton.cdiv(rows, BM)),
         pre,
         sums,
         layer.scale,
@@ -89,7 +104,9 @@ def dense_gates(
         out,
         rows,
         layer.eps,
+        pre.stride(0),
         deter.stride(0),
+        0 if reset is None else reset.stride(0),
         out.stride(0),
         D=width,
         NORM=layer.norm,
@@ -97,6 +114,6 @@ def dense_gates(
         TILE=tile,
         BT=power_of_two(row_tiles(3 * width, 3 * width, tile)),
         BM=BM,
-        BD=BD,
+        BN=BN,
         num_warps=4,
     )

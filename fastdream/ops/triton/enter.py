@@ -218,7 +218,7 @@ def enter_kernel(
 def enter_first(
     product: Tensor, arrived: Tensor, entering: Entering, rows: int, norm: str, act: str, eps: float
 ) -> None:
-    """x of the first step, whose product with stoch is given [M, H]. Zeroes `arrived`, a counter of every `rows` rows."""
+    """x of the first step, whose product with stoch is given. Zeroes `arrived`, a counter for every `rows` rows."""
     count, width = product.shape
     assert product.is_contiguous()
     launch(

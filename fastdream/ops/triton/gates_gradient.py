@@ -33,6 +33,48 @@ def gate_gradients(b_d, b_reset, b_cand, b_update, b_deter):
     return b_dc * b_cand * b_r * (1 - b_r), b_dc * b_r, b_du, b_d * (1 - b_u)
 
 
+@triton.jit
+def through_layer(
+    b_d,  # [BM, BN] float32
+    weight,  # [K, N], rows next to each other
+    d_n,  # [M, K], and the rest as of a `Later`
+    x,
+    sums,
+    dots,
+    scale,
+    eps,
+    o_m,  # [BM]
+    m_m,  # [BM], rows that add something
+    o_n,  # [BN]
+    m_n,  # [BN]
+    s_dn,
+    s_x,
+    M,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    NORM: tl.constexpr,
+    TILE: tl.constexpr,
+    BT: tl.constexpr,
+    TILES: tl.constexpr,
+    BD: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """b_d plus the gradient of a layer's pre-activations times its weight."""
+    b_mean, b_rstd = moments(sums, o_m, M, eps, K, K, TILE, BT, NORM)
+    b_dot, b_sum = mean_dots(dots, o_m, M, K, TILES, BD, NORM)
+    o_row = o_m.to(tl.int64)
+    for i_k in range(0, K, BK):
+        o_k = i_k + tl.arange(0, BK)
+        m_k = o_k < K
+        b_g = load_gradient(
+            d_n, x, scale, b_mean, b_rstd, b_dot, b_sum, o_row, m_m, o_k, m_k, s_dn, s_x, NORM
+        )
+        p_w = weight + o_k[:, None] * N + o_n[None, :]
+        b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
+        b_d = tl.dot(b_g.to(b_w.dtype), b_w, b_d, input_precision="ieee")
+    return b_d
+
+
 @triton.jit(do_not_specialize=["M"])
 def block_gates_gradient_kernel(
     given,  # [M, G*P] or None
@@ -96,56 +138,58 @@ def block_gates_gradient_kernel(
         p_given = given + o_row[:, None] * s_given + o_d[None, :]
         b_d += tl.load(p_given, mask=m_x, other=0.0).to(tl.float32)
 
-    b_mean, b_rstd = moments(hidden_sums, o_m, M, hidden_eps, U, U, HIDDEN_TILE, HIDDEN_BT, HIDDEN_NORM)
-    b_dot, b_sum = mean_dots(hidden_dots, o_m, M, U, HIDDEN_TILES, HIDDEN_BD, HIDDEN_NORM)
-    for i_k in range(0, U, BK):
-        o_k = i_k + tl.arange(0, BK)
-        m_k = o_k < U
-        b_g = load_gradient(
-            hidden_dn,
-            hidden,
-            hidden_scale,
-            b_mean,
-            b_rstd,
-            b_dot,
-            b_sum,
-            o_row,
-            m_m,
-            o_k,
-            m_k,
-            s_hidden_dn,
-            s_hidden,
-            HIDDEN_NORM,
-        )
-        p_w = stacked + o_k[:, None] * (G * P) + o_d[None, :]
-        b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
-        b_d = tl.dot(b_g.to(b_w.dtype), b_w, b_d, input_precision="ieee")
+    b_d = through_layer(
+        b_d,
+        stacked,
+        hidden_dn,
+        hidden,
+        hidden_sums,
+        hidden_dots,
+        hidden_scale,
+        hidden_eps,
+        o_m,
+        m_m,
+        o_d,
+        m_n,
+        s_hidden_dn,
+        s_hidden,
+        M,
+        U,
+        G * P,
+        HIDDEN_NORM,
+        HIDDEN_TILE,
+        HIDDEN_BT,
+        HIDDEN_TILES,
+        HIDDEN_BD,
+        BK,
+    )
     if own_dn is not None:
-        b_mean, b_rstd = moments(own_sums, o_m, M, own_eps, H, H, H, 1, OWN_NORM)
-        b_dot, b_sum = mean_dots(own_dots, o_m, M, H, OWN_TILES, OWN_BD, OWN_NORM)
         m_kept = m_m & (tl.load(own_reset + o_row * s_own_reset, mask=m_m, other=1) == 0)
-        for i_k in range(0, H, BK):
-            o_k = i_k + tl.arange(0, BK)
-            m_k = o_k < H
-            b_g = load_gradient(
-                own_dn,
-                own,
-                own_scale,
-                b_mean,
-                b_rstd,
-                b_dot,
-                b_sum,
-                o_row,
-                m_kept,
-                o_k,
-                m_k,
-                s_own_dn,
-                s_own,
-                OWN_NORM,
-            )
-            p_w = stacked + (OWN + o_k)[:, None] * (G * P) + o_d[None, :]
-            b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
-            b_d = tl.dot(b_g.to(b_w.dtype), b_w, b_d, input_precision="ieee")
+        b_d = through_layer(
+            b_d,
+            stacked + OWN * G * P,
+            own_dn,
+            own,
+            own_sums,
+            own_dots,
+            own_scale,
+            own_eps,
+            o_m,
+            m_kept,
+            o_d,
+            m_n,
+            s_own_dn,
+            s_own,
+            M,
+            H,
+            G * P,
+            OWN_NORM,
+            H,
+            1,
+            OWN_TILES,
+            OWN_BD,
+            BK,
+        )
 
     o_p = o_row[:, None] * s_gates + (i_g * 3 * P + o_n)[None, :]
     b_r = tl.load(gates + o_p, mask=m_x, other=0.0).to(tl.float32)

@@ -36,6 +36,7 @@ def logit_gradient_kernel(
     M,
     eps,
     keep,
+    s_weight,
     s_logit,
     s_onehot,
     s_given,
@@ -70,7 +71,7 @@ def logit_gradient_kernel(
             b_d = load_gradient(
                 d_n, x, scale, b_mean, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, s_x, NORM
             )
-            p_w = weight + o_k[:, None] * (S * C) + o_n[None, :]
+            p_w = weight + o_k[:, None] * s_weight + o_n[None, :]
             b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
             b_grad = tl.dot(b_d.to(b_w.dtype), b_w, b_grad, input_precision="ieee")
     if given_onehot is not None:
@@ -124,6 +125,7 @@ def logit_gradient(
         rows,
         layer.eps,
         1 - unimix,
+        weight.stride(0),
         logit.stride(0),
         0 if given_onehot is None else given_onehot.stride(0),
         0 if given_logit is None else given_logit.stride(0),

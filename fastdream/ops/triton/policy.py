@@ -11,6 +11,7 @@ from fastdream.ops.params import RSSM, Actor, Categorical, Layer, Layers, Step
 from fastdream.ops.reference.actor import action_width
 from fastdream.ops.reference.layers import match
 from fastdream.ops.triton.block_product import Normed, block_product, product_sums, product_tiles
+from fastdream.ops.triton.core import bias_rows
 from fastdream.ops.triton.library import check_floats, check_shape, contiguous, register
 from fastdream.ops.triton.limits import check_served, unserved, unserved_actor
 from fastdream.ops.triton.step import Draws, StepKernels
@@ -128,10 +129,11 @@ def _embedded(encoder: Layers, of_embed: Layer, features: Tensor) -> Tensor:
         out, inp = layer.weight.shape
         tiles = product_tiles(len(x), out, out, x.element_size())
         y = x.new_empty(len(x), out)
-        bias = None if layer.bias is None else layer.bias.expand(len(x), -1)
         sums = product_sums(y, 1, tiles, layer.norm)
         weight = layer.weight.t().unsqueeze(0)
-        block_product(x, None, weight, None, None, bias, y, sums, layer.norm, tiles, normed)
+        block_product(
+            x, None, weight, None, None, bias_rows(layer, len(x)), y, sums, layer.norm, tiles, normed
+        )
         x, normed = y, Normed(layer, sums, tiles.n)
     return x
 

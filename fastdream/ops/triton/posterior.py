@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.params import Categorical, Layer
+from fastdream.ops.triton.block_product import Normed
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.enter import Entering, enter, gather
 from fastdream.ops.triton.layers import activate
@@ -199,8 +200,8 @@ def posterior_kernel(
 
 def posterior(
     hidden: Tensor,
-    sums: Tensor | None,
-    layers: tuple[Layer, Layer],
+    normed: Normed,
+    layer: Layer,
     weight: Tensor,
     latent: Categorical,
     noise: Tensor | None,
@@ -212,16 +213,15 @@ def posterior(
     of_stoch: Tensor | None,
     entering: Entering,
     core: Layer,
-    tile: int,
     tiles: PosteriorTiles,
 ) -> None:
     """One step's logit, onehot and index, [M, S*C] and [M, S], and x of the next unless of_stoch is None.
 
-    layers: the posterior's, of which `weight` [S*C, U] is the second's in the dtype of products. core: the layer whose
-    norm and activation `enter` applies. hidden has sums in tiles of `tile`. Either noise or given is there.
+    hidden [M, U] are pre-activations that `normed` describes. layer: the posterior's last, `weight` [S*C, U] its own in
+    the dtype of products. core: the layer whose norm and activation `enter` applies. Either noise or given is there.
     """
     rows, units = hidden.shape[0], weight.shape[1]
-    first, last = layers
+    first = normed.layer
     stoch, classes, unimix = latent
     width = entering.pre.shape[1]
     columns, wide = power_of_two(classes), power_of_two(width)
@@ -229,11 +229,11 @@ def posterior(
         posterior_kernel,
         (triton.cdiv(stoch, tiles.vars), triton.cdiv(rows, tiles.rows)),
         hidden,
-        sums,
+        normed.sums,
         first.scale,
         first.shift,
         weight,
-        last.bias,
+        layer.bias,
         noise,
         given,
         logit,
@@ -259,8 +259,8 @@ def posterior(
         H=width,
         HIDDEN_NORM=first.norm,
         HIDDEN_ACT=first.act,
-        TILE=tile,
-        BT=power_of_two(row_tiles(units, units, tile)),
+        TILE=normed.tile,
+        BT=power_of_two(row_tiles(units, units, normed.tile)),
         NORM=core.norm,
         ACT=core.act,
         BM=BM,

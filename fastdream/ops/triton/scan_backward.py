@@ -1,47 +1,22 @@
-"""The backward scan of a posterior: five launches a step, which carry the gradients of deter and stoch alone.
+"""The backward scan of a posterior, which carries the gradients of deter and stoch alone.
 
-A step, from the last to the first: `logit_gradient`, `layer_gradient` (the posterior's first layer),
-`block_gates_gradient` (all gradients of the new deter), `layer_gradient` (the hidden layer), `state_gradient`. Gradients
-of parameters are products over all steps at once, after it: `scan_gradients`.
+A step, from the last to the first: `logit_gradient`, `layer_gradient` of the posterior's hidden layer, and three kernels
+of the core (DreamerV2's: two); every hidden layer more is a kernel more. Gradients of parameters are products over all
+steps at once, after it: `scan_gradients`.
 """
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-from fastdream.ops.params import BlockGRU, Categorical, Layer
-from fastdream.ops.triton.block_product import Tiles, product_tiles
-from fastdream.ops.triton.gates_gradient import block_gates_gradient
+from fastdream.ops.triton.core_backward import core_backward, gradient_tiles
 from fastdream.ops.triton.layer_gradient import layer_gradient
 from fastdream.ops.triton.logit_gradient import logit_gradient
 from fastdream.ops.triton.rowwise_gradient import Later, empty_dots
-from fastdream.ops.triton.scan_forward import Outputs, Saved, at
-from fastdream.ops.triton.scan_model import Sizes, Weights, stacked_tiles
-from fastdream.ops.triton.state_gradient import state_gradient
-
-
-class Grads(NamedTuple):
-    """Of what the scan computes, for all steps; those of layers before their norm's own gradient, see `rowwise`."""
-
-    logit: Tensor  # [B, T, S*C]
-    post: Tensor  # [B, T, U], d_n
-    gates: Tensor  # [B, T, 3D]
-    hidden: Tensor  # [B, T, D], d_n
-    x: Tensor  # [B, T, 2H], d_n of deter's and stoch's layers
-    deter: Tensor  # [B, D] float32, of the initial deter without what comes through its layer
-
-
-def gradient_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
-    """Tiles of products whose first operand is made of two tensors while it is loaded."""
-    tiles = product_tiles(min(rows, 16), width, segment, itemsize)
-    return tiles._replace(k=128 // itemsize, warps=4)
+from fastdream.ops.triton.scan_model import Model, Sizes, Weights
+from fastdream.ops.triton.scan_saved import Grads, Outputs, Saved, at, empty_grads, later_tile
 
 
 def backward_scan(
-    core: BlockGRU,
-    post: tuple[Layer, Layer],
-    latent: Categorical,
+    model: Model,
     sizes: Sizes,
     weights: Weights,
     deter: Tensor,
@@ -53,69 +28,62 @@ def backward_scan(
     d_logit: Tensor | None,
 ) -> Grads:
     """Gradients of layers from those of the outputs, contiguous or None."""
-    batch, length, width = saved.hidden.shape
-    units, itemsize = sizes.units, deter.itemsize
-    grads = Grads(
-        deter.new_empty(batch, length, latent.stoch * latent.classes),
-        deter.new_empty(batch, length, sizes.hidden),
-        torch.empty_like(saved.gates),
-        torch.empty_like(saved.hidden),
-        deter.new_empty(batch, length, 2 * units),
-        torch.zeros_like(deter, dtype=torch.float32),
-    )
-    post_cut = gradient_tiles(batch, sizes.hidden, sizes.hidden, itemsize)
-    cut = gradient_tiles(batch, width, sizes.block, itemsize)
-    state_cut = gradient_tiles(batch, width + 2 * units, sizes.block, itemsize)
-    forward_tile = product_tiles(batch, width, sizes.block, itemsize).n
-    stacked_tile = stacked_tiles(batch, sizes.hidden + units, itemsize).n
-    hidden = core.hidden[0]
-    post_dots = empty_dots(deter, batch, -(-sizes.hidden // post_cut.n), post[0].norm)
-    hidden_dots = empty_dots(deter, batch, sizes.blocks * -(-sizes.block // cut.n), hidden.norm)
-    x_dots = [empty_dots(deter, batch, -(-units // state_cut.n), core.stoch.norm) for _ in range(2)]
-    of_logit, of_gates = weights.logit[None], weights.gates.transpose(1, 2)
-
-    own = stoch = None
-    for t in reversed(range(length)):
-        b_logit, b_post = grads.logit[:, t], grads.post[:, t]
+    grads = empty_grads(model, sizes, outputs, saved)
+    core = core_backward(model, sizes, weights, reset, saved, grads)
+    post = PosteriorBackward(model, sizes, weights, reset, saved, grads)
+    for t in reversed(range(reset.shape[1])):
         given = (None if x is None else x[:, t].flatten(1) for x in (d_stoch, d_logit))
-        logit = outputs.logit[:, t].flatten(1)
-        logit_gradient(logit, *given, b_logit, weights.stoch, latent, core.stoch, stoch, cut.k)
-        pre, sums = saved.stacked[:, t + 1, : sizes.hidden], at(saved.post_sums, t)
-        layer_gradient(b_logit, of_logit, pre, sums, post[0], b_post, post_dots, stacked_tile, post_cut)
+        logit, b_logit = outputs.logit[:, t].flatten(1), grads.logit[:, t]
+        logit_gradient(
+            logit, *given, b_logit, weights.stoch, model.latent, model.stoch, core.stoch, post.depth
+        )
+        first = post.step(t)
         before = outputs.deter[:, t - 1] if t else deter
-        block_gates_gradient(
-            None if d_deter is None else d_deter[:, t],
-            grads.deter,
-            weights.stacked,
-            (post[0], core.deter),
-            Later(b_post, pre, sums, post_dots, reset[:, t]),
-            own,
-            sizes.own,
-            saved.gates[:, t],
-            before,
-            grads.gates[:, t],
-            sizes.blocks,
-            stacked_tile,
-            cut,
-        )
-        pre, sums, b_hidden = saved.hidden[:, t], at(saved.hidden_sums, t), grads.hidden[:, t]
-        layer_gradient(
-            grads.gates[:, t], of_gates, pre, sums, hidden, b_hidden, hidden_dots, forward_tile, cut
-        )
-        own_pre, b_x = saved.stacked[:, t, sizes.own :], grads.x[:, t]
-        own = Later(b_x[:, :units], own_pre, at(saved.own_sums, t), x_dots[0], reset[:, t])
-        stoch = Later(b_x[:, units:], saved.stoch[:, t], at(saved.stoch_sums, t), x_dots[1], reset[:, t])
-        state_gradient(
-            weights.hidden,
-            hidden,
-            Later(b_hidden, pre, sums, hidden_dots, reset[:, t]),
-            grads.deter,
-            own,
-            core.deter,
-            stoch,
-            core.stoch,
-            b_x,
-            forward_tile,
-            state_cut,
-        )
+        core.step(t, before, None if d_deter is None else d_deter[:, t], first)
     return grads
+
+
+class PosteriorBackward:
+    """The posterior's hidden layers with the memory of their gradients bound."""
+
+    def __init__(
+        self, model: Model, sizes: Sizes, weights: Weights, reset: Tensor, saved: Saved, grads: Grads
+    ) -> None:
+        self.model, self.sizes, self.weights = model, sizes, weights
+        self.reset, self.saved, self.grads = reset, saved, grads
+        rows, like = len(reset), weights.stacked
+        widths = [layer.weight.shape[0] for layer in model.post[:-1]]
+        self.cuts = [gradient_tiles(rows, n, n, like.itemsize) for n in widths]
+        self.tiles = [sizes.tile, *(later_tile(n, rows, like.itemsize) for n in widths[1:])]
+        self.depth = self.cuts[0].k
+        self.dots = [
+            empty_dots(like, rows, -(-n // cut.n), layer.norm)
+            for n, cut, layer in zip(widths, self.cuts, model.post, strict=False)
+        ]
+
+    def step(self, t: int) -> Later:
+        """Back from the logits of step t through all hidden layers but the first, which is returned."""
+        later, gradient = None, self.grads.logit[:, t]
+        saved, last = self.saved, len(self.cuts) - 1
+        for i in reversed(range(last + 1)):
+            pre = saved.later[i - 1][:, t] if i else saved.stacked[:, t + 1, : self.sizes.hidden]
+            sums = at(saved.later_sums[i - 1] if i else saved.post_sums, t)
+            b_post = self.grads.post[i][:, t]
+            layer_gradient(
+                gradient,
+                self.weights.post[i + 1][None],
+                pre,
+                sums,
+                self.model.post[i],
+                b_post,
+                self.dots[i],
+                self.tiles[i],
+                self.cuts[i],
+                later,
+                self.model.post[i + 1] if later else None,
+                self.tiles[i + 1] if later else 1,
+            )
+            later = Later(b_post, pre, sums, self.dots[i], self.reset[:, t])
+            gradient = b_post
+        assert later is not None
+        return later

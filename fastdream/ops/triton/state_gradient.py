@@ -1,10 +1,10 @@
 """Back through a step's hidden layer to the state before it: to the old deter, and to the layers that read the state.
 
 d^(k) = gradient of the hidden layer's pre-activations of block k, made of d_n and dots, see `rowwise_gradient`
-carry^(k) += d^(k) W^(k), zero where reset        through activation and norm: x_dn of sum over k of d^(k) V^(k)
+carry^(k) += W^(k) d^(k), zero where reset        through activation and norm: x_dn of the sum over k of V^(k) d^(k)
 
-weight  [g, P + X, P]  transposed W in its first P rows of a block, V in the next ones
-x_dn    [M, 2H]        of the layers of deter and stoch, with dots of each in tiles of `tiles.n`
+weight  [g, R, K]         any strides; W^(k) are rows `of_deter` ... + P, V^(k) rows `of_x` ... of a block
+x_dn    [M, 2H] or [M, H] of the layers of deter and stoch, or of stoch's, with dots of each in tiles of `tiles.n`
 """
 
 import triton
@@ -21,15 +21,15 @@ from fastdream.ops.triton.rowwise_gradient import Later, load_gradient, mean_dot
 
 @triton.jit(do_not_specialize=["M"])
 def state_gradient_kernel(
-    weight,  # [G, R, P]
-    scale,  # [G*P] or None
-    d_n,  # [M, G*P]
-    hidden,  # [M, G*P]
+    weight,  # [G, R, K]
+    scale,  # [G*K] or None
+    d_n,  # [M, G*K]
+    hidden,  # [M, G*K]
     sums,  # [tiles, planes, M] or None
     dots,  # [tiles, planes, M] or None
     reset,  # [M]
     carry,  # [M, G*P] float32
-    own,  # [M, H]
+    own,  # [M, H] or None
     own_scale,  # [H] or None
     own_shift,
     own_sums,  # [1, planes, M] or None
@@ -39,7 +39,7 @@ def state_gradient_kernel(
     stoch_shift,
     stoch_sums,
     stoch_dots,
-    x_dn,  # [M, 2H]
+    x_dn,  # [M, LAYERS*H]
     s_dn,
     s_hidden,
     s_reset,
@@ -49,10 +49,15 @@ def state_gradient_kernel(
     s_own,
     s_stoch,
     s_x,
+    s_g,
+    s_r,
+    s_k,
     G: tl.constexpr,
-    R: tl.constexpr,
+    K: tl.constexpr,
     P: tl.constexpr,
     H: tl.constexpr,
+    OF_DETER: tl.constexpr,
+    OF_X: tl.constexpr,
     NORM: tl.constexpr,
     TILE: tl.constexpr,
     BT: tl.constexpr,
@@ -68,24 +73,25 @@ def state_gradient_kernel(
     o_m = i_m * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
     m_m = o_m < M
-    # First the tiles of deter's layer, then of stoch's, which sum over all blocks, then the tiles of every block.
+    # First the tiles of the input layers, one after the other, which sum over all blocks, then those of every block.
+    LAYERS: tl.constexpr = 1 if own is None else 2
     X_TILES: tl.constexpr = (H + BN - 1) // BN
     P_TILES: tl.constexpr = (P + BN - 1) // BN
-    CHUNKS: tl.constexpr = (P + BK - 1) // BK
-    dense = i_n < 2 * X_TILES
-    i_g = tl.where(dense, 0, (i_n - 2 * X_TILES) // P_TILES)
-    i_t = tl.where(dense, i_n % X_TILES, (i_n - 2 * X_TILES) % P_TILES)
+    CHUNKS: tl.constexpr = (K + BK - 1) // BK
+    dense = i_n < LAYERS * X_TILES
+    i_g = tl.where(dense, 0, (i_n - LAYERS * X_TILES) // P_TILES)
+    i_t = tl.where(dense, i_n % X_TILES, (i_n - LAYERS * X_TILES) % P_TILES)
     o_n = i_t * BN + tl.arange(0, BN)
     m_n = o_n < tl.where(dense, H, P)
-    o_r = o_n + tl.where(dense, P + tl.where(i_n < X_TILES, 0, H), 0)
+    o_r = o_n + tl.where(dense, OF_X + i_n // X_TILES * H, OF_DETER)
 
-    b_mean, b_rstd = moments(sums, o_m, M, eps, G * P, P, TILE, BT, NORM)
-    b_dot, b_sum = mean_dots(dots, o_m, M, G * P, TILES, BD, NORM)
+    b_mean, b_rstd = moments(sums, o_m, M, eps, G * K, K, TILE, BT, NORM)
+    b_dot, b_sum = mean_dots(dots, o_m, M, G * K, TILES, BD, NORM)
     b_out = tl.zeros([BM, BN], tl.float32)
     for i_k in range(tl.where(dense, G * CHUNKS, CHUNKS)):
         i_b = i_g + i_k // CHUNKS
         o_k = i_k % CHUNKS * BK + tl.arange(0, BK)
-        m_k = o_k < P
+        m_k = o_k < K
         b_d = load_gradient(
             d_n,
             hidden,
@@ -96,17 +102,17 @@ def state_gradient_kernel(
             b_sum,
             o_row,
             m_m,
-            i_b * P + o_k,
+            i_b * K + o_k,
             m_k,
             s_dn,
             s_hidden,
             NORM,
         )
-        p_w = weight + i_b * (R * P) + o_r[None, :] * P + o_k[:, None]
+        p_w = weight + i_b * s_g + o_r[None, :] * s_r + o_k[:, None] * s_k
         b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
         b_out = tl.dot(b_d.to(b_w.dtype), b_w, b_out, input_precision="ieee")
 
-    if i_n < X_TILES:
+    if dense and i_n < (LAYERS - 1) * X_TILES:
         b_mean, b_rstd = moments(own_sums, o_m, M, x_eps, H, H, H, 1, X_NORM)
         store_gradient(
             b_out,
@@ -134,7 +140,7 @@ def state_gradient_kernel(
             stoch,
             stoch_scale,
             stoch_shift,
-            x_dn + H,
+            x_dn + (LAYERS - 1) * H,
             stoch_dots,
             b_mean,
             b_rstd,
@@ -157,35 +163,40 @@ def state_gradient_kernel(
 
 def state_gradient(
     weight: Tensor,
+    of_deter: int,
+    of_x: int,
     layer: Layer,
     hidden: Later,
     carry: Tensor,
-    own: Later,
-    own_layer: Layer,
+    own: Later | None,
+    own_layer: Layer | None,
     stoch: Later,
     stoch_layer: Layer,
     x_dn: Tensor,
+    blocks: int,
     tile: int,
     tiles: Tiles,
 ) -> None:
     """Write x_dn with the dots of own and stoch, and carry, as above.
 
-    hidden has the reset of this step, and sums in tiles of `tile`. Of own and stoch all but d_n and reset is read.
+    hidden has the reset of this step, and sums in tiles of `tile`. Of own and stoch all but d_n and reset is read;
+    they have norm, activation and eps in common.
     """
-    blocks, height, block = weight.shape
-    rows, units = own.x.shape
+    depth = weight.shape[2]
+    (rows, units), block = stoch.x.shape, carry.shape[1] // blocks
+    x_tiles = (2 if own else 1) * triton.cdiv(units, tiles.n)
     launch(
         state_gradient_kernel,
-        (2 * triton.cdiv(units, tiles.n) + blocks * triton.cdiv(block, tiles.n), triton.cdiv(rows, tiles.m)),
+        (x_tiles + blocks * triton.cdiv(block, tiles.n), triton.cdiv(rows, tiles.m)),
         weight,
         layer.scale,
         *hidden,
         carry,
-        own.x,
-        own_layer.scale,
-        own_layer.shift,
-        own.sums,
-        own.dots,
+        own.x if own else None,
+        own_layer.scale if own_layer else None,
+        own_layer.shift if own_layer else None,
+        own.sums if own else None,
+        own.dots if own else None,
         stoch.x,
         stoch_layer.scale,
         stoch_layer.shift,
@@ -195,21 +206,24 @@ def state_gradient(
         *hidden.strides(),
         rows,
         layer.eps,
-        own_layer.eps,
-        own.x.stride(0),
+        stoch_layer.eps,
+        own.x.stride(0) if own else 0,
         stoch.x.stride(0),
         x_dn.stride(0),
+        *weight.stride(),
         G=blocks,
-        R=height,
+        K=depth,
         P=block,
         H=units,
+        OF_DETER=of_deter,
+        OF_X=of_x,
         NORM=layer.norm,
         TILE=tile,
-        BT=power_of_two(row_tiles(blocks * block, block, tile)),
+        BT=power_of_two(row_tiles(blocks * depth, depth, tile)),
         TILES=hidden.tiles(),
         BD=power_of_two(hidden.tiles()),
-        X_NORM=own_layer.norm,
-        X_ACT=own_layer.act,
+        X_NORM=stoch_layer.norm,
+        X_ACT=stoch_layer.act,
         BM=tiles.m,
         BN=tiles.n,
         BK=tiles.k,
