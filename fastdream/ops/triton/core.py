@@ -41,9 +41,9 @@ class BlockStep(NamedTuple):
             y, sums, base = self.pre[i], self.sums[i], bias_rows(layer, len(x))
             products = before, None, layer.weight, None, None
             block_product(*products, base, y, sums, layer.norm, self.tiles, normed)
-        gates, norm = (self.gates.weight, self.gates.bias), (layer.norm, layer.act, layer.eps)
-        states = deter, reset, out, None
-        block_gates(y, sums, layer.scale, layer.shift, *gates, *states, *norm, self.tiles.n, self.gates_tiles)
+        weight, bias = self.gates.weight, self.gates.bias
+        settings = layer.norm, layer.act, layer.eps, self.tiles.n, self.gates_tiles
+        block_gates(y, sums, layer.scale, layer.shift, weight, bias, deter, reset, out, None, *settings)
 
 
 class DenseStep(NamedTuple):
