@@ -60,6 +60,11 @@ def at(width: str, function: Any, m: Maker, n: int) -> Arguments:
     return function(m, n)
 
 
+def few(function: Any, m: Maker, n: int) -> Arguments:
+    """The arguments of `function` for as many rows as there are environments."""
+    return function(m, 16)
+
+
 def norm_acts(*triples: tuple[str, str, str]) -> dict[str, Case]:
     return {"-".join(t): Case(partial(at, t[2], partial(ops.norm_act, *t[:2]))) for t in triples}
 
@@ -75,7 +80,9 @@ CASES: dict[str, dict[str, Case]] = {
     "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),
     "imagine": ops.cases(ops.imagine, ops.CORES, [True], gradients=False),
     "rollout": ops.cases(ops.rollout, ops.CORES, gradients=False),
-    "policy_step": ops.cases(ops.policy_step, ops.CORES, [True], gradients=False),
+    "policy_step": {
+        core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
+    },
 }
 
 
