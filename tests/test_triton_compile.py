@@ -14,7 +14,7 @@ import torch
 
 import fastdream
 
-from .triton_cases import BUDGETS, CAPABILITIES, CASES, USUAL, Budget, names
+from .triton_cases import BUDGETS, CAPABILITIES, CASES, DRAWN, PRECISIONS, PRESETS, USUAL, Budget, names
 
 # This folder as a package, whatever else of that name is installed.
 START = """
@@ -51,11 +51,11 @@ def check_budgets(cases: list[tuple]) -> None:
 
 
 def test_usual_size_within_budget():
-    check_budgets([(*case, 90) for case in names((USUAL,), (torch.bfloat16,))])
+    check_budgets([(*case, 90) for case in names((USUAL,), (torch.bfloat16,), DRAWN)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("op", CASES)
 def test_every_size_within_budget(op: str, capability: int):
-    check_budgets([(*case, capability) for case in names() if case[0] == op])
+    check_budgets([(*case, capability) for case in names(PRESETS, PRECISIONS, DRAWN) if case[0] == op])

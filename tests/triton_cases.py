@@ -62,6 +62,11 @@ def at(width: str, function: Any, m: Maker, n: int) -> Arguments:
     return function(m, n)
 
 
+def few(function: Any, m: Maker, n: int) -> Arguments:
+    """The arguments of `function` for as many rows as there are environments."""
+    return function(m, 16)
+
+
 def norm_acts(*triples: tuple[str, str, str]) -> dict[str, Case]:
     return {"-".join(t): Case(partial(at, t[2], partial(ops.norm_act, *t[:2]))) for t in triples}
 
@@ -126,7 +131,23 @@ CASES: dict[str, dict[str, Case]] = {
     "lambda_return": ops.cases(lambda_return, [15, 64]),
     "gather_sequences": ops.cases(gather, gradients=False),
     "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
+    "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),
+    "imagine": ops.cases(ops.imagine, ops.CORES, [True], gradients=False),
+    "rollout": ops.cases(ops.rollout, ops.CORES, gradients=False),
+    "policy_step": {
+        core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
+    },
 }
+
+
+def drawn(m: Maker, n: int) -> Arguments:
+    """Arguments of imagine that draw every sample, a few steps long."""
+    rssm, actor, *state = ops.imagine("block", True, m, n)[:4]
+    return rssm, actor, *state, ops.T, m.uniform(n, ops.T, m.sizes.stoch), m.uniform(n, ops.T + 1, 2)
+
+
+# Compiled alone: no two precisions draw the same.
+DRAWN: dict[str, dict[str, Case]] = {"imagine": {"drawn": Case(drawn, False)}}
 
 # Positions of arguments that stay float32 where the others are in half precision.
 WIDE: dict[str, tuple[int, ...]] = {
@@ -138,12 +159,22 @@ WIDE: dict[str, tuple[int, ...]] = {
     "gumbel_sample": (1,),
     "twohot_loss": (1, 2),
     "twohot_mean": (1,),
+    "imagine_step": (0, 4),
+    "imagine": (0, 1, 5, 6),
+    "rollout": (0, 4),
+    "policy_step": (0, 1, 2, 8, 9),
 }
 FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
 IN_PLACE = ("laprop_",)  # ops that change their arguments
+# Steps are products, and few programs: one on each SM, which may have all its registers.
+STEPS = Budget(registers=255, shared=112 * 1024)
 BUDGETS: dict[str, Budget] = {
     "observe": Budget(255, 112 * 1024, 64),
     "observe_step": Budget(255, 112 * 1024, 64),
+    "imagine_step": STEPS,
+    "imagine": STEPS,
+    "rollout": STEPS,
+    "policy_step": STEPS,
     "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
 }
 
@@ -156,7 +187,7 @@ def in_precision(op: str, args: Arguments, dtype: torch.dtype) -> Arguments:
 
 def blank(op: str, case: str, preset: str, dtype: torch.dtype) -> tuple[Arguments, bool]:
     """Arguments without memory, and whether the op has gradients."""
-    make, gradients = CASES[op][case]
+    make, gradients = (CASES[op] | DRAWN.get(op, {}))[case]
     args = make(Blank(0, torch.float32, sizes(preset)), ROWS)
     return changed(lambda x: x.to("meta"), in_precision(op, args, dtype)), gradients
 
@@ -167,10 +198,12 @@ def made(op: str, case: str, preset: str, dtype: torch.dtype) -> Arguments:
 
 
 def names(
-    presets: tuple[str, ...] = PRESETS, precisions: tuple[torch.dtype, ...] = PRECISIONS
+    presets: tuple[str, ...] = PRESETS,
+    precisions: tuple[torch.dtype, ...] = PRECISIONS,
+    *tables: dict[str, dict[str, Case]],
 ) -> list[tuple]:
-    """(op, case, preset, dtype) of everything."""
-    cases = [(op, case) for op, found in CASES.items() for case in found]
+    """(op, case, preset, dtype) of everything in CASES and further tables."""
+    cases = [(op, case) for table in (CASES, *tables) for op, found in table.items() for case in found]
     return [
         (*case, preset, dtype)
         for case, preset, dtype in product(cases, presets, precisions)

@@ -17,6 +17,7 @@ from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
 from fastdream.ops.triton import scan_limits
 from fastdream.ops.triton.config import WIDEST
+from fastdream.ops.triton.limits import unserved, unserved_actor
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
@@ -117,7 +118,21 @@ def _full(params: list[Tensor], *args: Any, **kwargs: Any) -> bool:
     return params[0].dtype == torch.float32
 
 
+def _stepped(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
+    return _forward(rssm, *args, **kwargs) and not unserved(rssm, rssm.prior)
+
+
+def _dreamt(rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
+    return _acts(actor) and not unserved_actor(actor) and _stepped(rssm, actor, *args, **kwargs)
+
+
+def _acted(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
+    served = _acting(encoder, rssm, actor) and not unserved(rssm, rssm.post) and not unserved_actor(actor)
+    return served and not rssm.absolute
+
+
 _WIDE = f"rows of over {WIDEST}"
+_STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
 
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
@@ -134,6 +149,10 @@ TRITON_RULES: dict[str, Rule] = {
     "twohot_mean": Rule(serves=_narrow, but=_WIDE),
     "lambda_return": Rule(),
     "laprop_": Rule(serves=_full, but="half precision"),
+    "imagine_step": Rule(1, _stepped, _STEPPED),
+    "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
+    "rollout": Rule(1, _stepped, _STEPPED),
+    "policy_step": Rule(3, _acted, f"{_ACTORS}, posteriors without deter or of one layer, unusual heads"),
 }
 
 

@@ -38,7 +38,7 @@ def policy_step(
     Returns (Step, action [n, A] float32 at least). Raises ValueError without noise or index.
     """
     with torch.no_grad():
-        features = _squish(features, vectors) if vectors else features
+        features = squish(features, vectors) if vectors else features
         embed = mlp(match(features, deter.dtype), encoder)
         step = observe_step(rssm, deter, stoch, action, embed, reset, noise, index)
         feat = torch.cat([step.deter, flat(rssm.latent, step.stoch)], -1)
@@ -47,7 +47,8 @@ def policy_step(
         return step, act(actor, feat, action_noise)
 
 
-def _squish(features: Tensor, vectors: tuple[int, ...]) -> Tensor:
+def squish(features: Tensor, vectors: tuple[int, ...]) -> Tensor:
+    """Observations [n, F] side by side, of these widths: their symlog, and zeros for each that holds -infinity."""
     if sum(vectors) != features.shape[-1]:
         raise ValueError(
             f"policy_step: vectors of {list(vectors)} are not features of shape {list(features.shape)}"

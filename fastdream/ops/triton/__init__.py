@@ -31,6 +31,10 @@ _FILES = {
     "lambda_return": "returns",
     "laprop_": "optim",
     "gather_sequences": "replay",
+    "imagine_step": "dream",
+    "imagine": "dream",
+    "rollout": "dream",
+    "policy_step": "policy",
 }
 OPS = tuple(_FILES)
 
