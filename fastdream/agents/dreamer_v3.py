@@ -98,8 +98,15 @@ class DreamerV3:
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
         inputs = {k: torch.as_tensor(obs[k]).to(self.device) for k in (*self.obs_space, "is_first")}
-        carry, latents = self.nets.act(carry, inputs, self.generators["policy"], greedy=mode == "mode")
-        return carry, _to_host(decode_action(self.act_space, carry["action"])), _to_host(latents)
+        carry, action, latents = self.act(carry, inputs, greedy=mode == "mode")
+        return carry, _to_host(action), _to_host(latents)
+
+    def act(
+        self, carry: Carry, obs: Mapping[str, Tensor], greedy: bool = False
+    ) -> tuple[Carry, dict[str, Tensor], dict[str, Tensor]]:
+        """`policy` on the device: the next carry, actions by key, latents."""
+        carry, latents = self.nets.act(carry, obs, self.generators["policy"], greedy)
+        return carry, decode_action(self.act_space, carry["action"]), latents
 
     def init_train(self, b: int) -> Carry:
         """State before the first training sequences; only read without replay context."""

@@ -1,0 +1,127 @@
+"""A stand-in for CUDA graphs on a CPU: a tape of every operation of recorded work, played into the same memory.
+
+What a graph would freeze, the tape freezes too: numbers and branches of Python, tensors that Python holds, and where
+results lie. So work that cannot be captured gives other numbers when it is replayed than when it is done again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastdream.ops import native
+
+T = TypeVar("T")
+
+# Operations at which the host would wait for the device, or copy from memory that is not pinned.
+WAITS = {
+    "aten::_local_scalar_dense": "a tensor becomes a number",
+    "aten::is_nonzero": "a tensor becomes a truth value",
+    "aten::equal": "tensors are compared on the host",
+    "aten::nonzero": "a shape depends on values",
+    "aten::masked_select": "a shape depends on values",
+    "aten::_unique2": "a shape depends on values",
+    "aten::lift_fresh": "a tensor is made of Python's numbers",
+}
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested lists, tuples and dictionaries."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from tensors(list(tree.values()))
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from tensors(item)
+
+
+class Entry(NamedTuple):
+    """One operation with its own arguments, and the fresh tensors that it gave."""
+
+    op: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    results: list[Tensor]
+
+
+class Watch(TorchDispatchMode):
+    """RuntimeError where the host would wait for a GPU."""
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        name = op._schema.name
+        if name in WAITS:
+            raise RuntimeError(f"{name}: {WAITS[name]}")
+        if name in ("aten::index", "aten::index_put_", "aten::index_put"):
+            masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
+            if masks:
+                raise RuntimeError(f"{name} by a mask: a shape depends on values")
+        return op(*args, **(kwargs or {}))
+
+
+class Tape(Watch):
+    """Records while it is active. Whatever the work does meanwhile happens, unlike in a CUDA graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[Entry] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        # Arguments as they are now: a list may be changed by its owner, a tensor is played as it is then.
+        entry = op, _frozen(args), _frozen(kwargs or {})
+        out = super().__torch_dispatch__(op, types, args, kwargs)
+        aliases = {x.untyped_storage().data_ptr() for x in tensors((args, kwargs)) if x.numel()}
+        fresh = [x for x in tensors(out) if x.untyped_storage().data_ptr() not in aliases]
+        changes = any(arg.alias_info is not None and arg.alias_info.is_write for arg in op._schema.arguments)
+        if fresh or changes:
+            self.entries.append(Entry(*entry, [x.detach() for x in tensors(out)] if fresh else []))
+        return out
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Do it all again, on the same tensors and into the same ones."""
+        for op, args, kwargs, results in self.entries:
+            again = list(tensors(op(*args, **kwargs)))
+            for old, new in zip(results, again, strict=True) if results else ():
+                old.copy_(new)
+
+
+def _frozen(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _frozen(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_frozen(item) for item in tree)
+    return tree.detach() if isinstance(tree, Tensor) else tree
+
+
+class Tapes:
+    """A recorder for `graphs.capture` whose graphs are tapes."""
+
+    def __init__(self) -> None:
+        self.warm_ups = 0
+        self.tapes: list[Tape] = []
+
+    def warm_up(self, work: Callable[[], object], strict: bool) -> None:
+        self.warm_ups += 1
+        if strict:
+            with Watch():
+                work()
+        else:
+            work()
+
+    def record(
+        self, work: Callable[[], T], generators: Iterable[torch.Generator]
+    ) -> tuple[Callable[[], object], T]:
+        tape = Tape()
+        self.tapes.append(tape)
+        with tape:
+            results = work()
+        return tape.replay, results
+
+
+def through_the_dispatcher(monkeypatch: Any) -> None:
+    """Let compiled ops be called where a tape sees them, as they are when a compiler or autograd has to."""
+    for module in (native.policy, native.pointwise):
+        monkeypatch.setattr(module, "plain", lambda x: False)
