@@ -5,13 +5,21 @@ results lie. So work that cannot be captured gives other numbers when it is repl
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastdream import ops as fd
+from fastdream.agents.dreamer_v3 import Config, DreamerV3, size
+from fastdream.normalize import NormConfig, SlowConfig
 from fastdream.ops import native
+from fastdream.optim import OptConfig
+
+from .agent_tools import CONTINUOUS, DISCRETE, IMAGE, MIXED, VECTOR, batch, observation
 
 T = TypeVar("T")
 
@@ -125,3 +133,56 @@ def through_the_dispatcher(monkeypatch: Any) -> None:
     """Let compiled ops be called where a tape sees them, as they are when a compiler or autograd has to."""
     for module in (native.policy, native.pointwise):
         monkeypatch.setattr(module, "plain", lambda x: False)
+
+
+FAST = OptConfig(lr=1e-2, warmup=4, schedule="linear", anneal=8)
+NORMS = dict(valnorm=NormConfig("meanstd"), advnorm=NormConfig("meanstd", debias=True))
+CASES: dict[str, Any] = {
+    "vector": (VECTOR, MIXED, {}),
+    "image": (IMAGE, DISCRETE, {}),
+    "both": (IMAGE | VECTOR, CONTINUOUS, {}),
+    "norms": (VECTOR, DISCRETE, NORMS | dict(slowvalue=SlowConfig(every=3))),
+    "carried": (VECTOR, DISCRETE, dict(replay_context=0)),
+    "bfloat16": (VECTOR, MIXED, dict(dtype="bfloat16")),
+}
+
+
+def make(case: str = "vector", backend: str = "reference", kind: type[DreamerV3] = DreamerV3) -> DreamerV3:
+    obs, act, changes = CASES[case]
+    config = replace(size(Config(imag_length=2), "debug"), opt=FAST, **changes)
+    return kind(obs, act, config, fd.load(backend), seed=3)
+
+
+def learned(agent: DreamerV3, updates: int, rows: int = 2) -> list[Any]:
+    """Everything that so many updates give and change."""
+    carry, seen = agent.init_train(rows), []
+    for seed in range(updates):
+        carry, latents, metrics = agent.update(carry, batch(agent, rows, 4, seed=seed))
+        seen.append((carry, latents, metrics))
+    return [*seen, agent.state_dict()]
+
+
+def acted(agent: DreamerV3, steps: int, n: int = 3, mode: str = "sample") -> list[Any]:
+    """Everything that so many policy steps give and change."""
+    carry, seen = agent.init_policy(n), []
+    for seed in range(steps):
+        obs = observation(agent, n, seed)
+        obs["is_first"] = np.arange(n) == seed
+        carry, action, latents = agent.policy(carry, obs, mode)
+        seen.append((carry, action, latents))
+    return [*seen, agent.state_dict()]
+
+
+def assert_equal(ours: Any, theirs: Any, where: str = "") -> None:
+    """Bit for bit, through everything that is nested."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            assert_equal(ours[key], theirs[key], f"{where}/{key}")
+    elif isinstance(theirs, (list, tuple)):
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(*pair, f"{where}/{i}")
+    elif isinstance(theirs, Tensor):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), where
+    else:
+        assert np.array_equal(ours, theirs), where

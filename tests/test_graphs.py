@@ -5,76 +5,20 @@ A tape stands in for CUDA's graphs here; see graph_tools.py. test_gpu_graphs.py 
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fastdream import graphs
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size, variant
 from fastdream.build import make_agent
-from fastdream.graphs import CaptureError, capture
-from fastdream.normalize import NormConfig, SlowConfig
-from fastdream.optim import OptConfig
+from fastdream.graphs import capture
 
-from .agent_tools import CONTINUOUS, DISCRETE, IMAGE, MIXED, VECTOR, batch, observation
-from .graph_tools import Tapes, through_the_dispatcher
+from .agent_tools import DISCRETE, IMAGE, VECTOR, batch
+from .graph_tools import CASES, FAST, Tapes, acted, assert_equal, learned, make, through_the_dispatcher
 from .run_tools import tiny, train
-
-FAST = OptConfig(lr=1e-2, warmup=4, schedule="linear", anneal=8)
-NORMS = dict(valnorm=NormConfig("meanstd"), advnorm=NormConfig("meanstd", debias=True))
-CASES: dict[str, Any] = {
-    "vector": (VECTOR, MIXED, {}),
-    "image": (IMAGE, DISCRETE, {}),
-    "both": (IMAGE | VECTOR, CONTINUOUS, {}),
-    "norms": (VECTOR, DISCRETE, NORMS | dict(slowvalue=SlowConfig(every=3))),
-    "carried": (VECTOR, DISCRETE, dict(replay_context=0)),
-    "bfloat16": (VECTOR, MIXED, dict(dtype="bfloat16")),
-}
-
-
-def make(case: str = "vector", backend: str = "reference", kind: type[DreamerV3] = DreamerV3) -> DreamerV3:
-    obs, act, changes = CASES[case]
-    config = replace(size(Config(imag_length=2), "debug"), opt=FAST, **changes)
-    return kind(obs, act, config, fd.load(backend), seed=3)
-
-
-def learned(agent: DreamerV3, updates: int, rows: int = 2) -> list[Any]:
-    """Everything that so many updates give and change."""
-    carry, seen = agent.init_train(rows), []
-    for seed in range(updates):
-        carry, latents, metrics = agent.update(carry, batch(agent, rows, 4, seed=seed))
-        seen.append((carry, latents, metrics))
-    return [*seen, agent.state_dict()]
-
-
-def acted(agent: DreamerV3, steps: int, n: int = 3, mode: str = "sample") -> list[Any]:
-    """Everything that so many policy steps give and change."""
-    carry, seen = agent.init_policy(n), []
-    for seed in range(steps):
-        obs = observation(agent, n, seed)
-        obs["is_first"] = np.arange(n) == seed
-        carry, action, latents = agent.policy(carry, obs, mode)
-        seen.append((carry, action, latents))
-    return [*seen, agent.state_dict()]
-
-
-def assert_equal(ours: Any, theirs: Any, where: str = "") -> None:
-    """Bit for bit, through everything that is nested."""
-    if isinstance(theirs, dict):
-        assert ours.keys() == theirs.keys()
-        for key in theirs:
-            assert_equal(ours[key], theirs[key], f"{where}/{key}")
-    elif isinstance(theirs, (list, tuple)):
-        for i, pair in enumerate(zip(ours, theirs, strict=True)):
-            assert_equal(*pair, f"{where}/{i}")
-    elif isinstance(theirs, Tensor):
-        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), where
-    else:
-        assert np.array_equal(ours, theirs), where
 
 
 def backends(case: str) -> list[str]:
@@ -158,96 +102,6 @@ def test_a_loaded_checkpoint_is_what_replays_go_on_from() -> None:
     for each in (other, eager):
         each.load_state_dict(agent.state_dict())
     assert_equal(learned(other, 2), learned(eager, 2))
-
-
-class CountsInPython(DreamerV3):
-    """Scales its loss by a number that Python counts."""
-
-    calls = 0
-
-    def loss(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        total, post, metrics = super().loss(*args, **kwargs)
-        return total * self.calls, post, metrics
-
-
-class SchedulesInPython(DreamerV3):
-    """A learning rate that Python works out; the update count is read once, and without waiting."""
-
-    lr = 1.0
-
-    def update(self, carry: Any, batch: Any) -> Any:
-        self.lr *= 0.5
-        self.opt.learning_rate = lambda: torch.full_like(self.opt.count, self.lr, dtype=torch.float32)  # type: ignore[method-assign]
-        return super().update(carry, batch)
-
-
-class RebindsState(DreamerV3):
-    """Puts a new tensor in the place of its count, where it should change it."""
-
-    def update(self, carry: Any, batch: Any) -> Any:
-        self.slow.count = self.slow.count + 1
-        return super().update(carry, batch)
-
-
-class DrawsElsewhere(DreamerV3):
-    """Draws with NumPy."""
-
-    def update(self, carry: Any, batch: Any) -> Any:
-        carry, latents, metrics = super().update(carry, batch)
-        return carry, latents, metrics | {"luck": carry["deter"].new_full((), np.random.rand())}
-
-
-class KeepsForLater(DreamerV3):
-    """Hands on the last update's loss, from memory that the next one overwrites."""
-
-    last: Tensor | None = None
-
-    def update(self, carry: Any, batch: Any) -> Any:
-        carry, latents, metrics = super().update(carry, batch)
-        before, self.last = self.last, metrics["opt/loss"]
-        return carry, latents, metrics | {"before": metrics["opt/loss"] * 0 if before is None else before}
-
-
-@pytest.mark.parametrize(
-    "kind", [CountsInPython, SchedulesInPython, RebindsState, DrawsElsewhere, KeepsForLater]
-)
-def test_the_tape_finds_what_a_graph_would_freeze(kind: type[DreamerV3]) -> None:
-    eager, captured = make(kind=kind), make(kind=kind)
-    capture(captured, Tapes())
-    with pytest.raises(AssertionError):
-        assert_equal(learned(captured, 6), learned(eager, 6))
-
-
-class Waits(DreamerV3):
-    """Asks for a number, a choice, a selection, or a tensor of Python's numbers in the middle of an update."""
-
-    how: Any = None
-
-    def loss(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().loss(*args, **kwargs)
-        self.how(result[0])
-        return result
-
-
-@pytest.mark.parametrize(
-    ("how", "op"),
-    [
-        (lambda x: x.item(), "_local_scalar_dense"),
-        (lambda x: 1 if x > 0 else 2, "is_nonzero|_local_scalar_dense"),
-        (lambda x: x.expand(3)[x.expand(3) > 0], "mask"),
-        (lambda x: x.expand(3).nonzero(), "nonzero"),
-        (lambda x: x * torch.tensor([1.0, 2.0]), "lift_fresh"),
-    ],
-    ids=["item", "branch", "mask", "nonzero", "constant"],
-)
-def test_an_update_that_waits_is_refused_and_leaves_everything_as_it_was(how: Any, op: str) -> None:
-    eager, agent = make(), make(kind=Waits)
-    agent.how = how
-    capture(agent, Tapes())
-    with pytest.raises(CaptureError, match=rf"(?s)update cannot be recorded .*({op}).*--train.graph off"):
-        agent.update(agent.init_train(2), batch(agent, 2, 4))
-    assert_equal(agent.state_dict(), eager.state_dict())
 
 
 def test_other_errors_are_not_dressed_up() -> None:
