@@ -1,5 +1,6 @@
 """What all tests share: fixed seeds, one thread, poisoned memory on request, and skips that say why."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -10,6 +11,10 @@ import torch
 from torch import Tensor
 
 from fastdream.ops import native as native_ops
+
+# Triton reads this when it is imported, once for the process: kernels are interpreted where there is no GPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -56,7 +56,7 @@ MAY_IMPORT = {
 }
 # Packages beyond the standard library that a layer may import, anywhere in its files; None: no restriction.
 THIRD_PARTY = {
-    "ops": {"torch"},
+    "ops": {"torch", "triton"},  # the latter in ops.triton alone
     "spaces": {"numpy"},
     "parts": {"torch", "numpy"},
     "model": {"torch", "numpy"},
@@ -116,6 +116,7 @@ def test_third_parties(path: Path):
     packages = {name.partition(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"fastdream"}
     assert allowed is None or packages <= allowed, packages - (allowed or set())
     assert layer_of(module_of(path)) or not packages, f"the package itself imports {packages}"
+    assert "triton" not in packages or module_of(path).startswith("ops.triton."), "imports Triton at once"
 
 
 def test_agents_do_not_know_each_other():

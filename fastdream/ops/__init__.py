@@ -5,8 +5,9 @@
     print(format_table(ops))                            what serves each op, and why nothing faster does
 
 A backend is a module that has functions named like the fields of `Ops`; `fastdream.ops.reference` has all of
-them and says what each means. A module's `available(device)` returns why it cannot serve there, or None; its ON_CUDA
-lists the ops that it has for CUDA devices, if these are not all.
+them and says what each means. A module's `available(device)` returns why it cannot serve there, or None; its OPS lists
+what it has, if it imports functions when they are taken; its ON_CUDA the ops that it has for CUDA devices, if these
+are not all.
 """
 
 import logging
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops import reference
-from fastdream.ops.auto import route
+from fastdream.ops.auto import LIMITS, route
 from fastdream.ops.params import (
     GRU,
     RSSM,
@@ -101,9 +102,13 @@ class Ops(NamedTuple):
 
 OPS = tuple(name for name in Ops._fields if name != "rows")
 
-_BACKENDS = {"reference": "fastdream.ops.reference", "native": "fastdream.ops.native"}
+_BACKENDS = {
+    "reference": "fastdream.ops.reference",
+    "native": "fastdream.ops.native",
+    "triton": "fastdream.ops.triton",
+}
 # What "auto" tries, fastest first. Any other kind of device gets the reference.
-_FASTEST = {"cpu": ("native", "reference"), "cuda": ("native", "reference")}
+_FASTEST = {"cpu": ("native", "reference"), "cuda": ("triton", "native", "reference")}
 
 
 class _Choice(NamedTuple):
@@ -156,12 +161,12 @@ def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choic
     blocked: list[str] = []
     for name in order:
         module = import_module(_BACKENDS[name])
-        function = _implementation(module, op, device)
-        reason = getattr(module, "available", _always)(device) if function else None
-        if function and not reason:
-            elsewhere = ""
-            if backend == "auto" and name == "native" and device.type == "cpu":
-                function, elsewhere = route(op, function, getattr(reference, op))
+        has = _implements(module, op, device)
+        reason = getattr(module, "available", _always)(device) if has else None
+        if has and not reason:
+            function, elsewhere = getattr(module, op), ""
+            if backend == "auto" and (limits := LIMITS.get((name, device.type))):
+                function, elsewhere = route(op, function, getattr(reference, op), limits)
             why = "; ".join(filter(None, [*missing, *blocked, elsewhere]))
             return _Choice(function, Row(op, name, why), tuple(blocked))
         if strict and (reason or backend != "auto"):
@@ -173,10 +178,10 @@ def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choic
     raise AssertionError((op, backend, missing, blocked))
 
 
-def _implementation(module: ModuleType, op: str, device: torch.device) -> Callable[..., Any] | None:
-    """The backend's function, if it has one for this kind of device."""
-    has = device.type != "cuda" or op in getattr(module, "ON_CUDA", OPS)
-    return getattr(module, op, None) if has else None
+def _implements(module: ModuleType, op: str, device: torch.device) -> bool:
+    """Whether the backend has the op for this kind of device."""
+    has = op in module.OPS if hasattr(module, "OPS") else hasattr(module, op)
+    return has and (device.type != "cuda" or op in getattr(module, "ON_CUDA", OPS))
 
 
 def _always(device: torch.device) -> str | None:

@@ -1,4 +1,4 @@
-"""Which calls of an op "auto" gives to the reference on a CPU, although the compiled backend has the op.
+"""Which calls of an op "auto" gives to the reference, although the faster backend of that device has the op.
 
 Those that it does not compute, for which it raises ValueError where it is asked for by name, and those at which it
 loses: a few numbers, for which telling torch of a call takes longer than the arithmetic.
@@ -14,16 +14,15 @@ from torch import Tensor
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
+from fastdream.ops.triton.config import WIDEST
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
 LEAST: dict[str, int] = {}
 
-_PRECISIONS = (torch.float32, torch.float64)
-
 
 class Rule(NamedTuple):
-    """The calls of one op that are native's."""
+    """The calls of one op that are the faster backend's."""
 
     at: int = 0  # position of the argument whose dtype and size decide: a tensor, or the first of several
     serves: Callable[..., bool] = lambda *args, **kwargs: True  # takes the op's arguments
@@ -98,24 +97,56 @@ RULES: dict[str, Rule] = {
 }
 
 
-def route(
-    op: str, native: Callable[..., Any], reference: Callable[..., Any]
-) -> tuple[Callable[..., Any], str]:
-    """A function that gives each call of `op` to whichever backend serves it best, and what is not native's, in words.
+def _narrow(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return x.dim() > 0 and 0 < x.shape[-1] <= WIDEST
 
-    An op without a rule is native's at every call.
+
+_WIDE = f"rows of over {WIDEST}"
+
+TRITON_RULES: dict[str, Rule] = {
+    "norm_act": Rule(serves=_narrow, but=_WIDE),
+}
+
+
+class Limits(NamedTuple):
+    """What of its ops a backend serves on a device."""
+
+    rules: dict[str, Rule]
+    least: dict[str, int]
+    precisions: tuple[torch.dtype, ...]
+    but: str  # which precisions are not among them
+
+
+LIMITS: dict[tuple[str, str], Limits] = {
+    ("native", "cpu"): Limits(RULES, LEAST, (torch.float32, torch.float64), "half precision"),
+    ("triton", "cuda"): Limits(
+        TRITON_RULES, {}, (torch.float32, torch.bfloat16, torch.float16), "double precision"
+    ),
+}
+
+
+def route(
+    op: str,
+    ours: Callable[..., Any],
+    reference: Callable[..., Any],
+    limits: Limits = LIMITS["native", "cpu"],
+) -> tuple[Callable[..., Any], str]:
+    """A function that gives each call of `op` to whichever backend serves it best, and what is not ours, in words.
+
+    An op without a rule is ours at every call.
     """
-    if op not in RULES:
-        return native, ""
-    at, serves, but = RULES[op]
-    least, name = LEAST.get(op, 0), list(signature(reference).parameters)[at]
+    if op not in limits.rules:
+        return ours, ""
+    at, serves, but = limits.rules[op]
+    least, name = limits.least.get(op, 0), list(signature(reference).parameters)[at]
+    precisions = limits.precisions
 
     def routed(*args: Any, **kwargs: Any) -> Any:
         x = args[at] if at < len(args) else kwargs.get(name)
         if isinstance(x, (tuple, list)):
             x = x[0]
-        ours = x is not None and x.dtype in _PRECISIONS and x.numel() >= least
-        return (native if ours and serves(*args, **kwargs) else reference)(*args, **kwargs)
+        fits = x is not None and x.dtype in precisions and x.numel() >= least
+        return (ours if fits and serves(*args, **kwargs) else reference)(*args, **kwargs)
 
-    turned_down = "half precision", but, f"less than {least} elements" if least else ""
+    turned_down = limits.but, but, f"less than {least} elements" if least else ""
     return routed, "reference for " + ", ".join(filter(None, turned_down))

@@ -83,10 +83,15 @@ def _cuda_problem(device: torch.device) -> str | None:
     if not C.cuda:
         why = build_record().get("why", "")
         return f"compiled without CUDA ({why}); with nvcc, `FASTDREAM_BUILD=cuda pip install .` adds it"
+    if torch.cuda.is_available() and (devices := C.cuda_device_count()) < 1:
+        return f"the driver does not serve this build: {C.error_string(-devices)}"
+    return cuda_problem(device)
+
+
+def cuda_problem(device: torch.device) -> str | None:
+    """Why no kernels of ours can run on this CUDA device, or None."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    if (devices := C.cuda_device_count()) < 1:
-        return f"the driver does not serve this build: {C.error_string(-devices)}"
     if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
         return f"kernels need compute capability 8.0, {device} has {capability[0]}.{capability[1]}"
     return None
@@ -183,13 +188,13 @@ def register_kernel(schema: str, fake: Callable, sizes: Callable[..., Sequence[i
 
 
 def register_once_differentiable(
-    forward: str, backward: str, gradient: Callable, setup: Callable, op: str
+    forward: str, backward: str, gradient: Callable, setup: Callable, op: str, backend: str = "native"
 ) -> None:
     """Make `backward` the gradient of `forward`, through `gradient(ctx, *grads)`; a second gradient is refused."""
 
     def no_second_gradient(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(
-            f"native {op} is differentiable once; for gradients of gradients use the reference: "
+            f"{backend} {op} is differentiable once; for gradients of gradients use the reference: "
             'fastdream.ops.load("reference")'
         )
 

@@ -1,0 +1,91 @@
+"""Launching Triton kernels, and telling torch about the ops that they compute.
+
+Ops are named fastdream::triton_<op>, beside the native fastdream::<op>: they take half precision too, and keep other
+tensors for the gradient.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.native import library as native
+from fastdream.ops.native.library import check_shape, empty_like
+from fastdream.ops.triton import interpreted
+
+DEVICES = ("CPU", "CUDA") if interpreted() else ("CUDA",)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Run a kernel on the device of its first tensor, in the current stream; a grid without programs runs nothing.
+
+    constants: constexpr arguments, and Triton's options num_warps, num_stages, enable_fp_fusion, launch_pdl.
+    """
+    device = next(x.device for x in args if isinstance(x, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        run(kernel, grid, args, {"enable_fp_fusion": True, "num_stages": 1} | constants)
+
+
+def run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    """Every launch of every kernel; tests replace it to see which."""
+    kernel[grid](*args, **constants)
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability as 10 * major + minor, 0 where there is none: what tables of configurations go by."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def check_floats(op: str, **tensors: Tensor | None) -> None:
+    """ValueError unless all that are there are float32 or half precision, on one device."""
+    given = {name: x for name, x in tensors.items() if x is not None}
+    first, device = next((name, x.device) for name, x in given.items())
+    for name, x in given.items():
+        if x.dtype not in FLOATS:
+            raise ValueError(f"{op}: {name} is {x.dtype}, expected {', '.join(map(str, FLOATS))}")
+        if x.device != device:
+            raise ValueError(f"{op}: {name} has device {x.device}, expected {device} like {first}")
+
+
+def register(schema: str, kernel: Callable, fake: Callable) -> str:
+    """Tell torch of an op `triton_name(...) -> ...`: what computes it and what its results look like."""
+    return native.register(f"triton_{schema}", kernel, fake, DEVICES)
+
+
+def register_once_differentiable(
+    forward: str, backward: str, gradient: Callable, setup: Callable, op: str
+) -> None:
+    """Make `backward` the gradient of `forward`, through `gradient(ctx, *grads)`; a second gradient is refused."""
+    native.register_once_differentiable(forward, backward, gradient, setup, op, "triton")
+
+
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors that are there, without gaps in memory."""
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
+def rows_of(x: Tensor) -> tuple[int, int]:
+    """Number of rows of x [..., N], and N."""
+    return x.numel() // max(1, x.shape[-1]), x.shape[-1]
+
+
+__all__ = [
+    "DEVICES",
+    "FLOATS",
+    "capability",
+    "check_floats",
+    "check_shape",
+    "contiguous",
+    "empty_like",
+    "launch",
+    "register",
+    "register_once_differentiable",
+    "rows_of",
+    "run",
+]

@@ -1,0 +1,124 @@
+"""Triton's kernels against the reference: on the GPU where there is one, in Triton's interpreter elsewhere.
+
+The interpreter knows no bfloat16, so half precision is float16 in it. The rule for errors is that of the parity matrix.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastdream import ops
+from fastdream.ops import triton as backend
+
+from . import triton_cases
+from .ops_tools import Maker
+from .parity_cases import CASES
+from .parity_tools import SIZES, changed, check, results, strided
+from .triton_cases import PRECISIONS, PRESETS, in_precision, made, names
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HERE = {op: cases for op, cases in CASES.items() if op in backend.OPS}
+NAMES = [(op, name) for op, cases in HERE.items() for name in cases]
+HALF = [(op, name) for op, name in NAMES if op not in triton_cases.FULL_PRECISION]
+
+
+def implemented(op: str) -> Callable[..., Any]:
+    return getattr(ops.load("reference", device=DEVICE, **{op: "triton"}), op)
+
+
+def arguments(op: str, name: str, sizes: str, rows: int, dtype: torch.dtype = torch.float32) -> tuple:
+    args = HERE[op][name].make(Maker(rows, torch.float32, SIZES[sizes]), rows)
+    return changed(lambda x: x.to(DEVICE), in_precision(op, args, dtype))
+
+
+def check_at(op: str, name: str, args: tuple, dtype: torch.dtype = torch.float32) -> None:
+    check(implemented(op), op, HERE[op][name], args, dtype)
+
+
+def test_ops_are_in_the_matrix_and_in_the_cases():
+    assert set(backend.OPS) <= set(CASES)
+    assert set(backend.OPS) == set(triton_cases.CASES)
+    files = {path.stem for path in Path(backend.__file__).parent.glob("*.py")}
+    assert not files & set(ops.OPS), "a file named like an op hides the op once it is imported"
+    assert all(callable(getattr(backend, op)) for op in backend.OPS)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(("op", "name"), NAMES)
+def test_agrees_with_reference(op: str, name: str, sizes: str, poison: list[str]):
+    for rows in (1, 17):
+        check_at(op, name, arguments(op, name, sizes, rows))
+    assert poison, "nothing was poisoned"
+
+
+@pytest.mark.parametrize(("op", "name"), HALF)
+def test_takes_half_precision(op: str, name: str, poison: list[str]):
+    check_at(op, name, arguments(op, name, "ragged", 7, torch.float16), torch.float16)
+
+
+@pytest.mark.parametrize(("op", "name"), NAMES)
+def test_takes_strides_and_no_rows(op: str, name: str):
+    check_at(op, name, changed(strided, arguments(op, name, "small", 5)))
+    if op != "laprop_" and "mean" not in name:  # whose mean over nothing is NaN
+        check_at(op, name, arguments(op, name, "small", 0))
+
+
+@pytest.mark.parametrize("op", HERE)
+def test_two_calls_agree_exactly(op: str):
+    for name, case in HERE[op].items():
+        args = arguments(op, name, "ragged", 70)
+        first, second = (
+            results(implemented(op), changed(lambda x: x, args), case.gradients) for _ in range(2)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("op", HERE)
+def test_double_precision_is_refused(op: str):
+    name = next(iter(HERE[op]))
+    args = changed(lambda x: x.double() if x.is_floating_point() else x, arguments(op, name, "small", 3))
+    with pytest.raises(ValueError, match="torch.float64, expected torch.float32"), torch.no_grad():
+        implemented(op)(*args)
+
+
+@pytest.mark.parametrize("op", HERE)
+def test_compiles_as_one_graph(op: str):
+    name, case = next(iter(HERE[op].items()))
+    args = arguments(op, name, "small", 3)
+    eager = results(implemented(op), changed(lambda x: x, args), case.gradients)
+    torch._dynamo.reset()
+    compiled = torch.compile(implemented(op), fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(results(compiled, args, case.gradients), eager, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("op", "name", "preset", "dtype"), names(PRESETS, PRECISIONS))
+def test_agrees_at_every_size(op: str, name: str, preset: str, dtype: torch.dtype, poison: list[str]):
+    args = changed(lambda x: x.cuda(), made(op, name, preset, dtype))
+    check(implemented(op), op, triton_cases.CASES[op][name], args, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", HERE)
+def test_is_captured_in_a_graph(op: str):
+    """Replays compute anew from what then lies in the inputs."""
+    name, case = next(iter(HERE[op].items()))
+    if op in triton_cases.IN_PLACE:
+        pytest.skip("a replay would step on")
+    args, other = arguments(op, name, "ragged", 70), arguments(op, name, "ragged", 70)
+    function = implemented(op)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), torch.no_grad():
+        function(*args)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        captured = function(*args)
+    graph.replay()
+    expected = results(function, other, False)
+    outputs = results(lambda *_: captured, other, False)
+    assert case.make and all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))

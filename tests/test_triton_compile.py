@@ -1,0 +1,61 @@
+"""Every Triton kernel, compiled ahead of time for sm_80 and sm_90 as the agents' sizes launch it: what it takes of the
+GPU stays within a written budget. By default at one size; `-m slow` compiles all of them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastdream
+
+from .triton_cases import BUDGETS, CAPABILITIES, CASES, USUAL, Budget, names
+
+# This folder as a package, whatever else of that name is installed.
+START = """
+import runpy, sys, types
+sys.modules["tests"] = package = types.ModuleType("tests")
+package.__path__ = [sys.argv[1]]
+runpy.run_module("tests.triton_compile", run_name="__main__")
+"""
+
+
+def compiled(cases: list[tuple]) -> list[list[dict[str, Any]]]:
+    """What the kernels of each case take, in the order of the cases."""
+    path = {"PYTHONPATH": str(Path(fastdream.__file__).parents[1])}
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | path
+    done = subprocess.run(
+        [sys.executable, "-c", START, str(Path(__file__).parent)],
+        input=json.dumps([(*case[:3], str(case[3]).removeprefix("torch."), case[4]) for case in cases]),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def check_budgets(cases: list[tuple]) -> None:
+    for (op, *case), kernels in zip(cases, compiled(cases), strict=True):
+        budget = BUDGETS.get(op, Budget())
+        assert kernels, f"{op} {case} launches nothing"
+        for kernel in kernels:
+            assert kernel["spilled"] == 0, (op, case, kernel)
+            assert kernel["registers"] <= budget.registers, (op, case, kernel)
+            assert kernel["shared"] <= budget.shared, (op, case, kernel)
+
+
+def test_usual_size_within_budget():
+    check_budgets([(*case, 90) for case in names((USUAL,), (torch.bfloat16,))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("op", CASES)
+def test_every_size_within_budget(op: str, capability: int):
+    check_budgets([(*case, capability) for case in names() if case[0] == op])

@@ -1,0 +1,133 @@
+"""`python -m tests.triton_compile`: compile the kernels that ops launch, for GPUs that need not be here.
+
+Reads the names of cases from standard input, as JSON [[op, case, preset, dtype, capability], ...], runs each op forward
+and backward on tensors without memory, compiles every launch that this leads to, and writes for each case what its
+kernels take. Runs in a process of its own, where Triton does not interpret.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastdream.ops import triton as backend
+from fastdream.ops.triton import library
+
+from . import triton_cases as cases
+from .parity_tools import results
+
+TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+}
+
+
+class Launch(NamedTuple):
+    """What Triton specialises a kernel on."""
+
+    kernel: Any
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[int, ...]  # positions of what is a multiple of 16
+    options: tuple[tuple[str, Any], ...]
+
+
+def specialised(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> Launch:
+    """A launch as Triton's own launcher would compile it."""
+    named = dict(zip(kernel.arg_names, args, strict=False)) | constants
+    signature, fixed, aligned = {}, {}, []
+    for i, param in enumerate(kernel.params):
+        value = named.pop(param.name)
+        if param.is_constexpr or value is None or _is_one(value, param):
+            signature[param.name], fixed[param.name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[param.name] = f"*{TYPES[value.dtype]}"
+            aligned += [i] * (value.storage_offset() * value.element_size() % 16 == 0)
+        elif isinstance(value, float):
+            signature[param.name] = "fp32"
+        else:
+            signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
+            aligned += [i] * (value % 16 == 0 and not param.do_not_specialize)
+    return Launch(
+        kernel, *(tuple(x.items()) for x in (signature, fixed)), tuple(aligned), tuple(named.items())
+    )
+
+
+def _is_one(value: Any, param: Any) -> bool:
+    return type(value) is int and value == 1 and not param.do_not_specialize
+
+
+def resources(launch: Launch, capability: int) -> dict[str, Any]:
+    """Registers of a thread, bytes of shared memory of a program, bytes spilled by a thread."""
+    source = ASTSource(
+        launch.kernel,
+        dict(launch.signature),
+        dict(launch.constants),
+        {(i,): [["tt.divisibility", 16]] for i in launch.aligned},
+    )
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=dict(launch.options))
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        shown = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", shown.stdout))
+    return {
+        "kernel": launch.kernel.fn.__name__,
+        "constants": {name: str(value) for name, value in launch.constants},
+        "registers": int(usage["REG"]),
+        "shared": compiled.metadata.shared,
+        "spilled": int(usage["STACK"]) + int(usage["LOCAL"]),
+    }
+
+
+def launches(op: Callable[..., Any], args: tuple[Any, ...], gradients: bool, capability: int) -> list[Launch]:
+    """Every launch of the op and of its gradient."""
+    found: list[Launch] = []
+    library.run = lambda kernel, grid, args, constants: found.append(specialised(kernel, args, constants))
+    library.capability = lambda device: capability
+    results(op, args, gradients)
+    return found
+
+
+def on_tensors_without_memory(schema: str, kernel: Callable, fake: Callable) -> str:
+    """Instead of `library.register`: the kernels' launches run where otherwise shapes are inferred."""
+    name = f"triton_{schema.partition('(')[0]}"
+    library.native.LIBRARY.define(f"triton_{schema}")
+    library.native.LIBRARY.impl(name, kernel, "Meta")
+    return f"fastdream::{name}"
+
+
+def main() -> None:
+    assert not backend.interpreted(), "TRITON_INTERPRET is set"
+    library.register = on_tensors_without_memory
+    compiled: dict[tuple[Launch, int], dict[str, Any]] = {}
+    taken = []
+    for op, case, preset, dtype, capability in json.load(sys.stdin):
+        args, gradients = cases.blank(op, case, preset, getattr(torch, dtype))
+        found = launches(getattr(backend, op), args, gradients, capability)
+        for launch in found:
+            if (launch, capability) not in compiled:
+                compiled[launch, capability] = resources(launch, capability)
+        taken.append([compiled[launch, capability] for launch in dict.fromkeys(found)])
+    json.dump(taken, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
