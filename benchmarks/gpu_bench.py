@@ -18,6 +18,7 @@ from fastdream import ops as fd
 from fastdream.agents.dreamer_v3 import DreamerV3
 from fastdream.graphs import CudaGraphs
 from fastdream.ops import Ops
+from fastdream.transfer import Copies, CudaCopies
 
 from .clock import Peer
 from .floors import Floor
@@ -37,6 +38,26 @@ class Again:
         self, work: Callable[[], T], generators: Iterable[torch.Generator]
     ) -> tuple[Callable[[], object], T]:
         return work, work()
+
+
+class Direct:
+    """In the place of copies to a GPU on a CPU: they are made at once."""
+
+    def host(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def up(self, host: Tensor) -> tuple[Tensor, "Direct"]:
+        return host.clone(), self
+
+    def use(self, flat: Tensor, done: Any) -> None:
+        pass
+
+    def down(self, flat: Tensor, host: Tensor) -> "Direct":
+        host.copy_(flat)
+        return self
+
+    def synchronize(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,9 @@ class Bench:
 
     def recorder(self) -> graphs.Recorder:
         return Again() if self.dry else CudaGraphs(self.device)
+
+    def copies(self) -> Copies:
+        return Direct() if self.dry else CudaCopies(self.device)
 
     def tables(self) -> dict[str, Ops]:
         """Plain PyTorch, and the fastest that there is where that is something else."""

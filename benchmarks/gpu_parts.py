@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from .calls import PLANS
 from .gpu_bench import Bench
 from .gpu_programs import first_update, hardware, peer_update
-from .gpu_work import compiled_op, compiled_update, machine, op, policy, profiles, update
+from .gpu_work import compiled_op, compiled_update, machine, op, policy, profiles, transfer, update
 
 
 class Part(NamedTuple):
@@ -46,6 +46,7 @@ def parts(bench: Bench) -> list[Part]:
     found += [Part("hardware", "", 90, hardware)]
     found += [Part("first", name, 60, partial(first_update, name)) for name in (first, last)]
     found += [Part("profile", name, 60, partial(profiles, name)) for name in (first, last)]
+    found += [Part("transfer", last, 30, partial(transfer, last))]
     found += [
         Part("policy", f"{name}-{n}", 30, partial(policy, name, n)) for name in (first, last) for n in (1, 16)
     ]

@@ -12,6 +12,7 @@ SECTIONS = {
     "observe": "observe, forward and backward, 16 × 64",
     "imagine": "imagine, 1024 × 15",
     "policy": "One action in each of n environments",
+    "transfer": "Batches up and latents down",
     "op": "Single ops",
 }
 

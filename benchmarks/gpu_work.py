@@ -10,6 +10,7 @@ import torch
 
 from fastdream import ops as fd
 from fastdream.ops import Dream, Ops, reference
+from fastdream.transfer import Downloaded, Uploads
 
 from . import floors
 from .calls import PLANS, forward, forward_backward, leaves
@@ -112,6 +113,28 @@ def policy(name: str, n: int, bench: Bench) -> dict[str, Any]:
         makers[key] = partial(acting, table, False)
     floor = floors.policy(task.agent(fd.load("reference")), n)
     return {"floor": floor_of(floor), "candidates": bench.candidates(makers)}
+
+
+def transfer(name: str, bench: Bench) -> dict[str, Any]:
+    """A batch to the device and its latents back: all keys in one pinned copy, or each by itself."""
+    task, copies = job(name), bench.copies()
+    batch = random_batch(task.agent(fd.load("reference")), task.batch, task.length)
+    data = {key: x.numpy() for key, x in batch.items()}
+    uploads = Uploads(copies, {key: (x.shape, x.dtype) for key, x in data.items()})
+    uploads.put(data)
+    there = uploads.put(data).tensors()
+    latents = {key: there[key] for key in ("deter", "stoch")}
+    nbytes = floors.nbytes(batch)
+    found = bench.candidates(
+        {
+            "up, one pinned copy": lambda: lambda: uploads.send().tensors(),
+            "up, packed before": lambda: lambda: uploads.put(data).tensors(),
+            "up, key by key": lambda: lambda: {key: x.to(bench.device) for key, x in batch.items()},
+            "latents down, one pinned copy": lambda: lambda: Downloaded(copies, latents).arrays(),
+            "latents down, key by key": lambda: lambda: {key: x.cpu() for key, x in latents.items()},
+        }
+    )
+    return {"nbytes": nbytes, "candidates": found}
 
 
 def profiles(name: str, bench: Bench) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.optim import LaProp
 from fastdream.spaces import Spaces
+from fastdream.transfer import Inputs
 
 __all__ = ["Config", "Draws", "DreamerV3", "size", "variant"]
 
@@ -53,6 +54,7 @@ class DreamerV3:
         auto = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.dtype: torch.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
         self.ops = fd.load(device=self.device) if ops is None else ops
+        self.inputs = Inputs(self.device)
         self.scales = loss_weights(config, obs_space)
         self.nets = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(self.device)
         self.slow = Slow(self.nets.val, self.nets.slowval, config.slowvalue)
@@ -97,9 +99,10 @@ class DreamerV3:
         """
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
-        inputs = {k: torch.as_tensor(obs[k]).to(self.device) for k in (*self.obs_space, "is_first")}
+        inputs = self.inputs({k: obs[k] for k in (*self.obs_space, "is_first")})
         carry, action, latents = self.act(carry, inputs, greedy=mode == "mode")
-        return carry, _to_host(action), _to_host(latents)
+        chosen, kept = self.inputs.back(action, latents)
+        return carry, chosen, kept
 
     def act(
         self, carry: Carry, obs: Mapping[str, Tensor], greedy: bool = False
@@ -260,7 +263,3 @@ class DreamerV3:
         self.slow.count.copy_(state["slow_count"])
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())
-
-
-def _to_host(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {k: v.cpu().numpy() for k, v in tensors.items()}
