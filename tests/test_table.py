@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from importlib import metadata
 from types import ModuleType
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from fastdream import ops
 from fastdream.ops import native as native_ops
 from fastdream.ops import reference
+from fastdream.ops import triton as triton_ops
 
 
 class Fast(ModuleType):
@@ -143,6 +145,49 @@ def test_cuda_gets_what_has_a_cuda_kernel(monkeypatch: pytest.MonkeyPatch):
     served = {row.op for row in ops.table(chosen) if row.backend == "native"}
     assert served == set(native_ops.ON_CUDA)
     assert chosen.symlog is reference.symlog
+
+
+def test_cuda_gets_triton_first(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triton_ops, "available", lambda device: None)
+    monkeypatch.setattr(native_ops, "available", lambda device: "compiled without CUDA")
+    rows = {row.op: row for row in ops.table(ops.load(device="cuda"))}
+    assert {op for op, row in rows.items() if row.backend == "triton"} == set(triton_ops.OPS)
+    assert rows["norm_act"].reason == "reference for double precision, rows of over 16384"
+    assert rows["gru"].reason == "triton has no gru; native has no gru"
+
+
+def test_triton_is_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch):
+    """Unless its interpreter is on."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert ops.load("triton").norm_act is not reference.norm_act
+    monkeypatch.delenv("TRITON_INTERPRET")
+    for args, pins in (("triton",), {}), (("reference",), {"norm_act": "triton"}):
+        with pytest.raises(
+            ValueError, match="triton cannot serve .*: kernels are for CUDA devices; TRITON_INT"
+        ):
+            ops.load(*args, **pins)
+    assert {row.backend for row in ops.table(ops.load())} <= {"native", "reference"}
+
+
+@pytest.mark.parametrize(
+    ("version", "problem"), [("3.5.1", "Triton 3.5.1 is too old"), (None, "Triton is not installed")]
+)
+def test_triton_that_is_old_or_missing(monkeypatch: pytest.MonkeyPatch, version: str | None, problem: str):
+    def found(package: str) -> str:
+        if version is None:
+            raise metadata.PackageNotFoundError(package)
+        return version
+
+    monkeypatch.setattr(metadata, "version", found)
+    reason = triton_ops.available(torch.device("cuda"))
+    assert reason and reason.startswith(problem) and "pip install 'triton>=3.6'" in reason
+
+
+def test_triton_needs_a_gpu_of_compute_capability_8(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    reason = triton_ops.available(torch.device("cuda:1"))
+    assert reason == "kernels need compute capability 8.0, cuda:1 has 7.5"
 
 
 def test_cuda_without_a_device_says_why(native: ModuleType):

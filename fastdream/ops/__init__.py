@@ -129,10 +129,13 @@ def load(
     strict   refuse, with the reason, instead of falling back to another backend. Ops that only the reference
              implements are no fallback under "auto".
 
-    Raises ValueError for a name that does not exist and for what strict and pins refuse.
+    Raises ValueError for a name that does not exist, for a backend that is for other kinds of devices, and for what
+    strict and pins refuse.
     """
     device = torch.device(device)
     _check_name("backend", backend, ("auto", *_BACKENDS))
+    if backend not in ("auto", *_FASTEST.get(device.type, ())) and (reason := _problem(backend, device)):
+        raise ValueError(f"{backend} cannot serve tensors on {device.type}: {reason}")
     for op, pin in pins.items():
         _check_name("op", op, OPS)
         _check_name("backend", pin, ("auto", *_BACKENDS))
@@ -162,7 +165,7 @@ def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choic
     for name in order:
         module = import_module(_BACKENDS[name])
         has = _implements(module, op, device)
-        reason = getattr(module, "available", _always)(device) if has else None
+        reason = _problem(name, device) if has else None
         if has and not reason:
             function, elsewhere = getattr(module, op), ""
             if backend == "auto" and (limits := LIMITS.get((name, device.type))):
@@ -184,8 +187,10 @@ def _implements(module: ModuleType, op: str, device: torch.device) -> bool:
     return has and (device.type != "cuda" or op in getattr(module, "ON_CUDA", OPS))
 
 
-def _always(device: torch.device) -> str | None:
-    return None
+def _problem(backend: str, device: torch.device) -> str | None:
+    """Why the backend cannot serve on the device, or None."""
+    available = getattr(import_module(_BACKENDS[backend]), "available", None)
+    return available(device) if available else None
 
 
 def _check_name(kind: str, name: str, known: Iterable[str]) -> None:

@@ -87,19 +87,20 @@ def norm_act_fwd_kernel(
     BN: tl.constexpr,
 ):
     i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
-    m_x = (i_m + tl.arange(0, BM)[:, None] < M) & m_n
-    p_x = i_m * N + tl.arange(0, BM)[:, None] * N + o_n
+    m_x = (o_m < M - i_m) & m_n
+    o_x = o_m * N + o_n  # inside of the tile: 32 bits are enough
 
-    b_x = tl.load(x + p_x, mask=m_x, other=0.0).to(tl.float32)
+    b_x = tl.load(x + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32)
     if NORM != "none":
         b_x, _ = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
     if scale is not None:
         b_x *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
     if shift is not None:
         b_x += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
-    tl.store(y + p_x, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_x)
+    tl.store(y + i_m * N + o_x, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_x)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -123,6 +124,7 @@ def norm_act_bwd_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
+    o_x = o_m * N + o_n
     b_scale = tl.full([1, BN], 1.0, tl.float32)
     b_shift = tl.zeros([1, BN], tl.float32)
     if scale is not None:
@@ -134,10 +136,9 @@ def norm_act_bwd_kernel(
 
     for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
         i_m = tl.cast(i_t, tl.int64) * BM
-        m_x = (i_m + o_m < M) & m_n
-        p_x = i_m * N + o_m * N + o_n
-        b_x = tl.load(x + p_x, mask=m_x, other=0.0).to(tl.float32)
-        b_g = tl.load(grad + p_x, mask=m_x, other=0.0).to(tl.float32)
+        m_x = (o_m < M - i_m) & m_n
+        b_x = tl.load(x + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_g = tl.load(grad + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32)
         if NORM == "none":
             b_dx = activate_grad(b_x, b_g, ACT)
         else:
@@ -150,13 +151,12 @@ def norm_act_bwd_kernel(
             if NORM == "layer":
                 b_dx -= tl.sum(b_g, 1, keep_dims=True) / N
             b_dx *= b_rstd
-        tl.store(d_x + p_x, b_dx.to(d_x.dtype.element_ty), mask=m_x)
+        tl.store(d_x + i_m * N + o_x, b_dx.to(d_x.dtype.element_ty), mask=m_x)
 
-    p_n = i_p.to(tl.int64) * N + o_n
     if d_scale is not None:
-        tl.store(d_scale + p_n, b_dscale, mask=m_n)
+        tl.store(d_scale + i_p * N + o_n, b_dscale, mask=m_n)
     if d_shift is not None:
-        tl.store(d_shift + p_n, b_dshift, mask=m_n)
+        tl.store(d_shift + i_p * N + o_n, b_dshift, mask=m_n)
 
 
 def norm_act(
