@@ -135,15 +135,15 @@ class Bench:
         return lambda: (replay(), results)  # its results are kept as long as it is
 
     def candidates(self, makers: dict[str, Callable[[], Callable[[], Any]]]) -> dict[str, Any]:
-        """Each one made, measured and thrown away; what fails is recorded with its error."""
+        """Each one made, measured and thrown away; what fails is recorded with its error, and ends it if fatal."""
         found: dict[str, Any] = {}
         for name, make in makers.items():
             try:
                 found[name] = self.measure(make())
             except Exception as error:  # whatever a candidate does wrong must not take the others with it
-                if fatal(error):
-                    raise
                 found[name] = {"error": words(error)}
+                if fatal(found[name]["error"]):
+                    break
             self.clean()
         return found
 
@@ -187,9 +187,9 @@ class Bench:
         return {"kernels": len(spans), "busy": busy * 1e-6}
 
 
-def fatal(error: Exception) -> bool:
-    """Whether a process can use the GPU no more after this error, or has too little memory left."""
-    return "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"
+def fatal(error: str) -> bool:
+    """Whether a process can use the GPU no more after an error with these `words`."""
+    return "CUDA error" in error or error.startswith("AcceleratorError")
 
 
 def words(error: BaseException) -> str:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> i
     if bench.dry:
         os.environ["TRITON_INTERPRET"] = "1"  # of the workers
     results = run(chosen, command(argv), time.monotonic() + 60 * args.minutes)
-    data = {"command": words_of(argv), **about(bench), "parts": results}
+    data = {"command": words_of(argv), **about(bench, args.commit), "parts": results}
     if not bench.dry:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(data, indent=1) + "\n")
@@ -76,6 +76,7 @@ def parse(argv: Sequence[str], description: str | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for everything (%(default)s)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON; benchmarks/results/gpu.json")
     parser.add_argument("--table", action="store_true", help="print the tables of what was measured before")
+    parser.add_argument("--commit", default="", help="what is measured, where there is no git to ask")
     parser.add_argument("--probe", type=Path, help="the compiled hardware probe, where there is no nvcc")
     parser.add_argument("--peer", action=TakePeer, choices=adapters(), dest="peers", default=[])
     parser.add_argument("--peer-path", action=TakePeer, type=Path, dest="peers", metavar="DIR")
@@ -171,11 +172,12 @@ def work(bench: Bench) -> int:
             try:
                 result = known[line.strip()].run(bench)
             except Exception as error:  # a part must not take the others with it
-                result = {"error": words(error), "fatal": fatal(error)}
-            bench.clean()
-            print(json.dumps(result), file=out, flush=True)
-            if result.get("fatal"):
+                result = {"error": words(error)}
+            lost = any(fatal(error) for error in errors(result))
+            print(json.dumps(result | {"fatal": True} if lost else result), file=out, flush=True)
+            if lost:
                 return 1
+            bench.clean()
     return 0
 
 
@@ -211,13 +213,11 @@ def words_of(argv: Sequence[str]) -> str:
     return shlex.join(["python", "benchmarks/gpu.py", *given])
 
 
-def about(bench: Bench) -> dict[str, Any]:
+def about(bench: Bench, commit: str) -> dict[str, Any]:
     """Where and with what it ran."""
     machine: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
-    machine |= {
-        "cuda": torch.version.cuda,
-        "commit": output("git", "-C", str(HERE), "rev-parse", "--short", "HEAD"),
-    }
+    machine["cuda"] = torch.version.cuda
+    machine["commit"] = commit or output("git", "-C", str(HERE), "rev-parse", "--short", "HEAD")
     try:
         machine["triton"] = __import__("triton").__version__
     except ImportError:

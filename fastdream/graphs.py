@@ -74,11 +74,12 @@ class CudaGraphs:
         self, work: Callable[[], T], generators: Iterable[torch.Generator]
     ) -> tuple[Callable[[], object], T]:
         graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
-        # Another thread may allocate and copy the next batch meanwhile, which "global" would not allow.
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-            results = work()
+        with torch.cuda.device(self.device):  # where the generators' states for the graph are allocated
+            for generator in generators:
+                graph.register_generator_state(generator)
+            # Another thread may allocate and copy the next batch meanwhile, which "global" would not allow.
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                results = work()
         return graph.replay, results
 
 

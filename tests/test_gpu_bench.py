@@ -96,12 +96,15 @@ def test_a_candidate_that_fails_makes_the_part_fail_and_not_the_others():
     found = bench.candidates({"good": lambda: lambda: torch.ones(2), "bad": broken})
     assert found["good"]["median"] > 0 and found["good"]["low"] <= found["good"]["high"]
     assert gpu_run.errors({"candidates": found}) == ["bad: ValueError: no kernel for this"]
-    with pytest.raises(RuntimeError, match="CUDA error"):
-        bench.candidates({"worse": lambda: torch.ones(1).add_(raise_cuda())})
 
 
-def raise_cuda() -> float:
-    raise RuntimeError("CUDA error: device-side assert triggered")
+def test_nothing_more_is_tried_in_a_process_that_lost_its_gpu():
+    def lost() -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    found = gpu_bench.Bench(dry=True).candidates({"lost": lost, "next": lambda: lambda: None})
+    assert list(found) == ["lost"] and gpu_bench.fatal(gpu_run.errors({"candidates": found})[0])
+    assert not gpu_bench.fatal("ValueError: no kernel for this")
 
 
 def test_the_most_valuable_parts_come_first_and_all_named_work_is_there():
