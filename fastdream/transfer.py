@@ -200,13 +200,13 @@ class Inputs:
     """Arrays to tensors of a device for whoever needs them at once; on the CPU they stay where they are."""
 
     def __init__(self, device: torch.device, copies: Copies | None = None) -> None:
-        self.device, self.copies = device, copies or copies_for(device)
+        self.copies = copies or copies_for(device)
         self._uploads: dict[Any, Uploads] = {}
 
     def __call__(self, data: Mapping[str, np.ndarray[Any, Any]]) -> Tensors:
         """Tensors of the same shapes and dtypes, for the work that is given to the device from now on."""
         if self.copies is None:
-            return {key: torch.as_tensor(value).to(self.device) for key, value in data.items()}
+            return {key: torch.as_tensor(value) for key, value in data.items()}
         spec = {key: (value.shape, value.dtype) for key, value in data.items()}
         uploads = self._uploads.get(kind := tuple(spec.items()))
         if uploads is None:
@@ -218,7 +218,7 @@ class Inputs:
     def back(self, *parts: Mapping[str, Tensor]) -> tuple[Arrays, ...]:
         """Dictionaries of tensors as arrays; waits for the device, once."""
         if self.copies is None:
-            return tuple({key: x.cpu().numpy() for key, x in part.items()} for part in parts)
+            return tuple([{key: x.numpy() for key, x in part.items()} for part in parts])
         named = {f"{i}/{key}": x for i, part in enumerate(parts) for key, x in part.items()}
         arrays = Downloaded(self.copies, named).arrays()
         return tuple({key: arrays[f"{i}/{key}"] for key in part} for i, part in enumerate(parts))

@@ -23,15 +23,15 @@ def compiled(function: Any) -> Any:
     return torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")
 
 
-def close(ours: Any, theirs: Any) -> None:
+def check_close(ours: Any, theirs: Any) -> None:
     """Nested dictionaries and lists, up to rounding: a compiler may add in another order."""
     if isinstance(theirs, dict):
         assert ours.keys() == theirs.keys()
         for key in theirs:
-            close(ours[key], theirs[key])
+            check_close(ours[key], theirs[key])
     elif isinstance(theirs, (list, tuple)):
         for pair in zip(ours, theirs, strict=True):
-            close(*pair)
+            check_close(*pair)
     elif isinstance(theirs, torch.Tensor):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -46,7 +46,7 @@ def test_all_losses_are_one_graph(backend: str) -> None:
         data = batch(eager, 2, 3, seed=seed)
         results = [each.update(c, data) for each, c in zip((eager, agent), carries, strict=True)]
         carries = [result[0] for result in results]
-        close(results[1], results[0])
+        check_close(results[1], results[0])
 
 
 @pytest.mark.gpu
@@ -59,4 +59,4 @@ def test_a_compiled_update_can_be_recorded() -> None:
     data = {key: x.to(device) for key, x in batch(eager, 2, 3).items()}
     for _ in range(2):
         ours, theirs = (each.update(each.init_train(2), data) for each in (agent, eager))
-        close(ours, theirs)
+        check_close(ours, theirs)
