@@ -45,7 +45,9 @@ def parts(bench: Bench) -> list[Part]:
     found += [Part("imagine", size, 60, partial(op, "imagine", size)) for size in sizes("12m", "1m", "50m")]
     found += [Part("hardware", "", 90, hardware)]
     found += [Part("first", name, 60, partial(first_update, name)) for name in (first, last)]
-    found += [Part("profile", name, 60, partial(profiles, name)) for name in (first, last)]
+    found += [
+        Part("profile", name, 60, partial(profiles, name)) for name in ([first] if dry else [first, last])
+    ]
     found += [Part("transfer", last, 30, partial(transfer, last))]
     found += [
         Part("policy", f"{name}-{n}", 30, partial(policy, name, n)) for name in (first, last) for n in (1, 16)

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> i
     args = parse(argv, description)
     bench = Bench(args.dry_run, args.peers, args.probe)
     if args.table:
-        print(page(json.loads(args.output.read_text()) if args.output.exists() else None))
+        path = args.output or RESULTS
+        print(page(json.loads(path.read_text()) if path.exists() else None))
         return 0
     if not bench.dry and not torch.cuda.is_available():
         print("gpu.py: torch sees no CUDA device; --dry-run runs it on a CPU", file=sys.stderr)
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> i
         os.environ["TRITON_INTERPRET"] = "1"  # of the workers
     results = run(chosen, command(argv), time.monotonic() + 60 * args.minutes)
     data = {"command": words_of(argv), **about(bench, args.commit), "parts": results}
-    if not bench.dry:
+    if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(data, indent=1) + "\n")
     print(page(data))
@@ -74,7 +75,7 @@ def parse(argv: Sequence[str], description: str | None) -> argparse.Namespace:
         "--only", action="append", default=[], metavar="PART", help="a section, or SECTION:WHAT"
     )
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for everything (%(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON; benchmarks/results/gpu.json")
+    parser.add_argument("--output", type=Path, help="JSON; benchmarks/results/gpu.json without --only")
     parser.add_argument("--table", action="store_true", help="print the tables of what was measured before")
     parser.add_argument("--commit", default="", help="what is measured, where there is no git to ask")
     parser.add_argument("--probe", type=Path, help="the compiled hardware probe, where there is no nvcc")
@@ -86,6 +87,7 @@ def parse(argv: Sequence[str], description: str | None) -> argparse.Namespace:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--first", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    args.output = args.output or (None if args.only or args.dry_run else RESULTS)
     args.peers = tuple(Peer(**peer) for peer in complete(parser, args.peers))
     return args
 

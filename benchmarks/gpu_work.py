@@ -141,7 +141,7 @@ def profiles(name: str, bench: Bench) -> dict[str, Any]:
     """Kernels of an update, and which share of its time one of them is running."""
     found = {}
     for key, table in bench.tables().items():
-        for captured in (True, False):
+        for captured in (True,) if bench.dry else (True, False):
             call = bench.learner(job(name), table, captured)
             about = bench.profiled(call)
             wall = bench.measure(call)["median"]

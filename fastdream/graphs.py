@@ -148,7 +148,8 @@ class Captured:
         self.recordings.move_to_end(key)
         recording = self.recordings[key]
         for static, given in zip(recording.inputs, inputs, strict=True):
-            torch._foreach_copy_(list(static.values()), list(given.values()))
+            if static:
+                torch._foreach_copy_(list(static.values()), list(given.values()))
         recording.replay()
         return recording.outputs.copies()
 

@@ -211,17 +211,32 @@ def test_unknown_size_and_variant() -> None:
     assert set(SIZES) >= {"1m", "12m", "25m", "50m", "100m", "200m", "400m"}
 
 
-def test_an_update_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turning a tensor into a Python number or array would wait for the GPU; an update must not do it once."""
+@pytest.mark.parametrize("greedy", [False, True])
+def test_an_update_and_a_policy_step_never_wait_for_the_device(
+    greedy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turning a tensor into a Python number or array would wait for the GPU; neither must do it once."""
     agent = make(IMAGE | VECTOR, MIXED)
     carry, data = agent.init_train(2), batch(agent)
+    obs = {key: torch.as_tensor(x) for key, x in observation(agent, 3).items()}
     agent.update(carry, data)
-    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
+    for name in (
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "nonzero",
+    ):
 
         def fail(self: Tensor, *args: object, name: str = name) -> None:
-            raise AssertionError(f"Tensor.{name} in an update")
+            raise AssertionError(f"Tensor.{name} in an update or a policy step")
 
         monkeypatch.setattr(Tensor, name, fail)
     _, _, metrics = agent.update(carry, data)
+    _, action, _ = agent.act(agent.init_policy(3), obs, greedy)
     monkeypatch.undo()
-    assert torch.isfinite(metrics["opt/loss"])
+    assert torch.isfinite(metrics["opt/loss"]) and torch.isfinite(action["move"]).all()
