@@ -1,7 +1,8 @@
 """A stand-in for CUDA graphs on a CPU: a tape of every operation of recorded work, played into the same memory.
 
 What a graph would freeze, the tape freezes too: numbers and branches of Python, tensors that Python holds, and where
-results lie. So work that cannot be captured gives other numbers when it is replayed than when it is done again.
+results lie. So work that cannot be captured gives other numbers when it is replayed than when it is done again. And as
+graphs share their memory, each replay first spoils whatever any tape has allocated.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -47,12 +48,13 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 
 
 class Entry(NamedTuple):
-    """One operation with its own arguments, and the fresh tensors that it gave."""
+    """One operation with its own arguments, and the tensors that it gave if any of them is fresh."""
 
     op: Any
     args: tuple
     kwargs: dict[str, Any]
     results: list[Tensor]
+    fresh: list[Tensor]
 
 
 class Watch(TorchDispatchMode):
@@ -84,16 +86,24 @@ class Tape(Watch):
         fresh = [x for x in tensors(out) if x.untyped_storage().data_ptr() not in aliases]
         changes = any(arg.alias_info is not None and arg.alias_info.is_write for arg in op._schema.arguments)
         if fresh or changes:
-            self.entries.append(Entry(*entry, [x.detach() for x in tensors(out)] if fresh else []))
+            results = [x.detach() for x in tensors(out)] if fresh else []
+            self.entries.append(Entry(*entry, results, [x.detach() for x in fresh]))
         return out
 
     @torch.no_grad()
     def replay(self) -> None:
         """Do it all again, on the same tensors and into the same ones."""
-        for op, args, kwargs, results in self.entries:
+        for op, args, kwargs, results, _ in self.entries:
             again = list(tensors(op(*args, **kwargs)))
             for old, new in zip(results, again, strict=True) if results else ():
                 old.copy_(new)
+
+    @torch.no_grad()
+    def spoil(self) -> None:
+        """Overwrite all memory that was allocated while recording."""
+        for entry in self.entries:
+            for x in entry.fresh:
+                x.fill_(torch.nan if x.is_floating_point() else 1)
 
 
 def _frozen(tree: Any) -> Any:
@@ -126,7 +136,13 @@ class Tapes:
         self.tapes.append(tape)
         with tape:
             results = work()
-        return tape.replay, results
+
+        def replay() -> None:
+            for each in self.tapes:
+                each.spoil()
+            tape.replay()
+
+        return replay, results
 
 
 def through_the_dispatcher(monkeypatch: Any) -> None:

@@ -66,8 +66,20 @@ class KeepsForLater(DreamerV3):
         return carry, latents, metrics | {"before": metrics["opt/loss"] * 0 if before is None else before}
 
 
+class KeepsTotal(DreamerV3):
+    """Adds up its losses in memory that no checkpoint holds, so that warm-ups stay in it."""
+
+    total: Tensor | None = None
+
+    def update(self, carry: Any, batch: Any) -> Any:
+        carry, latents, metrics = super().update(carry, batch)
+        self.total = metrics["opt/loss"] * 0 if self.total is None else self.total
+        self.total += metrics["opt/loss"]
+        return carry, latents, metrics | {"total": self.total.clone()}
+
+
 @pytest.mark.parametrize(
-    "kind", [CountsInPython, SchedulesInPython, RebindsState, DrawsElsewhere, KeepsForLater]
+    "kind", [CountsInPython, SchedulesInPython, RebindsState, DrawsElsewhere, KeepsForLater, KeepsTotal]
 )
 def test_the_tape_finds_what_a_graph_would_freeze(kind: type[DreamerV3]) -> None:
     eager, captured = make(kind=kind), make(kind=kind)
@@ -145,3 +157,14 @@ def test_a_step_and_an_update_touch_their_device_alone(monkeypatch: pytest.Monke
         _, action, _ = agent.act(agent.init_policy(3), obs)
     assert watch.count > 1000
     assert all(x.is_meta for x in (*metrics.values(), *action.values()))
+
+
+def test_a_replay_spoils_what_others_have_allocated() -> None:
+    """As another graph may, in the memory that they share: results that are not copied away are lost."""
+    recorder, x = Tapes(), torch.ones(2)
+    first, given = recorder.record(lambda: x + 1, ())
+    second, other = recorder.record(lambda: x * 3, ())
+    first()
+    assert torch.equal(given, torch.full((2,), 2.0)) and other.isnan().all()
+    second()
+    assert torch.equal(other, torch.full((2,), 3.0)) and given.isnan().all()
