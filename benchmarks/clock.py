@@ -68,9 +68,9 @@ def adapters() -> list[str]:
 class Running:
     """An adapter of benchmarks/peers in a process of its own, ready to update; see peers/protocol.py."""
 
-    def __init__(self, peer: Peer, job: str, threads: int) -> None:
+    def __init__(self, peer: Peer, job: str, threads: int, device: str = "cpu") -> None:
         adapter = [peer.python, str(PEERS / f"{peer.name}.py"), "--path", str(peer.path)]
-        command = [*adapter, "--job", job, "--threads", str(threads)]
+        command = [*adapter, "--job", job, "--threads", str(threads), "--device", device]
         self.name = peer.name
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about = self._read()

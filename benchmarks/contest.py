@@ -21,25 +21,11 @@ from . import jobs
 from .bars import FASTEST_PEER, OURS, Bar, Measured, Rates, Sample, Verdict, judge, select, wanted
 from .clock import Peer, Running, adapters, interleaved, repeated
 from .floors import Floor
+from .peer_flags import TakePeer, complete
 from .table import seconds
 
 RESULTS = Path(__file__).parent / "results" / "cpu-bars.json"
 BYTES = "share"  # the kind of bar whose samples are bytes
-
-
-class TakePeer(argparse.Action):
-    """--peer begins a peer, --peer-path and --peer-python complete the last one."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, args: argparse.Namespace, value: Any, option: str | None = None
-    ) -> None:
-        peers: list[dict[str, Any]] = args.peers
-        if option == "--peer":
-            args.peers = [*peers, {"name": value}]
-        elif not peers:
-            parser.error(f"{option} comes after the --peer that it belongs to")
-        else:
-            args.peers = [*peers[:-1], peers[-1] | {str(option).removeprefix("--peer-"): value}]
 
 
 def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
@@ -67,10 +53,7 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
         "--output", type=Path, help=f"JSON; {RESULTS.name} in benchmarks/results without --only"
     )
     args = parser.parse_args(argv)
-    if missing := [peer["name"] for peer in args.peers if "path" not in peer]:
-        parser.error(
-            f"--peer {missing[0]} needs a --peer-path DIR; benchmarks/peers/{missing[0]}.py says of what"
-        )
+    complete(parser, args.peers)
     if args.rounds < 1 or min(args.threads) < 1:
         parser.error("--rounds and --threads are numbers from 1")
     try:

@@ -63,18 +63,27 @@ def reference_outputs(name: str, args: tuple) -> Any:
 
 
 @cache
-def compiled() -> Callable[..., Step]:
+def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
     """Made when it is wanted, since even that takes a while."""
-    return torch.compile(reference.observe, fullgraph=True, dynamic=False)
+    torch._dynamo.config.recompile_limit = 64  # one function meets the shapes of many layers
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
 def compiled_observe(
-    rssm: RSSM, deter: Tensor, stoch: Tensor, action: Tensor, embed: Tensor, reset: Tensor, noise: Tensor
+    rssm: RSSM,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    embed: Tensor,
+    reset: Tensor,
+    noise: Tensor,
+    index: None = None,
+    backend: str = "inductor",
 ) -> Step:
     """The reference through torch.compile, a few steps at a time: the whole scan would take hours to compile."""
     steps = []
     for inputs in zip(*(x.split(CHUNK, 1) for x in (action, embed, reset, noise)), strict=True):
-        steps.append(compiled()(rssm, deter, stoch, *inputs))
+        steps.append(compiled(reference.observe, backend)(rssm, deter, stoch, *inputs))
         deter, stoch = steps[-1].deter[:, -1], steps[-1].stoch[:, -1]
     return Step(*(torch.cat(parts, 1) for parts in zip(*steps, strict=True)))
 

@@ -140,10 +140,10 @@ class Job:
     batch: int
     length: int
 
-    def agent(self, ops: Ops) -> DreamerV3:
+    def agent(self, ops: Ops, device: torch.device | str = "cpu") -> DreamerV3:
         """The agent with fresh parameters, whose learning rate is past its warm-up."""
         config = replace(self.config, opt=replace(self.config.opt, warmup=0))
-        return DreamerV3(self.obs, self.act, config, ops)
+        return DreamerV3(self.obs, self.act, config, ops, device)
 
 
 def job(name: str) -> Job:
@@ -183,7 +183,7 @@ def entries(space: Space, lead: tuple[int, ...], rng: np.random.Generator) -> np
 
 Mode = Literal["forward", "forward+backward"]
 MODES: tuple[Mode, ...] = ("forward", "forward+backward")
-BACKENDS = ("reference", "native")
+BACKENDS = ("reference", "native", "triton")
 
 
 def backends(op: str) -> list[str]:

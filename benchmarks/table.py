@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-from tyro.conf import Positional
-
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
 
 
@@ -21,7 +18,7 @@ UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
 class Command:
     """Make Markdown tables of what `pytest benchmarks --benchmark-json=FILE` wrote."""
 
-    files: Positional[tuple[Path, ...]]
+    files: tuple[Path, ...]
     """Result files."""
     output: Path | None = None
     """Where to write; the terminal if not given."""
@@ -126,8 +123,10 @@ def page(data: dict[str, Any]) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """The command."""
+    import tyro  # not where others take tables from here
+
     try:
-        command = tyro.cli(Command, args=args)
+        command = tyro.cli(Command, args=args, config=(tyro.conf.PositionalRequiredArgs,))
         text = "\n".join(page(json.loads(path.read_text())) for path in command.files)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdream import agents, ops
+from fastdream import agents, graphs, ops
 from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
 from fastdream.driver import Driver
@@ -78,10 +78,13 @@ def in_processes(config: Config) -> bool:
 
 
 def make_agent(config: Config, obs_space: Spaces, act_space: Spaces, device: torch.device) -> Agent:
-    """The agent of the settings, with fresh parameters."""
+    """The agent of the settings, with fresh parameters; ValueError if it should use graphs that the device lacks."""
+    captured = graphs.wanted(config.train.graph, device)
     kernels = ops.load(config.ops, device=device)
     kind = agents.find(config.agent)
     agent: Agent = kind(obs_space, act_space, config.dreamer, kernels, device=device, seed=config.seed)
+    if captured:
+        graphs.capture(agent)
     return agent
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from fastdream.agents.dreamer_v3_config import Config as DreamerConfig
 from fastdream.agents.dreamer_v3_config import Variant
 from fastdream.envs import options_of
+from fastdream.graphs import Graph
 
 T = TypeVar("T")
 
@@ -51,6 +52,8 @@ class TrainConfig:
     """Sequences in a batch."""
     batch_length: int = 64
     """Steps of each."""
+    graph: Graph = "auto"
+    """Record policy steps and updates as CUDA graphs; auto: on a CUDA device. The numbers are the same."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < math.inf or self.batch_size < 1 or self.batch_length < 2:
@@ -145,7 +148,7 @@ class Config:
 
 
 # What may differ when a run is resumed: nothing here changes what a step or an update computes.
-MAY_CHANGE = ("steps", "logdir", "device", "ops", "threads", "eval", "log", "env.parallel")
+MAY_CHANGE = ("steps", "logdir", "device", "ops", "threads", "eval", "log", "env.parallel", "train.graph")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastdream.nets import NormAct, trunc_normal_in_
 from fastdream.ops import Ops
 from fastdream.ops.params import Act, Norm
+from fastdream.ops.reference.images import filters
 
 
 class Conv(NormAct):
@@ -61,26 +62,29 @@ class Conv(NormAct):
         elif self.upsample:
             x = self.ops.spread_norm_act(self._phases(x).permute(0, 2, 3, 1), *affine)
         else:
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            x = self._double(x, weight, bias) if self.transposed else self._same(x, weight, bias)
+            x = self._double(x) if self.transposed else self._same(x)
             x = self.normalize(x.permute(0, 2, 3, 1))
         return x.permute(0, 3, 1, 2)
 
-    def _same(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _same(self, x: Tensor) -> Tensor:
+        weight, bias = filters(self.weight, x.dtype), self.bias.to(x.dtype)
         x, padding = pad(x, *(same_padding(n, self.kernel, self.stride) for n in x.shape[2:]))
         return F.conv2d(x, weight, bias, self.stride, padding)
 
-    def _double(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _double(self, x: Tensor) -> Tensor:
         # The official code repeats x twice along both axes, zeroes the even positions and convolves. That is
         # this transposed convolution with the kernel flipped, cut to twice the input.
         height, width = 2 * x.shape[2], 2 * x.shape[3]
         padding = self.kernel - 2 - (self.kernel - 1) // 2
-        x = F.conv_transpose2d(x, weight.transpose(0, 1).flip(2, 3), bias, 2, padding)
-        return x[:, :, :height, :width]
+        weight = filters(self.weight.transpose(0, 1).flip(2, 3), x.dtype)
+        x = F.conv_transpose2d(x, weight, self.bias.to(x.dtype), 2, padding)
+        # Cut pixel by pixel: the gradient of a cut is made in the order of what is cut.
+        return x.permute(0, 2, 3, 1)[:, :height, :width].permute(0, 3, 1, 2)
 
     def _phases(self, x: Tensor) -> Tensor:
         """The four outputs at each pixel of an image that is doubled: [N, 4 * out, H, W]."""
-        weight, bias = phase_weight(self.weight, self.taps).to(x.dtype), self.bias.to(x.dtype).repeat(4)
+        weight = filters(phase_weight(self.weight, self.taps), x.dtype)
+        bias = self.bias.to(x.dtype).repeat(4)
         x, padding = pad(x, phase_padding(self.kernel), phase_padding(self.kernel))
         return F.conv2d(x, weight, bias, padding=padding)
 

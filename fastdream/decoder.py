@@ -161,7 +161,10 @@ class Decoder(nn.Module):
         for i in reversed(range(len(self.config.mults) - 1)):
             x = getattr(self, f"conv{i}")(x)
         x = self.imgout(x).permute(0, 2, 3, 1)
-        parts = x.reshape(*batch, *x.shape[1:]).split([space.shape[-1] for space in self.images.values()], -1)
+        x = x.reshape(*batch, *x.shape[1:])
+        channels = [space.shape[-1] for space in self.images.values()]
+        # Splitting off a single part would copy its gradient.
+        parts = x.split(channels, -1) if len(channels) > 1 else (x,)
         return dict(zip(self.images, parts, strict=True))
 
     def _seed_map(self, deter: Tensor, stoch: Tensor) -> Tensor:

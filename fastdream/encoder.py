@@ -189,7 +189,8 @@ class Encoder(nn.Module):
         return self.ops.mlp(self.features(obs), self.vector_layers)
 
     def _encode_images(self, obs: Mapping[str, Tensor]) -> Tensor:
-        x = torch.cat([obs[key] for key in sorted(self.images)], -1)
+        parts = [obs[key] for key in sorted(self.images)]
+        x = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         batch = x.shape[:-3]
         x = x.reshape(-1, *x.shape[-3:]).to(self.dtype).div_(255).sub_(0.5)
         x = x.permute(0, 3, 1, 2)

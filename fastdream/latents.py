@@ -5,7 +5,6 @@ Both families have the same methods, so that `rssm.py` and the agents never ask 
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastdream import ops as fd
 from fastdream.ops import Ops
@@ -38,7 +37,8 @@ class Categorical:
 
     def unpack(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
         """Class indices [..., S] -> one-hots [..., S, C]."""
-        return F.one_hot(packed.long(), self.params.classes).to(dtype)
+        classes = torch.arange(self.params.classes, device=packed.device)
+        return (packed[..., None] == classes).to(dtype)
 
     def kl(self, post: Tensor, prior: Tensor, free: float, clamp: Clamp = "step") -> tuple[Tensor, Tensor]:
         """Dynamics and representation KL of logits [..., S, C], in nats; see `ops.categorical_kl`."""

@@ -1,6 +1,7 @@
 """Updates from replay: batches to the device, latents back to replay, metrics kept on the device until asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from fastdream.ops import Ops
 from fastdream.replay import Replay
 from fastdream.replay_prefetch import Prefetch
 from fastdream.replay_store import Array, Ids
+from fastdream.transfer import Copies, Downloaded, Uploads, copies_for
 
 Tensors = dict[str, Tensor]
 
@@ -51,95 +53,100 @@ class NonFinite(RuntimeError):
 class Metrics:
     """Sums of 0-d metrics on the device, and at which update each was not finite for the first time.
 
-    Adding costs three small kernels and no wait for the device, whatever the number of metrics.
+    Adding costs a few small kernels and no wait for the device, whatever the number of metrics; reading is one copy.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.count = 0
-        self.sum = self.bad = torch.empty(0)
+        self.state = torch.empty(2, 0, dtype=torch.float64)  # sums, and the first bad update or infinity
 
     def add(self, metrics: Tensors, update: int) -> None:
         """Add the metrics of one update; the names must be those of the first one."""
         names = list(metrics)
-        values = torch.stack([metrics[name].detach().float() for name in names])
+        values = torch.stack([x.detach() if x.is_floating_point() else x.float() for x in metrics.values()])
         if not self.names:
             self.names = names
-            self.sum, self.bad = (
-                torch.zeros_like(values),
-                torch.full_like(values, torch.inf, dtype=torch.float64),
-            )
+            self.state = torch.zeros(2, len(names), dtype=torch.float64, device=values.device)
+            self.state[1] = torch.inf
         assert names == self.names, (names, self.names)
-        self.sum += values
+        sums, bad = self.state
+        sums += values
         self.count += 1
-        self.bad.masked_fill_(~values.isfinite() & self.bad.isinf(), float(update))
+        bad.masked_fill_(~values.isfinite() & bad.isinf(), float(update))
 
     def check(self) -> None:
         """Wait for the device; raise NonFinite for the loss that went wrong first."""
+        self._read()
+
+    def fetch(self) -> dict[str, float]:
+        """Wait for the device; means since the last call. Raises as `check` does."""
+        sums = self._read()
+        means = {name: total / self.count for name, total in zip(self.names, sums, strict=True) if self.count}
+        self.count = 0
+        self.state[0] = 0
+        return means
+
+    def _read(self) -> list[float]:
+        sums, bad = self.state.tolist()
         losses = [i for i, name in enumerate(self.names) if name.startswith(("loss/", "opt/"))]
-        bad = self.bad.tolist()
         first = min(losses, key=lambda i: (bad[i], self.names[i].startswith("opt/")), default=None)
         if first is not None and bad[first] < float("inf"):
             raise NonFinite(self.names[first], int(bad[first]))
-
-    def fetch(self) -> dict[str, float]:
-        """Wait for the device; means since the last call."""
-        means = (self.sum / max(1, self.count)).tolist() if self.count else []
-        self.count = 0
-        self.sum = torch.zeros_like(self.sum)
-        return dict(zip(self.names, means, strict=True)) if means else {}
+        return list(sums)
 
 
 class WriteBack:
-    """New latents on their way to replay: copied to the host behind the update, written one update later.
+    """New latents on their way to replay: copied to the host beside the next update, and written after it has begun.
 
     So that nobody waits for the device. What is on its way is part of a checkpoint.
     """
 
-    def __init__(self, replay: Replay) -> None:
-        self._replay = replay
+    def __init__(self, replay: Replay, copies: Copies | None = None) -> None:
+        self._replay, self._copies = replay, copies
         self._ids: Ids | None = None
-        self._values: Tensors = {}
-        self._event: Any = None
+        self._values: Callable[[], Mapping[str, Array]] = dict
 
     def put(self, ids: Ids, values: Tensors) -> None:
-        """Write the latents of the last call, and start copying these."""
+        """Start copying these latents, and write those of the last call."""
+        arrive = self._start(values)
         self.flush()
-        self._ids = ids
-        self._values = {key: _to_host(value) for key, value in values.items()}
-        if any(value.is_cuda for value in values.values()):
-            self._event = torch.cuda.Event()
-            self._event.record()
+        self._ids, self._values = ids, arrive
 
     def flush(self) -> None:
         """Write what is on its way."""
         if self._ids is not None:
-            self._arrive()
-            self._replay.update(self._ids, {key: value.numpy() for key, value in self._values.items()})
+            self._replay.update(self._ids, self._values())
             self._ids = None
 
     def state_dict(self) -> dict[str, Any]:
         if self._ids is None:
             return {}
-        self._arrive()
-        return {"ids": torch.from_numpy(self._ids), "values": dict(self._values)}
+        values = {key: torch.from_numpy(value) for key, value in self._values().items()}
+        return {"ids": torch.from_numpy(self._ids), "values": values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._ids = np.asarray(state["ids"]) if state else None
-        self._values = {key: torch.as_tensor(value) for key, value in state.get("values", {}).items()}
+        values = {key: np.asarray(value) for key, value in state.get("values", {}).items()}
+        self._values = lambda: values
 
-    def _arrive(self) -> None:
-        if self._event is not None:
-            self._event.synchronize()
-            self._event = None
+    def _start(self, values: Tensors) -> Callable[[], Mapping[str, Array]]:
+        if self._copies is None:
+            return lambda: {key: value.numpy() for key, value in values.items()}
+        return Downloaded(self._copies, values).arrays
 
 
-def to_device(data: Mapping[str, Array], device: torch.device) -> Tensors:
-    """Arrays as tensors of a device; a copy to a GPU waits for nothing."""
-    tensors = {key: torch.from_numpy(value) for key, value in data.items()}
-    if device.type == "cuda":
-        tensors = {key: value.pin_memory().to(device, non_blocking=True) for key, value in tensors.items()}
-    return tensors
+def prefetch(replay: Replay, batch_size: int, copies: Copies | None) -> Prefetch[Callable[[], Tensors]]:
+    """Batches in the background, as functions that give the tensors: those of the CPU, or the device's."""
+    if copies is None:
+        return Prefetch(replay, batch_size, lambda data: partial(tensors, data))
+    uploads = Uploads(copies, replay.window_spec(batch_size))
+    return Prefetch(replay, batch_size, lambda data: uploads.send().tensors, uploads.buffers)
+
+
+def tensors(data: Mapping[str, Array]) -> Tensors:
+    """Arrays as tensors of the CPU, without a copy."""
+    return {key: torch.from_numpy(value) for key, value in data.items()}
 
 
 class Learner:
@@ -147,10 +154,17 @@ class Learner:
 
     batch_size   windows in a batch.
     check_every  updates between looks at whether the losses are finite; each look waits for the device.
+    copies       how batches and latents travel; None is what suits the device.
     """
 
     def __init__(
-        self, agent: Agent, replay: Replay, batch_size: int, device: torch.device, check_every: int
+        self,
+        agent: Agent,
+        replay: Replay,
+        batch_size: int,
+        device: torch.device,
+        check_every: int,
+        copies: Copies | None = None,
     ) -> None:
         self.agent, self.replay, self.batch_size, self.device = agent, replay, batch_size, device
         self.check_every = check_every
@@ -158,8 +172,9 @@ class Learner:
         self.carry = agent.init_train(batch_size)
         self.batch: Tensors = {}
         self.metrics = Metrics()
-        self.write_back = WriteBack(replay)
-        self.prefetch = Prefetch(replay, batch_size, lambda data: to_device(data, device))
+        copies = copies_for(device) if copies is None else copies
+        self.write_back = WriteBack(replay, copies)
+        self.prefetch: Prefetch[Callable[[], Tensors]] = prefetch(replay, batch_size, copies)
 
     def request(self) -> None:
         """Choose the next batch from what replay holds now, and copy it in the background."""
@@ -170,7 +185,7 @@ class Learner:
         batch = self.prefetch.get()
         if more:
             self.request()
-        self.batch = batch.data
+        self.batch = batch.data()
         self.carry, latents, metrics = self.agent.update(self.carry, self.batch)
         self.updates += 1
         self.write_back.put(batch.ids[:, self.agent.replay_context :], latents)
@@ -199,9 +214,3 @@ class Learner:
 
     def close(self) -> None:
         self.prefetch.close()
-
-
-def _to_host(value: Tensor) -> Tensor:
-    if not value.is_cuda:
-        return value
-    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)

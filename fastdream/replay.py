@@ -20,7 +20,7 @@ A window has `length` steps. With a replay context of one, step 0 only gives the
 and stoch), steps 1 … length-1 are trained on, and their new states go back through `update(ids[:, 1:], …)`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,10 +141,20 @@ class Replay:
         with self._gate.enter():
             return self._windows.choose(batch)
 
-    def read(self, draw: Draw) -> Batch:
-        """Copy the windows that were drawn, and let changes of the replay go on."""
+    def window_spec(self, batch: int) -> Spec:
+        """What a batch of so many windows is: key → (shape [batch, length, ...], dtype)."""
+        return {
+            key: ((batch, self.length, *shape), dtype) for key, (shape, dtype) in self._store.spec.items()
+        }
+
+    def read(self, draw: Draw, buffers: Callable[[], Mapping[str, Array] | None] = lambda: None) -> Batch:
+        """Copy the windows that were drawn, and let changes of the replay go on.
+
+        buffers   gives the arrays of `window_spec` to copy to, pinned memory for example; None stands for fresh ones.
+        """
         try:
-            data = self._store.read(draw.worker, draw.start % self._store.sizes[draw.worker], self.length)
+            start = draw.start % self._store.sizes[draw.worker]
+            data = self._store.read(draw.worker, start, self.length, buffers())
         finally:
             self._gate.leave()
         if "is_first" in data:

@@ -1,7 +1,7 @@
 """Sampling in the background, with samples that do not depend on how fast the threads run."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Generic, NamedTuple, TypeVar
 
@@ -29,16 +29,23 @@ class Prefetch(Generic[T]):
 
     batch    windows of each batch.
     convert  sampled arrays → what the learner takes, for example tensors on its device; runs in the thread.
+    buffers  gives the arrays to copy a batch into, `Replay.window_spec(batch)`; runs in the thread. None: fresh ones.
 
     Save a replay while nothing is requested (`pending` is 0): what was requested is drawn, and lost to the
     resumed run.
     """
 
-    def __init__(self, replay: Replay, batch: int, convert: Callable[[dict[str, Array]], T]) -> None:
+    def __init__(
+        self,
+        replay: Replay,
+        batch: int,
+        convert: Callable[[dict[str, Array]], T],
+        buffers: Callable[[], Mapping[str, Array] | None] = lambda: None,
+    ) -> None:
         self.pending = 0
         self._replay = replay
         self._batch = batch
-        self._convert = convert
+        self._convert, self._buffers = convert, buffers
         self._jobs: SimpleQueue[Draw | None] = SimpleQueue()
         self._results: SimpleQueue[Converted[T] | BaseException] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="replay-prefetch", daemon=True)
@@ -74,7 +81,7 @@ class Prefetch(Generic[T]):
     def _work(self) -> None:
         for draw in iter(self._jobs.get, None):
             try:
-                batch = self._replay.read(draw)
+                batch = self._replay.read(draw, self._buffers)
                 self._results.put(Converted(self._convert(batch.data), batch.ids))
             except BaseException as error:  # every request is answered, or get() would wait for ever
                 self._results.put(error)

@@ -81,12 +81,22 @@ class Store:
         for key, value in values.items():
             self.arrays[key][row] = value
 
-    def read(self, worker: Ids, start: Ids, length: int) -> dict[str, Array]:
-        """Copy windows [batch, length, ...], from ring row `start` on, around its end, into fresh arrays."""
+    def read(
+        self, worker: Ids, start: Ids, length: int, into: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """Copy windows [batch, length, ...], from ring row `start` on, around its end; `into` None makes arrays."""
         spans = list(self._spans(worker, start, length))
         data = {}
         for key, array in self.arrays.items():
-            out = np.empty((len(worker), length, *array.shape[1:]), array.dtype)
+            dims = len(worker), length, *array.shape[1:]
+            out = np.empty(dims, array.dtype) if into is None else into[key]
+            assert out.shape == dims and out.dtype == array.dtype, (
+                key,
+                out.shape,
+                out.dtype,
+                dims,
+                array.dtype,
+            )
             # Slices, not an index array: each is one long memcpy, about twice as fast for images.
             for window, begin, rows, base in spans:
                 out[window, :rows] = array[begin : begin + rows]

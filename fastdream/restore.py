@@ -8,9 +8,9 @@ from fastdream import checkpoint, config
 from fastdream.build import Agent, choose_device, make_agent, make_replay, spaces_from_json, step_spec
 from fastdream.checkpoint import CheckpointError, Damaged, Loaded
 from fastdream.config import Config
-from fastdream.learner import to_device
 from fastdream.replay import CorruptReplay
 from fastdream.replay_store import Array
+from fastdream.transfer import Inputs
 
 
 def load_agent(logdir: Path, device: str = "cpu", which: str = "last") -> tuple[Agent, Config, Loaded]:
@@ -57,7 +57,7 @@ def open_loop(
         raise ValueError(f"no replay in {logdir} can be used")
     size = settings.train.batch_size
     carry = agent.init_train(size)
-    batch = to_device(replay.sample(size).data, next(iter(carry.values())).device)
+    batch = Inputs(next(iter(carry.values())).device)(replay.sample(size).data)
     agent.generators["report"].manual_seed(seed)
     return agent.report(carry, batch)[1], source.step
 

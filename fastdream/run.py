@@ -159,9 +159,7 @@ class Training:
 
     def write_metrics(self) -> None:
         """Means since the last call. Raises NonFinite if a loss is not finite."""
-        metrics = self.loop.learner.metrics
-        metrics.check()
-        values = {f"train/{key}": value for key, value in metrics.fetch().items()}
+        values = {f"train/{key}": value for key, value in self.loop.learner.metrics.fetch().items()}
         replay = {"replay/steps": self.loop.replay.steps, "replay/windows": len(self.loop.replay)}
         self.log.scalars(self.loop.step, {**values, **replay})
 

@@ -131,6 +131,8 @@ def set_up(config: Config) -> None:
     # Denormal numbers make a step on a CPU many times slower, and mean nothing here.
     torch.set_flush_denormal(True)
     keep_freed_memory()
+    # Convolutions always see the same shapes: time the algorithms once, and keep the fastest.
+    torch.backends.cudnn.benchmark = True
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)

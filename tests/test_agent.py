@@ -14,43 +14,7 @@ from fastdream.agents.dreamer_v3_nets import Networks
 from fastdream.optim import OptConfig
 from fastdream.spaces import Space, Spaces
 
-IMAGE = {"image": Space("image", (64, 64, 3))}
-VECTOR = {"position": Space("vector", (3,)), "kind": Space("discrete", (2,), 4)}
-DISCRETE = {"action": Space("discrete", (), 5)}
-CONTINUOUS = {"action": Space("vector", (2,))}
-MIXED = {"move": Space("vector", (2,)), "keys": Space("discrete", (3,), 4), "fire": Space("discrete", (), 2)}
-FLAGS = ("is_first", "is_last", "is_terminal")
-
-
-def make(obs: Spaces, act: Spaces, seed: int = 0, **changes: object) -> DreamerV3:
-    return DreamerV3(obs, act, replace(size(Config(imag_length=3), "debug"), **changes), seed=seed)
-
-
-def sample(space: Space, lead: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    shape = lead + space.shape
-    if space.kind == "image":
-        return rng.integers(0, 256, shape, np.uint8)
-    if space.kind == "discrete":
-        return rng.integers(0, space.classes, shape, np.int32)
-    return rng.standard_normal(shape, np.float32)
-
-
-def batch(agent: DreamerV3, B: int = 2, T: int = 6, seed: int = 0) -> dict[str, Tensor]:
-    """A random batch in replay's layout, context included."""
-    rng, lead = np.random.default_rng(seed), (B, T + agent.replay_context)
-    data = {k: sample(s, lead, rng) for k, s in agent.obs_space.items()}
-    data |= {f"action/{k}": sample(s, lead, rng) for k, s in agent.act_space.items()}
-    data |= {k: rng.random(lead) < 0.2 for k in FLAGS}
-    data["reward"] = rng.standard_normal(lead, np.float32)
-    cfg = agent.config.dyn
-    data["deter"] = rng.uniform(-1, 1, (*lead, cfg.deter)).astype(np.float16)
-    data["stoch"] = rng.integers(0, cfg.classes, (*lead, cfg.stoch), np.uint8)
-    return {k: torch.from_numpy(v) for k, v in data.items()}
-
-
-def observation(agent: DreamerV3, n: int, seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {k: sample(s, (n,), rng) for k, s in agent.obs_space.items()} | {"is_first": np.zeros(n, bool)}
+from .agent_tools import CONTINUOUS, DISCRETE, IMAGE, MIXED, VECTOR, batch, make, observation
 
 
 @pytest.mark.parametrize(
@@ -247,17 +211,32 @@ def test_unknown_size_and_variant() -> None:
     assert set(SIZES) >= {"1m", "12m", "25m", "50m", "100m", "200m", "400m"}
 
 
-def test_an_update_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turning a tensor into a Python number or array would wait for the GPU; an update must not do it once."""
+@pytest.mark.parametrize("greedy", [False, True])
+def test_an_update_and_a_policy_step_never_wait_for_the_device(
+    greedy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turning a tensor into a Python number or array would wait for the GPU; neither must do it once."""
     agent = make(IMAGE | VECTOR, MIXED)
     carry, data = agent.init_train(2), batch(agent)
+    obs = {key: torch.as_tensor(x) for key, x in observation(agent, 3).items()}
     agent.update(carry, data)
-    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
+    for name in (
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "nonzero",
+    ):
 
         def fail(self: Tensor, *args: object, name: str = name) -> None:
-            raise AssertionError(f"Tensor.{name} in an update")
+            raise AssertionError(f"Tensor.{name} in an update or a policy step")
 
         monkeypatch.setattr(Tensor, name, fail)
     _, _, metrics = agent.update(carry, data)
+    _, made = agent.act(agent.init_policy(3), obs, greedy)
     monkeypatch.undo()
-    assert torch.isfinite(metrics["opt/loss"])
+    assert torch.isfinite(metrics["opt/loss"]) and torch.isfinite(made["action"]).all()

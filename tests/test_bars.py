@@ -214,7 +214,7 @@ def test_a_peer_runs_beside_ours(monkeypatch: pytest.MonkeyPatch, fake_peer: Pat
     words = ["--only", "pixels-12m", "--threads", "2", "--output", str(out)]
     assert run_main(monkeypatch, *words, *peer) == 0
     data = json.loads(out.read_text())
-    arguments = ["--path", "somewhere", "--job", "pixels-12m-4x16", "--threads", "2"]
+    arguments = ["--path", "somewhere", "--job", "pixels-12m-4x16", "--threads", "2", "--device", "cpu"]
     assert data["peers"]["r2dreamer"]["argv"] == arguments
     theirs = {"wall": 3.0, "cpu": 4.0, "samples": 2, "fastest": 3.0}
     assert data["jobs"][0]["candidates"]["r2dreamer"] == theirs and data["bars"][0]["met"]
@@ -233,7 +233,7 @@ def test_a_peer_that_does_not_start_is_status_2(
 def test_every_kind_of_job_can_be_done(monkeypatch: pytest.MonkeyPatch, kind: str):
     tiny = replace(shapes.shape("1m"), batch=2, length=8, horizon=2)
     monkeypatch.setattr(jobs, "shape", lambda size: tiny)
-    monkeypatch.setattr(jobs, "compiled", lambda: reference.observe)
+    monkeypatch.setattr(jobs, "compiled", lambda function, backend: function)
     wanted = {"native", "reference", "torchrl"} | ({"compiled"} if kind == "observe" else set())
     work = jobs.work(f"{kind}:{'1m' if kind in jobs.OPS else 'proprio-1m-1x2'}", wanted)
     assert set(work.candidates) == wanted - {"torchrl"} and work.floor.flops > 0 < work.floor.bytes
@@ -243,7 +243,7 @@ def test_every_kind_of_job_can_be_done(monkeypatch: pytest.MonkeyPatch, kind: st
 
 
 def test_the_compiled_scan_is_the_whole_scan(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jobs, "compiled", lambda: reference.observe)
+    monkeypatch.setattr(jobs, "compiled", lambda function, backend: function)
     call = load("calls").observe(replace(shapes.shape("1m"), batch=2, length=8))
     for ours, theirs in zip(jobs.compiled_observe(*call.args), reference.observe(*call.args), strict=True):
         torch.testing.assert_close(ours, theirs)

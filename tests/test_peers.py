@@ -20,8 +20,8 @@ import os, sys, time
 sys.path.insert(0, {peers!r})
 from protocol import Peer, serve
 
-def build(path, job, threads):
-    print("building", path.name, job.obs, job.batch, job.length, threads)
+def build(path, job, threads, device):
+    print("building", path.name, job.obs, job.batch, job.length, threads, device)
     if threads == 7:
         import no_such_package
     def update():
@@ -63,7 +63,7 @@ def test_an_update_for_every_line_until_stdin_ends(fake: Path):
     assert seconds >= 0.05, "the warm-up is an update"
     assert len(times) == 3 and all(x.keys() == {"wall", "cpu"} for x in times)
     assert all(x["wall"] >= 0.05 > x["cpu"] >= 0 for x in times), "sleep takes time, and none of a core"
-    assert done.stderr.splitlines() == [f"building {fake.parent.name} proprio 4 16 2", *["updating"] * 4]
+    assert done.stderr.splitlines() == [f"building {fake.parent.name} proprio 4 16 2 cpu", *["updating"] * 4]
 
 
 def test_it_answers_at_once(fake: Path):
@@ -93,6 +93,7 @@ def test_it_answers_at_once(fake: Path):
         ({"--threads": "0"}, "--threads 0 is not a number of threads; use 1 or more"),
         ({"--threads": "two"}, "invalid int value: 'two'"),
         ({"--threads": "7"}, "has no no_such_package, which fake needs; get it by: git clone somewhere"),
+        ({"--device": "tpu"}, "invalid choice: 'tpu'"),
         ({"--speed": "1"}, "--speed"),
     ],
     ids=lambda x: "=".join(map(str, *x.items())) if isinstance(x, dict) else "",

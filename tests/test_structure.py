@@ -27,6 +27,7 @@ LAYERS = {
         "distributions",
         "normalize",
         "optim",
+        "transfer",
     },
     "model": {"rssm", "behavior", "openloop", "official"},
     "agents": {"agents"},
@@ -66,7 +67,8 @@ MODEL_CODE = ("ops", "parts", "model", "agents")
 
 # Where model code may wait for the device: (file, function) and why.
 MAY_SYNC = {
-    ("agents/dreamer_v3.py", "_to_host"): "actions leave for the environments, reports for the logger",
+    ("transfer.py", "back"): "actions leave for the environments",
+    ("transfer.py", "arrays"): "what has arrived in host memory",
     ("agents/dreamer_v3.py", "load_state_dict"): "a checkpoint is loaded before training",
     ("openloop.py", "open_loop"): "a report is pictures for people, outside of training",
     ("openloop.py", "_video"): "likewise",

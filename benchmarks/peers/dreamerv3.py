@@ -1,4 +1,4 @@
-"""DreamerV3 (github.com/danijar/dreamerv3), the official JAX code: its train step after compilation, in float32.
+"""DreamerV3 (github.com/danijar/dreamerv3), the official JAX code: its train step after compilation.
 
     git clone https://github.com/danijar/dreamerv3 DIR
     pip install jax==0.4.33 jaxlib==0.4.33 'numpy<2' chex colored_traceback einops elements ninjax optax portal \\
@@ -6,6 +6,8 @@
 
 The networks and the update are fastdream's `current` variant, with as many parameters. Compilation takes minutes; with
 JAX_COMPILATION_CACHE_DIR=FOLDER that is so once for each job and number of threads.
+
+On a GPU (`pip install 'jax[cuda12]==0.4.33'`) matrix products are in bfloat16, as by default; on a CPU in float32.
 
 JAX starts as many threads as there are cores that it may run on, so the process is pinned to N cores for N threads.
 XLA runs without its thunk runtime, with which jax 0.4.33 takes 1.5 to 2.6 times as long for an update on a CPU. It
@@ -25,11 +27,12 @@ REMEDY = (
 )
 
 
-def build(path: Path, job: Job, threads: int) -> Peer:
+def build(path: Path, job: Job, threads: int, device: str) -> Peer:
     """The agent as the peer's main.py makes it, with a batch instead of a replay and without a policy."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_thunk_runtime=false"
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    if device == "cpu":
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+        os.environ["XLA_FLAGS"] = "--xla_cpu_use_thunk_runtime=false"
+    os.environ["JAX_PLATFORMS"] = device
     if cache := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         # What was compiled for another number of cores is found there all the same, and crashes.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{cache}/{threads}"
@@ -48,7 +51,7 @@ def build(path: Path, job: Job, threads: int) -> Peer:
     obs_space |= {"is_first": flag, "is_last": flag, "is_terminal": flag}
     discrete = elements.Space(np.int32, (), 0, job.action)
     action = discrete if job.pixels else elements.Space(np.float32, (job.action,), -1, 1)
-    agent = Agent(obs_space, {"action": action}, settings(path, job))
+    agent = Agent(obs_space, {"action": action}, settings(path, job, device))
     rng = np.random.default_rng(0)
     data = {key: random(space, (job.batch, job.length + 1), rng) for key, space in agent.spaces.items()}
     data["consec"][:] = (
@@ -68,7 +71,7 @@ def build(path: Path, job: Job, threads: int) -> Peer:
     return Peer(update, parameters, revision(path))
 
 
-def settings(path: Path, job: Job) -> Any:
+def settings(path: Path, job: Job, device: str) -> Any:
     """The peer's defaults with the widths of the job."""
     import elements
     import ruamel.yaml
@@ -85,8 +88,8 @@ def settings(path: Path, job: Job) -> Any:
             r".*\.depth": job.depth,
             r".*\.units": job.units,
             "agent.imag_length": job.horizon,
-            "jax.platform": "cpu",
-            "jax.compute_dtype": "float32",
+            "jax.platform": device,
+            "jax.compute_dtype": "float32" if device == "cpu" else "bfloat16",
             "jax.prealloc": False,
             "jax.enable_policy": False,
         }

@@ -1,6 +1,6 @@
 """How a peer's updates are timed: the command line, the jobs, and the loop that every adapter in this folder runs.
 
-    PYTHON benchmarks/peers/NAME.py --path DIR --job JOB --threads N
+    PYTHON benchmarks/peers/NAME.py --path DIR --job JOB --threads N [--device cuda]
 
 runs in the peer's own Python environment, so only the standard library is imported here. The adapter builds the
 peer's agent and a batch in memory, does one update to warm up, and says so on stdout with one line of JSON:
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 # deter, hidden, classes, depth, units: those of fastdream's presets of the same names.
 SIZES = {"1m": (512, 64, 4, 4, 64), "12m": (2048, 256, 16, 16, 256)}
@@ -81,6 +81,23 @@ def job(name: str) -> Job:
     return Job(obs, int(batch), int(length), *SIZES[size])
 
 
+def waited(update: Callable[[], object], device: str) -> Callable[[], None]:
+    """The update of a peer that uses torch, which is done on the device too when it returns."""
+    import torch
+
+    def done() -> None:
+        update()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return done
+
+
+def on(tree: Any, device: str) -> Any:
+    """A dictionary of torch's tensors on the device."""
+    return {key: value.to(device) for key, value in tree.items()}
+
+
 def revision(path: Path) -> str:
     """The short git revision of a checkout, or `unknown revision` for a folder that is none."""
     command = ["git", "-C", str(path), "rev-parse", "--show-cdup", "--short", "HEAD"]
@@ -89,9 +106,10 @@ def revision(path: Path) -> str:
     return name.strip() if done.returncode == 0 and not first else "unknown revision"
 
 
-def set_up_torch(threads: int) -> None:
+def set_up_torch(threads: int, device: str) -> None:
     """Torch on so many threads of the CPU, without denormal numbers, which moments decay to and which are slow."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     torch.set_flush_denormal(True)  # before any thread is started, which inherits it
@@ -108,7 +126,7 @@ def serve(
     name: str,
     marker: str,
     remedy: str,
-    build: Callable[[Path, Job, int], Peer],
+    build: Callable[[Path, Job, int, str], Peer],
     kinds: tuple[str, ...] = ("proprio", "pixels"),
 ) -> None:
     """Run an adapter: answer stdin with the times of updates.
@@ -116,7 +134,7 @@ def serve(
     name: of the peer.
     marker: a file, as a pattern of glob, that the folder of the peer holds.
     remedy: the commands that bring the peer and what it needs.
-    build: the agent, from that folder, the job and the number of threads.
+    build: the agent, from that folder, the job, the number of threads and the device.
     kinds: of jobs that the peer has equal networks for.
     """
     start = time.perf_counter()
@@ -126,6 +144,9 @@ def serve(
     parser.add_argument("--path", type=Path, required=True, help="folder of the peer")
     parser.add_argument("--job", required=True, help="<proprio|pixels>-<1m|12m>-<batch>x<length>")
     parser.add_argument("--threads", type=int, default=1, help="threads that an update may use")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where updates run (%(default)s)"
+    )
     args = parser.parse_args()
     if args.threads < 1:
         parser.error(f"--threads {args.threads} is not a number of threads; use 1 or more")
@@ -139,7 +160,7 @@ def serve(
         parser.error(f"--job {args.job}: there is no equal network in {name}; use {' or '.join(kinds)}")
     with answers() as out:
         try:
-            peer = build(args.path.resolve(), task, args.threads)
+            peer = build(args.path.resolve(), task, args.threads, args.device)
         except ModuleNotFoundError as error:
             parser.error(f"{sys.executable} has no {error.name}, which {name} needs; get it by: {remedy}")
         peer.update()

@@ -1,25 +1,26 @@
-"""SheepRL (github.com/Eclectic-Sheep/sheeprl) 0.8.4: its `dreamer_v3_5`, the DreamerV3 of 2024, eager and in float32.
+"""SheepRL (github.com/Eclectic-Sheep/sheeprl) 0.8.4: its `dreamer_v3_5`, the DreamerV3 of 2024, eager.
 
     python -m venv DIR && DIR/bin/pip install sheeprl==0.8.4
 
 DIR is that environment. The networks and the update are fastdream's `current` variant, with as many parameters; the
 peer's unimix of discrete actions is off, as there. torch.compile (`algo.compile`) is off, which is the peer's default.
+Matrix products are in float32 on a CPU and in bfloat16 on a GPU.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from protocol import Job, Peer, serve, set_up_torch
+from protocol import Job, Peer, on, serve, set_up_torch, waited
 
 SITE = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 REMEDY = "python -m venv DIR && DIR/bin/pip install sheeprl==0.8.4"
 
 
-def build(path: Path, job: Job, threads: int) -> Peer:
+def build(path: Path, job: Job, threads: int, device: str) -> Peer:
     """The agent as the peer's main function makes it, with one batch instead of a replay."""
     sys.path.insert(0, str(path / SITE))
-    set_up_torch(threads)
+    set_up_torch(threads, device)
     import hydra
     import sheeprl
     from gymnasium.spaces import Box, Dict
@@ -28,7 +29,8 @@ def build(path: Path, job: Job, threads: int) -> Peer:
     from sheeprl.algos.dreamer_v3_5.dreamer_v3_5 import train, update_target_critic
     from sheeprl.algos.dreamer_v3_5.utils import Moments
 
-    config, fabric = settings(job), Fabric(accelerator="cpu", devices=1, precision="32-true")
+    config = settings(job)
+    fabric = Fabric(accelerator=device, devices=1, precision="32-true" if device == "cpu" else "bf16-mixed")
     shape = (3, 64, 64) if job.pixels else job.observation
     space = Dict({"obs": Box(0, 255, shape)})
     world, actor, critic, target, _ = build_agent(fabric, (job.action,), not job.pixels, config, space)
@@ -38,15 +40,15 @@ def build(path: Path, job: Job, threads: int) -> Peer:
     percentile = config.algo.actor.moments.percentile
     moments = Moments(
         config.algo.actor.moments.decay, config.algo.actor.moments.max, percentile.low, percentile.high
-    )
-    data = batch(job, shape)
+    ).to(device)
+    data = on(batch(job, shape), device)
 
     def update() -> None:
         networks = world, actor, critic, target
         train(fabric, config, *networks, optimizer, moments, data, None, (job.action,))
         update_target_critic(critic, target, config.algo.critic.tau)
 
-    return Peer(update, sum(p.numel() for p in params), sheeprl.__version__)
+    return Peer(waited(update, device), sum(p.numel() for p in params), sheeprl.__version__)
 
 
 def settings(job: Job) -> Any:

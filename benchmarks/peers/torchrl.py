@@ -3,7 +3,8 @@
     python -m venv DIR && DIR/bin/pip install torchrl==0.14.1
 
 DIR is that environment. The core is the block GRU, the actor learns by REINFORCE, the rollout runs on tensors (the fast
-path of RSSMRolloutV3), and DreamerV3OptimizationStepper runs eagerly, which is its default on a CPU.
+path of RSSMRolloutV3), and DreamerV3OptimizationStepper does what is its default: eager steps on a CPU, on a GPU
+compiled ones in a CUDA graph, there with bfloat16 in matrix products.
 
 With sensors the networks are fastdream's, with as many parameters. The update differs where the peer's code does: the
 observe scan also samples the prior, imagination keeps a gradient that is never used, and actor and critic are evaluated
@@ -14,28 +15,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from protocol import Job, Peer, serve, set_up_torch
+from protocol import Job, Peer, serve, set_up_torch, waited
 
 SITE = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 REMEDY = "python -m venv DIR && DIR/bin/pip install torchrl==0.14.1"
 HORIZON, BINS, UNIMIX = 333, 255, 0.01
 
 
-def build(path: Path, job: Job, threads: int) -> Peer:
+def build(path: Path, job: Job, threads: int, device: str) -> Peer:
     """The loss, the optimiser and the stepper that the peer's trainer would call, with one batch."""
     sys.path.insert(0, str(path / SITE))
-    set_up_torch(threads)
+    set_up_torch(threads, device)
     import torchrl
     from torchrl.objectives import DreamerV3Loss, SoftUpdate
     from torchrl.trainers.algorithms import DreamerV3OptimizationStepper, DreamerV3Optimizer
 
-    loss = DreamerV3Loss(*losses(job), continuation_horizon=HORIZON)
+    loss = DreamerV3Loss(*losses(job), continuation_horizon=HORIZON).to(device)
     target = SoftUpdate(loss.value_loss, tau=0.02)
     params = [p for p in loss.parameters() if p.requires_grad]
-    stepper = DreamerV3OptimizationStepper(loss, DreamerV3Optimizer(params), target)
-    data = batch(job)
+    stepper = DreamerV3OptimizationStepper(
+        loss, DreamerV3Optimizer(params), target, mixed_precision=device == "cuda"
+    )
+    data = batch(job).to(device)
+    if device == "cuda":
+        stepper.warmup(data.copy())
     return Peer(
-        update=lambda: stepper.step(None, data.copy()),
+        update=waited(lambda: stepper.step(None, data.copy()), device),
         parameters=sum(p.numel() for p in params),
         version=torchrl.__version__,
     )

@@ -23,6 +23,7 @@ from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.optim import LaProp
 from fastdream.spaces import Spaces
+from fastdream.transfer import Inputs
 
 __all__ = ["Config", "Draws", "DreamerV3", "size", "variant"]
 
@@ -54,6 +55,7 @@ class DreamerV3:
         auto = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.dtype: torch.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
         self.ops = fd.load(device=self.device) if ops is None else ops
+        self.inputs = Inputs(self.device)
         self.scales = loss_weights(config, obs_space)
         self.nets = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(self.device)
         self.slow = Slow(self.nets.val, self.nets.slowval, config.slowvalue)
@@ -98,12 +100,22 @@ class DreamerV3:
         """
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
-        inputs = {k: torch.from_numpy(obs[k]).to(self.device) for k in (*self.obs_space, "is_first")}
-        carry, index = self.nets.act(carry, inputs, self.generators["policy"], greedy=mode == "mode")
-        action = decode_action(self.act_space, _to_host(carry["action"].float()))
+        inputs = self.inputs({k: obs[k] for k in (*self.obs_space, "is_first")})
+        carry, made = self.act(carry, inputs, greedy=mode == "mode")
+        (host,) = self.inputs.back(made)
         # NumPy converts to the same numbers as torch, whose calls take longer on so few.
-        deter, stoch = _to_host(carry["deter"].float()), _to_host(index)
-        return carry, action, {"deter": deter.astype(np.float16), "stoch": stoch.astype(np.uint8)}
+        latents = {
+            "deter": host["deter"].astype(np.float16),
+            "stoch": host["stoch"].astype(np.uint8),
+        }
+        return carry, decode_action(self.act_space, host["action"]), latents
+
+    def act(
+        self, carry: Carry, obs: Mapping[str, Tensor], greedy: bool = False
+    ) -> tuple[Carry, dict[str, Tensor]]:
+        """`policy` on the device: the next carry; and flat action, deter and classes drawn, for the host."""
+        carry, index = self.nets.act(carry, obs, self.generators["policy"], greedy)
+        return carry, {"action": carry["action"].float(), "deter": carry["deter"].float(), "stoch": index}
 
     def init_train(self, b: int) -> Carry:
         """State before the first training sequences; only read without replay context."""
@@ -259,7 +271,3 @@ class DreamerV3:
         self.slow.count.copy_(state["slow_count"])
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())
-
-
-def _to_host(x: Tensor) -> np.ndarray:
-    return x.cpu().numpy()

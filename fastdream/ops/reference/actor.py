@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.ops.params import ActionHead, Actor, Feat, Layer, Layers
@@ -68,7 +67,8 @@ def actor_mode(outputs: Sequence[tuple[Tensor, ...]]) -> Tensor:
     for head in outputs:
         if len(head) == 1:
             logit = upcast(head[0])
-            parts.append(F.one_hot(logit.argmax(-1), logit.shape[-1]).flatten(-2).to(logit.dtype))
+            likely = logit.argmax(-1, keepdim=True)
+            parts.append(torch.zeros_like(logit).scatter(-1, likely, 1.0).flatten(-2))
         else:
             parts.append(head[0])
     return torch.cat(parts, -1)

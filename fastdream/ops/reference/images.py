@@ -1,10 +1,16 @@
 """Norm and activation at every pixel of an image, together with what halves the image before or doubles it after."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.reference.layers import match, norm_act
+
+
+def filters(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight [out, in, k, k] in `dtype`; where that takes a copy, in the memory format of the images."""
+    return weight if weight.dtype == dtype else weight.to(dtype, memory_format=torch.channels_last)
 
 
 def conv_pool(
@@ -23,7 +29,7 @@ def conv_pool(
     x.dtype. A last odd row or column is not pooled. Of equal maxima the first one, row by row, gets the gradient.
     Returns [B, H // 2, W // 2, out] in x.dtype. Source: DreamerV3 `rssm.Encoder`.
     """
-    weight, bias, x = match(weight, x.dtype), match(bias, x.dtype), x.permute(0, 3, 1, 2)
+    weight, bias, x = filters(weight, x.dtype), match(bias, x.dtype), x.permute(0, 3, 1, 2)
     kernel = weight.shape[-1]
     if kernel % 2:
         y = F.conv2d(x, weight, bias, padding=kernel // 2)

@@ -1,0 +1,64 @@
+"""What the learner keeps of its updates: means, and which loss went wrong first; read in one copy."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdream.learner import Metrics, NonFinite
+
+NAN = float("nan")
+
+
+def update(loss: float, other: float = 0.0) -> dict[str, Tensor]:
+    return {"loss/a": torch.tensor(loss), "opt/updates": torch.tensor(3), "x": torch.tensor(other).bfloat16()}
+
+
+def test_means_since_the_last_call():
+    metrics = Metrics()
+    assert metrics.fetch() == {}
+    for i in range(4):
+        metrics.add(update(float(i), 2.0), i + 1)
+    assert metrics.fetch() == {"loss/a": 1.5, "opt/updates": 3.0, "x": 2.0}
+    assert metrics.fetch() == {}
+    metrics.add(update(7.0), 5)
+    assert metrics.fetch()["loss/a"] == 7.0
+
+
+def test_many_small_numbers_are_summed_without_loss():
+    metrics = Metrics()
+    for i in range(3000):
+        metrics.add(update(1.0 + 1e-7), i)
+    assert metrics.fetch()["loss/a"] == pytest.approx(float(torch.tensor(1.0 + 1e-7)), rel=1e-12)
+
+
+def test_the_first_loss_that_is_not_finite_is_named_with_its_update_for_good():
+    metrics = Metrics()
+    for i, loss in enumerate((1.0, NAN, float("inf"), 2.0), start=1):
+        metrics.add(update(loss, NAN), i)
+    for look in (metrics.check, metrics.fetch, metrics.fetch):
+        with pytest.raises(NonFinite, match="loss/a became NaN or infinite in update 2"):
+            look()
+
+
+def test_a_metric_that_is_no_loss_may_be_anything():
+    metrics = Metrics()
+    metrics.add(update(1.0, NAN), 1)
+    metrics.check()
+    assert metrics.fetch()["loss/a"] == 1.0
+
+
+@pytest.mark.parametrize("look", ["check", "fetch"])
+def test_looking_reads_the_device_once(look: str, monkeypatch: pytest.MonkeyPatch):
+    metrics, reads = Metrics(), []
+    metrics.add(update(1.0), 1)
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__float__"):
+        real: Any = getattr(Tensor, name)
+        monkeypatch.setattr(
+            Tensor, name, lambda x, *args, real=real, name=name: reads.append(name) or real(x, *args)
+        )
+    metrics.add(update(2.0), 2)
+    assert reads == []
+    getattr(metrics, look)()
+    assert reads == ["tolist"]
