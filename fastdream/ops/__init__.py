@@ -5,8 +5,9 @@
     print(format_table(ops))                            what serves each op, and why nothing faster does
 
 A backend is a module that has functions named like the fields of `Ops`; `fastdream.ops.reference` has all of
-them and says what each means. A module's `available(device)` returns why it cannot serve there, or None; its ON_CUDA
-lists the ops that it has for CUDA devices, if these are not all.
+them and says what each means. A module's `available(device)` returns why it cannot serve there, or None, and its
+`op_available(op, device)` the same of one op; its ON_CUDA lists the ops that it has for CUDA devices, if these are not
+all.
 """
 
 import logging
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops import reference
-from fastdream.ops.auto import route
+from fastdream.ops.auto import route, route_on_cuda
 from fastdream.ops.params import (
     GRU,
     RSSM,
@@ -157,11 +158,12 @@ def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choic
     for name in order:
         module = import_module(_BACKENDS[name])
         function = _implementation(module, op, device)
-        reason = getattr(module, "available", _always)(device) if function else None
+        reason = _blocked(module, op, device) if function else None
         if function and not reason:
             elsewhere = ""
-            if backend == "auto" and name == "native" and device.type == "cpu":
-                function, elsewhere = route(op, function, getattr(reference, op))
+            if backend == "auto" and name == "native":
+                choose = route if device.type == "cpu" else route_on_cuda
+                function, elsewhere = choose(op, function, getattr(reference, op))
             why = "; ".join(filter(None, [*missing, *blocked, elsewhere]))
             return _Choice(function, Row(op, name, why), tuple(blocked))
         if strict and (reason or backend != "auto"):
@@ -179,7 +181,14 @@ def _implementation(module: ModuleType, op: str, device: torch.device) -> Callab
     return getattr(module, op, None) if has else None
 
 
-def _always(device: torch.device) -> str | None:
+def _blocked(module: ModuleType, op: str, device: torch.device) -> str | None:
+    """Why the backend, or its function of that name, cannot serve the device."""
+    if not hasattr(module, "available"):
+        return None
+    return module.available(device) or getattr(module, "op_available", _always)(op, device)
+
+
+def _always(op: str, device: torch.device) -> str | None:
     return None
 
 

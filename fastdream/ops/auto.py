@@ -1,4 +1,4 @@
-"""Which calls of an op "auto" gives to the reference on a CPU, although the compiled backend has the op.
+"""Which calls of an op "auto" gives to the reference, although the compiled backend has the op.
 
 Those that it does not compute, for which it raises ValueError where it is asked for by name, and those at which it
 loses: a few numbers, for which telling torch of a call takes longer than the arithmetic.
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdream.ops.native import resident
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
@@ -119,3 +120,18 @@ def route(
 
     turned_down = "half precision", but, f"less than {least} elements" if least else ""
     return routed, "reference for " + ", ".join(filter(None, turned_down))
+
+
+def route_on_cuda(
+    op: str, native: Callable[..., Any], reference: Callable[..., Any]
+) -> tuple[Callable[..., Any], str]:
+    """As `route`, for CUDA devices: of the scans, those whose weights fit on the chip."""
+    if op != "observe":
+        return native, ""
+
+    def routed(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> Any:
+        reason = resident.why_not(rssm, deter.dtype, deter.shape[0], deter.device)
+        return (reference if reason else native)(rssm, deter, *args, **kwargs)
+
+    sizes = ", ".join(name for name in resident.SHAPES if name.endswith("m"))
+    return routed, f"reference for all but the block GRU in bfloat16 at sizes {sizes}"
