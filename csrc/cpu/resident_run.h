@@ -31,30 +31,35 @@ void multiply(const T* left[kLanes], const T* right[kLanes], float (*result)[4])
   }
 }
 
-// The partial results of Product P, as csrc/cuda/resident/cta.cuh computes them.
+// What one warp gives to the partial results of Product P: that of csrc/cuda/resident/cta.cuh.
 template <class P, typename T>
-void multiply_all(const T* left, const T* right, float* partial) {
-  for (int share = 0; share < P::split; ++share) {
-    for (int strip = 0; strip < P::strips; ++strip) {
-      float result[kLanes][4] = {};
-      for (int pair = share * (P::pairs / P::split); pair < (share + 1) * (P::pairs / P::split); ++pair) {
-        for (int half = 0; half < 2; ++half) {
-          const T *a[kLanes], *b[kLanes];
-          for (int lane = 0; lane < kLanes; ++lane) {
-            a[lane] = left + ((pair * 2 + half) * kLanes + lane) * 8;
-            b[lane] = right + ((strip * P::pairs + pair) * kLanes + lane) * 8 + half * 4;
-          }
-          multiply(a, b, result);
+void multiply_in_warp(int warp, const T* left, const T* right, float* partial) {
+  constexpr int pairs = P::pairs / P::split;
+  const int share = warp % P::split;
+  for (int strip = warp / P::split; strip < P::strips; strip += P::groups) {
+    float result[kLanes][4] = {};
+    for (int pair = share * pairs; pair < (share + 1) * pairs; ++pair) {
+      for (int half = 0; half < 2; ++half) {
+        const T *a[kLanes], *b[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) {
+          a[lane] = left + ((pair * 2 + half) * kLanes + lane) * 8;
+          b[lane] = right + ((strip * P::pairs + pair) * kLanes + lane) * 8 + half * 4;
         }
+        multiply(a, b, result);
       }
-      for (int lane = 0; lane < kLanes; ++lane) {
-        for (int i = 0; i < 4; ++i) {
-          const int at = (share * kRows + result_row(lane, i)) * P::row + strip * kStrip + result_column(lane, i);
-          partial[at] = result[lane][i];
-        }
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const int at = (share * kRows + result_row(lane, i)) * P::row + strip * kStrip + result_column(lane, i);
+        partial[at] = result[lane][i];
       }
     }
   }
+}
+
+template <class P, typename T>
+void multiply_all(const T* left, const T* right, float* partial) {
+  for (int warp = 0; warp < kWarps; ++warp) multiply_in_warp<P>(warp, left, right, partial);
 }
 
 template <class Shared>
