@@ -55,7 +55,7 @@ def results(fn: Callable[..., tuple[Tensor, ...]], trees: tuple) -> list[Tensor]
     """Outputs, then the gradient of every leaf (zeros where there is none) of a random sum of all outputs."""
     outputs = fn(*trees)
     generator = torch.Generator().manual_seed(1)
-    grads = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in outputs]
+    grads = [torch.randn(x.shape, generator=generator).to(x) for x in outputs]
     inputs = [x for x in leaves(trees) if x.requires_grad]
     gradients = torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
     pairs = zip(inputs, gradients, strict=True)

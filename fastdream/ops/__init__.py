@@ -5,9 +5,9 @@
     print(format_table(ops))                            what serves each op, and why nothing faster does
 
 A backend is a module that has functions named like the fields of `Ops`; `fastdream.ops.reference` has all of
-them and says what each means. A module's `available(device)` returns why it cannot serve there, or None; its OPS lists
-what it has, if it imports functions when they are taken; its ON_CUDA the ops that it has for CUDA devices, if these
-are not all.
+them and says what each means. A module's `available(device)` returns why it cannot serve there, or None, and its
+`op_available(op, device)` the same of one op; its OPS lists what it has, if it imports functions when they are taken;
+its ON_CUDA the ops that it has for CUDA devices, if these are not all.
 """
 
 import logging
@@ -168,7 +168,7 @@ def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choic
     for name in order:
         module = import_module(_BACKENDS[name])
         has = _implements(module, op, device)
-        reason = _problem(name, device) if has else None
+        reason = (_problem(name, device) or _op_problem(module, op, device)) if has else None
         if has and not reason:
             function, elsewhere = getattr(module, op), ""
             if backend == "auto" and (limits := LIMITS.get((name, device.type))):
@@ -194,6 +194,11 @@ def _problem(backend: str, device: torch.device) -> str | None:
     """Why the backend cannot serve on the device, or None."""
     available = getattr(import_module(_BACKENDS[backend]), "available", None)
     return available(device) if available else None
+
+
+def _op_problem(module: ModuleType, op: str, device: torch.device) -> str | None:
+    """Why the backend's function of that name cannot serve on the device, where the backend itself can."""
+    return module.op_available(op, device) if hasattr(module, "op_available") else None
 
 
 def _check_name(kind: str, name: str, known: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native import dense
+from fastdream.ops.native import dense, resident
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
@@ -131,6 +131,14 @@ def _acted(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any)
     return served and not rssm.absolute
 
 
+def _resident(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return not resident.why_not(rssm, deter.dtype, deter.shape[0], deter.device)
+
+
+_ON_CHIP = ", ".join(name for name in resident.SHAPES if name.endswith("m"))
+CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_ON_CHIP}")}
+
+
 _WIDE = f"rows of over {WIDEST}"
 _STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
 
@@ -167,6 +175,7 @@ class Limits(NamedTuple):
 
 LIMITS: dict[tuple[str, str], Limits] = {
     ("native", "cpu"): Limits(RULES, LEAST, (torch.float32, torch.float64), "half precision"),
+    ("native", "cuda"): Limits(CUDA_RULES, {}, (torch.bfloat16,), "full precision"),
     ("triton", "cuda"): Limits(
         TRITON_RULES, {}, (torch.float32, torch.bfloat16, torch.float16), "double precision"
     ),

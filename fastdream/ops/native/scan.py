@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native import observe_op as _registered  # noqa: F401
+from fastdream.ops.native import resident
 from fastdream.ops.native.library import check_shape
 from fastdream.ops.native.params import Flat, add_core, add_layers, check_params, padded
 from fastdream.ops.params import RSSM, BlockGRU, Categorical, Core, LayerNormGRU, Layers, Step
@@ -72,7 +73,10 @@ def observe(
 
     Parameters have deter's dtype; the other floats are cast to it. Differentiable once, with respect to
     parameters, deter, stoch, action and embed. Raises ValueError naming what does not fit.
+    On CUDA devices it is `resident.observe`.
     """
+    if deter.is_cuda:
+        return resident.observe(rssm, deter, stoch, action, embed, reset, noise, index)
     return _observe("observe", rssm, deter, stoch, action, embed, reset, noise, index)
 
 
