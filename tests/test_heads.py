@@ -123,7 +123,7 @@ def test_regression_losses_by_hand() -> None:
 
 
 def test_regression_of_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown regression 'l1'; choose mse, symlog_mse or huber"):
+    with pytest.raises(ValueError, match="unknown regression 'l1'; choose mse, symlog_mse, huber or normal"):
         RegressionHead(OPS, FEAT, SMALL, (), "l1")  # type: ignore[arg-type]
 
 

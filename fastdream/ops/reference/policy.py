@@ -29,8 +29,13 @@ def policy_step(
     encoder: dense layers from the features [n, F] to the embedding, or () if they are the embedding. deter,
     stoch, action, reset [n, ...]; noise, index [n, S] as in `observe_step`. action_noise [n, M] as in
     `ops.actor`; None takes the most likely class and the mean instead of a draw.
-    Returns (Step, action [n, A] float32 at least). Raises ValueError without noise or index.
+    Returns (Step, action [n, A] float32 at least). Raises ValueError without noise or index, and for the most likely
+    action of a tanh_normal, which has no closed form.
     """
+    if action_noise is None and any(head.kind == "tanh_normal" for head in actor.heads):
+        raise ValueError(
+            "the most likely action of a tanh_normal has no closed form; draw some and compare them"
+        )
     with torch.no_grad():
         embed = mlp(match(features, deter.dtype), encoder)
         step = observe_step(rssm, deter, stoch, action, embed, reset, noise, index)
