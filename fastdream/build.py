@@ -111,12 +111,16 @@ def make_replay(config: Config, spec: Spec, context: int, directory: Path | None
         seed=config.seed,
         online=config.replay.online,
         directory=place,
+        windows=config.replay.windows,
     )
 
 
 def min_windows(config: Config) -> int:
-    """Different windows that replay must hold before the first update; as many as a batch has steps."""
-    return config.train.batch_size * config.train.batch_length
+    """Different windows that replay must hold before the first update.
+
+    As many as a batch has steps, unless a number of steps is asked for.
+    """
+    return 1 if config.train.prefill else config.train.batch_size * config.train.batch_length
 
 
 def spaces_to_json(spaces: Spaces) -> dict[str, dict[str, Any]]:

@@ -42,6 +42,8 @@ LAYERS = {
         "eval",
         "config",
         "presets",
+        "presets_dreamer_v1",
+        "presets_dreamer_v2",
         "doctor",
         "cli",
         "build",
@@ -73,6 +75,10 @@ MODEL_CODE = ("ops", "parts", "model", "agents")
 MAY_SYNC = {
     ("agents/dreamer_v3.py", "_to_host"): "actions leave for the environments, reports for the logger",
     ("agents/dreamer_v3.py", "load_state_dict"): "a checkpoint is loaded before training",
+    ("agents/dreamer_v2.py", "_to_host"): "likewise",
+    ("agents/dreamer_v2.py", "load_state_dict"): "likewise",
+    ("agents/dreamer_v1.py", "_to_host"): "likewise",
+    ("agents/dreamer_v1.py", "load_state_dict"): "likewise",
     ("openloop.py", "open_loop"): "a report is pictures for people, outside of training",
     ("openloop.py", "_video"): "likewise",
     ("official.py", "to_official"): "conversion of checkpoints",
@@ -133,7 +139,7 @@ def test_agents_do_not_know_each_other():
             assert not other or other[1] == own or other[1].startswith(f"{own}_"), (
                 f"{name} imports {imported}"
             )
-    assert "dreamer_v3" in families
+    assert families == {"dreamer_v1", "dreamer_v2", "dreamer_v3"}
 
 
 def test_files_are_short():
