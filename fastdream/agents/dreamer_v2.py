@@ -16,6 +16,7 @@ from fastdream import ops as fd
 from fastdream.adam import Adam
 from fastdream.agents.dreamer_v2_behavior import Behavior, Start
 from fastdream.agents.dreamer_v2_config import SIZES, Config, loss_weights, size
+from fastdream.agents.dreamer_v2_explore import Plan2Explore
 from fastdream.agents.dreamer_v2_nets import Draws, Networks
 from fastdream.nets import decode_action
 from fastdream.openloop import open_loop
@@ -58,6 +59,10 @@ class DreamerV2:
         self.model = self.nets.model
         self.model_opt = Adam(dict(self.model.named_parameters()), config.model_opt)
         self.behavior = Behavior(self.ops, self.model, self.nets.task, self.task_reward, act_space, config)
+        self.explore: Plan2Explore | None = None
+        if config.explore.behavior == "plan2explore":
+            self.explore = Plan2Explore(self.ops, self.nets, act_space, config, self.task_reward)
+        self.updates = 0
         # Acting and learning draw from generators of their own, so that neither depends on how often the other
         # is called.
         self.generators = {
@@ -67,9 +72,9 @@ class DreamerV2:
 
     @property
     def param_count(self) -> int:
-        """Trained parameters, without the target critic."""
+        """Trained parameters, without target critics."""
         opts = self.model_opt, self.behavior.policy_opt, self.behavior.value_opt
-        return sum(opt.param_count for opt in opts)
+        return sum(opt.param_count for opt in opts) + (self.explore.param_count if self.explore else 0)
 
     @property
     def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -87,8 +92,8 @@ class DreamerV2:
         """Choose actions for n environments.
 
         obs     observation keys and is_first, [n, ...].
-        mode    "sample" draws from the policy; "mode" takes the most likely class or the mean, as the official code
-                does in evaluation.
+        mode    "sample" draws from the policy, which may be the one that explores; "mode" takes the most likely
+                class or the mean of the task's, as the official code does in evaluation.
         Returns the next carry, actions [n, ...] by key, and nothing for replay.
         """
         if mode not in ("sample", "mode"):
@@ -101,7 +106,10 @@ class DreamerV2:
         self, carry: Carry, obs: Mapping[str, Tensor], greedy: bool = False
     ) -> tuple[Carry, dict[str, Tensor], dict[str, Tensor]]:
         """`policy` on the device: the next carry, actions by key, nothing."""
-        carry = self.nets.act(carry, obs, self.generators["policy"], greedy)
+        until = self.config.explore.until
+        explores = self.explore is not None and not greedy and (not until or self.updates < until)
+        behavior = "explore" if explores else "task"
+        carry = self.nets.act(carry, obs, self.generators["policy"], greedy, behavior)
         return carry, decode_action(self.act_space, carry["action"]), {}
 
     def init_train(self, b: int) -> Carry:
@@ -119,7 +127,13 @@ class DreamerV2:
         loss, post, metrics = self.model_loss(carry, batch, draws)
         loss.backward()
         metrics |= {f"opt/model_{k}": v for k, v in self.model_opt.step().items()}
-        metrics |= self.behavior.update(self.start(post, batch), draws)
+        start = self.start(post, batch)
+        metrics |= self.behavior.update(start, draws)
+        if self.explore is not None:
+            feat, action = self.model.feat(post.deter, post.stoch), self.nets.flat_action(batch)
+            draws = self.nets.draw(B, T, self.generators["train"])
+            metrics |= self.explore.update(feat, action, start, draws)
+        self.updates += 1
         metrics["opt/loss"] = metrics["loss/model"] + metrics["loss/policy"] + metrics["loss/value"]
         return carry, {}, metrics
 
@@ -193,6 +207,8 @@ class DreamerV2:
             "nets": self.nets.state_dict(),
             "model_opt": self.model_opt.state_dict(),
             "behavior": self.behavior.state_dict(),
+            "explore": {} if self.explore is None else self.explore.state_dict(),
+            "updates": self.updates,
             "generators": {k: g.get_state() for k, g in self.generators.items()},
         }
 
@@ -201,6 +217,9 @@ class DreamerV2:
         self.nets.load_state_dict(state["nets"])
         self.model_opt.load_state_dict(state["model_opt"])
         self.behavior.load_state_dict(state["behavior"])
+        if self.explore is not None:
+            self.explore.load_state_dict(state["explore"])
+        self.updates = int(state["updates"])
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())
 

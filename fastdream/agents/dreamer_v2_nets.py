@@ -97,8 +97,25 @@ class WorldModel(nn.Module):
         return torch.cat([first[:, None], disc[:, 1:]], 1)
 
 
+class Ensemble(nn.Module):
+    """Nets that each predict the next stochastic state from features and action (Sekar et al. 2020)."""
+
+    def __init__(self, ops: Ops, inp: int, out: int, config: Config, generator: torch.Generator) -> None:
+        super().__init__()
+        net = head_config(config.explore.net)
+        self.heads = nn.ModuleList(
+            RegressionHead(ops, inp, net, (out,), "normal", generator) for _ in range(config.explore.models)
+        )
+        keras_defaults(self, generator)
+
+    def forward(self, feat: fd.Feat, action: Tensor, fixed: bool = False) -> Tensor:
+        """feat [..., F], action [..., A] -> predictions [models, ..., S*C]; `fixed`: parameters get no gradient."""
+        inputs = torch.cat([*feat, action.to(feat.deter.dtype)], -1)
+        return torch.stack([head(inputs, fixed) for head in self.heads])
+
+
 class Networks(nn.Module):
-    """World model (model) and the behaviours that learn in it: `task`, and `explore` if there is one.
+    """World model (model) and the behaviours that learn in it: `task`, and `explore` with an `ensemble` if asked for.
 
     dtype   of matrix products; parameters are float32 throughout.
     seed    of the initial parameters.
@@ -117,6 +134,8 @@ class Networks(nn.Module):
         names = ["task"]
         if config.explore.behavior != "greedy":
             self.explore = ActorCritic(ops, feat, act_space, config, generator)
+            width = self.model.latent.width
+            self.ensemble = Ensemble(ops, feat + self.action_width, width, config, generator)
             names.append("explore")
         self._acting = {name: self._kept(getattr(self, name).pol) for name in names}
 
