@@ -1,7 +1,8 @@
 """Settings to start DreamerV1 from: those of the official code, and ours for small machines.
 
-Steps are steps of the agent, before action repeat. The official code makes 100 updates at once every 500 steps; here
-as many are spread evenly.
+Steps are steps of the agent, before action repeat. Two things differ from the official code: it makes 100 updates at
+once every 500 steps, where here as many are spread evenly; and it keeps all that was seen, where here a million steps
+are kept.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def official(task: str, steps: float, model: str = "6m") -> Config:
         steps=int(steps),
         env=EnvConfig(count=1),
         train=TrainConfig(ratio=500.0, batch_size=50, batch_length=50, prefill=2500, pretrain=100),
-        replay=ReplayConfig(capacity=min(5_000_000, int(steps)), online=False, windows="not_last"),
+        replay=ReplayConfig(capacity=1_000_000, online=False, windows="not_last"),
         eval=EvalConfig(every=5000, episodes=1, count=1, mode="mode"),
         dreamer=DreamerConfig(),
     )
