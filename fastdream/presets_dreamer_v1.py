@@ -63,25 +63,31 @@ def atari() -> Config:
 
 def gym() -> Config:
     """Any Gymnasium environment with small vectors; ours, for two CPU cores."""
-    config = official("gym_Pendulum-v1", 1e6, "tiny")
+    config = official("gym_CartPole-v1", 1e6, "tiny")
     dreamer = config.dreamer
-    shallow = {name: replace(getattr(dreamer, name), layers=2) for name in ("policy", "value", "enc", "dec")}
-    rates = {"model_opt": 1e-3, "policy_opt": 3e-4, "value_opt": 3e-4}
+    shallow = {
+        name: replace(getattr(dreamer, name), layers=2) for name in ("value", "pconthead", "enc", "dec")
+    }
+    rates = {"model_opt": 1e-3, "policy_opt": 1e-4, "value_opt": 3e-4}
     opts = {name: replace(getattr(dreamer, name), lr=lr) for name, lr in rates.items()}
+    policy = replace(dreamer.policy, layers=2, init_std=1.0)
+    # Sensors vary by much less than the variance of 1 that they are predicted with.
+    dreamer = replace(dreamer, kl_scale=0.01, free_nats=1.0, pcont=True, policy=policy, **shallow, **opts)
     return replace(
         config,
         env=EnvConfig(count=4),
-        train=TrainConfig(ratio=64.0, batch_size=16, batch_length=32, prefill=1000, pretrain=50),
+        train=TrainConfig(ratio=64.0, batch_size=16, batch_length=16, prefill=1000, pretrain=100),
+        # Episodes may be shorter than sequences.
         replay=ReplayConfig(capacity=200_000, online=False),
         eval=EvalConfig(every=10_000, mode="mode"),
         log=LogConfig(save_every=60.0, report_every=10_000),
-        dreamer=replace(dreamer, free_nats=1.0, **shallow, **opts),
+        dreamer=dreamer,
     )
 
 
-def pendulum() -> Config:
-    """Pendulum on two CPU cores."""
-    return replace(gym(), steps=20_000)
+def cartpole() -> Config:
+    """CartPole on two CPU cores."""
+    return replace(gym(), steps=22_000)
 
 
 def debug() -> Config:
@@ -102,9 +108,9 @@ def debug() -> Config:
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    make.__name__: make for make in (pendulum, gym, atari, dmc_proprio, dmc_vision, debug)
+    make.__name__: make for make in (cartpole, gym, atari, dmc_proprio, dmc_vision, debug)
 }
 
 # What a task starts from: by its name, or by its suite.
-SUITES = {"gym_Pendulum-v1": "pendulum", "gym": "gym", "atari": "atari", "atari100k": "atari"}
+SUITES = {"gym_CartPole-v1": "cartpole", "gym": "gym", "atari": "atari", "atari100k": "atari"}
 SUITES |= {"dmc": "dmc_proprio", "dummy": "debug"}

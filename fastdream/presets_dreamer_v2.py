@@ -93,12 +93,11 @@ def gym() -> Config:
     shallow = {name: replace(getattr(dreamer, name), layers=2) for name in (*heads, "enc", "dec")}
     dreamer = replace(
         dreamer,
-        discount=0.99,
-        kl=KLConfig(free=1.0),
-        loss_scales=LossScales(dis=5.0),
+        discount=0.997,
+        # Sensors vary by much less than the variance of 1 that they are predicted with.
+        loss_scales=LossScales(rec=30.0, kl=0.3, dis=5.0),
         reward="identity",
         slowvalue=replace(dreamer.slowvalue, every=50),
-        actent="3e-3",
         **shallow,
     )
     return replace(

@@ -126,8 +126,7 @@ def test_what_a_task_starts_from(agent: str):
         "gym_Acrobot-v1": "gym",
     }.items():
         assert presets.preset_of(task, agent) == preset
-    own = "pendulum" if agent == "dreamer_v1" else "cartpole"
-    assert parse("--agent", agent).preset == own and parse("--agent", agent).agent == agent
+    assert parse("--agent", agent).preset == "cartpole" and parse("--agent", agent).agent == agent
     assert parse().agent == "dreamer_v3"
 
 
@@ -147,7 +146,7 @@ def test_flags_are_those_of_the_agent(capsys: pytest.CaptureFixture[str]):
     assert "--dreamer.explore.models" in capsys.readouterr().out.replace("_", "-")
     with pytest.raises(SystemExit):
         parse("--agent", "dreamer_v1", "--preset", "list")
-    assert capsys.readouterr().out.startswith("pendulum ")
+    assert capsys.readouterr().out.startswith("cartpole ")
 
 
 @pytest.mark.parametrize(

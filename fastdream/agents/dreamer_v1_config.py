@@ -127,7 +127,7 @@ def loss_weights(config: Config, obs_space: Spaces) -> dict[str, float]:
 # deter and hidden, stoch, depth, units. 6m is the paper's; `tiny` serves vectors on a CPU, `debug` tests.
 SIZES: dict[str, tuple[int, int, int, int]] = {
     "debug": (16, 4, 2, 8),
-    "tiny": (128, 16, 4, 128),
+    "tiny": (96, 16, 4, 64),
     "6m": (200, 30, 32, 400),
 }
 

@@ -171,7 +171,7 @@ def loss_weights(config: Config, obs_space: Spaces) -> dict[str, float]:
 # and Crafter, by their numbers of parameters there; `tiny` serves vectors on a CPU, `debug` tests.
 SIZES: dict[str, tuple[int, int, int, int, int]] = {
     "debug": (16, 4, 4, 2, 8),
-    "tiny": (128, 16, 8, 4, 128),
+    "tiny": (128, 16, 8, 4, 64),
     "15m": (200, 32, 32, 48, 400),
     "22m": (600, 32, 32, 48, 400),
     "31m": (1024, 32, 32, 48, 400),
