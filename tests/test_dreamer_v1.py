@@ -192,6 +192,21 @@ def test_the_reference_and_auto_give_the_same_losses(act: Spaces) -> None:
         torch.testing.assert_close(value, losses[1][key], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
+def test_half_precision(act: Spaces) -> None:
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        agent = make(IMAGE | VECTOR, act, dtype=dtype)
+        assert agent.init_policy(1)["deter"].dtype == getattr(torch, dtype)
+        _, _, metrics = agent.update(agent.init_train(2), batch(agent))
+        for mode in ("sample", "mode"):
+            _, action, _ = agent.policy(agent.init_policy(3), observation(agent, 3), mode)
+            assert np.isfinite(action["action"]).all()
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in agent.nets.parameters())
+        losses.append(float(metrics["loss/model"]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
 def test_report_leaves_the_agent_as_it_was() -> None:
     agent = make(IMAGE | VECTOR, DISCRETE)
     state = {k: v.clone() for k, v in agent.nets.state_dict().items()}
