@@ -151,7 +151,7 @@ def test_a_step_and_an_update_touch_their_device_alone(monkeypatch: pytest.Monke
     for name in ("rand", "randn"):
         monkeypatch.setattr(torch, name, lambda *dims, generator, device: rand(*dims, device=device))
     policy = agent.nets.pol
-    drawn = [(lambda *dims, generator, device: rand(*dims, device=device), n) for _, n in policy._draws]
+    drawn = [(lambda *dims, generator: rand(*dims, device=generator.device), n) for _, n in policy._draws]
     monkeypatch.setattr(policy, "_draws", drawn)
     data = {key: x.to("meta") for key, x in batch(agent).items()}
     obs = {key: torch.as_tensor(x).to("meta") for key, x in observation(agent, 3).items()}

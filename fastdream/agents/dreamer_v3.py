@@ -41,6 +41,8 @@ class DreamerV3:
     seed      of the initial parameters and of all later draws.
     """
 
+    capturable = True  # as a CUDA graph: see fastdream.graphs
+
     def __init__(
         self,
         obs_space: Spaces,
@@ -104,10 +106,8 @@ class DreamerV3:
         carry, made = self.act(carry, inputs, greedy=mode == "mode")
         (host,) = self.inputs.back(made)
         # NumPy converts to the same numbers as torch, whose calls take longer on so few.
-        latents = {
-            "deter": host["deter"].astype(np.float16),
-            "stoch": host["stoch"].astype(np.uint8),
-        }
+        kept = ("deter", np.float16), ("stoch", np.uint8)
+        latents: dict[str, np.ndarray] = {key: host[key].astype(dtype) for key, dtype in kept}
         return carry, decode_action(self.act_space, host["action"]), latents
 
     def act(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native import dense, resident
-from fastdream.ops.native.actor import MAX_HEADS
+from fastdream.ops.native.actor import HEADS, MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
 from fastdream.ops.triton import scan_limits
@@ -47,7 +47,8 @@ def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
 
 
 def _acts(actor: Actor) -> bool:
-    return 0 < len(actor.layers) <= MAX_LAYERS and len(actor.heads) <= MAX_HEADS
+    known = all(head.kind in HEADS for head in actor.heads)
+    return known and 0 < len(actor.layers) <= MAX_LAYERS and len(actor.heads) <= MAX_HEADS
 
 
 def _acting(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
@@ -75,7 +76,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 _MODELS = f"Gaussian latents, the plain GRU, nets deeper than {MAX_LAYERS}"
-_ACTORS = f"{_MODELS}, actors of no layer or over {MAX_HEADS} heads"
+_ACTORS = f"{_MODELS}, actors of no layer, over {MAX_HEADS} heads, truncated or squashed normals"
 _FORWARD = f"{_MODELS}, gradients"
 
 RULES: dict[str, Rule] = {

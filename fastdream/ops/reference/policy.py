@@ -35,8 +35,13 @@ def policy_step(
     `ops.actor`; None takes the most likely class and the mean instead of a draw.
     vectors: widths of the observations side by side that features are, where these come as the environment shows
     them: each goes through symlog, and one that holds -infinity anywhere is missing, so zero.
-    Returns (Step, action [n, A] float32 at least). Raises ValueError without noise or index.
+    Returns (Step, action [n, A] float32 at least). Raises ValueError without noise or index, and for the most likely
+    action of a tanh_normal, which has no closed form.
     """
+    if action_noise is None and any(head.kind == "tanh_normal" for head in actor.heads):
+        raise ValueError(
+            "the most likely action of a tanh_normal has no closed form; draw some and compare them"
+        )
     with torch.no_grad():
         features = squish(features, vectors) if vectors else features
         embed = mlp(match(features, deter.dtype), encoder)

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer
 from fastdream.ops.triton.config import power_of_two
-from fastdream.ops.triton.layers import activate
 from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.rowwise import PLANES, moments, normalize_tile, row_tiles, store_sums
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from fastdream.ops.params import Layer
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.gates import gated
-from fastdream.ops.triton.layers import activate
 from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
 
 BM, BN = 4, 128  # rows and columns of deter of a program

@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.triton.config import power_of_two
-from fastdream.ops.triton.layers import activate, normalize
 from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.norm_kernels import activate, normalize
 from fastdream.ops.triton.rowwise import store_sums
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fastdream.ops.triton.block_product import Tiles
 from fastdream.ops.triton.config import power_of_two
-from fastdream.ops.triton.layers import activate
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.math import tanh
+from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
 
 

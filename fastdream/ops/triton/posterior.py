@@ -18,8 +18,8 @@ from fastdream.ops.params import Categorical, Layer
 from fastdream.ops.triton.block_product import Normed
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.enter import Entering, enter, gather
-from fastdream.ops.triton.layers import activate
 from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
 
 BM = 16  # rows of a program's product, the least that tensor cores take

@@ -8,7 +8,7 @@ o_n     [1, BN], outputs of the layer in the order of the tile's columns; m_n wh
 import triton
 import triton.language as tl
 
-from fastdream.ops.triton.layers import activate, normalize
+from fastdream.ops.triton.norm_kernels import activate, normalize
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdream.ops.triton.layers import activate_grad
+from fastdream.ops.triton.norm_kernels import activate_grad
 from fastdream.ops.triton.rowwise import PLANES
 
 
