@@ -18,7 +18,7 @@ struct Forward : ForwardCta<S, T, Cta> {
     c.fetched();
     find_roots(kDeter, 2, a.eps_state);
     activate(x.state, 2 * S::hidden, kDeter, a.pre_feat, t);
-    c.each(1, [&](int) { x.resets[(t + 1) % 2] = a.resets[int64_t(c.tile) * (a.length + 1) + t + 1]; });
+    this->fetch_resets(t + 1);
     fetch_rows<S::own_hidden>(c, rows(), x.embedded, a.embedded + at(0, t) * S::hidden + c.rank * S::own_hidden,
                               int64_t(a.length) * S::hidden);
     if (a.noise) {

@@ -51,7 +51,7 @@ struct ForwardCta {
       const int64_t from = int64_t(c.tile * kRows + m) * 2 * S::hidden + k;
       x.state[i] = m < rows() ? a.first[from] : rounded<T>(0.0f);
     });
-    c.each(1, [&](int) { x.resets[0] = a.resets[int64_t(c.tile) * (a.length + 1)]; });
+    fetch_resets(0);
     fetch_entered(0);
     c.sync();
     c.each(2 * S::ranks * kRows, [&](int i) {
@@ -74,6 +74,11 @@ struct ForwardCta {
       sum += value * value;
     }
     return sum;
+  }
+
+  FD_HD void fetch_resets(int t) {
+    const int32_t* const from = a.resets + int64_t(c.tile) * (a.length + 1) + t;
+    c.each(1, [&](int) { c.template fetch<4>(&x.resets[t % 2], from); });
   }
 
   FD_HD void fetch_entered(int t) {

@@ -36,6 +36,18 @@ def _failed(device: torch.device) -> Tensor:
     return torch.zeros((), dtype=torch.int32, pin_memory=device.type == "cuda")
 
 
+def check_earlier(device: torch.device) -> None:
+    """RuntimeError if a launch on the device has waited in vain, as far as the host knows without waiting itself.
+
+    Every call asks; whoever replays a captured graph, in which there are no calls, may ask for it.
+    """
+    if _failed(device):
+        raise RuntimeError(
+            f"observe on {device}: an earlier launch gave up waiting for one of its CTAs, and what it returned is"
+            ' wrong; restart, with fastdream.ops.load(observe="reference") if it happens again'
+        )
+
+
 def _run(name: str, tensors: list[Tensor | None], sizes: list[int], scalars: list[float]) -> None:
     """Run `name` on the current stream of the tensors' device, or play it on the CPU.
 
@@ -44,13 +56,8 @@ def _run(name: str, tensors: list[Tensor | None], sizes: list[int], scalars: lis
     assert C is not None
     first = tensors[0]
     assert first is not None
-    failed = _failed(first.device)
-    if failed:
-        raise RuntimeError(
-            f"{name} on {first.device}: an earlier launch gave up waiting for one of its CTAs, and what it returned is"
-            ' wrong; restart, with fastdream.ops.load(observe="reference") if it happens again'
-        )
-    call = first.element_size(), addresses([*tensors, failed]), sizes, scalars
+    check_earlier(first.device)
+    call = first.element_size(), addresses([*tensors, _failed(first.device)]), sizes, scalars
     if first.device.type == "cpu":
         status = getattr(C, f"play_{name}")(*call, PLAYED_ORDER)
     else:
