@@ -134,8 +134,8 @@ WIDE: dict[str, tuple[int, ...]] = {
 FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
 IN_PLACE = ("laprop_",)  # ops that change their arguments
 BUDGETS: dict[str, Budget] = {
-    "observe": Budget(255, 112 * 1024, 64),
-    "observe_step": Budget(255, 112 * 1024, 64),
+    "observe": Budget(192, 136 * 1024, 16),
+    "observe_step": Budget(192, 136 * 1024, 16),
     "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
 }
 
