@@ -133,6 +133,7 @@ WIDE: dict[str, tuple[int, ...]] = {
 }
 FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
 IN_PLACE = ("laprop_",)  # ops that change their arguments
+SCANS = ("observe", "observe_step")  # ops of many launches, which take long to interpret
 BUDGETS: dict[str, Budget] = {
     "observe": Budget(192, 136 * 1024, 16),
     "observe_step": Budget(192, 136 * 1024, 16),
