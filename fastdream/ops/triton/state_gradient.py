@@ -112,28 +112,30 @@ def state_gradient_kernel(
         b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
         b_out = tl.dot(b_d.to(b_w.dtype), b_w, b_out, input_precision="ieee")
 
-    if dense and i_n < (LAYERS - 1) * X_TILES:
-        b_mean, b_rstd = moments(own_sums, o_m, M, x_eps, H, H, H, 1, X_NORM)
-        store_gradient(
-            b_out,
-            own,
-            own_scale,
-            own_shift,
-            x_dn,
-            own_dots,
-            b_mean,
-            b_rstd,
-            i_t,
-            o_m,
-            o_n,
-            m_n,
-            M,
-            s_own,
-            s_x,
-            X_NORM,
-            X_ACT,
-        )
-    elif dense:
+    # Decided while compiling: joined with what is known while running, both sides would be compiled.
+    if own is not None:  # noqa: SIM102
+        if i_n < X_TILES:
+            b_mean, b_rstd = moments(own_sums, o_m, M, x_eps, H, H, H, 1, X_NORM)
+            store_gradient(
+                b_out,
+                own,
+                own_scale,
+                own_shift,
+                x_dn,
+                own_dots,
+                b_mean,
+                b_rstd,
+                i_t,
+                o_m,
+                o_n,
+                m_n,
+                M,
+                s_own,
+                s_x,
+                X_NORM,
+                X_ACT,
+            )
+    if dense and i_n >= (LAYERS - 1) * X_TILES:
         b_mean, b_rstd = moments(stoch_sums, o_m, M, x_eps, H, H, H, 1, X_NORM)
         store_gradient(
             b_out,
@@ -154,7 +156,7 @@ def state_gradient_kernel(
             X_NORM,
             X_ACT,
         )
-    else:
+    if i_n >= LAYERS * X_TILES:
         m_old = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
         m_out = m_old[:, None] & m_n[None, :]
         p_carry = carry + o_row[:, None] * (G * P) + (i_g * P + o_n)[None, :]
