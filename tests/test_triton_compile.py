@@ -27,8 +27,9 @@ runpy.run_module("tests.triton_compile", run_name="__main__")
 
 def compiled(cases: list[tuple]) -> list[list[dict[str, Any]]]:
     """What the kernels of each case take, in the order of the cases."""
-    path = {"PYTHONPATH": str(Path(fastdream.__file__).parents[1])}
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | path
+    path = [str(Path(fastdream.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     done = subprocess.run(
         [sys.executable, "-c", START, str(Path(__file__).parent)],
         input=json.dumps([(*case[:3], str(case[3]).removeprefix("torch."), case[4]) for case in cases]),

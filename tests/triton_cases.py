@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import SIZES
+from fastdream.ops import twohot_bins
 
 from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
@@ -21,7 +22,8 @@ PRESETS = tuple(name for name in SIZES if name.endswith("m"))
 USUAL = "12m"  # what the default run compiles
 CAPABILITIES = (80, 90)
 PRECISIONS = (torch.bfloat16, torch.float32)
-ROWS = 1024  # 16 sequences of 64 steps
+SEQUENCES = 16
+ROWS = SEQUENCES * 64
 
 
 class Budget(NamedTuple):
@@ -69,6 +71,38 @@ def norm_acts(*triples: tuple[str, str, str]) -> dict[str, Case]:
     return {"-".join(t): Case(partial(at, t[2], partial(ops.norm_act, *t[:2]))) for t in triples}
 
 
+def scan(function: Any, core: str, m: Maker, n: int) -> Arguments:
+    """16 sequences, and a posterior of one hidden layer, as the agents have."""
+    rssm, *rest = function(core, False, m, SEQUENCES)
+    return rssm._replace(post=(rssm.post[0], rssm.post[-1]), prior=()), *rest
+
+
+def gumbel(unimix: float, m: Maker, n: int) -> Arguments:
+    """Drawn, and not replayed: noise that lets one class win by far."""
+    logit, noise, *_ = ops.gumbel(unimix, 1.0, m, n)
+    winner = m.index(n, m.sizes.stoch).unsqueeze(-1)
+    return logit, noise.scatter(-1, winner, 1 - 2**-20), unimix
+
+
+def twohot_loss(targets: int, m: Maker, n: int) -> Arguments:
+    return m.normal(n, 255), m.normal(targets, n, scale=30.0).detach(), twohot_bins(255), "symexp"
+
+
+def twohot_mean(m: Maker, n: int) -> Arguments:
+    return m.normal(n, 255), twohot_bins(255), "symexp"
+
+
+def lambda_return(steps: int, m: Maker, n: int) -> Arguments:
+    live, mix = (m.normal(n, steps).detach().sigmoid().requires_grad_() for _ in range(2))
+    return m.normal(n, steps), live, mix, m.normal(n, steps)
+
+
+def gather(m: Maker, n: int) -> Arguments:
+    """Images."""
+    storage = m.index(n, 64, 64, 3, high=256).to(torch.uint8)
+    return storage, m.index(16, high=n), 64
+
+
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -83,6 +117,19 @@ CASES: dict[str, dict[str, Case]] = {
     "policy_step": {
         core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
     },
+    "observe": {core: Case(partial(scan, ops.observe, core)) for core in ops.CORES},
+    "observe_step": {core: Case(partial(scan, ops.observe_step, core)) for core in ops.CORES},
+    "categorical_sample": ops.cases(ops.categorical, [0.01], [False, True]),
+    "gumbel_sample": ops.cases(gumbel, [0.0, 0.01]),
+    "categorical_kl": ops.cases(ops.categorical_kl, ("step", "mean"), [1.0], [0.0, 0.01]),
+    "gaussian_kl": ops.cases(ops.gaussian_kl, ("mean",), [3.0]),
+    "symlog": ops.cases(ops.elementwise),
+    "symexp": ops.cases(ops.elementwise),
+    "twohot_loss": ops.cases(twohot_loss, [1, 2]),
+    "twohot_mean": ops.cases(twohot_mean),
+    "lambda_return": ops.cases(lambda_return, [15, 64]),
+    "gather_sequences": ops.cases(gather, gradients=False),
+    "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
 }
 
 
@@ -102,16 +149,24 @@ WIDE: dict[str, tuple[int, ...]] = {
     "imagine": (0, 1, 5, 6),
     "rollout": (0, 4),
     "policy_step": (0, 1, 2, 8, 9),
+    "observe": (0,),
+    "observe_step": (0,),
+    "categorical_sample": (1,),
+    "gumbel_sample": (1,),
+    "twohot_loss": (1, 2),
+    "twohot_mean": (1,),
 }
-FULL_PRECISION: tuple[str, ...] = ()  # ops that take no half precision
-IN_PLACE: tuple[str, ...] = ()  # ops that change their arguments
+FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
+IN_PLACE = ("laprop_",)  # ops that change their arguments
 # Steps are products, and few programs: one on each SM, which may have all its registers.
-STEPS = Budget(registers=255, shared=112 * 1024)
+STEPS = Budget(255, 112 * 1024, 64)
 BUDGETS: dict[str, Budget] = {
     "imagine_step": STEPS,
     "imagine": STEPS,
     "rollout": STEPS,
     "policy_step": STEPS,
+    "observe": STEPS,
+    "observe_step": STEPS,
     "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
+from fastdream.ops.triton import scan_limits
 from fastdream.ops.triton.config import WIDEST
 from fastdream.ops.triton.limits import unserved, unserved_actor
 
@@ -98,7 +99,8 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _narrow(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+def _narrow(*args: Any, **kwargs: Any) -> bool:
+    x = next(_tensors((args, *kwargs.values())))
     return x.dim() > 0 and 0 < x.shape[-1] <= WIDEST
 
 
@@ -115,8 +117,16 @@ def _acted(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any)
     return served and not rssm.absolute
 
 
+def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
+    return scan_limits.problem(rssm) is None
+
+
+def _full(params: list[Tensor], *args: Any, **kwargs: Any) -> bool:
+    return params[0].dtype == torch.float32
+
+
 _WIDE = f"rows of over {WIDEST}"
-_STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
+_STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes, layers over 2048"
 
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
@@ -124,6 +134,18 @@ TRITON_RULES: dict[str, Rule] = {
     "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
     "rollout": Rule(1, _stepped, _STEPPED),
     "policy_step": Rule(3, _acted, f"{_ACTORS}, posteriors without deter or of one layer, unusual heads"),
+    "observe": Rule(1, _scanned, scan_limits.LIMITS),
+    "observe_step": Rule(1, _scanned, scan_limits.LIMITS),
+    "categorical_sample": Rule(serves=_narrow, but=_WIDE),
+    "gumbel_sample": Rule(serves=_narrow, but=_WIDE),
+    "categorical_kl": Rule(serves=_narrow, but=_WIDE),
+    "gaussian_kl": Rule(serves=_narrow, but=_WIDE),
+    "symlog": Rule(),
+    "symexp": Rule(),
+    "twohot_loss": Rule(serves=_narrow, but=_WIDE),
+    "twohot_mean": Rule(serves=_narrow, but=_WIDE),
+    "lambda_return": Rule(),
+    "laprop_": Rule(serves=_full, but="half precision"),
 }
 
 

@@ -110,14 +110,14 @@ def _observe(
         raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
     dtype = deter.dtype
     model = _flatten(op, rssm.core, rssm.post, rssm.latent, rssm.absolute, deter, action.shape[-1])
-    _check_post(op, rssm, deter.shape[-1], embed.shape[-1])
+    check_post(op, rssm, deter.shape[-1], embed.shape[-1])
     noise = None if noise is None or index is not None else match(noise.detach(), dtype)
     index = None if index is None else match(index, torch.int64)
     inputs = (match(x, dtype) for x in (stoch, action, embed))
     return Step(*torch.ops.fastdream.observe(*model, deter, *inputs, reset, noise, index)[:4])
 
 
-def _check_post(op: str, rssm: RSSM, deter: int, embed: int) -> None:
+def check_post(op: str, rssm: RSSM, deter: int, embed: int) -> None:
     """The posterior's layers fit one another, and the last is linear."""
     assert isinstance(rssm.latent, Categorical)
     expected = embed if rssm.absolute else deter + embed

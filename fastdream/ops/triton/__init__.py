@@ -21,6 +21,19 @@ _FILES = {
     "imagine": "dream",
     "rollout": "dream",
     "policy_step": "policy",
+    "observe": "scan",
+    "observe_step": "scan",
+    "categorical_sample": "categorical",
+    "gumbel_sample": "gumbel",
+    "categorical_kl": "kl",
+    "gaussian_kl": "gaussian",
+    "symlog": "pointwise",
+    "symexp": "pointwise",
+    "twohot_loss": "twohot",
+    "twohot_mean": "twohot_means",
+    "lambda_return": "returns",
+    "laprop_": "optim",
+    "gather_sequences": "replay",
 }
 OPS = tuple(_FILES)
 

@@ -148,8 +148,8 @@ def dense_gates_gradient(
 ) -> None:
     """Write d_n, dots and carry as above.
 
-    first, hidden, hidden_tile: the posterior's first layer, its description with the reset of this step, and the tile of
-    its sums. gates, pre, sums, tile: the layer of the gates and its pre-activations.
+    first, hidden, hidden_tile: the posterior's first layer, its description with the reset of this step, and the tile
+    of its sums. gates, pre, sums, tile: the layer of the gates and its pre-activations.
     """
     rows, width = carry.shape
     units = hidden.x.shape[1]

@@ -63,8 +63,9 @@ def gather(
     for i_s in range(0, S, BS):
         o_s = i_s + tl.arange(0, BS)
         m_s = m_row[:, None] & (o_s < S)[None, :]
-        b_i = o_s[None, :] * C + tl.load(index + o_row[:, None] * s_index + o_s[None, :], mask=m_s, other=0)
-        p_w = weight + b_i[:, :, None] * H + o_h[None, None, :]
+        b_i = tl.load(index + o_row[:, None] * s_index + o_s[None, :], mask=m_s, other=0)
+        m_s = m_s & (b_i >= 0) & (b_i < C)
+        p_w = weight + (o_s[None, :] * C + b_i)[:, :, None] * H + o_h[None, None, :]
         b_w = tl.load(p_w, mask=m_s[:, :, None] & (o_h < H)[None, None, :], other=0.0)
         b_sum += tl.sum(b_w.to(tl.float32), 1)
     return b_sum

@@ -23,7 +23,7 @@ from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
 
 BM = 16  # rows of a program's product, the least that tensor cores take
-GATHERED = 8192  # elements of rows that a program adds up at a time
+GATHERED = 4096  # elements of rows that a program adds up at a time
 
 
 class PosteriorTiles(NamedTuple):

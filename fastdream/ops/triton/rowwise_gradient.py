@@ -104,14 +104,16 @@ def mean_dots(
     """Means over whole rows of d_n * scale * xhat and of d_n * scale (0 for rms), both [BM]."""
     if NORM == "none":
         return tl.zeros_like(o_m).to(tl.float32), tl.zeros_like(o_m).to(tl.float32)
-    STEP: tl.constexpr = 1 if NORM == "rms" else 2
-    o_t = tl.arange(0, BT)
-    m_t = (o_t < TILES)[:, None] & (o_m < M)[None, :]
-    p_dots = dots + STEP * o_t[:, None] * M + o_m[None, :]
-    b_dot = tl.sum(tl.load(p_dots, mask=m_t, other=0.0), 0) / WIDTH
-    if NORM == "rms":
-        return b_dot, tl.zeros_like(b_dot)
-    return b_dot, tl.sum(tl.load(p_dots + M, mask=m_t, other=0.0), 0) / WIDTH
+    else:
+        STEP: tl.constexpr = 1 if NORM == "rms" else 2
+        o_t = tl.arange(0, BT)
+        m_t = (o_t < TILES)[:, None] & (o_m < M)[None, :]
+        p_dots = dots + STEP * o_t[:, None] * M + o_m[None, :]
+        b_dot = tl.sum(tl.load(p_dots, mask=m_t, other=0.0), 0) / WIDTH
+        if NORM == "rms":
+            return b_dot, tl.zeros_like(b_dot)
+        else:
+            return b_dot, tl.sum(tl.load(p_dots + M, mask=m_t, other=0.0), 0) / WIDTH
 
 
 @triton.jit
@@ -136,7 +138,8 @@ def load_gradient(
     b_d = tl.load(d_n + o_row[:, None] * s_d + o_n[None, :], mask=m_x, other=0.0)
     if NORM == "none":
         return b_d.to(tl.float32)
-    b_hat = tl.load(x + o_row[:, None] * s_x + o_n[None, :], mask=m_x, other=0.0).to(tl.float32)
-    b_hat = (b_hat - b_mean[:, None]) * b_rstd[:, None]
-    b_x = b_rstd[:, None] * (scaled(b_d, scale, o_n, m_n) - b_sum[:, None] - b_hat * b_dot[:, None])
-    return tl.where(m_x, b_x, 0.0)
+    else:
+        b_hat = tl.load(x + o_row[:, None] * s_x + o_n[None, :], mask=m_x, other=0.0).to(tl.float32)
+        b_hat = (b_hat - b_mean[:, None]) * b_rstd[:, None]
+        b_x = b_rstd[:, None] * (scaled(b_d, scale, o_n, m_n) - b_sum[:, None] - b_hat * b_dot[:, None])
+        return tl.where(m_x, b_x, 0.0)

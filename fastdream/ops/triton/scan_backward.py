@@ -1,8 +1,8 @@
 """The backward scan of a posterior, which carries the gradients of deter and stoch alone.
 
-A step, from the last to the first: `logit_gradient`, `layer_gradient` of the posterior's hidden layer, and three kernels
-of the core (DreamerV2's: two); every hidden layer more is a kernel more. Gradients of parameters are products over all
-steps at once, after it: `scan_gradients`.
+A step, from the last to the first: `logit_gradient`, `layer_gradient` of the posterior's hidden layer, and three
+kernels of the core (DreamerV2's: two); every hidden layer more is a kernel more. Gradients of parameters are products
+over all steps at once, after it: `scan_gradients`.
 """
 
 from torch import Tensor
@@ -32,15 +32,19 @@ def backward_scan(
     core = core_backward(model, sizes, weights, reset, saved, grads)
     post = PosteriorBackward(model, sizes, weights, reset, saved, grads)
     for t in reversed(range(reset.shape[1])):
-        given = (None if x is None else x[:, t].flatten(1) for x in (d_stoch, d_logit))
         logit, b_logit = outputs.logit[:, t].flatten(1), grads.logit[:, t]
-        logit_gradient(
-            logit, *given, b_logit, weights.stoch, model.latent, model.stoch, core.stoch, post.depth
-        )
+        given = _at(d_stoch, t), _at(d_logit, t)
+        layer, latent = model.stoch, model.latent
+        logit_gradient(logit, *given, b_logit, weights.stoch, latent, layer, core.stoch, post.depth)
         first = post.step(t)
         before = outputs.deter[:, t - 1] if t else deter
         core.step(t, before, None if d_deter is None else d_deter[:, t], first)
     return grads
+
+
+def _at(grad: Tensor | None, t: int) -> Tensor | None:
+    """The gradient [B, S*C] of one step."""
+    return None if grad is None else grad[:, t].flatten(1)
 
 
 class PosteriorBackward:

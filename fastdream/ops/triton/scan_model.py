@@ -130,7 +130,7 @@ def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
 def read_model(
     params: list[Tensor], filled: list[int], sizes: list[int], scalars: list[float], layout: list[int]
 ) -> Model:
-    """What `native.params.Flat` collected of a core and a posterior. layout: S, C, absolute; scalars end with unimix."""
+    """What `native.params.Flat` collected of a model. layout: S, C, absolute; the last of scalars is unimix."""
     tensors, numbers, floats = iter(with_gaps(params, filled)), iter(sizes), iter(scalars)
 
     def layer() -> Layer:

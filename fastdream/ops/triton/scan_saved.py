@@ -17,7 +17,7 @@ class Outputs(NamedTuple):
     deter: Tensor  # [B, T, D]
     stoch: Tensor  # [B, T, S, C]
     logit: Tensor  # [B, T, S, C]
-    index: Tensor  # [B, T, S] int64
+    index: Tensor  # type: ignore[assignment]  # [B, T, S] int64
 
 
 class Saved(NamedTuple):
@@ -39,7 +39,7 @@ class Saved(NamedTuple):
 
     def flat(self) -> list[Tensor]:
         """All tensors in a list."""
-        return [*self[:9], *(x for several in self[9:] for x in several)]  # type: ignore[misc]
+        return [*self[:9], *(x for several in self[9:] for x in several)]
 
 
 def saved_of(model: Model, tensors: list[Tensor]) -> Saved:
