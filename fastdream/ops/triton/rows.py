@@ -39,7 +39,7 @@ def row_gather(index, stride, weight, o_m, m_m, S: tl.constexpr, C: tl.constexpr
     BN: tl.constexpr = layer.cols
     o_n = tl.arange(0, BN)[None, :]
     b_y = tl.zeros([BM, BN], tl.float32)
-    for i_s in tl.range(0, S, loop_unroll_factor=4 if layer.cols <= 1024 else 1):
+    for i_s in tl.range(0, S, loop_unroll_factor=4):
         b_i = tl.load(index + o_m * stride + i_s, mask=m_m, other=0).to(tl.int32)
         p_w = weight + layer.weight + (i_s * C + b_i) * layer.out + o_n
         b_y += tl.load(p_w, mask=(b_i >= 0) & (b_i < C) & (o_n < layer.out), other=0.0).to(tl.float32)

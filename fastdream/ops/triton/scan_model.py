@@ -149,4 +149,4 @@ def read_model(
     else:
         core = LayerNormGRU(layer(), layer())
     post = tuple(layers())
-    return Model(core, post, Categorical(layout[0], layout[1], next(floats)), bool(layout[2]))
+    return Model(core, post, Categorical(layout[0], layout[1], next(floats)), layout[2] == 1)
