@@ -168,7 +168,7 @@ FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whate
 IN_PLACE = ("laprop_",)  # ops that change their arguments
 SCANS = ("observe", "observe_step")  # ops of many launches, which take long to interpret
 # Steps are products, and few programs: one on each SM, which may have all its registers.
-STEPS = Budget(registers=255, shared=112 * 1024)
+STEPS = Budget(255, 112 * 1024, 64)
 BUDGETS: dict[str, Budget] = {
     "observe": Budget(192, 136 * 1024, 16),
     "observe_step": Budget(192, 136 * 1024, 16),

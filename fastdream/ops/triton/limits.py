@@ -1,9 +1,10 @@
 """Which models the steps of imagination and of acting compute. Importable without Triton."""
 
-from fastdream.ops.params import GRU, RSSM, Actor, Categorical, Layers
+from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Layers
 
 CLASSES = 256  # of a categorical, in the latent or in an action
 OUTPUTS = 1024  # of an action head
+UNITS = 2048  # of a hidden layer, of which a program holds whole rows
 
 
 def unserved(rssm: RSSM, net: Layers) -> str:
@@ -15,7 +16,15 @@ def unserved(rssm: RSSM, net: Layers) -> str:
         return "triton has no GRU core"
     if latent.classes > CLASSES:
         return f"triton takes up to {CLASSES} classes, not {latent.classes}"
+    inputs = rssm.core.stoch if isinstance(rssm.core, BlockGRU) else rssm.core.inputs
+    if reason := _too_wide((*net[:-1], inputs)):
+        return reason
     return "" if len(net) > 1 else "triton needs a hidden layer before the logits"
+
+
+def _too_wide(layers: Layers) -> str:
+    units = max((len(layer.weight) for layer in layers), default=0)
+    return f"triton takes layers of up to {UNITS} units, not {units}" if units > UNITS else ""
 
 
 def unserved_actor(actor: Actor) -> str:
@@ -28,7 +37,7 @@ def unserved_actor(actor: Actor) -> str:
                 f"triton takes up to {CLASSES} classes and {OUTPUTS} outputs of a head, and actor.heads[{i}] has "
                 f"{head.elements} elements of {head.classes} classes"
             )
-    return ""
+    return _too_wide(actor.layers)
 
 
 def check_served(op: str, reason: str) -> None:

@@ -10,10 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.triton.block_product import block_product, product_tiles
+from fastdream.ops.triton.core_inputs import enter_core, stoch_product
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Row, part
-from fastdream.ops.triton.rows import row_gather, row_load, row_norm_act, row_store
-from fastdream.ops.triton.tail import ACTOR, act_heads, draw_stoch, enter_core
+from fastdream.ops.triton.rows import row_load, row_norm_act, row_store
+from fastdream.ops.triton.tail import ACTOR, act_heads, draw_stoch
 
 if TYPE_CHECKING:
     from fastdream.ops.triton.step import Draws, StepKernels
@@ -44,7 +45,8 @@ def rows_kernel(
 
 @triton.jit(do_not_specialize=["n", "time", "length", "states"])
 def draw_kernel(
-    product,  # as in `tail_kernel`, all of them
+    product,  # as in `tail_kernel`, all but the next
+    entered,  # [n, out]: out, stoch times the core's layer on it
     hidden,
     weight,
     vector,
@@ -59,9 +61,10 @@ def draw_kernel(
     states,
     TAIL: tl.constexpr,
     ACT: tl.constexpr,
+    ENTER: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """Draws from the logits, and the actor's first layer."""
+    """Draws from the logits, the actor's first layer, and the core's product with what was drawn."""
     C: tl.constexpr = TAIL.classes
     i_m = tl.program_id(0).to(tl.int64) * BM
     o_m = i_m + tl.arange(0, BM)[:, None]
@@ -73,19 +76,22 @@ def draw_kernel(
         p_logit = logit + ((o_r * length + time) * TAIL.stoch + o_s) * C + o_c
         b_y = tl.load(p_logit, mask=(o_r < n) & (o_s < TAIL.stoch) & (o_c < C), other=0.0).to(tl.float32)
         draw_stoch(b_y, i_s, noise, given, index, stoch, n, length, states, time, i_m, BM, TAIL)
+    tl.debug_barrier()
     if ACT:
-        tl.debug_barrier()
         layer: tl.constexpr = TAIL.chains[ACTOR][0]
         b_x = row_load(product + TAIL.columns[0], TAIL.columns[2], o_m, m_m, layer)
-        index += time * TAIL.stoch
-        b_x += row_gather(index, length * TAIL.stoch, weight, o_m, m_m, TAIL.stoch, C, layer)
+        b_x += stoch_product(None, index, length, time, weight, o_m, m_m, TAIL, layer)
         row_store(hidden, TAIL.wide, row_norm_act(b_x, vector, layer), o_m, m_m, layer)
+    if ENTER:
+        enter: tl.constexpr = TAIL.enter
+        b_s = stoch_product(None, index, length, time, weight, o_m, m_m, TAIL, enter)
+        row_store(entered, enter.out, b_s, o_m, m_m, enter)
 
 
 @triton.jit(do_not_specialize=["n", "time", "length", "actions", "at"])
 def act_kernel(
     product,  # as in `tail_kernel`, all but the next
-    entered,  # [n, out] or None: stoch times the core's layer on it, if it was not drawn
+    entered,  # [n, out]: stoch times the core's layer on it
     reset,
     hidden,
     outs,
@@ -144,7 +150,7 @@ def in_parts(
     enter: bool,
 ) -> None:
     """As `StepKernels.finish`."""
-    tail, rows, entered = k.tail, len(k.x), None
+    tail, rows = k.tail, len(k.x)
     prior, actor = tail.chains
     if start is None:
         _norm_act(k, k.product, prior[0], embed)
@@ -160,6 +166,7 @@ def in_parts(
             draw_kernel,
             (triton.cdiv(rows, FEW),),
             k.product,
+            k.entered,
             k.hidden,
             k.weights,
             k.vectors,
@@ -170,6 +177,7 @@ def in_parts(
             draws.stoch.shape[1],
             TAIL=tail,
             ACT=acts,
+            ENTER=enter,
             BM=FEW,
             num_warps=4,
         )
@@ -178,8 +186,7 @@ def in_parts(
         _product(k, start, actor[0], columns, columns)
         _norm_act(k, columns, actor[0])
     if start is not None and enter:
-        entered = k.x.new_empty(rows, tail.enter.out)
-        _product(k, start, tail.enter, entered, None, reset)
+        _product(k, start, tail.enter, k.entered, None, reset)
     if acts:
         _later(k, actor[1:])
     if acts or enter:
@@ -187,7 +194,7 @@ def in_parts(
             act_kernel,
             (triton.cdiv(rows, MANY),),
             k.product,
-            entered,
+            k.entered,
             reset,
             k.hidden,
             k.outs,

@@ -31,7 +31,10 @@ def row_product(x, stride, weight, o_m, m_m, o_n, m_n, layer: tl.constexpr):
 
 @triton.jit
 def row_gather(index, stride, weight, o_m, m_m, S: tl.constexpr, C: tl.constexpr, layer: tl.constexpr):
-    """One-hots [S, C] of index [n, stride] times the layer's weight: the sum of S of its rows, [BM, cols] float32."""
+    """One-hots [S, C] of index [n, stride] times the layer's weight: the sum of S of its rows, [BM, cols] float32.
+
+    The dense product would read all S * C rows once for BM of x, and so as much from C = BM on.
+    """
     BM: tl.constexpr = o_m.shape[0]
     BN: tl.constexpr = layer.cols
     o_n = tl.arange(0, BN)[None, :]

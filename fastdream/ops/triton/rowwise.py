@@ -59,10 +59,9 @@ def moments(
     NORM: tl.constexpr,
 ):
     """Mean (0 for rms) and 1 / deviation, both [BM], of whole rows."""
-    b_mean = tl.zeros_like(o_m).to(tl.float32)
-    b_rstd = b_mean + 1.0
-    # No early return: Triton compiles what follows one too, where there may be no sums.
-    if NORM != "none":
+    if NORM == "none":
+        return tl.zeros_like(o_m).to(tl.float32), tl.zeros_like(o_m).to(tl.float32) + 1.0
+    else:
         PER_SEGMENT: tl.constexpr = (SEGMENT + TILE - 1) // TILE
         TILES: tl.constexpr = WIDTH // SEGMENT * PER_SEGMENT
         STEP: tl.constexpr = 1 if NORM == "rms" else 2
@@ -70,15 +69,15 @@ def moments(
         m_t = (o_t < TILES)[:, None] & (o_m < M)[None, :]
         p_sums = sums + STEP * o_t[:, None] * M + o_m[None, :]
         b_sums = tl.load(p_sums, mask=m_t, other=0.0)
-        b_var = tl.sum(b_sums, 0) / WIDTH
-        if NORM == "layer":
-            b_mean = b_var
+        b_mean = tl.sum(b_sums, 0) / WIDTH
+        if NORM == "rms":
+            return tl.zeros_like(b_mean), tl.rsqrt(b_mean + tl.cast(eps, tl.float32))
+        else:
             b_count = tl.minimum(SEGMENT - (o_t % PER_SEGMENT) * TILE, TILE).to(tl.float32)[:, None]
             b_off = b_sums / b_count - b_mean[None, :]
             b_squares = tl.load(p_sums + M, mask=m_t, other=0.0) + b_count * b_off * b_off
             b_var = tl.sum(tl.where(m_t, b_squares, 0.0), 0) / WIDTH
-        b_rstd = tl.rsqrt(b_var + tl.cast(eps, tl.float32))
-    return b_mean, b_rstd
+            return b_mean, tl.rsqrt(b_var + tl.cast(eps, tl.float32))
 
 
 @triton.jit

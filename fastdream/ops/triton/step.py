@@ -45,6 +45,7 @@ class StepKernels(NamedTuple):
     hidden: Tensor  # [2, n, wide]
     outs: Tensor  # [n, outputs of all heads]
     x: Tensor  # [n, inputs of the core]
+    entered: Tensor  # [n, units of the core's layer on stoch], if the tail is in parts
 
     @classmethod
     def bind(
@@ -82,6 +83,7 @@ class StepKernels(NamedTuple):
             empty(2, rows, tail.wide),
             empty(rows, sum(row.out for row in tail.out), dtype=torch.float32),
             empty(rows, tail.inputs),
+            empty(rows if tail.wide > FUSED else 0, tail.enter.out),
         )
         return kernels, found[: len(more)]
 
