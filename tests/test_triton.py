@@ -162,3 +162,26 @@ def test_is_captured_in_a_graph(op: str):
     expected = results(function, other, False)
     outputs = results(lambda *_: captured, other, False)
     assert case.make and all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.gpu
+def test_optimiser_is_captured_in_a_graph():
+    """With gradients that the graph itself makes, whose addresses no table knew before."""
+    start = [torch.randn(300, 70, device="cuda"), torch.randn(9, device="cuda")]
+    base, step = [torch.randn_like(x) for x in start], torch.tensor(3, device="cuda")
+
+    def update(params: list, nu: list, mu: list) -> None:
+        implemented("laprop_")(params, [g * 2 for g in base], nu, mu, step, 1e-2)
+
+    states = [
+        [[x.clone() for x in start], *([torch.zeros_like(x) for x in start] for _ in "nm")] for _ in "ab"
+    ]
+    for _ in range(3):
+        update(*states[0])
+    update(*states[1])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        update(*states[1])
+    graph.replay()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(tensors(states[0]), tensors(states[1]), strict=True))
