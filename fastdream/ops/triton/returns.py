@@ -44,22 +44,23 @@ def lambda_return_fwd_kernel(
     BT: tl.constexpr,
 ):
     i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = i_m + tl.arange(0, BM)[:, None]
-    m_m = o_m < M
+    o_m = tl.arange(0, BM)[:, None]
+    m_m = o_m < M - i_m
+    i_x = i_m * T  # of the tile's first number, in 64 bits; within the tile 32 are enough
     tiles = tl.cdiv(T, BT)
 
-    b_next = tl.load(value + o_m * T + T - 1, mask=m_m, other=0.0)  # of the first step after the tile
+    b_next = tl.load(value + i_x + o_m * T + T - 1, mask=m_m, other=0.0)  # of the first step after the tile
     for i_t in range(tiles):
         o_t = (tiles - 1 - i_t) * BT + tl.arange(0, BT)[None, :]
         m_x = m_m & (o_t < T)
         o_x = o_m * T + o_t
-        b_live = tl.load(live + o_x, mask=m_x, other=1.0)
-        b_mix = tl.load(mix + o_x, mask=m_x, other=1.0)
-        b_value = tl.load(value + o_x, mask=m_x, other=0.0)
-        b_a = tl.load(reward + o_x, mask=m_x, other=0.0) + b_live * (1 - b_mix) * b_value
+        b_live = tl.load(live + i_x + o_x, mask=m_x, other=1.0)
+        b_mix = tl.load(mix + i_x + o_x, mask=m_x, other=1.0)
+        b_value = tl.load(value + i_x + o_x, mask=m_x, other=0.0)
+        b_a = tl.load(reward + i_x + o_x, mask=m_x, other=0.0) + b_live * (1 - b_mix) * b_value
         b_a, b_w = tl.associative_scan((b_a, b_live * b_mix), 1, after, reverse=True)
         b_ret = b_a + b_w * b_next
-        tl.store(ret + o_x, b_ret, mask=m_x)
+        tl.store(ret + i_x + o_x, b_ret, mask=m_x)
         b_next = tl.sum(tl.where(tl.arange(0, BT)[None, :] == 0, b_ret, 0.0), 1, keep_dims=True)
 
 
@@ -80,8 +81,9 @@ def lambda_return_bwd_kernel(
     BT: tl.constexpr,
 ):
     i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = i_m + tl.arange(0, BM)[:, None]
-    m_m = o_m < M
+    o_m = tl.arange(0, BM)[:, None]
+    m_m = o_m < M - i_m
+    i_x = i_m * T  # of the tile's first number, in 64 bits; within the tile 32 are enough
 
     b_past = tl.zeros([BM, 1], tl.float32)  # what flows on from the last step before the tile
     for i_t in range(tl.cdiv(T, BT)):
@@ -89,22 +91,24 @@ def lambda_return_bwd_kernel(
         m_x = m_m & (o_t < T)
         m_last = o_t == T - 1
         o_x = o_m * T + o_t
-        b_live = tl.load(live + o_x, mask=m_x, other=0.0)
-        b_mix = tl.load(mix + o_x, mask=m_x, other=0.0)
-        b_value = tl.load(value + o_x, mask=m_x, other=0.0)
-        b_next = tl.load(ret + o_x + 1, mask=m_x & ~m_last, other=0.0)
+        b_live = tl.load(live + i_x + o_x, mask=m_x, other=0.0)
+        b_mix = tl.load(mix + i_x + o_x, mask=m_x, other=0.0)
+        b_value = tl.load(value + i_x + o_x, mask=m_x, other=0.0)
+        b_next = tl.load(ret + i_x + o_x + 1, mask=m_x & ~m_last, other=0.0)
         b_next = tl.where(m_last, b_value, b_next)
         # The weight of what comes from the step before; the tile's first has it in b_past.
         m_w = m_x & (tl.arange(0, BT)[None, :] > 0)
-        b_w = tl.load(live + o_x - 1, mask=m_w, other=1.0) * tl.load(mix + o_x - 1, mask=m_w, other=1.0)
-        b_g, b_w = tl.associative_scan((tl.load(grad + o_x, mask=m_x, other=0.0), b_w), 1, after)
+        b_w = tl.load(live + i_x + o_x - 1, mask=m_w, other=1.0) * tl.load(
+            mix + i_x + o_x - 1, mask=m_w, other=1.0
+        )
+        b_g, b_w = tl.associative_scan((tl.load(grad + i_x + o_x, mask=m_x, other=0.0), b_w), 1, after)
         b_g += b_w * b_past
 
         b_scaled = b_g * b_live
-        tl.store(d_reward + o_x, b_g, mask=m_x)
-        tl.store(d_live + o_x, b_g * ((1 - b_mix) * b_value + b_mix * b_next), mask=m_x)
-        tl.store(d_mix + o_x, b_scaled * (b_next - b_value), mask=m_x)
-        tl.store(d_value + o_x, tl.where(m_last, b_scaled, b_scaled * (1 - b_mix)), mask=m_x)
+        tl.store(d_reward + i_x + o_x, b_g, mask=m_x)
+        tl.store(d_live + i_x + o_x, b_g * ((1 - b_mix) * b_value + b_mix * b_next), mask=m_x)
+        tl.store(d_mix + i_x + o_x, b_scaled * (b_next - b_value), mask=m_x)
+        tl.store(d_value + i_x + o_x, tl.where(m_last, b_scaled, b_scaled * (1 - b_mix)), mask=m_x)
         m_end = tl.arange(0, BT)[None, :] == BT - 1
         b_past = tl.sum(tl.where(m_end, b_scaled * b_mix, 0.0), 1, keep_dims=True)
 
