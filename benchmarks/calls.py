@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdream import ops as fd
-from fastdream.ops import RSSM
+from fastdream.ops import RSSM, Layer, Layers
 
 from . import floors
 from .inputs import Call, Source
@@ -58,6 +58,20 @@ def mlp(s: Shape, rows: int = 0) -> Call:
     r, layers = Source(), networks(s.name).val.layers
     rows = rows or s.starts * (s.horizon + 1)
     return Call((r.normal(rows, s.feat, grad=False), layers), 2 * rows * floors.macs(layers))
+
+
+def mlps(s: Shape) -> Call:
+    """Actor and critic with what they learn from, on imagined states: as the agent calls its heads there."""
+    r, nets = Source(), networks(s.name)
+    fixed = tuple(_fixed(head.layers) for head in (nets.rew, nets.con, nets.slowval))
+    heads = nets.pol.layers, nets.val.layers, *fixed
+    rows = s.starts * (s.horizon + 1)
+    return Call((r.normal(rows, s.feat, grad=False), heads), 2 * rows * floors.macs(*heads))
+
+
+def _fixed(layers: Layers) -> Layers:
+    """The same layers without gradient."""
+    return tuple(Layer(*(p if p is None else p.detach() for p in layer[:4]), *layer[4:]) for layer in layers)
 
 
 def core(s: Shape) -> Call:
@@ -236,6 +250,7 @@ PLANS: dict[str, Plan] = {
     "norm_act": Plan(norm_act, *_BY_CLASSES),
     "mlp": Plan(mlp, ("1m",), ("12m",)),
     "mlp:batch": Plan(lambda s: mlp(s, 64), ("1m", "12m")),
+    "mlps": Plan(mlps, ("1m",), ("12m",)),
     "conv_pool": Plan(conv_pool, ("1m", "12m")),
     "spread_norm_act": Plan(lambda s: norm_act(s, 64, 16, 16, s.units // 2, parts=4), ("1m", "12m")),
     "block_gru": Plan(core, ("1m", "12m"), ("25m", "50m", "100m", "200m")),

@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         outs = [
             out.layer for key in self.vectors for out in self.vec[key].children() if isinstance(out, Dense)
         ]
-        flat = mlp_outputs(feat, self.mlp.layers, outs, self.ops.mlp)
+        flat = mlp_outputs(feat, self.mlp.layers, outs, self.ops.mlps)
         outputs = {}
         for (key, space), x in zip(self.vectors.items(), flat, strict=True):
             shape = (*space.shape, space.classes) if space.kind == "discrete" else space.shape

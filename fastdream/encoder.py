@@ -115,6 +115,7 @@ class Encoder(nn.Module):
         self.ops, self.config, self.dtype = ops, config, dtype
         self.vectors, self.images = vector_spaces(obs_space), image_spaces(obs_space)
         self.embed_width = 0
+        self._raw = all(space.kind == "vector" for space in self.vectors.values()) and config.symlog
         if self.vectors:
             self._make_dense(generator)
         if self.images:
@@ -160,6 +161,20 @@ class Encoder(nn.Module):
     def features(self, obs: Mapping[str, Tensor]) -> Tensor:
         """All vectors as one flat one [..., F], as `vector_layers` take it."""
         return flatten_inputs(self.vectors, obs, self.ops.symlog if self.config.symlog else None, self.dtype)
+
+    def raw(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, tuple[int, ...]]:
+        """`features` of entries [n, *space.shape] as `ops.policy_step` takes them, with its `vectors`.
+
+        It prepares vectors of float32 itself; those of other types and discrete entries are prepared here.
+        """
+        parts, widths = [], []
+        for key in sorted(self.vectors):
+            x, shape = obs[key], self.vectors[key].shape
+            if not self._raw or x.dtype != torch.float32 or x.shape[1:] != shape:
+                return self.features(obs), ()
+            parts.append(x if len(shape) == 1 else x.reshape(len(x), -1))
+            widths.append(parts[-1].shape[1])
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, -1)), tuple(widths)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Entries [..., *space.shape] (images uint8) -> [..., E] in `dtype`. Further keys are ignored."""

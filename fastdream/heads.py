@@ -5,8 +5,9 @@ dtype of its input; `pred` and `loss` work on them in float32. Losses are summed
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from fastdream.distributions import huber, sum_event, wide
 from fastdream.nets import MLP, Children, Dense
 from fastdream.ops import Ops, categorical_log_prob, twohot_bins
-from fastdream.ops.params import Act, Feat, Layers, Norm
+from fastdream.ops.params import Act, Feat, Layer, Layers, Norm
 from fastdream.spaces import Space
 
 
@@ -68,10 +69,13 @@ class _Head(nn.Module):
         assert isinstance(out, Dense)
         return (*self.mlp.layers, out.layer)
 
-    def forward(self, feat: Tensor | Feat) -> Tensor:
-        """feat [..., F] -> raw output [..., *shape] in its dtype."""
-        x = self.ops.mlp(feat, self.layers)
+    def outputs(self, x: Tensor) -> Tensor:
+        """What `layers` gave -> raw output [..., *shape]."""
         return x.reshape(*x.shape[:-1], *self.shape)
+
+    def forward(self, feat: Tensor | Feat) -> Tensor:
+        """feat [..., F] -> raw output in its dtype."""
+        return self.outputs(self.ops.mlp(feat, self.layers))
 
 
 class TwoHotHead(_Head):
@@ -116,9 +120,9 @@ class BinaryHead(_Head):
     ) -> None:
         super().__init__(ops, inp, config, "logit", (1,), generator)
 
-    def forward(self, feat: Tensor | Feat) -> Tensor:
-        """feat [..., F] -> logit [...]."""
-        return super().forward(feat).squeeze(-1)
+    def outputs(self, x: Tensor) -> Tensor:
+        """What `layers` gave -> logit [...]."""
+        return x.squeeze(-1)
 
     def pred(self, out: Tensor) -> Tensor:
         """Probability [...] of 1."""
@@ -178,3 +182,27 @@ class CategoricalHead(_Head):
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy [...] with the class indices target [..., *space.shape]."""
         return sum_event(-categorical_log_prob(out, target.long()), len(self.event))
+
+
+class Outputs(Protocol):
+    """A head, of one output or of several: layers on the features, and what becomes of what these give."""
+
+    @property
+    def layers(self) -> Layers: ...
+
+    def outputs(self, x: Tensor) -> Any: ...
+
+
+def outputs_at(
+    ops: Ops, feat: Tensor | Feat, learned: Sequence[Outputs], frozen: Sequence[Outputs]
+) -> tuple[list[Any], list[Any]]:
+    """Raw outputs of several heads at the same features, in one call: those that learn, and those without gradient."""
+    fixed = [tuple(_detached(layer) for layer in head.layers) for head in frozen]
+    given = iter(ops.mlps(feat, [*(head.layers for head in learned), *fixed]))
+    outputs = [head.outputs(next(given)) for head in learned]
+    return outputs, [head.outputs(next(given).detach()) for head in frozen]
+
+
+def _detached(layer: Layer) -> Layer:
+    bias, scale, shift = (None if p is None else p.detach() for p in layer[1:4])
+    return layer._replace(weight=layer.weight.detach(), bias=bias, scale=scale, shift=shift)

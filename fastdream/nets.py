@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from operator import getitem, is_
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -127,18 +129,16 @@ class Kept(Generic[T]):
 
     def __init__(self, make: Callable[[], T], *modules: nn.Module) -> None:
         self._make, self._modules = make, modules
-        self._seen: list[tuple[Mapping[str, nn.Parameter | None], str, nn.Parameter | None]] = []
+        self._seen: tuple[tuple, ...] = (), (), ()  # owners, names and the parameters that these had
         self._value: T | None = None
 
     def get(self) -> T:
         """The value."""
-        for owner, name, parameter in self._seen:
-            if owner[name] is not parameter:
-                self._value = None
-        if self._value is None:
-            parts = (part for module in self._modules for part in module.modules())
-            owners = [part._parameters for part in parts]
-            self._seen = [(owner, name, parameter) for owner in owners for name, parameter in owner.items()]
+        owners, names, parameters = self._seen
+        if self._value is None or not all(map(is_, map(getitem, owners, names), parameters)):
+            parts = (part._parameters for module in self._modules for part in module.modules())
+            seen = [(owner, name, parameter) for owner in parts for name, parameter in owner.items()]
+            self._seen = tuple(zip(*seen, strict=True)) or ((), (), ())
             self._value = self._make()
         return self._value
 
@@ -199,15 +199,14 @@ def encode_action(
     return flatten_inputs(act_space, action, dtype=dtype)
 
 
-def decode_action(act_space: Spaces, flat: Tensor) -> dict[str, Tensor]:
+def decode_action(act_space: Spaces, flat: np.ndarray) -> dict[str, np.ndarray]:
     """Flat action [..., A] -> dictionary of int32 classes and float32 values, entries [..., *space.shape]."""
-    keys, flat = sorted(act_space), flat.detach()
-    parts = flat.split([act_space[key].width for key in keys], -1) if len(keys) > 1 else (flat,)
-    action = {}
-    for key, x in zip(keys, parts, strict=True):
-        space, batch = act_space[key], x.shape[:-1]
+    action, start = {}, 0
+    for key in sorted(act_space):
+        space, batch = act_space[key], flat.shape[:-1]
+        x, start = flat[..., start : start + space.width], start + space.width
         if space.kind == "discrete":
-            action[key] = x.reshape(*batch, *space.shape, space.classes).argmax(-1).to(torch.int32)
+            action[key] = x.reshape(*batch, *space.shape, space.classes).argmax(-1).astype(np.int32)
         else:
-            action[key] = x.reshape(batch + space.shape).float()
+            action[key] = x.reshape(batch + space.shape).astype(np.float32, copy=False)
     return action

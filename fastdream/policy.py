@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from fastdream.distributions import normal_entropy, normal_log_prob, wide
 from fastdream.nets import MLP, Children, Dense
-from fastdream.ops import Ops, actor_mode, actor_outputs, categorical_entropy, categorical_log_prob
-from fastdream.ops.params import Act, ActionHead, Actor, Feat, Norm
+from fastdream.ops import (
+    Ops,
+    actor_branches,
+    actor_mode,
+    actor_outputs,
+    actor_trunk,
+    categorical_entropy,
+    categorical_log_prob,
+)
+from fastdream.ops.params import Act, ActionHead, Actor, Feat, Layers, Norm
 from fastdream.spaces import Spaces
 
 Outputs = Sequence[tuple[Tensor, ...]]
@@ -67,6 +75,10 @@ class ActorHeads(nn.Module):
         self.ops, self.config = ops, config
         self.spaces = {key: act_space[key] for key in sorted(act_space)}
         self.width = sum(space.width for space in self.spaces.values())
+        draws = {"discrete": torch.rand, "vector": torch.randn}
+        self._draws = [
+            (draws[space.kind], space.size) for space in self.spaces.values() if space.kind in draws
+        ]
         self.mlp = MLP(ops, inp, config.units, config.layers, config.norm, config.act, generator)
         heads = {}
         for key, space in self.spaces.items():
@@ -95,13 +107,21 @@ class ActorHeads(nn.Module):
 
     def forward(self, feat: Tensor | Feat) -> Outputs:
         """feat [..., F] -> for every key (logit [..., elements, classes],) or (mean, std) [..., elements]."""
-        return actor_outputs(self.params, feat, self.ops.mlp)
+        return actor_outputs(self.params, feat, self.ops.mlps)
+
+    @property
+    def layers(self) -> Layers:
+        """The parameters of the layers that all outputs have in common, as ops take them."""
+        return actor_trunk(self.params)
+
+    def outputs(self, x: Tensor) -> Outputs:
+        """What `forward` returns, from what `layers` gave."""
+        return actor_branches(self.params, x, self.ops.mlps)
 
     def noise(self, *batch: int, generator: torch.Generator) -> Tensor:
         """Numbers [*batch, M] that draw one action each: uniform for discrete elements, else normal."""
-        draw = {"discrete": torch.rand, "vector": torch.randn}
-        spaces = self.spaces.values()
-        parts = [draw[s.kind](*batch, s.size, generator=generator, device=generator.device) for s in spaces]
+        device = generator.device
+        parts = [draw(*batch, size, generator=generator, device=device) for draw, size in self._draws]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def log_prob(self, outs: Outputs, flat: Tensor) -> Tensor:

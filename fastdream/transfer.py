@@ -206,7 +206,7 @@ class Inputs:
     def __call__(self, data: Mapping[str, np.ndarray[Any, Any]]) -> Tensors:
         """Tensors of the same shapes and dtypes, for the work that is given to the device from now on."""
         if self.copies is None:
-            return {key: torch.as_tensor(value) for key, value in data.items()}
+            return {key: torch.from_numpy(value) for key, value in data.items()}
         spec = {key: (value.shape, value.dtype) for key, value in data.items()}
         uploads = self._uploads.get(kind := tuple(spec.items()))
         if uploads is None:
@@ -215,10 +215,8 @@ class Inputs:
             }  # of other shapes than the last ones
         return uploads.put(data).tensors()
 
-    def back(self, *parts: Mapping[str, Tensor]) -> tuple[Arrays, ...]:
-        """Dictionaries of tensors as arrays; waits for the device, once."""
+    def back(self, results: Mapping[str, Tensor]) -> Arrays:
+        """Tensors as arrays; waits for the device, once."""
         if self.copies is None:
-            return tuple([{key: x.numpy() for key, x in part.items()} for part in parts])
-        named = {f"{i}/{key}": x for i, part in enumerate(parts) for key, x in part.items()}
-        arrays = Downloaded(self.copies, named).arrays()
-        return tuple({key: arrays[f"{i}/{key}"] for key in part} for i, part in enumerate(parts))
+            return {key: x.numpy() for key, x in results.items()}
+        return Downloaded(self.copies, results).arrays()

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fastdream.ops import reference, twohot_bins
+from fastdream.ops.params import Feat
 
-from .ops_tools import A, Maker, chain
+from .ops_tools import A, Maker, chain, mapped
 
 Arguments = tuple[Any, ...]
 T = 4
@@ -47,6 +48,15 @@ def convolved(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
 def mlp(norm: str, act: str, m: Maker, n: int) -> Arguments:
     widths = m.sizes.deter, m.sizes.units, m.sizes.units, m.sizes.embed
     return m.normal(n, m.sizes.deter), chain(m, *widths, norm=norm, act=act)
+
+
+def mlps(apart: bool, m: Maker, n: int) -> Arguments:
+    """Three of different depth and norm, one without gradient; features whole or with their one-hots apart."""
+    width = 5 + m.sizes.stoch * m.sizes.classes
+    nets = chain(m, width, 9, 4), chain(m, width, 3, norm="layer", linear=False), chain(m, width, 6, 5, 2)
+    fixed = mapped(torch.Tensor.detach, nets[2])
+    x = Feat(m.normal(n, 5), m.onehot(n, m.sizes.stoch).detach().flatten(1)) if apart else m.normal(n, width)
+    return x, (*nets[:2], fixed)
 
 
 def cell(name: Any, later: int, m: Maker, n: int) -> Arguments:
@@ -190,6 +200,7 @@ CASES: dict[str, dict[str, Case]] = {
     "conv_pool": cases(convolved, [3, 4], NORMS, ("silu", "relu")),
     "spread_norm_act": cases(images, [4], NORMS, ("silu", "relu")),
     "mlp": cases(mlp, NORMS, ("silu", "elu")),
+    "mlps": cases(mlps, [False, True]),
     "block_gru": cases(cell, ["block"], [0, 1]),
     "layernorm_gru": cases(cell, ["layernorm"], [0]),
     "gru": cases(cell, ["gru", "gru_block_cell"], [0]),

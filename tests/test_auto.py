@@ -39,6 +39,8 @@ def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
         args = [[x, x]]
     if op == "mlp":
         args = [x, (maker.layer(D, H),)]
+    if op == "mlps":
+        args = [x, [(maker.layer(D, H),)]]
     if op == "imagine":
         args = [model, maker.actor(), x]
     if op == "policy_step":
@@ -89,6 +91,7 @@ def test_block_layers_go_to_the_reference():
     maker = Maker()
     x, dense, block = maker.normal(2, D), maker.layer(D, D), maker.layer(D, D, blocks=2)
     assert auto._dense(x, (dense, dense)) and not auto._dense(x, (dense, block))
+    assert auto._all_dense(x, [(dense,), (dense, dense)]) and not auto._all_dense(x, [(dense,), (block,)])
 
 
 def test_sizes_at_which_native_loses(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """The encoder: which observations it takes, in which order, and which it refuses."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,6 +95,29 @@ def test_symlog_can_be_switched_off() -> None:
     x = torch.tensor([-5.0, 100.0])
     assert torch.equal(plain({"v": x}), x)
     torch.testing.assert_close(squash({"v": x}), x.sign() * x.abs().log1p())
+
+
+def test_raw_vectors_come_with_their_widths() -> None:
+    """In the order of the keys, each flat; what policy_step does not prepare comes prepared."""
+    spaces = {"wind": Space("vector"), "pos": SPACES["pos"]}
+    obs = observe(spaces, 3)
+    encoder = Encoder(OPS, spaces, SMALL, seeded())
+    flat, vectors = encoder.raw(obs)
+    assert vectors == (4, 1)
+    assert torch.equal(flat, torch.cat([obs["pos"].flatten(1), obs["wind"].unsqueeze(1)], -1))
+    torch.testing.assert_close(OPS.symlog(flat), encoder.features(obs))
+    alone, vectors = Encoder(OPS, {"v": Space("vector", (2,))}, SMALL, seeded()).raw({"v": torch.ones(3, 2)})
+    assert vectors == (2,) and torch.equal(alone, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("case", ["discrete", "double", "no symlog"])
+def test_what_is_no_raw_vector_is_prepared(case: str) -> None:
+    spaces = {"pos": SPACES["pos"]} | ({"item": SPACES["item"]} if case == "discrete" else {})
+    config = replace(SMALL, symlog=case != "no symlog")
+    encoder, obs = Encoder(OPS, spaces, config, seeded()), observe(spaces, 3)
+    obs["pos"] = obs["pos"].double() if case == "double" else obs["pos"]
+    features, vectors = encoder.raw(obs)
+    assert vectors == () and torch.equal(features, encoder.features(obs))
 
 
 def test_half_precision_embedding_is_close() -> None:

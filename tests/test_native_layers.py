@@ -169,3 +169,34 @@ def test_gradcheck(native: ModuleType):
         return native.mlp(*mapped(lambda _: next(rest), args))
 
     assert torch.autograd.gradcheck(fn, flat)
+
+
+def test_several_nets_give_what_each_gives(
+    native: ModuleType, isa: str, poison: list[str], two_threads: None
+):
+    """More nets than a call of the kernel takes, one of them of no layer; gradients of the input are summed."""
+    make = Maker(11, torch.float32)
+    x, nets = make.normal(300, 20), [chain(make, 20, 9 + i, 3) for i in range(10)]
+    nets.insert(4, ())
+    shared, apart = native.mlps(x, nets), [native.mlp(x, layers) for layers in nets]
+    assert len(shared) == 11 and same(list(shared), apart)
+    params = list(leaves(tuple(nets)))
+    ours, theirs = (
+        torch.autograd.grad([y.square().sum() for y in ys], [x, *params]) for ys in (shared, apart)
+    )
+    for our, their in zip(
+        ours, theirs, strict=True
+    ):  # a small net alone gets one thread, and other partial sums
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5 * float(their.abs().max()))
+
+
+def test_nets_without_gradient_keep_nothing_and_get_none(native: ModuleType, poison: list[str]):
+    """Nor does a net cost anything whose output nobody used."""
+    make = Maker(12)
+    x, first, second = make.normal(9, 6).detach(), chain(make, 6, 5, 3), chain(make, 6, 4, 2)
+    fixed, one, other = native.mlps(x, (mapped(torch.Tensor.detach, second), first, second))
+    assert not fixed.requires_grad and one.requires_grad and other.requires_grad
+    found = torch.autograd.grad(one.sum(), [*leaves(first), *leaves(second)], allow_unused=True)
+    count = len(list(leaves(first)))
+    assert same(list(found[:count]), results(native.mlp, (x, first))[1:])
+    assert all(g is None for g in found[count:])

@@ -16,14 +16,14 @@ from .ops_tools import Maker, chain, mapped
 
 def test_nothing_is_kept_without_a_gradient(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
     make, sizes = Maker(7), []
-    original = native.dense._mlp_fake
+    original = native.dense._mlps_fake
 
-    def spied(*args: Any) -> tuple[Tensor, Tensor]:
+    def spied(*args: Any) -> list[Tensor]:
         y, kept = original(*args)
         sizes.append(kept.numel())
-        return y, kept
+        return [y, kept]
 
-    monkeypatch.setattr(native.dense, "_mlp_fake", spied)
+    monkeypatch.setattr(native.dense, "_mlps_fake", spied)
     args = make.normal(4, 6), chain(make, 6, 5, 3)
     with torch.no_grad():
         native.mlp(*args)
@@ -80,13 +80,13 @@ def test_second_gradient_is_refused(native: ModuleType):
 def test_opcheck(native: ModuleType):
     make, ops = Maker(12, torch.float32), torch.ops.fastdream
     x, layers = make.normal(3, 4), chain(make, 4, 5, 2)
-    params, sizes, eps = native.dense.flat(layers)
+    params, sizes, eps = native.dense.flat([layers])
     there, present = [p is not None for p in params], [p for p in params if p is not None]
-    checks = torch.library.opcheck(ops.mlp.default, (x, present, there, sizes, eps, True))
+    checks = torch.library.opcheck(ops.mlps.default, (x, present, there, sizes, eps, [True]))
     plain, params = x.detach(), [p.detach() for p in present]
-    y, kept = ops.mlp(plain, params, there, sizes, eps, True)
-    args = plain, params, there, sizes, eps, torch.ones_like(y), kept, [True] * (1 + len(params))
-    checks |= torch.library.opcheck(ops.mlp_backward.default, args)
+    y, kept = ops.mlps(plain, params, there, sizes, eps, [True])
+    args = plain, params, there, sizes, eps, [torch.ones_like(y)], [kept], [True] * (1 + len(params))
+    checks |= torch.library.opcheck(ops.mlps_backward.default, args)
     scale = make.normal(4)
     checks |= torch.library.opcheck(ops.norm_act.default, (x, scale, None, 1, 1, 1e-4))
     args = plain, scale.detach(), None, 1, 1, 1e-4, plain, [True, True, False]

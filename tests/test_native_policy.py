@@ -73,6 +73,34 @@ def test_a_posterior_of_one_layer_and_a_deeper_core(native: ModuleType):
     assert_as_good_as_reference(native, tuple(args), torch.float32)
 
 
+def raw_arguments(n: int, widths: tuple[int, ...], seed: int = 0) -> tuple:
+    """Arguments with observations as an environment shows them, of which some are missing."""
+    args, make = list(arguments(n, layers=0, seed=seed)), Maker(seed + 1)
+    args[0] = (make.layer(sum(widths), E),)
+    args[6] = make.normal(n, sum(widths), scale=30.0).detach()
+    missing = torch.arange(n) % 3 == 1
+    args[6][missing, torch.randint(sum(widths), (int(missing.sum()),))] = -torch.inf
+    return (*args, widths)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("widths", [(1,), (24,), (3, 17, 1), (16, 40)])
+def test_raw_vectors(native: ModuleType, isa: str, widths: tuple[int, ...], dtype: torch.dtype):
+    for n in (1, 7):
+        assert_as_good_as_reference(native, raw_arguments(n, widths), dtype)
+
+
+def test_raw_vectors_without_an_encoder(native: ModuleType):
+    """They are the embedding then; and the numbers of the last call are not taken for those of this one."""
+    args = list(plain(arguments(3, layers=0), torch.float32))
+    for vectors in ((E,), (), (1, E - 1)):
+        ours, theirs = (f(*args, vectors) for f in (native.policy_step, reference.policy_step))
+        torch.testing.assert_close(ours[0].logit, theirs[0].logit)
+    for vectors in ((E - 1,), (-1, E + 1)):
+        with pytest.raises(ValueError, match=f"are not {E} features"):
+            native.policy_step(*args, vectors)
+
+
 @pytest.mark.parametrize("greedy", [False, True])
 def test_draws_agree(native: ModuleType, greedy: bool):
     """In float64, where no draw is so near to a limit that rounding decides."""
@@ -139,7 +167,7 @@ def test_threads_share_rows_or_columns(native: ModuleType, n: int):
     rssm = rssm._replace(core=type(rssm.core)(*inputs, hidden, gates), post=post)
     state = make.normal(n, wide), make.onehot(n, S), make.normal(n, A), make.normal(n, F)
     args = plain(((make.layer(F, E),), rssm, actor, *state, torch.arange(n) % 2 == 0), torch.float32)
-    draws = torch.rand(n, S), torch.rand(n, 2)
+    draws = torch.rand(n, S), torch.rand(n, 2), None, (2, F - 2)
     alone = list(leaves(native.policy_step(*args, *draws)))
     torch.set_num_threads(2)
     try:
@@ -150,7 +178,7 @@ def test_threads_share_rows_or_columns(native: ModuleType, n: int):
         torch.equal(a, b) for a, b in zip(alone, together, strict=True)
     )
     index = alone[3]
-    assert_as_good_as_reference(native, (*args, None, None, index), torch.float32)
+    assert_as_good_as_reference(native, (*args, None, None, index, (2, F - 2)), torch.float32)
 
 
 def test_every_instruction_set_agrees(native: ModuleType):
@@ -165,7 +193,7 @@ def test_every_instruction_set_agrees(native: ModuleType):
 
 
 def test_compiles_as_one_graph(native: ModuleType):
-    args = plain(arguments(3), torch.float64)
+    args = plain(raw_arguments(3, (2, 3)), torch.float64)
     compiled = torch.compile(lambda *xs: native.policy_step(*xs)[1] * 2, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), reference.policy_step(*args)[1] * 2)
 

@@ -1,12 +1,15 @@
 """The policy step against what it is made of, and the way by which the agent calls it."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from fastdream import ops as fd
-from fastdream.nets import Dense, Kept
+from fastdream.nets import Dense, Kept, flatten_inputs
 from fastdream.ops import reference
+from fastdream.spaces import Space
 
 from .ops_tools import A, E, H, Maker, S
 
@@ -41,6 +44,21 @@ def test_no_noise_takes_the_most_likely_action():
     (mean, _), (logit,) = reference.actor_outputs(args[2], feat)
     torch.testing.assert_close(action[:, :1], mean)
     assert torch.equal(action[:, 1:], torch.eye(2, dtype=action.dtype)[logit[:, 0].argmax(-1)])
+
+
+def test_raw_vectors_are_squished_and_missing_ones_are_zero():
+    args, index = list(inputs(4)), Maker(5).index(4, S)
+    raw = 3 * args[6]
+    raw[1, 3] = -math.inf
+    spaces = {"a": Space("vector", (2,)), "b": Space("vector", (3,))}
+    args[6] = flatten_inputs(spaces, {"a": raw[:, :2], "b": raw[:, 2:]}, reference.symlog, raw.dtype)
+    assert not args[6][1, 2:].any() and args[6][1, :2].all()
+    step, action = reference.policy_step(*args, None, None, index)
+    args[6] = raw
+    squished, same = reference.policy_step(*args, None, None, index, (2, 3))
+    torch.testing.assert_close((*squished, same), (*step, action))
+    with pytest.raises(ValueError, match=r"vectors of \[2, 2\] are not features of shape \[4, 5\]"):
+        reference.policy_step(*args, None, None, index, (2, 2))
 
 
 def test_replayed_index_needs_no_noise():

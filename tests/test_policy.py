@@ -47,11 +47,11 @@ def test_keys_are_sorted_and_parameters_carry_their_names() -> None:
 def test_log_probability_and_entropy_are_those_of_torch(batch: tuple[int, ...]) -> None:
     pol, feat = policy(unimix=0.1), torch.randn(*batch, FEAT)
     outs, flat = pol(feat), sample(pol, feat)
-    action, entropy = decode_action(ACT, flat), pol.entropy(outs)
+    action, entropy = decode_action(ACT, flat.detach().numpy()), pol.entropy(outs)
     assert flat.shape == (*batch, pol.width)
     expected = torch.zeros(batch)
     for (key, space), out in zip(pol.spaces.items(), outs, strict=True):
-        value = action[key].reshape(*batch, -1)
+        value = torch.from_numpy(action[key]).reshape(*batch, -1)
         if space.kind == "discrete":
             probs = 0.9 * out[0].softmax(-1) + 0.1 / space.classes
             dist: Categorical | Normal = Categorical(probs)

@@ -30,6 +30,11 @@ class Call {
     if (sizes_left_-- <= 0) fail("kernel called with too few sizes");
     return *sizes_++;
   }
+  // The next n sizes, which stay where they are during the call.
+  const int64_t* sizes(int64_t n) {
+    if (n < 0 || (sizes_left_ -= n) < 0) fail("kernel called with too few sizes");
+    return (sizes_ += n) - n;
+  }
   double scalar() {
     if (scalars_left_-- <= 0) fail("kernel called with too few scalars");
     return *scalars_++;

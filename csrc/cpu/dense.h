@@ -5,10 +5,11 @@
 #include "cpu/norm_act.h"
 #include "cpu/team.h"
 
-// Dense layers, one after the other: what the mlp kernels and whoever embeds an MLP share.
+// Dense layers, one after the other: what the kernels for MLPs share.
 namespace fastdream::cpu::FD_ISA {
 
-constexpr int kMaxLayers = 16;  // MAX_LAYERS of fastdream/ops/native/layers.py
+constexpr int kMaxLayers = 16;  // MAX_LAYERS and MAX_NETS of fastdream/ops/native/dense.py
+constexpr int kMaxNets = 8;
 
 // y = norm_act(x weight^T + bias)
 template <typename T>
@@ -53,25 +54,51 @@ struct Mlp {
   }
 };
 
-// Reads pointers weight, bias, scale, shift of every layer; sizes hot, count, in, then out, norm, act of every layer; and
-// scalars eps of every layer.
+// Several on the same input.
 template <typename T>
-Mlp<T> read_mlp(Call& call) {
-  Mlp<T> mlp;
-  mlp[0].hot = call.size();
-  const int64_t count = call.size();
-  if (count < 1 || count > kMaxLayers) fail("an MLP has 1 to 16 layers");
-  mlp.count = int(count);
-  int64_t in = call.size();
-  for (int i = 0; i < mlp.count; ++i) {
-    Dense<T>& layer = mlp[i];
-    layer.in = in;
-    layer.out = in = call.size();
-    layer.weight = call.pointer<const T>();
-    layer.bias = call.pointer<const T>();
-    layer.f = read_norm_act<T>(call);
+struct Mlps {
+  int count = 0;
+  Mlp<T> nets[kMaxNets];
+
+  const Mlp<T>& operator[](int n) const { return nets[n]; }
+  Mlp<T>& operator[](int n) { return nets[n]; }
+  int64_t widest() const {
+    int64_t width = 0;
+    for (int n = 0; n < count; ++n) width = nets[n].widest() > width ? nets[n].widest() : width;
+    return width;
   }
-  return mlp;
+  int64_t weights() const {
+    int64_t total = 0;
+    for (int n = 0; n < count; ++n) total += nets[n].weights();
+    return total;
+  }
+};
+
+// Reads pointers weight, bias, scale, shift of every layer of every net; sizes hot, in, nets, then of every net the count
+// of its layers and out, norm, act of each; and scalars eps of every layer.
+template <typename T>
+Mlps<T> read_mlps(Call& call) {
+  Mlps<T> mlps;
+  const int64_t hot = call.size(), in = call.size(), nets = call.size();
+  if (nets < 1 || nets > kMaxNets) fail("1 to 8 MLPs share an input");
+  mlps.count = int(nets);
+  for (int n = 0; n < mlps.count; ++n) {
+    Mlp<T>& mlp = mlps[n];
+    const int64_t count = call.size();
+    if (count < 1 || count > kMaxLayers) fail("an MLP has 1 to 16 layers");
+    mlp.count = int(count);
+    mlp[0].hot = hot;
+    int64_t width = in;
+    for (int i = 0; i < mlp.count; ++i) {
+      Dense<T>& layer = mlp[i];
+      layer.in = width;
+      layer.out = width = call.size();
+      layer.weight = call.pointer<const T>();
+      layer.bias = call.pointer<const T>();
+      layer.f = read_norm_act<T>(call);
+    }
+  }
+  return mlps;
 }
 
 // Rows of a workspace are this far apart: one more cache line than needed, so that neighbours in a column do not share

@@ -152,9 +152,10 @@ void gemm_panels(int64_t rows, const T* a, int64_t a_row, int64_t a_depth, Packe
   // Rows at a time whose part of a stays in the second-level cache while all panels pass by.
   const int64_t block = groups < 16 ? groups : 16;
   if (b.depth == 0 && start != Start::sum) {
+    const T* const from = start == Start::bias ? bias : nullptr;
     for (int64_t m = 0; m < rows; ++m) {
       for (int64_t n = first * kPanel<T>; n < b.columns && n < last * kPanel<T>; ++n) {
-        c[m * c_row + n] = start == Start::bias ? bias[n] : T(0);
+        c[m * c_row + n] = from ? from[n] : T(0);
       }
     }
   }

@@ -125,11 +125,14 @@ inline Vec<T> affine(const NormAct<T>& f, Vec<T> normalized, At at) {
   return u;
 }
 
-template <typename T, Act A>
-inline Stats<T> norm_act_row(const NormAct<T>& f, int64_t n, const T* x, T* y) {
-  const Stats<T> stats = row_stats(f.norm, f.eps, n, x);
-  over<T>(n, [&](auto at) { at.store(y, activate<T, A>(affine(f, (at.load(x) - stats.mean) * stats.rstd, at))); });
-  return stats;
+// Rows of which first all statistics are taken and then all results: those of one row wait for its sums and its root, and a
+// processor sees no more than one row ahead.
+constexpr int64_t kGroup = 16;
+
+// Calls body(first row, number of rows) for groups of rows.
+template <typename Body>
+inline void over_groups(int64_t rows, Body body) {
+  for (int64_t m = 0; m < rows; m += kGroup) body(m, rows - m < kGroup ? rows - m : kGroup);
 }
 
 // y[m, n] at y[m * y_row + n] from x[m, n]; y may be x. Keeps each row's statistics where `stats` is not null.
@@ -137,22 +140,38 @@ template <typename T>
 void norm_act_rows(const NormAct<T>& f, int64_t rows, int64_t n, const T* x, int64_t x_row, T* y, int64_t y_row,
                    Stats<T>* stats = nullptr) {
   with_act(f.act, [&](auto tag) {
-    for (int64_t m = 0; m < rows; ++m) {
-      const Stats<T> found = norm_act_row<T, decltype(tag)::act>(f, n, x + m * x_row, y + m * y_row);
-      if (stats) stats[m] = found;
-    }
+    over_groups(rows, [&](int64_t first, int64_t height) {
+      Stats<T> of_group[kGroup];
+      Stats<T>* const found = stats ? stats + first : of_group;
+      for (int64_t m = 0; m < height; ++m) found[m] = row_stats(f.norm, f.eps, n, x + (first + m) * x_row);
+      for (int64_t m = 0; m < height; ++m) {
+        const T* from = x + (first + m) * x_row;
+        T* to = y + (first + m) * y_row;
+        const T mean = found[m].mean, rstd = found[m].rstd;
+        over<T>(n, [&](auto at) {
+          at.store(to, activate<T, decltype(tag)::act>(affine(f, (at.load(from) - mean) * rstd, at)));
+        });
+      }
+    });
   });
 }
 
-// d_x may be grad, not x. d_scale and d_shift [n] are added to; null where they are not wanted.
+// What the gradient of a row's statistics takes from every place of it.
+template <typename T>
+struct Means {
+  T h = 0;
+  T hx = 0;
+};
+
+// h, the gradient of the normalized row, into d_x, which may be grad, not x; d_scale and d_shift [n] are added to. Without a
+// norm h is d_x.
 template <typename T, Act A>
-inline void norm_act_row_backward(const NormAct<T>& f, Stats<T> stats, int64_t n, const T* x, const T* grad, T* d_x,
-                                  T* d_scale, T* d_shift) {
+inline Means<T> norm_act_row_gradient(const NormAct<T>& f, Stats<T> stats, int64_t n, const T* x, const T* grad, T* d_x,
+                                      T* d_scale, T* d_shift) {
   if (f.norm == Norm::none) {
     over<T>(n, [&](auto at) { at.store(d_x, at.load(grad) * slope<T, A>(at.load(x))); });
-    return;
+    return {};
   }
-  // First h, the gradient of the normalized row, and what the row's statistics pass on of it.
   Vec<T> sum_h = {}, sum_hx = {};
   over<T>(n, [&](auto at) {
     const Vec<T> normalized = at.only((at.load(x) - stats.mean) * stats.rstd);
@@ -164,24 +183,37 @@ inline void norm_act_row_backward(const NormAct<T>& f, Stats<T> stats, int64_t n
     sum_h += h;
     sum_hx += h * normalized;
   });
-  const T mean_hx = sum<T>(sum_hx) / T(n), mean_h = f.norm == Norm::layer ? sum<T>(sum_h) / T(n) : T(0);
-  over<T>(n, [&](auto at) {
-    const Vec<T> normalized = (at.load(x) - stats.mean) * stats.rstd;
-    at.store(d_x, stats.rstd * (at.load(d_x) - mean_h - normalized * mean_hx));
-  });
+  return {f.norm == Norm::layer ? sum<T>(sum_h) / T(n) : T(0), sum<T>(sum_hx) / T(n)};
 }
 
-// As norm_act_row_backward for every row; statistics are computed again where `stats` is null.
+// The gradients of every row; d_x may be grad, not x. d_scale and d_shift [n] are added to; null where they are not wanted.
+// Statistics are computed again where `stats` is null.
 template <typename T>
 void norm_act_rows_backward(const NormAct<T>& f, int64_t rows, int64_t n, const T* x, int64_t x_row, const T* grad,
                             int64_t grad_row, T* d_x, int64_t d_x_row, T* d_scale, T* d_shift,
                             const Stats<T>* stats = nullptr) {
   with_act(f.act, [&](auto tag) {
-    for (int64_t m = 0; m < rows; ++m) {
-      const Stats<T> of_row = stats ? stats[m] : row_stats(f.norm, f.eps, n, x + m * x_row);
-      norm_act_row_backward<T, decltype(tag)::act>(f, of_row, n, x + m * x_row, grad + m * grad_row, d_x + m * d_x_row,
-                                                   d_scale, d_shift);
-    }
+    over_groups(rows, [&](int64_t first, int64_t height) {
+      Stats<T> of_group[kGroup];
+      Means<T> means[kGroup];
+      for (int64_t m = 0; m < height; ++m) {
+        of_group[m] = stats ? stats[first + m] : row_stats(f.norm, f.eps, n, x + (first + m) * x_row);
+      }
+      for (int64_t m = 0; m < height; ++m) {
+        const int64_t row = first + m;
+        means[m] = norm_act_row_gradient<T, decltype(tag)::act>(f, of_group[m], n, x + row * x_row, grad + row * grad_row,
+                                                                d_x + row * d_x_row, d_scale, d_shift);
+      }
+      for (int64_t m = 0; f.norm != Norm::none && m < height; ++m) {
+        const T* from = x + (first + m) * x_row;
+        T* to = d_x + (first + m) * d_x_row;
+        const T mean = of_group[m].mean, rstd = of_group[m].rstd, h = means[m].h, hx = means[m].hx;
+        over<T>(n, [&](auto at) {
+          const Vec<T> normalized = (at.load(from) - mean) * rstd;
+          at.store(to, rstd * (at.load(to) - h - normalized * hx));
+        });
+      }
+    });
   });
 }
 

@@ -16,6 +16,7 @@ from fastdream import ops as fd
 from fastdream.agents.dreamer_v3_behavior import actor_critic_loss, replay_critic_loss
 from fastdream.agents.dreamer_v3_config import Config, loss_weights, size, variant
 from fastdream.agents.dreamer_v3_nets import Draws, Networks
+from fastdream.heads import outputs_at
 from fastdream.nets import decode_action
 from fastdream.normalize import Slow
 from fastdream.openloop import open_loop
@@ -100,16 +101,21 @@ class DreamerV3:
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
         inputs = self.inputs({k: obs[k] for k in (*self.obs_space, "is_first")})
-        carry, action, latents = self.act(carry, inputs, greedy=mode == "mode")
-        chosen, kept = self.inputs.back(action, latents)
-        return carry, chosen, kept
+        carry, seen = self.act(carry, inputs, greedy=mode == "mode")
+        host = self.inputs.back(seen)
+        # NumPy converts to the same numbers as torch, whose calls take longer on so few.
+        latents: dict[str, np.ndarray] = {
+            "deter": host["deter"].astype(np.float16),
+            "stoch": host["stoch"].astype(np.uint8),
+        }
+        return carry, decode_action(self.act_space, host["action"]), latents
 
     def act(
         self, carry: Carry, obs: Mapping[str, Tensor], greedy: bool = False
-    ) -> tuple[Carry, dict[str, Tensor], dict[str, Tensor]]:
-        """`policy` on the device: the next carry, actions by key, latents."""
-        carry, latents = self.nets.act(carry, obs, self.generators["policy"], greedy)
-        return carry, decode_action(self.act_space, carry["action"]), latents
+    ) -> tuple[Carry, dict[str, Tensor]]:
+        """`policy` on the device: the next carry, and what leaves for the host: the flat action and the latents."""
+        carry, index = self.nets.act(carry, obs, self.generators["policy"], greedy)
+        return carry, {"action": carry["action"].float(), "deter": carry["deter"].float(), "stoch": index}
 
     def init_train(self, b: int) -> Carry:
         """State before the first training sequences; only read without replay context."""
@@ -204,17 +210,19 @@ class DreamerV3:
         with torch.no_grad():
             noise = draws.prior, draws.action, draws.prior_index, draws.action_flat
             dream = self.ops.imagine(params, nets.pol.params, deter, stoch, H, *noise)
-            feat = nets.feat(dream.deter, dream.stoch)
-            rew, cont = nets.rew.pred(nets.rew(feat)), nets.con.pred(nets.con(feat))
-            slow = nets.slowval.pred(nets.slowval(feat))
-            if config.imag_start == "data":
-                rew = torch.cat([batch["reward"][:, -K:].reshape(-1, 1), rew[:, 1:]], 1)
-                cont = torch.cat([1 - batch["is_terminal"][:, -K:].float().reshape(-1, 1), cont[:, 1:]], 1)
+        feat = nets.feat(dream.deter, dream.stoch)
         if config.ac_grads:
             begun = zip((deter, stoch), (dream.deter, dream.stoch), strict=True)
             feat = nets.feat(*(torch.cat([start[:, None], later[:, 1:]], 1) for start, later in begun))
-        outs = nets.pol(feat), nets.val(feat), slow
+        heads = (nets.pol, nets.val), (nets.rew, nets.con, nets.slowval)
+        (policy, value), (rew, con, slow) = outputs_at(self.ops, feat, *heads)
+        with torch.no_grad():
+            rew, cont, slow = nets.rew.pred(rew), nets.con.pred(con), nets.slowval.pred(slow)
+            if config.imag_start == "data":
+                rew = torch.cat([batch["reward"][:, -K:].reshape(-1, 1), rew[:, 1:]], 1)
+                cont = torch.cat([1 - batch["is_terminal"][:, -K:].float().reshape(-1, 1), cont[:, 1:]], 1)
         context = self.ops, nets, config
+        outs = policy, value, slow
         losses, ret, metrics = actor_critic_loss(*context, dream.action, rew, cont, *outs, training, trace)
         trace |= {"dream": dream, "imag_rew": rew, "imag_con": cont, "imag_slow": slow}
         return {k: v.mean(1).reshape(B, K) for k, v in losses.items()}, ret.reshape(B, K, H), metrics

@@ -112,19 +112,20 @@ class Networks(nn.Module):
 
     def act(
         self, carry: Mapping[str, Tensor], obs: Mapping[str, Tensor], generator: torch.Generator, greedy: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Take in one observation of n environments: the next carry, with the flat action chosen, and latents."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Take in one observation of n environments: the next carry, with the flat action, and classes [n, S]."""
         reset = obs["is_first"].bool()
         noise = self.latent.noise(len(reset), generator=generator)
         action_noise = None if greedy else self.pol.noise(len(reset), generator=generator)
         encoder, rssm, actor = self._acting.get()
-        features = self.enc.features(obs) if encoder else self._embed(obs)
+        features, vectors = self.enc.raw(obs) if encoder else (self._embed(obs), ())
         state = carry["deter"], carry["stoch"], carry["action"], features, reset
-        step, action = self.ops.policy_step(encoder, rssm, actor, *state, noise, action_noise)
+        draws = noise, action_noise, None
+        step, action = self.ops.policy_step(encoder, rssm, actor, *state, *draws, vectors)
         deter, stoch, _, index = step
         assert index is not None
-        carry = {"deter": deter, "stoch": stoch, "action": action.to(deter.dtype)}
-        return carry, {"deter": deter.half(), "stoch": index.to(torch.uint8)}
+        action = action if action.dtype == deter.dtype else action.to(deter.dtype)
+        return {"deter": deter, "stoch": stoch, "action": action}, index
 
     @torch.no_grad()
     def _embed(self, obs: Mapping[str, Tensor]) -> Tensor:

@@ -44,8 +44,10 @@ from fastdream.ops.params import (
 )
 from fastdream.ops.reference import (
     actor,
+    actor_branches,
     actor_mode,
     actor_outputs,
+    actor_trunk,
     categorical_entropy,
     categorical_log_prob,
     dense,
@@ -73,6 +75,7 @@ class Ops(NamedTuple):
 
     norm_act: Callable[..., Tensor]
     mlp: Callable[..., Tensor]
+    mlps: Callable[..., tuple[Tensor, ...]]
     block_gru: Callable[..., Tensor]
     layernorm_gru: Callable[..., Tensor]
     gru: Callable[..., Tensor]
@@ -226,8 +229,10 @@ __all__ = [
     "Row",
     "Step",
     "actor",
+    "actor_branches",
     "actor_mode",
     "actor_outputs",
+    "actor_trunk",
     "categorical_entropy",
     "categorical_log_prob",
     "dense",

@@ -4,13 +4,14 @@ Those that it does not compute, for which it raises ValueError where it is asked
 loses: a few numbers, for which telling torch of a call takes longer than the arithmetic.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastdream.ops.native import dense
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
@@ -30,7 +31,11 @@ class Rule(NamedTuple):
 
 
 def _dense(x: Tensor | Feat, layers: Layers) -> bool:
-    return len(layers) <= 16 and all(layer.weight.dim() == 2 for layer in layers)
+    return len(layers) <= dense.MAX_LAYERS and all(layer.weight.dim() == 2 for layer in layers)
+
+
+def _all_dense(x: Tensor | Feat, nets: Sequence[Layers]) -> bool:
+    return all(_dense(x, layers) for layers in nets)
 
 
 def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
@@ -75,7 +80,8 @@ RULES: dict[str, Rule] = {
     "norm_act": Rule(),
     "conv_pool": Rule(),
     "spread_norm_act": Rule(),
-    "mlp": Rule(serves=_dense, but="block layers, more than 16"),
+    "mlp": Rule(serves=_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
+    "mlps": Rule(serves=_all_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
     "block_gru": Rule(at=1),
     "layernorm_gru": Rule(at=1),
     "categorical_sample": Rule(),

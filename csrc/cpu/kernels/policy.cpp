@@ -1,5 +1,6 @@
 #include "cpu/actor.h"
 #include "cpu/instantiate.h"
+#include "cpu/squish.h"
 
 // `policy_step` of fastdream/ops/reference/policy.py. There are few rows, so that weights are used as they lie: one row is
 // done when every weight has been read once.
@@ -26,6 +27,8 @@ struct Outputs {
 
 struct Sizes {
   int64_t rows, width, stoch, classes, action, features, embed, elements;
+  int64_t parts;          // of the features, where they come as the environment shows them
+  const int64_t* widths;  // [parts]
   int64_t flat() const { return stoch * classes; }
 };
 
@@ -35,7 +38,7 @@ struct Workspace {
   LatentTrace<T> encoder, post;
   Trace<T> cell;
   ActorTrace<T> actor;
-  Rows<T> deter;
+  Rows<T> deter, features;
   Stoch<T>* stoch;
   T* scratch;
 };
@@ -80,6 +83,7 @@ class Policy {
     space.cell = cell_.lay_out_rows(arena_, rows);
     space.actor = actor_.lay_out_rows(arena_, rows);
     space.deter = {arena_.template take<T>(rows * padded(n_.width)), padded(n_.width)};
+    space.features = {arena_.template take<T>(n_.parts ? rows * n_.features : 0), n_.features};
     space.stoch = arena_.template take<Stoch<T>>(rows);
     space.scratch = arena_.template take<T>(categorical_scratch<T>(n_.classes));
     return space;
@@ -112,8 +116,15 @@ class Policy {
     actor_.act(rows, draws, space.actor, {out_.action + first * n_.action, n_.action});
   }
 
-  // The state before, zeroed at resets.
+  // The state before, zeroed at resets, and the features.
   void begin(int64_t first, int64_t rows, const Workspace<T>& space) const {
+    for (int64_t m = 0; n_.parts && m < rows; ++m) {
+      const T* from = in_.features + (first + m) * n_.features;
+      T* to = space.features.at(m);
+      for (int64_t i = 0; i < n_.parts; from += n_.widths[i], to += n_.widths[i], ++i) {
+        squish_vector(n_.widths[i], from, to);
+      }
+    }
     for (int64_t m = 0; m < rows; ++m) {
       const int64_t row = first + m;
       T *const deter = space.deter.at(m), *const action = space.cell.action.at(m);
@@ -131,7 +142,11 @@ class Policy {
   }
 
   Rows<const T> encode(const Split& split, int64_t first, const Workspace<T>& space) const {
-    const Rows<const T> features = {in_.features + first * n_.features, n_.features};
+    Rows<const T> features = {in_.features + first * n_.features, n_.features};
+    if (n_.parts) {
+      features = space.features;
+      split.sync();
+    }
     const int64_t last = encoder_.layers.count - 1;
     if (last < 0) {
       split.sync();
@@ -176,7 +191,7 @@ class Policy {
 
 // pointers: deter, stoch, action, features, reset, noise, index, action_noise | deter, stoch, logit, index, action, then
 // the encoder, the core, the posterior, the actor;  sizes: rows, deter, stoch, classes, action, features, embed, elements of an
-// action's noise, 1 if the posterior does not see deter;  scalars: unimix
+// action's noise, 1 if the posterior does not see deter, number and widths of raw vectors;  scalars: unimix
 template <typename T>
 void policy_step(Call& call) {
   Inputs<T> in;
@@ -204,6 +219,8 @@ void policy_step(Call& call) {
   sizes.embed = call.size();
   sizes.elements = call.size();
   const bool absolute = call.size();
+  sizes.parts = call.size();
+  sizes.widths = call.sizes(sizes.parts);
   const T unimix = T(call.scalar());
   const Layers<T> encoder = read_layers<T>(call);
   const Core<T> core = read_core<T>(call);

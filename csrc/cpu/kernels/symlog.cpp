@@ -1,5 +1,5 @@
 #include "cpu/instantiate.h"
-#include "cpu/simd.h"
+#include "cpu/squish.h"
 #include "cpu/team.h"
 
 // symlog(x) = sign(x) * log(1 + |x|) and its inverse, with gradients, elementwise.
@@ -40,10 +40,7 @@ void map_gradient(Call& call, F slope) {
 
 template <typename T>
 void symlog(Call& call) {
-  map<T>(call, [](Vec<T> x) {
-    const Vec<T> y = log1p(abs(x));
-    return x < T(0) ? -y : y;
-  });
+  map<T>(call, [](Vec<T> x) { return squish<T>(x); });
 }
 
 template <typename T>

@@ -1,7 +1,7 @@
 """Ops compiled from csrc/: C++ on the CPU, CUDA on the GPU, under one `torch.library` name each."""
 
 from fastdream.ops.native.categorical import categorical_sample, gumbel_sample
-from fastdream.ops.native.dense import mlp
+from fastdream.ops.native.dense import mlp, mlps
 from fastdream.ops.native.dream import imagine, imagine_step, prior, rollout
 from fastdream.ops.native.images import conv_pool, spread_norm_act
 from fastdream.ops.native.kl import categorical_kl, gaussian_kl
@@ -35,6 +35,7 @@ __all__ = [
     "laprop_",
     "layernorm_gru",
     "mlp",
+    "mlps",
     "norm_act",
     "observe",
     "observe_step",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_chain, add_latent_net
 from fastdream.ops.native.dream import check_index
-from fastdream.ops.native.library import addresses, check_shape, empty_like, launch, plain, register
+from fastdream.ops.native.library import WHY_NOT, C, addresses, check_shape, plain, register
 from fastdream.ops.native.params import Flat, add_core, check_params, with_gaps
 from fastdream.ops.params import RSSM, Actor, Categorical, Layers, Step
 from fastdream.ops.reference.actor import action_width
@@ -35,12 +35,12 @@ class _Model(NamedTuple):
     source: tuple[Layers, RSSM, Actor]
     params: list[Tensor]  # contiguous, perhaps copies
     original: bool  # they are no copies
-    pointers: list[int]  # of all places, 0 where there is none
     addresses: list[int]  # of params
     filled: list[int]
     sizes: list[int]
     scalars: list[float]
     layout: list[int]
+    kept: Any  # pointers, sizes and scalars as the compiled module keeps them
     fitting: list[Any]  # what the inputs were like that were checked last
 
 
@@ -61,6 +61,7 @@ def policy_step(
     noise: Tensor | None,
     action_noise: Tensor | None,
     index: Tensor | None = None,
+    vectors: tuple[int, ...] = (),
 ) -> tuple[Step, Tensor]:
     """As `fastdream.ops.reference.policy_step`, in float32 or float64, for categorical latents and their two cores.
 
@@ -76,18 +77,19 @@ def policy_step(
     inputs = *state, noise, index, None if action_noise is None else match(action_noise, dtype)
     if plain(deter):
         model = _known(encoder, rssm, actor, deter)
-        described = [None if x is None else (x.shape, x.dtype, x.is_cpu) for x in inputs]
+        described: list[Any] = [None if x is None else (x.shape, x.dtype, x.is_cpu) for x in inputs]
+        described.append(vectors)
         if described != model.fitting:
-            _check(model.params, model.layout, inputs)
+            _check(model.params, model.layout, vectors, inputs)
             model.fitting[:] = described
         outputs = _empty(model.layout, deter)
-        _launch(model.pointers, model.sizes, model.scalars, model.layout, inputs, outputs)
+        _launch(model.kept, model.layout, vectors, inputs, outputs)
     else:
         model = _flatten(encoder, rssm, actor, deter)
         params = [x.detach() for x in model.params]
         static = model.filled, model.sizes, model.scalars, model.layout
         outputs = torch.ops.fastdream.policy_step(
-            params, *static, *(x if x is None else x.detach() for x in inputs)
+            params, *static, vectors, *(x if x is None else x.detach() for x in inputs)
         )
     return Step(*outputs[:4]), outputs[4]
 
@@ -96,7 +98,7 @@ def _known(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model:
     """The model flattened, as before if it can be."""
     key = id(encoder), id(rssm), id(actor)
     model = _MODELS.get(key)
-    if model is None or not model.original or addresses(model.params) != model.addresses:
+    if model is None or not model.original or list(map(Tensor.data_ptr, model.params)) != model.addresses:
         model = _MODELS[key] = _flatten(encoder, rssm, actor, deter)
         while len(_MODELS) > _MOST_MODELS:
             _MODELS.popitem(last=False)
@@ -131,16 +133,17 @@ def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model
     original = all(x.is_contiguous() for x in params)
     params = params if original else [x.detach().contiguous() for x in params]
     pointers = addresses(with_gaps(params, filled)) if plain(deter) else []
+    scalars = [latent.unimix, *flat.scalars]
     return _Model(
         source=(encoder, rssm, actor),
         params=params,
         original=original,
-        pointers=pointers,
         addresses=[p for p in pointers if p],
         filled=filled,
         sizes=flat.sizes,
-        scalars=[latent.unimix, *flat.scalars],
+        scalars=scalars,
         layout=list(layout),
+        kept=_keep(pointers, flat.sizes, scalars) if pointers else None,
         fitting=[],
     )
 
@@ -148,12 +151,16 @@ def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _check(params: list[Tensor], layout: list[int], inputs: Sequence[Tensor | None]) -> None:
+def _check(
+    params: list[Tensor], layout: list[int], vectors: Sequence[int], inputs: Sequence[Tensor | None]
+) -> None:
     """ValueError unless the inputs fit the model and one another."""
     width, stoch, classes, action, features, _, elements, _ = layout
     deter = inputs[0]
     assert deter is not None
     check_params("policy_step", params[:1], deter, "deter")
+    if vectors and (sum(vectors) != features or min(vectors) < 0):
+        raise ValueError(f"policy_step: vectors of {list(vectors)} are not {features} features")
     dtype, rows = deter.dtype, len(deter)
     expected = {
         "deter": ((rows, width), dtype),
@@ -177,12 +184,12 @@ def _check(params: list[Tensor], layout: list[int], inputs: Sequence[Tensor | No
 
 def _empty(layout: list[int], deter: Tensor) -> Outputs:
     _, stoch, classes, action, *_ = layout
-    rows = len(deter)
+    rows, width = deter.shape
     return (
-        empty_like(deter),
+        deter.new_empty(rows, width),
         deter.new_empty(rows, stoch, classes),
         deter.new_empty(rows, stoch, classes),
-        deter.new_empty((rows, stoch), dtype=torch.int64),
+        torch.empty(rows, stoch, dtype=torch.int64, device=deter.device),
         deter.new_empty(rows, action),
     )
 
@@ -193,25 +200,35 @@ def _fake(
     sizes: list[int],
     scalars: list[float],
     layout: list[int],
+    vectors: list[int],
     *inputs: Any,
 ) -> Outputs:
-    _check(params, layout, inputs)
+    _check(params, layout, vectors, inputs)
     return _empty(layout, inputs[0])
 
 
+def _keep(pointers: list[int], sizes: list[int], scalars: list[float]) -> Any:
+    """A model's arguments, converted once."""
+    assert C is not None, WHY_NOT
+    return C.Model(pointers, sizes, scalars)
+
+
 def _launch(
-    pointers: list[int],
-    sizes: list[int],
-    scalars: list[float],
+    model: Any,
     layout: list[int],
+    vectors: Sequence[int],
     inputs: Sequence[Tensor | None],
     outputs: Outputs,
 ) -> None:
     check_index("policy_step", inputs[6], layout[2])
-    whole = [x if x is None or x.is_contiguous() else x.contiguous() for x in inputs]
     deter = outputs[0]
-    given = addresses(whole) + addresses(outputs) + pointers
-    launch("policy_step", deter.element_size(), given, [len(deter), *layout, *sizes], scalars)
+    whole = [x if x is None or x.is_contiguous() else x.contiguous() for x in inputs]
+    given = addresses((*whole, *outputs))
+    sizes = [len(deter), *layout, len(vectors), *vectors]
+    assert C is not None, WHY_NOT
+    status = C.cpu_policy_step_of(deter.element_size(), given, sizes, model, torch.get_num_threads())
+    if status != 0:
+        raise RuntimeError(f"policy_step: {C.error_string(status)}")
 
 
 def _kernel(
@@ -220,18 +237,20 @@ def _kernel(
     sizes: list[int],
     scalars: list[float],
     layout: list[int],
+    vectors: list[int],
     *inputs: Any,
 ) -> Outputs:
-    outputs = _fake(params, filled, sizes, scalars, layout, *inputs)
+    outputs = _fake(params, filled, sizes, scalars, layout, vectors, *inputs)
     whole = [x.contiguous() for x in params]
-    _launch(addresses(with_gaps(whole, filled)), sizes, scalars, layout, inputs, outputs)
+    model = _keep(addresses(with_gaps(whole, filled)), sizes, scalars)
+    _launch(model, layout, vectors, inputs, outputs)
     return outputs
 
 
 register(
-    "policy_step(Tensor[] params, int[] filled, int[] sizes, float[] scalars, int[] layout, Tensor deter,"
-    " Tensor stoch, Tensor action, Tensor features, Tensor reset, Tensor? noise, Tensor? index, Tensor? action_noise)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "policy_step(Tensor[] params, int[] filled, int[] sizes, float[] scalars, int[] layout, int[] vectors,"
+    " Tensor deter, Tensor stoch, Tensor action, Tensor features, Tensor reset, Tensor? noise, Tensor? index,"
+    " Tensor? action_noise) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernel,
     _fake,
 )

@@ -5,7 +5,7 @@ the device and compile as one graph. x may be bfloat16: matrix products are then
 softmax, KL and returns in float32.
 """
 
-from fastdream.ops.reference.actor import actor, actor_mode, actor_outputs
+from fastdream.ops.reference.actor import actor, actor_branches, actor_mode, actor_outputs, actor_trunk
 from fastdream.ops.reference.categorical import (
     categorical_entropy,
     categorical_kl,
@@ -17,7 +17,7 @@ from fastdream.ops.reference.categorical import (
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std
 from fastdream.ops.reference.images import conv_pool, spread_norm_act
-from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, norm_act
+from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
 from fastdream.ops.reference.optim import laprop_
 from fastdream.ops.reference.policy import policy_step
 from fastdream.ops.reference.replay import gather_sequences
@@ -27,8 +27,10 @@ from fastdream.ops.reference.twohot import symexp, symlog, twohot_bins, twohot_l
 
 __all__ = [
     "actor",
+    "actor_branches",
     "actor_mode",
     "actor_outputs",
+    "actor_trunk",
     "block_gru",
     "categorical_entropy",
     "categorical_kl",
@@ -49,6 +51,7 @@ __all__ = [
     "linear",
     "mlp",
     "mlp_outputs",
+    "mlps",
     "norm_act",
     "observe",
     "observe_step",

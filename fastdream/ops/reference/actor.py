@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import ActionHead, Actor, Feat
+from fastdream.ops.params import ActionHead, Actor, Feat, Layer, Layers
 from fastdream.ops.reference.categorical import categorical_sample
 from fastdream.ops.reference.gaussian import gaussian_sample
-from fastdream.ops.reference.layers import cast, mlp, mlp_outputs, upcast
+from fastdream.ops.reference.layers import branches, cast, mlps, trunk, upcast
 
 
 def action_width(actor: Actor) -> int:
@@ -33,15 +33,31 @@ def _head_outputs(head: ActionHead, outs: Sequence[Tensor]) -> tuple[Tensor, ...
     raise ValueError(f"unknown kind {head.kind!r} of action head; choose categorical or bounded_normal")
 
 
+def _outs(actor: Actor) -> list[Layer]:
+    return [out for head in actor.heads for out in head.out]
+
+
+def actor_trunk(actor: Actor) -> Layers:
+    """The layers that all heads have in common."""
+    return trunk(actor.layers, _outs(actor))
+
+
 def actor_outputs(
-    actor: Actor, feat: Tensor | Feat, mlp: Callable[..., Tensor] = mlp
+    actor: Actor, feat: Tensor | Feat, mlps: Callable[..., tuple[Tensor, ...]] = mlps
 ) -> tuple[tuple[Tensor, ...], ...]:
-    """Distribution parameters of every head at feat [..., F]; `mlp` computes the layers.
+    """Distribution parameters of every head at feat [..., F]; `mlps` computes the layers.
 
     categorical: (logit [..., elements, classes] before unimix, in feat.dtype); bounded_normal:
     (mean [..., elements], std [..., elements]) in float32 at least.
     """
-    outs = iter(mlp_outputs(feat, actor.layers, [out for head in actor.heads for out in head.out], mlp))
+    return actor_branches(actor, mlps(feat, (actor_trunk(actor),))[0], mlps)
+
+
+def actor_branches(
+    actor: Actor, x: Tensor, mlps: Callable[..., tuple[Tensor, ...]] = mlps
+) -> tuple[tuple[Tensor, ...], ...]:
+    """As `actor_outputs`, from what `actor_trunk` gave."""
+    outs = iter(branches(x, _outs(actor), mlps))
     return tuple(_head_outputs(head, [next(outs) for _ in head.out]) for head in actor.heads)
 
 

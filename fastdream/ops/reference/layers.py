@@ -111,6 +111,11 @@ def mlp(x: Tensor | Feat, layers: Layers) -> Tensor:
     return x
 
 
+def mlps(x: Tensor | Feat, nets: Sequence[Layers]) -> tuple[Tensor, ...]:
+    """x [..., in] through several `mlp`s of their own -> what each gives, [..., out] in x.dtype."""
+    return tuple(mlp(x, layers) for layers in nets)
+
+
 def _joined(feat: Feat, layers: Layers) -> tuple[Tensor, Layers]:
     """The features through the first layer, and the other layers.
 
@@ -123,14 +128,26 @@ def _joined(feat: Feat, layers: Layers) -> tuple[Tensor, Layers]:
     return norm_act(x, first.scale, first.shift, first.norm, first.act, first.eps), layers[1:]
 
 
+def trunk(layers: Layers, outs: Sequence[Layer]) -> Layers:
+    """What all of `outs` on top of the layers have in common: everything, where there is but one."""
+    return (*layers, *outs) if len(outs) == 1 else layers
+
+
+def branches(
+    x: Tensor, outs: Sequence[Layer], mlps: Callable[..., tuple[Tensor, ...]] = mlps
+) -> tuple[Tensor, ...]:
+    """What each of `outs` gives, from what their `trunk` gave."""
+    return (x,) if len(outs) == 1 else mlps(x, [(out,) for out in outs])
+
+
 def mlp_outputs(
-    x: Tensor | Feat, layers: Layers, outs: Sequence[Layer], mlp: Callable[..., Tensor] = mlp
-) -> list[Tensor]:
-    """x through the layers and then through each of `outs`: in one call of `mlp` where there is but one."""
-    if len(outs) == 1:
-        return [mlp(x, (*layers, *outs))]
-    x = mlp(x, layers)
-    return [mlp(x, (out,)) for out in outs]
+    x: Tensor | Feat,
+    layers: Layers,
+    outs: Sequence[Layer],
+    mlps: Callable[..., tuple[Tensor, ...]] = mlps,
+) -> tuple[Tensor, ...]:
+    """x through the layers and then through each of `outs`."""
+    return branches(mlps(x, (trunk(layers, outs),))[0], outs, mlps)
 
 
 def cast(layer: Layer, dtype: torch.dtype) -> Layer:
