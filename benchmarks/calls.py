@@ -61,7 +61,7 @@ def mlp(s: Shape, rows: int = 0) -> Call:
 
 
 def mlps(s: Shape) -> Call:
-    """Actor and critic with what they learn from, on imagined states: as the agent calls its heads there."""
+    """Actor and critic with what they learn from, on imagined states, whose features are one tensor here."""
     r, nets = Source(), networks(s.name)
     fixed = tuple(_fixed(head.layers) for head in (nets.rew, nets.con, nets.slowval))
     heads = nets.pol.layers, nets.val.layers, *fixed

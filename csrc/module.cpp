@@ -1,16 +1,21 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/lambda_return.h"
+#include "cpu/resident.h"
 #include "cpu/team.h"
 #ifdef FASTDREAM_CUDA
 #include "cuda/lambda_return.h"
 #include "cuda/runtime.h"
+#endif
+#ifdef FASTDREAM_RESIDENT
+#include "cuda/resident/resident.h"
 #endif
 
 // Bindings only. Pointers and streams arrive as integers, so that neither torch nor a CUDA driver is needed to build or
@@ -22,6 +27,13 @@ using namespace fastdream;
 namespace {
 
 constexpr int kBadItemsize = -1;
+
+// The words for a status of ours, null for others.
+const char* own_error(int status) {
+  if (status == kBadItemsize) return "unsupported itemsize";
+  if (status == resident::kNoShape) return "nothing is compiled for these sizes";
+  return nullptr;
+}
 
 template <size_t N>
 using Pointers = std::array<uintptr_t, N>;
@@ -141,11 +153,54 @@ void bind_cpu(py::module_& m) {
       no_gil);
 }
 
+// Observing with weights that stay on chip, played on the CPU for tests: `call` of csrc/common/resident/call.h.
+void bind_resident(py::module_& m) {
+  using Play = int (*)(int, resident::Call, int);
+  const auto bind = [&](const char* name, Play play) {
+    m.def(name, [play](int itemsize, std::vector<uintptr_t> pointers, std::vector<int64_t> sizes,
+                       std::vector<double> scalars, int order) {
+      const py::gil_scoped_release no_gil;
+      return play(itemsize, {std::move(pointers), std::move(sizes), std::move(scalars)}, order);
+    });
+  };
+  bind("play_resident_forward", &resident::play_forward);
+  bind("play_resident_backward", &resident::play_backward);
+}
+
+#ifdef FASTDREAM_RESIDENT
+constexpr bool kResident = true;
+
+// The same on CUDA devices, and how many tiles of the batch the current one takes at once, or minus a status.
+void bind_cuda_resident(py::module_& m) {
+  using Launch = int (*)(resident::Call, uintptr_t);
+  const auto bind = [&](const char* name, Launch launch) {
+    m.def(name, [launch](int itemsize, std::vector<uintptr_t> pointers, std::vector<int64_t> sizes,
+                         std::vector<double> scalars, uintptr_t stream) {
+      const py::gil_scoped_release no_gil;
+      if (itemsize != sizeof(bf16)) return kBadItemsize;
+      return launch({std::move(pointers), std::move(sizes), std::move(scalars)}, stream);
+    });
+  };
+  bind("cuda_resident_forward", &resident::forward);
+  bind("cuda_resident_backward", &resident::backward);
+  m.def("cuda_resident_teams", [](std::vector<int64_t> sizes) {
+    const py::gil_scoped_release no_gil;
+    const resident::Call call({}, std::move(sizes), {});
+    return std::min(resident::forward_teams(call), resident::backward_teams(call));
+  });
+}
+#else
+constexpr bool kResident = false;
+
+void bind_cuda_resident(py::module_&) {}
+#endif
+
 #ifdef FASTDREAM_CUDA
 constexpr bool kCuda = true;
 
 const char* error_string(int status) {
-  return status == kBadItemsize ? "unsupported itemsize" : cuda::error_string(status);
+  const char* const own = own_error(status);
+  return own ? own : cuda::error_string(status);
 }
 
 void bind_cuda(py::module_& m) {
@@ -172,7 +227,8 @@ void bind_cuda(py::module_& m) {
 constexpr bool kCuda = false;
 
 const char* error_string(int status) {
-  return status == kBadItemsize ? "unsupported itemsize" : "unknown status";
+  const char* const own = own_error(status);
+  return own ? own : "unknown status";
 }
 
 void bind_cuda(py::module_&) {}
@@ -183,8 +239,11 @@ void bind_cuda(py::module_&) {}
 PYBIND11_MODULE(_C, m) {
   m.attr("version") = FASTDREAM_VERSION;
   m.attr("cuda") = kCuda;
+  m.attr("resident") = kResident;
   m.def("error_string", &error_string);
   bind_cpu(m);
   bind_kernels(m);
+  bind_resident(m);
   bind_cuda(m);
+  bind_cuda_resident(m);
 }

@@ -1,7 +1,8 @@
 """Learning to act: returns, and the losses of actor and critic, as functions of tensors.
 
 Time indices. An imagined trajectory has H+1 states: index 0 is the start, the reward and continuation at index t
-belong to the state reached at t, so the return of the state at t begins with the reward at t+1.
+belong to the state reached at t, so the return of the state at t begins with the reward at t+1. In the first two
+Dreamers it begins with the reward at t: see `own_return`.
 """
 
 import torch
@@ -36,6 +37,21 @@ def replayed_return(
 def discount_weight(cont: Tensor, disc: float) -> Tensor:
     """Probability that a trajectory is still alive: [N, H+1] continuations -> [N, H+1], product up to each."""
     return torch.cumprod(disc * cont, 1) / disc
+
+
+def own_return(ops: Ops, rew: Tensor, disc: Tensor, val: Tensor, lam: float) -> Tensor:
+    """λ-return that begins with a state's own reward (DreamerV1, eq. 6; DreamerV2, eq. 4): [N, K] each -> [N, K-1].
+
+    ret_t = rew_t + disc_t * ((1 - lam) * val_{t+1} + lam * ret_{t+1}), and val of the last state at its end.
+    """
+    mix = torch.full_like(rew[:, :-1], lam)
+    return ops.lambda_return(rew[:, :-1], disc[:, :-1], mix, val[:, 1:])
+
+
+def alive_weight(disc: Tensor) -> Tensor:
+    """Discount up to each state without its own, [N, K] -> [N, K]: 1, disc_0, disc_0 disc_1, ..., without gradient."""
+    disc = disc.detach()
+    return torch.cumprod(torch.cat([torch.ones_like(disc[:, :1]), disc[:, :-1]], 1), 1)
 
 
 def reinforce_loss(log_prob: Tensor, adv: Tensor, entropy: Tensor, weight: Tensor, actent: float) -> Tensor:

@@ -79,9 +79,9 @@ def in_processes(config: Config) -> bool:
 
 def make_agent(config: Config, obs_space: Spaces, act_space: Spaces, device: torch.device) -> Agent:
     """The agent of the settings, with fresh parameters; ValueError if it should use graphs that the device lacks."""
-    captured = graphs.wanted(config.train.graph, device)
-    kernels = ops.load(config.ops, device=device)
     kind = agents.find(config.agent)
+    captured = graphs.wanted(config.train.graph, device, kind)
+    kernels = ops.load(config.ops, device=device)
     agent: Agent = kind(obs_space, act_space, config.dreamer, kernels, device=device, seed=config.seed)
     if captured:
         graphs.capture(agent)
@@ -114,12 +114,16 @@ def make_replay(config: Config, spec: Spec, context: int, directory: Path | None
         seed=config.seed,
         online=config.replay.online,
         directory=place,
+        windows=config.replay.windows,
     )
 
 
 def min_windows(config: Config) -> int:
-    """Different windows that replay must hold before the first update; as many as a batch has steps."""
-    return config.train.batch_size * config.train.batch_length
+    """Different windows that replay must hold before the first update.
+
+    As many as a batch has steps, unless a number of steps is asked for.
+    """
+    return 1 if config.train.prefill else config.train.batch_size * config.train.batch_length
 
 
 def spaces_to_json(spaces: Spaces) -> dict[str, dict[str, Any]]:

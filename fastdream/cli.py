@@ -1,4 +1,4 @@
-"""From a command line to settings: the task, preset, size and variant choose the defaults, flags override them."""
+"""From a command line to settings: task, agent, preset, size and variant choose the defaults, flags override them."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ from fastdream import checkpoint, presets
 from fastdream import config as configs
 from fastdream.config import Config
 
-CHOOSERS = ("task", "preset", "size", "variant", "logdir")
+CHOOSERS = ("task", "preset", "size", "variant", "agent")
 DRY_RUN = "Build everything, make one update, print memory and parameters, and stop."
 
 
@@ -33,21 +33,21 @@ def parse(args: Sequence[str]) -> Parsed:
     """Settings of a training command.
 
     Prints and exits for -h, --help and `--preset list`, and with code 2 for a flag that does not exist or has a
-    wrong value, with the nearest one. Raises ValueError for an unknown task, preset, size or variant, and when
-    --logdir holds a run with other settings and a checkpoint.
+    wrong value, with the nearest one. Raises ValueError for an unknown task, agent, preset, size or variant, and
+    when --logdir holds a run with other settings and a checkpoint.
     """
     import tyro
 
     chosen = choosers(args)
     if chosen["preset"] == "list":
-        print(presets.describe())
+        print(presets.describe(chosen["agent"] or Config.agent))
         raise SystemExit(0)
     saved = saved_config(chosen["logdir"])
     base = defaults(saved, chosen)
     if "-h" in args:
         print(short_help(base, width=min(100, shutil.get_terminal_size().columns)))
         raise SystemExit(0)
-    default = command_of(type(base.suite))(**shallow(base))
+    default = command_of(type(base.suite), type(base.dreamer))(**shallow(base))
     command: Any = tyro.cli(
         type(default), args=list(args), default=default, prog="python -m fastdream.train", registry=numbers()
     )
@@ -86,24 +86,24 @@ def whole(text: str) -> int:
 
 def defaults(saved: Config | None, chosen: dict[str, str]) -> Config:
     """What flags are defaults of: the run that --logdir holds, unless a flag that chooses defaults is given too."""
-    names = "task", "preset", "size", "variant"
     if saved is None:
-        task, preset, size, variant = (chosen[name] for name in names)
-        return presets.resolve(task, preset, size, variant or "current")
-    if not any(chosen[name] for name in names):
+        task, preset, size, variant, agent = (chosen[name] for name in CHOOSERS)
+        return presets.resolve(task, preset, size, variant or "current", agent or Config.agent)
+    if not any(chosen[name] for name in CHOOSERS):
         return saved
-    if chosen["task"] not in ("", saved.task):
+    if chosen["task"] not in ("", saved.task) or chosen["agent"] not in ("", saved.agent):
         return defaults(None, chosen)
-    return presets.resolve(*(chosen[name] or getattr(saved, name) for name in names))
+    return presets.resolve(*(chosen[name] or getattr(saved, name) for name in CHOOSERS))
 
 
-def command_of(options: type) -> type:
-    """`Config` with the options of one suite, and what a command takes beside the settings of a run."""
+def command_of(options: type, dreamer: type) -> type:
+    """`Config` with the options of one suite and of one agent, and what a command takes beside a run's settings."""
     import tyro
 
     suite = Annotated[options, tyro.conf.arg(help="Environments of the task's suite.")]  # type: ignore[valid-type]
     fields = [
         ("suite", suite, dataclasses.field(default_factory=options)),
+        ("dreamer", dreamer, dataclasses.field(default_factory=dreamer)),
         ("dry_run", Annotated[bool, tyro.conf.arg(help=DRY_RUN)], dataclasses.field(default=False)),
     ]
     namespace = {"__doc__": Config.__doc__}
@@ -113,7 +113,7 @@ def command_of(options: type) -> type:
 def choosers(args: Sequence[str]) -> dict[str, str]:
     """The flags that choose the defaults of all others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in CHOOSERS:
+    for name in (*CHOOSERS, "logdir"):
         parser.add_argument(f"--{name}", default="")
     try:
         return vars(parser.parse_known_args(args)[0])

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fastdream.agents.dreamer_v3_config import Config as DreamerConfig
+from fastdream import agents
+from fastdream.agents.dreamer_v3_config import Config as DreamerV3Config
 from fastdream.agents.dreamer_v3_config import Variant
 from fastdream.envs import options_of
 from fastdream.graphs import Graph
+from fastdream.replay import WindowKind
 
 T = TypeVar("T")
 
@@ -39,7 +41,10 @@ class ReplayConfig:
     on_disk: bool = False
     """Keep them in files of the run's directory, not in memory."""
     online: bool = True
-    """Train on every new stretch of experience once, as soon as it is there."""
+    """Train on every new stretch of experience once, as soon as it is there; of streams only."""
+    windows: WindowKind = "stream"
+    """What sequences are cut from: each environment's whole stream; or one episode, each as often as any other, at
+    any place (episode), with its end more often (ends), or without the last place (not_last)."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,16 @@ class TrainConfig:
     """Steps of each."""
     graph: Graph = "auto"
     """Record policy steps and updates as CUDA graphs; auto: on a CUDA device. The numbers are the same."""
+    prefill: int = 0
+    """Steps with random actions before the first update; each environment ends its episode so."""
+    pretrain: int = 1
+    """Updates at once when learning begins."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < math.inf or self.batch_size < 1 or self.batch_length < 2:
             raise ValueError(f"need train ratio >= 0, batch_size >= 1 and batch_length >= 2, got {self}")
+        if self.prefill < 0 or self.pretrain < 1:
+            raise ValueError(f"need train prefill >= 0 and pretrain >= 1, got {self}")
 
 
 @dataclass(frozen=True)
@@ -113,12 +124,13 @@ class Config:
     or module:callable that makes an environment."""
     preset: str = ""
     """Settings to start from; follows from the task if not given; 'list' prints them."""
-    size: str = ""
-    """Model size: debug, tiny, 1m, 12m, 25m, 50m, 100m, 200m or 400m; the preset's if not given."""
-    variant: Variant = "current"
-    """The official code as it is today, or as it was for the published scores."""
     agent: str = "dreamer_v3"
-    """The algorithm."""
+    """The algorithm: dreamer_v1, dreamer_v2 or dreamer_v3."""
+    size: str = ""
+    """Model size: debug, tiny, 1m, 12m, 25m, 50m, 100m, 200m or 400m (dreamer_v2: debug, tiny, 15m, 22m, 31m;
+    dreamer_v1: debug, tiny, 6m); the preset's if not given."""
+    variant: Variant = "current"
+    """The official code as it is today, or as it was for the published scores (dreamer_v3 alone)."""
     steps: int = 10_000_000_000
     """Steps of all environments together."""
     seed: int = 0
@@ -138,9 +150,15 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    dreamer: DreamerConfig = field(default_factory=DreamerConfig)
+    dreamer: Any = field(default_factory=DreamerV3Config)
+    """The agent: an instance of agents.settings(agent).Config."""
 
     def __post_init__(self) -> None:
+        wanted = agents.settings(self.agent).Config
+        if not isinstance(self.dreamer, wanted):
+            raise ValueError(
+                f"agent {self.agent} takes settings of {wanted.__module__}, got {type(self.dreamer).__module__}"
+            )
         if self.steps < 1 or self.seed < 0 or self.threads < 0:
             raise ValueError(
                 f"need steps >= 1, seed >= 0 and threads >= 0, got {self.steps}, {self.seed}, {self.threads}"
@@ -160,8 +178,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(kind: type[T], tree: dict[str, Any]) -> T:
     """The inverse of `to_dict`; ValueError names settings that are unknown. Missing ones take the default."""
     hints = typing.get_type_hints(kind)
-    if kind is Config and tree.get("suite") is not None:
-        hints["suite"] = options_of(tree["task"])
+    if kind is Config:
+        hints["dreamer"] = agents.settings(tree.get("agent", Config.agent)).Config
+        if tree.get("suite") is not None:
+            hints["suite"] = options_of(tree["task"])
     unknown = sorted(set(tree) - set(hints))
     if unknown:
         raise ValueError(f"unknown settings in {kind.__name__}: {', '.join(unknown)}")
@@ -186,7 +206,8 @@ def differences(saved: Config, asked: Config) -> list[str]:
     """What differs in a way that forbids to continue the saved run: 'name: saved -> asked' lines."""
     before, after = flatten(to_dict(saved)), flatten(to_dict(asked))
     fixed = [key for key in before if not any(key == k or key.startswith(k + ".") for k in MAY_CHANGE)]
-    return [f"{key}: {before[key]} -> {after[key]}" for key in fixed if before[key] != after[key]]
+    changed = [key for key in fixed if key not in after or before[key] != after[key]]
+    return [f"{key}: {before[key]} -> {after.get(key, 'no such setting')}" for key in changed]
 
 
 def save(config: Config, logdir: Path, **extra: Any) -> None:

@@ -89,6 +89,40 @@ class Conv(NormAct):
         return F.conv2d(x, weight, bias, padding=padding)
 
 
+class Valid(NormAct):
+    """Convolution of stride 2 without padding, or its transpose; norm over channels at each pixel; activation.
+
+    weight is [out, inp, kernel, kernel] in both.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        inp: int,
+        out: int,
+        kernel: int,
+        *,
+        transposed: bool = False,
+        norm: Norm = "none",
+        act: Act = "none",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(ops, out, norm, act)
+        self.transposed = transposed
+        self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out))
+        trunc_normal_in_(self.weight, kernel * kernel * inp, 1.0, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, inp, H, W] -> [N, out, H', W'] in the dtype of x, H' = (H - k) // 2 + 1 or (H - 1) * 2 + k."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        convolve, weight = (
+            (F.conv_transpose2d, weight.transpose(0, 1)) if self.transposed else (F.conv2d, weight)
+        )
+        x = convolve(x, weight, bias, 2)
+        return self.normalize(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Zeros before and after an axis under XLA's SAME padding, which gives ceil(size / stride) outputs."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)

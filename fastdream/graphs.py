@@ -37,11 +37,21 @@ class CaptureError(RuntimeError):
     """Something in a policy step or an update cannot be recorded."""
 
 
-def wanted(choice: Graph, device: torch.device) -> bool:
-    """Whether graphs are to be used; ValueError if they are asked for where there are none."""
+def wanted(choice: Graph, device: torch.device, kind: type) -> bool:
+    """Whether graphs are to be used for a kind of agent; ValueError if they are asked for where there are none.
+
+    An agent whose `capturable` is false counts or chooses in Python, which a graph would freeze.
+    """
     if choice == "on" and device.type != "cuda":
         raise ValueError(f"--train.graph on needs a CUDA device, this is {device}; use auto or off")
-    return choice != "off" and device.type == "cuda"
+    if choice == "on" and not kind.capturable:  # type: ignore[attr-defined]
+        raise ValueError(f"--train.graph on is not possible with {kind.__name__}; use auto or off")
+    return choice != "off" and device.type == "cuda" and kind.capturable  # type: ignore[attr-defined]
+
+
+def captured(agent: Any) -> bool:
+    """Whether an agent's updates are replayed."""
+    return isinstance(agent.update, Captured)
 
 
 class Recorder(Protocol):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdream.distributions import huber, sum_event, wide
-from fastdream.nets import MLP, Children, Dense
+from fastdream.distributions import huber, sum_event, unit_normal_loss, wide
+from fastdream.nets import MLP, Children, Dense, frozen
 from fastdream.ops import Ops, categorical_log_prob, twohot_bins
 from fastdream.ops.params import Act, Feat, Layer, Layers, Norm
 from fastdream.spaces import Space
@@ -73,9 +73,9 @@ class _Head(nn.Module):
         """What `layers` gave -> raw output [..., *shape]."""
         return x.reshape(*x.shape[:-1], *self.shape)
 
-    def forward(self, feat: Tensor | Feat) -> Tensor:
-        """feat [..., F] -> raw output in its dtype."""
-        return self.outputs(self.ops.mlp(feat, self.layers))
+    def forward(self, feat: Tensor | Feat, fixed: bool = False) -> Tensor:
+        """feat [..., F] -> raw output in its dtype; `fixed` gives the parameters no gradient."""
+        return self.outputs(self.ops.mlp(feat, frozen(self.layers) if fixed else self.layers))
 
 
 class TwoHotHead(_Head):
@@ -137,7 +137,8 @@ class BinaryHead(_Head):
 class RegressionHead(_Head):
     """Direct regression: raw output [..., *event].
 
-    form "mse": squared error; "symlog_mse": squared error in symlog space; "huber": sqrt(error² + 1) - 1.
+    form "mse": squared error; "symlog_mse": squared error in symlog space; "huber": sqrt(error² + 1) - 1;
+    "normal": negative log density of a normal of variance 1, its constant included.
     """
 
     def __init__(
@@ -146,12 +147,12 @@ class RegressionHead(_Head):
         inp: int,
         config: HeadConfig,
         event: tuple[int, ...] = (),
-        form: Literal["mse", "symlog_mse", "huber"] = "mse",
+        form: Literal["mse", "symlog_mse", "huber", "normal"] = "mse",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(ops, inp, config, "pred", event, generator)
-        if form not in ("mse", "symlog_mse", "huber"):
-            raise ValueError(f"unknown regression {form!r}; choose mse, symlog_mse or huber")
+        if form not in ("mse", "symlog_mse", "huber", "normal"):
+            raise ValueError(f"unknown regression {form!r}; choose mse, symlog_mse, huber or normal")
         self.form = form
 
     def pred(self, out: Tensor) -> Tensor:
@@ -162,6 +163,8 @@ class RegressionHead(_Head):
         """Loss [...] against target [..., *event]; the target gets no gradient."""
         out, target = wide(out), target.detach()
         target = self.ops.symlog(wide(target)) if self.form == "symlog_mse" else target.to(out.dtype)
+        if self.form == "normal":
+            return unit_normal_loss(out, target, len(self.shape))
         loss = huber(out - target) if self.form == "huber" else (out - target).square()
         return sum_event(loss, len(self.shape))
 

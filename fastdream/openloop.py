@@ -11,6 +11,7 @@ from fastdream.decoder import Decoder
 from fastdream.encoder import Encoder
 from fastdream.ops import Ops
 from fastdream.rssm import RSSM
+from fastdream.strided import StridedDecoder, StridedEncoder
 
 SEQUENCES = 6  # shown side by side
 GREEN, RED = (0, 255, 0), (255, 0, 0)  # borders while observing and while dreaming
@@ -19,9 +20,9 @@ GREEN, RED = (0, 255, 0), (255, 0, 0)  # borders while observing and while dream
 @torch.no_grad()
 def open_loop(
     ops: Ops,
-    enc: Encoder,
+    enc: Encoder | StridedEncoder,
     dyn: RSSM,
-    dec: Decoder,
+    dec: Decoder | StridedDecoder,
     carry: Mapping[str, Tensor],
     batch: Mapping[str, Tensor],
     action: Tensor,

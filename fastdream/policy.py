@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastdream.distributions import normal_entropy, normal_log_prob, wide
+from fastdream.continuous import BoundedNormal, Continuous, TanhNormal
+from fastdream.distributions import wide
 from fastdream.nets import MLP, Children, Dense
 from fastdream.ops import (
     Ops,
@@ -19,7 +19,7 @@ from fastdream.ops import (
     categorical_entropy,
     categorical_log_prob,
 )
-from fastdream.ops.params import Act, ActionHead, Actor, Feat, Layers, Norm
+from fastdream.ops.params import Act, ActionHead, ActionKind, Actor, Feat, Layers, Norm
 from fastdream.spaces import Spaces
 
 Outputs = Sequence[tuple[Tensor, ...]]
@@ -56,9 +56,10 @@ class PolicyConfig:
 class ActorHeads(nn.Module):
     """The policy: one MLP, and one distribution for every action key, in the sorted order of the keys.
 
-    Discrete keys: `head.<key>.logits`. Continuous keys: `head.<key>.mean` and `.stddev` of a normal with mean
-    tanh(.) and std between min_std and max_std; its samples are unbounded. Actions are flat vectors [..., A]
-    of one-hots and raw values, as ops.imagine makes them and `nets.decode_action` reads them.
+    Discrete keys: `head.<key>.logits`. Continuous keys: `head.<key>.mean` and `.stddev` of the family `continuous`;
+    None takes a BoundedNormal with the limits of the configuration. Actions are flat vectors [..., A] of one-hots
+    and raw values, as ops.imagine makes them and `nets.decode_action` reads them. `detach` keeps gradients out of
+    the features, also in a dream.
     """
 
     def __init__(
@@ -68,14 +69,17 @@ class ActorHeads(nn.Module):
         act_space: Spaces,
         config: PolicyConfig,
         generator: torch.Generator | None = None,
+        continuous: Continuous | None = None,
+        detach: bool = False,
     ) -> None:
         super().__init__()
         if not act_space:
             raise ValueError("the action space has no keys; a policy needs at least one action")
-        self.ops, self.config = ops, config
+        self.ops, self.config, self.detach = ops, config, detach
+        self.continuous = continuous or BoundedNormal(config.min_std, config.max_std)
         self.spaces = {key: act_space[key] for key in sorted(act_space)}
         self.width = sum(space.width for space in self.spaces.values())
-        draws = {"discrete": torch.rand, "vector": torch.randn}
+        draws = {"discrete": _uniform, "vector": self.continuous.noise}
         self._draws = [
             (draws[space.kind], space.size) for space in self.spaces.values() if space.kind in draws
         ]
@@ -95,15 +99,13 @@ class ActorHeads(nn.Module):
     @property
     def params(self) -> Actor:
         """The parameters as ops take them."""
-        return Actor(self.mlp.layers, tuple(self._head(key) for key in self.spaces))
+        return Actor(self.mlp.layers, tuple(self._head(key) for key in self.spaces), self.detach)
 
     def _head(self, key: str) -> ActionHead:
-        space, config = self.spaces[key], self.config
+        space, family = self.spaces[key], self.continuous
         out = tuple(dense.layer for dense in self.head[key].children() if isinstance(dense, Dense))
-        kind: Literal["categorical", "bounded_normal"] = (
-            "categorical" if space.kind == "discrete" else "bounded_normal"
-        )
-        return ActionHead(kind, space.size, space.classes, out, config.unimix, config.min_std, config.max_std)
+        kind: ActionKind = "categorical" if space.kind == "discrete" else family.kind
+        return ActionHead(kind, space.size, space.classes, out, self.config.unimix, **family.limits)
 
     def forward(self, feat: Tensor | Feat) -> Outputs:
         """feat [..., F] -> for every key (logit [..., elements, classes],) or (mean, std) [..., elements]."""
@@ -119,9 +121,8 @@ class ActorHeads(nn.Module):
         return actor_branches(self.params, x, self.ops.mlps)
 
     def noise(self, *batch: int, generator: torch.Generator) -> Tensor:
-        """Numbers [*batch, M] that draw one action each: uniform for discrete elements, else normal."""
-        device = generator.device
-        parts = [draw(*batch, size, generator=generator, device=device) for draw, size in self._draws]
+        """Numbers [*batch, M] that draw one action each: uniform for discrete elements, else of the family."""
+        parts = [draw(*batch, size, generator=generator) for draw, size in self._draws]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def log_prob(self, outs: Outputs, flat: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class ActorHeads(nn.Module):
         if len(out) == 1:
             index = part.reshape(out[0].shape).argmax(-1)
             return categorical_log_prob(out[0], index, self.config.unimix).sum(-1)
-        return normal_log_prob(wide(part), wide(out[0]), wide(out[1])).sum(-1)
+        return self.continuous.log_prob(wide(part), wide(out[0]), wide(out[1])).sum(-1)
 
     def entropy(self, outs: Outputs) -> dict[str, Tensor]:
         """Entropy [...] of every key in nats, summed over its elements."""
@@ -143,14 +144,13 @@ class ActorHeads(nn.Module):
     def _entropy(self, out: tuple[Tensor, ...]) -> Tensor:
         if len(out) == 1:
             return categorical_entropy(out[0], self.config.unimix).sum(-1)
-        return normal_entropy(wide(out[1])).sum(-1)
+        assert not isinstance(self.continuous, TanhNormal), "its entropy has no closed form"
+        return self.continuous.entropy(wide(out[0]), wide(out[1])).sum(-1)
 
     def entropy_range(self) -> dict[str, tuple[float, float]]:
         """Smallest and largest entropy that every key can have, in nats, summed over its elements."""
-        low, high = (
-            0.5 * math.log(2 * math.pi * math.e * std**2)
-            for std in (self.config.min_std, self.config.max_std)
-        )
+        assert not isinstance(self.continuous, TanhNormal), "its entropy has no closed form"
+        low, high = self.continuous.entropy_range()
         return {
             key: (0.0, space.size * math.log(space.classes))
             if space.kind == "discrete"
@@ -160,4 +160,19 @@ class ActorHeads(nn.Module):
 
     def mode(self, outs: Outputs) -> Tensor:
         """Most likely flat action [..., A]: one-hots of the largest logits and means."""
+        assert not isinstance(self.continuous, TanhNormal), "its mode has no closed form"
         return actor_mode(outs)
+
+    def likeliest(self, outs: Outputs, noise: Tensor) -> Tensor:
+        """As `mode`, where a family has none: the most likely of K draws of each key, noise [..., K, M]."""
+        assert isinstance(self.continuous, TanhNormal), self.continuous
+        noises, parts = noise.split([space.size for space in self.spaces.values()], -1), []
+        for out, eps in zip(outs, noises, strict=True):
+            parts.append(
+                actor_mode([out]) if len(out) == 1 else self.continuous.likeliest(out[0], out[1], eps)
+            )
+        return torch.cat(parts, -1)
+
+
+def _uniform(*shape: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(*shape, generator=generator, device=generator.device)

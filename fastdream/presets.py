@@ -1,15 +1,17 @@
 """Settings to start from, one function a task family: those of the official code, and ours for small machines.
 
-Each function gives the settings of the official code today. `nature` then changes what differed when the
-published scores were made. Steps are steps of the agent, before action repeat.
+Each function gives the settings of DreamerV3's official code today. `nature` then changes what differed when the
+published scores were made. Steps are steps of the agent, before action repeat. The presets of the other agents are in
+files of their own; `resolve` chooses among all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastdream.agents.dreamer_v3_config import SIZES, size, variant
+from fastdream import agents, presets_dreamer_v1, presets_dreamer_v2
+from fastdream.agents.dreamer_v3_config import variant
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
 from fastdream.envs import options_of
 
@@ -150,44 +152,69 @@ PRESETS: dict[str, Callable[[], Config]] = {
     )
 }  # fmt: skip
 
-# What a task starts from, by its suite: what stands before the first underscore.
+# What a task starts from: by its name, or by its suite, which is what stands before the first underscore.
 SUITES = {name: name for name in ("gym", "atari", "atari100k", "crafter", "minigrid")}
-SUITES |= {"dmc": "dmc_proprio", "dummy": "debug"}
+SUITES |= {"gym_CartPole-v1": "cartpole", "dmc": "dmc_proprio", "dummy": "debug"}
 
 
-def preset_of(task: str) -> str:
+class Catalogue(NamedTuple):
+    """The presets of an agent."""
+
+    presets: Mapping[str, Callable[[], Config]]
+    suites: Mapping[str, str]
+    options: Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+CATALOGUES = {
+    "dreamer_v3": Catalogue(PRESETS, SUITES, OPTIONS),
+    **{
+        name: Catalogue(module.PRESETS, module.SUITES, module.OPTIONS)
+        for name, module in (("dreamer_v2", presets_dreamer_v2), ("dreamer_v1", presets_dreamer_v1))
+    },
+}
+
+
+def preset_of(task: str, agent: str = "dreamer_v3") -> str:
     """The preset that a task starts from, if none is given; `gym` if its suite has none."""
-    return "cartpole" if task == "gym_CartPole-v1" else SUITES.get(task.split("_")[0], "gym")
+    suites = CATALOGUES[agent].suites
+    return suites.get(task) or suites.get(task.split("_")[0], "gym")
 
 
-def resolve(task: str = "", preset: str = "", model: str = "", kind: str = "current") -> Config:
-    """The settings for a task, a preset, a model size and a variant, of which any may be left out.
+def resolve(
+    task: str = "", preset: str = "", model: str = "", kind: str = "current", agent: str = "dreamer_v3"
+) -> Config:
+    """The settings for a task, a preset, a model size, a variant and an agent, of which any may be left out.
 
     Raises ValueError for a name that does not exist, with the nearest one that does.
     """
-    preset = preset or preset_of(task or Config.task)
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: {nearest(preset, PRESETS, 'preset')}")
+    settings = agents.settings(agent)
+    presets = CATALOGUES[agent].presets
+    # Without a task or a preset, what trains soonest.
+    preset = preset or (preset_of(task, agent) if task else next(iter(presets)))
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r}: {nearest(preset, presets, 'preset')}")
     if kind not in VARIANTS:
         raise ValueError(f"unknown variant {kind!r}: {nearest(kind, VARIANTS, 'variant')}")
-    config = PRESETS[preset]()
+    config = presets[preset]()
     if kind == "nature2024":
+        if agent != "dreamer_v3":
+            raise ValueError(f"variant {kind!r} is one of dreamer_v3; {agent} has none")
         config = nature(config, preset)
     config = replace(config, preset=preset, task=task or config.task, size=model or config.size)
-    if config.size not in SIZES:
-        raise ValueError(f"unknown size {config.size!r}: {nearest(config.size, SIZES, 'size')}")
-    options = suite_options(config.task, preset, kind)
-    return replace(config, suite=options, dreamer=size(config.dreamer, config.size))
+    if config.size not in settings.SIZES:
+        raise ValueError(f"unknown size {config.size!r}: {nearest(config.size, settings.SIZES, 'size')}")
+    options = suite_options(config.task, CATALOGUES[agent].options.get((preset, kind), {}))
+    return replace(config, suite=options, dreamer=settings.size(config.dreamer, config.size))
 
 
-def suite_options(task: str, preset: str, kind: str) -> Any:
-    """Options of the task's suite, with what the preset changes where the suite has it.
+def suite_options(task: str, changes: Mapping[str, Any]) -> Any:
+    """Options of the task's suite, with what a preset changes where the suite has it.
 
     Raises EnvError, a ValueError, for a task that no suite offers, with the nearest one.
     """
     kind_of_options = options_of(task)
     known = {field.name for field in fields(kind_of_options)}
-    return kind_of_options(**{k: v for k, v in OPTIONS.get((preset, kind), {}).items() if k in known})
+    return kind_of_options(**{k: v for k, v in changes.items() if k in known})
 
 
 def nature(config: Config, preset: str) -> Config:
@@ -214,10 +241,11 @@ def nearest(name: str, known: Any, what: str) -> str:
     )
 
 
-def describe() -> str:
-    """A line for each preset, for `--preset list`."""
+def describe(agent: str = "dreamer_v3") -> str:
+    """A line for each preset of an agent, for `--preset list`."""
+    agents.settings(agent)  # says which agents there are
     lines = []
-    for name, make in PRESETS.items():
+    for name, make in CATALOGUES[agent].presets.items():
         config = make()
         facts = f"{config.size:>5}  {config.steps:>14,} steps  {config.env.count:>2} envs"
         about = (make.__doc__ or "").splitlines()[0]
@@ -225,4 +253,4 @@ def describe() -> str:
     return "\n".join(lines)
 
 
-__all__ = ["PRESETS", "SUITES", "describe", "nature", "nearest", "preset_of", "resolve"]
+__all__ = ["CATALOGUES", "PRESETS", "SUITES", "describe", "nature", "nearest", "preset_of", "resolve"]

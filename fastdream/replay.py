@@ -22,15 +22,18 @@ and stoch), steps 1 … length-1 are trained on, and their new states go back th
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fastdream import replay_files
+from fastdream.replay_episodes import EpisodeWindows
 from fastdream.replay_files import CorruptReplay, Files
 from fastdream.replay_gate import Gate
 from fastdream.replay_store import Array, Ids, Spec, Store, available_memory, check_value
 from fastdream.replay_windows import Draw, Windows
+
+WindowKind = Literal["stream", "episode", "ends", "not_last"]
 
 
 class Batch(NamedTuple):
@@ -49,6 +52,9 @@ class Replay:
     workers    number of streams, one for each environment.
     length     steps of a sampled window.
     seed       of the choice of windows.
+    windows    which windows there are. stream: any consecutive steps of a worker. Or those within one finished
+               episode, each episode as often as any other: episode, with any start; ends, with the last start as
+               often as `length` others; not_last, with any start but the last.
     online     hand out each new stretch of `length` steps of a worker once, first in first out, before
                windows that are chosen uniformly. A stretch that is overwritten before its turn is dropped.
     directory  keep the steps in files of this directory instead of RAM, for capacities above it. The files
@@ -71,6 +77,7 @@ class Replay:
         directory: Path | None = None,
         latents: Collection[str] = ("deter", "stoch"),
         chunk: int = 1024,
+        windows: WindowKind = "stream",
     ) -> None:
         if min(workers, length, chunk) < 1:
             raise ValueError(
@@ -86,7 +93,17 @@ class Replay:
         self._latents = frozenset(latents) & self._store.spec.keys()
         self._files = Files(self._store, self._latents, chunk)
         self._chunk = chunk
-        self._windows = Windows(self._store.sizes.tolist(), length, online, seed)
+        self._kind, sizes = windows, self._store.sizes.tolist()
+        self._windows: Windows | EpisodeWindows
+        if windows == "stream":
+            self._windows = Windows(sizes, length, online, seed)
+        elif online:
+            raise ValueError(
+                f"windows {windows!r} lie within episodes, but the online queue hands out streams: --replay.no-online"
+            )
+        else:
+            extra = {"episode": 0, "ends": length, "not_last": -1}[windows]
+            self._windows = EpisodeWindows(sizes, length, extra, seed)
         self._gate = Gate()
 
     @property
@@ -122,7 +139,8 @@ class Replay:
             index = self._windows.counts[worker] % int(self._store.sizes[worker])
             self._store.write(worker, index, values)
             self._files.touch(worker, index)
-            self._windows.advance(worker)
+            first, last = (bool(values.get(flag, False)) for flag in ("is_first", "is_last"))
+            self._windows.advance(worker, first, last)
 
     def sample(self, batch: int) -> Batch:
         """Copy `batch` windows: new stretches that no one has seen first, then uniformly among all windows.
@@ -221,9 +239,9 @@ class Replay:
         manifest can be tried.
         """
         saved, mine = manifest["replay"], self._identity()
-        changed = [name for name in mine if saved.get(name) != mine[name]]
+        changed = [name for name in {**mine, **saved} if saved.get(name) != mine.get(name)]
         if changed:
-            differences = "; ".join(f"{name} was {saved.get(name)}, is {mine[name]}" for name in changed)
+            differences = "; ".join(f"{name} was {saved.get(name)}, is {mine.get(name)}" for name in changed)
             raise ValueError(f"the saved replay does not fit this one: {differences}")
         with self._gate.write():
             self._windows.clear()
@@ -239,7 +257,9 @@ class Replay:
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a saved replay to be restored, in JSON types."""
         spec = {key: [list(shape), dtype.str] for key, (shape, dtype) in self._store.spec.items()}
-        return {
+        # Streams are not named, so that replays which were saved before there was a choice still fit.
+        kind = {} if self._kind == "stream" else {"windows": self._kind}
+        return kind | {
             "spec": spec,
             "capacity": self.capacity,
             "workers": self.workers,
@@ -250,4 +270,4 @@ class Replay:
         }
 
 
-__all__ = ["Batch", "CorruptReplay", "Replay"]
+__all__ = ["Batch", "CorruptReplay", "Replay", "WindowKind"]

@@ -38,8 +38,11 @@ class Windows:
         """Steps that are stored of each worker."""
         return [min(*pair) for pair in zip(self.counts, self._sizes, strict=True)]
 
-    def advance(self, worker: int) -> None:
-        """Count one more step of a worker, which overwrote its oldest one if its ring was full."""
+    def advance(self, worker: int, first: bool, last: bool) -> None:
+        """Count one more step of a worker, which overwrote its oldest one if its ring was full.
+
+        Whether it begins or ends an episode makes no difference here.
+        """
         self.counts[worker] += 1
         if self._online and self.counts[worker] % self._length == 0:
             self._queue.append((worker, self.counts[worker] - self._length))

@@ -11,7 +11,7 @@ import torch
 from fastdream.build import Parts, in_processes, min_windows
 from fastdream.checkpoint import Damaged, Loaded
 from fastdream.config import Config
-from fastdream.driver import Driver, Voice
+from fastdream.driver import Driver, Voice, random_actions
 from fastdream.envs.base import EnvError
 from fastdream.evaluate import Scores, evaluate
 from fastdream.lane import RestartedTooOften
@@ -48,20 +48,53 @@ class Online:
         )
         self.carry = self.agent.init_policy(self.driver.n)
         self.action = no_action(self.driver)
+        self.filling = np.full(self.driver.n, train.prefill > 0)  # environments that still act at random
         self.step = 0
 
     def advance(self, obs: Mapping[str, Array]) -> None:
         """Take in observations [n, ...], act on them, and learn while the environments step."""
-        due = self.ratio.due(self.step + self.driver.n) if len(self.replay) >= self.windows else 0
+        due = self.due()
         if due:
             self.learner.request()  # copied while the policy is computed
-        self.carry, action, latents = self.agent.policy(self.carry, obs)
+        action, latents = self.act(obs)
         self.driver.send(action)
         self.store(obs, latents)
         self.action = action
         self.step += self.driver.n
         for left in reversed(range(due)):
             self.learner.update(more=left > 0)
+
+    def due(self) -> int:
+        """Updates to make in this step."""
+        train = self.config.train
+        if self.step < train.prefill or len(self.replay) < self.windows:
+            return 0
+        begins = self.ratio.start < 0
+        due = self.ratio.due(self.step + self.driver.n)
+        return due + train.pretrain - 1 if begins and due else due
+
+    def act(self, obs: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Actions and latents [n, ...]: the agent's, or random ones until an environment was filled up.
+
+        An environment is handed over when an episode begins in it, where the agent starts from nothing anyway.
+        """
+        train, n = self.config.train, self.driver.n
+        if self.step >= train.prefill:
+            self.filling &= np.logical_not(obs["is_first"])
+        if not self.filling.all():
+            self.carry, action, latents = self.agent.policy(self.carry, obs)
+        else:
+            action = no_action(self.driver)
+            latents = {
+                k: np.zeros((n, *shape), dtype) for k, (shape, dtype) in self.agent.latent_spec.items()
+            }
+        if self.filling.any():
+            rng = np.random.default_rng(
+                (self.config.seed, self.step)
+            )  # no state that a checkpoint had to keep
+            drawn = random_actions(self.driver.act_space, n, rng)
+            action = {key: _where(self.filling, drawn[key], value) for key, value in action.items()}
+        return action, latents
 
     def store(self, obs: Mapping[str, Array], latents: Mapping[str, Array]) -> None:
         """Add the observations, the actions that led to them, and what the agent made of them."""
@@ -81,6 +114,7 @@ class Online:
                 "ratio": self.ratio.state_dict(),
                 "carry": {key: value.cpu() for key, value in self.carry.items()},
                 "action": self.action,
+                "filling": self.filling,
             },
             "random": {"torch": torch.get_rng_state(), "numpy": list(np.random.get_state())},
         }
@@ -94,6 +128,7 @@ class Online:
         self.ratio.load_state_dict(loop["ratio"])
         self.carry = {key: torch.as_tensor(v).to(self.parts.device) for key, v in loop["carry"].items()}
         self.action = {key: np.asarray(value) for key, value in loop["action"].items()}
+        self.filling = np.asarray(loop.get("filling", np.zeros_like(self.filling)))
         self.driver.load_state_dict(state["driver"])
         torch.set_rng_state(state["random"]["torch"])
         np.random.set_state(tuple(state["random"]["numpy"]))
@@ -233,4 +268,9 @@ def no_action(driver: Driver) -> dict[str, Array]:
 
 def _where_not(flag: Array, value: Array) -> Array:
     """Zeros where the flag [n] is set, the value [n, ...] elsewhere."""
-    return np.where(flag.reshape(-1, *[1] * (value.ndim - 1)), np.zeros((), value.dtype), value)
+    return _where(flag, np.zeros((), value.dtype), value)
+
+
+def _where(flag: Array, chosen: Array, other: Array) -> Array:
+    """The chosen value where the flag [n] is set, the other [n, ...] elsewhere."""
+    return np.where(flag.reshape(-1, *[1] * (other.ndim - 1)), chosen, other)

@@ -25,7 +25,7 @@ def header(config: Config, parts: Parts, why: str) -> str:
         "agent": f"{config.agent} {config.variant}, preset {config.preset}, size {config.size}, "
         f"{agent.param_count:,} parameters",
         "device": f"{parts.device} ({why}), {str(agent.dtype).removeprefix('torch.')} matrix products, "
-        f"{threads} thread{'s' * (threads != 1)}{', CUDA graphs' * graphs.wanted(config.train.graph, parts.device)}",
+        f"{threads} thread{'s' * (threads != 1)}{', CUDA graphs' * graphs.captured(parts.agent)}",
         "ops": served(parts),
         "replay": parts.replay.describe().removeprefix("replay: "),
         "run": str(parts.logdir),

@@ -234,7 +234,9 @@ def dry_run(config: Config) -> None:
     """Build everything, act until one update can be made, make it, and say what it took. Leaves nothing behind."""
     device, why = choose_device(config.device)
     set_up(config)
-    config = replace(config, log=replace(config.log, outputs=()))
+    # Sequences may come from anywhere here, so that no episode need end.
+    sources = replace(config.replay, windows="stream"), replace(config.train, prefill=0, pretrain=1)
+    config = replace(config, log=replace(config.log, outputs=()), replay=sources[0], train=sources[1])
     with tempfile.TemporaryDirectory() as folder, make_driver(config, Voice()) as driver:
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         parts = assemble(config, driver, agent, device, Path(folder))

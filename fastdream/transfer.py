@@ -210,9 +210,8 @@ class Inputs:
         spec = {key: (value.shape, value.dtype) for key, value in data.items()}
         uploads = self._uploads.get(kind := tuple(spec.items()))
         if uploads is None:
-            self._uploads = {
-                kind: (uploads := Uploads(self.copies, spec))
-            }  # of other shapes than the last ones
+            uploads = Uploads(self.copies, spec)
+            self._uploads = {kind: uploads}  # of other shapes than the last ones
         return uploads.put(data).tensors()
 
     def back(self, results: Mapping[str, Tensor]) -> Arrays:

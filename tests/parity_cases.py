@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import reference, twohot_bins
+from fastdream.ops import Actor, reference, twohot_bins
 from fastdream.ops.params import Feat
 
 from .ops_tools import A, Maker, chain, mapped
@@ -148,17 +148,25 @@ def imagine_step(core: Any, m: Maker, n: int) -> Arguments:
     return m.rssm(core), *m.state(n), m.normal(n, A), None, m.index(n, m.sizes.stoch)
 
 
-def imagine(core: Any, m: Maker, n: int) -> Arguments:
-    given = m.index(n, T, m.sizes.stoch), m.normal(n, T + 1, A)
-    return m.rssm(core), m.actor(), *m.state(n), T, None, None, *given
+def sure(actor: Actor) -> Actor:
+    """The actor with a discrete action that rounding cannot change: its logits lie far apart."""
+    (out,) = actor.heads[1].out
+    far = out._replace(weight=out.weight * 0, bias=torch.tensor([-3.0, 3.0]).to(out.weight))
+    return actor._replace(heads=(actor.heads[0], actor.heads[1]._replace(out=(far,))))
+
+
+def imagine(core: Any, acting: bool, m: Maker, n: int) -> Arguments:
+    """Along given actions, or with actions that are drawn: a normal one, and the likely one of two classes."""
+    rssm, actor, index = m.rssm(core), sure(m.actor()), m.index(n, T, m.sizes.stoch)
+    if not acting:
+        return rssm, actor, *m.state(n), T, None, None, index, m.normal(n, T + 1, A)
+    noise = torch.cat([m.normal(n, T + 1, 1).detach(), 0.5 + 0.0 * m.uniform(n, T + 1, 1)], -1)
+    return rssm, actor, *m.state(n), T, None, noise, index
 
 
 def policy_step(core: Any, encoded: bool, m: Maker, n: int) -> Arguments:
     """The most likely class of the discrete action, whose logits lie far apart."""
-    actor = m.actor()
-    (out,) = actor.heads[1].out
-    far = out._replace(weight=out.weight * 0, bias=torch.tensor([-3.0, 3.0], dtype=m.dtype))
-    actor = actor._replace(heads=(actor.heads[0], actor.heads[1]._replace(out=(far,))))
+    actor = sure(m.actor())
     encoder = chain(m, 7, m.sizes.units, m.sizes.embed, linear=False) if encoded else ()
     features = m.normal(n, 7 if encoded else m.sizes.embed)
     state = *m.state(n), m.normal(n, A), features, m.uniform(n) < 0.3
@@ -218,7 +226,7 @@ CASES: dict[str, dict[str, Case]] = {
     "observe": cases(observe, CORES, [False, True]),
     "prior": cases(prior),
     "imagine_step": cases(imagine_step, CORES, gradients=False),
-    "imagine": cases(imagine, CORES, gradients=False),
+    "imagine": cases(imagine, CORES, [False, True], gradients=False),
     "rollout": cases(rollout, CORES, gradients=False),
     "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
     "laprop_": cases(laprop, [0.0, 0.3], [False, True], [False, True], [0.0, 0.1], gradients=False),

@@ -237,6 +237,6 @@ def test_an_update_and_a_policy_step_never_wait_for_the_device(
 
         monkeypatch.setattr(Tensor, name, fail)
     _, _, metrics = agent.update(carry, data)
-    _, seen = agent.act(agent.init_policy(3), obs, greedy)
+    _, made = agent.act(agent.init_policy(3), obs, greedy)
     monkeypatch.undo()
-    assert torch.isfinite(metrics["opt/loss"]) and torch.isfinite(seen["action"]).all()
+    assert torch.isfinite(metrics["opt/loss"]) and torch.isfinite(made["action"]).all()

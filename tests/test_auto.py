@@ -56,7 +56,9 @@ def test_what_native_refuses_goes_to_the_reference():
     deep = model._replace(post=model.post[:1] * 8 + model.post[1:])
     assert served("observe", model, deter) == "native"
     assert served("observe", deep, deter) == "reference"
-    for other in (actor._replace(layers=()), actor._replace(heads=actor.heads * 33)):
+    cut = tuple(head._replace(kind="trunc_normal") for head in actor.heads[:1])
+    others = {"layers": ()}, {"heads": actor.heads * 33}, {"heads": cut}
+    for other in (actor._replace(**changes) for changes in others):
         assert served("imagine", model, actor, deter) == "native"
         assert served("imagine", model, other, deter) == "reference"
         assert served("policy_step", (), model, other, deter) == "reference"

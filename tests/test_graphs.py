@@ -12,6 +12,7 @@ import torch
 
 from fastdream import graphs
 from fastdream import ops as fd
+from fastdream.agents.dreamer_v2 import DreamerV2
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size, variant
 from fastdream.build import make_agent
 from fastdream.graphs import capture
@@ -115,10 +116,13 @@ def test_other_errors_are_not_dressed_up() -> None:
 
 def test_graphs_are_used_on_cuda_unless_switched_off() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda:1")
-    assert [graphs.wanted(choice, cuda) for choice in ("auto", "on", "off")] == [True, True, False]
-    assert [graphs.wanted(choice, cpu) for choice in ("auto", "off")] == [False, False]
+    assert [graphs.wanted(choice, cuda, DreamerV3) for choice in ("auto", "on", "off")] == [True, True, False]
+    assert [graphs.wanted(choice, cpu, DreamerV3) for choice in ("auto", "off")] == [False, False]
     with pytest.raises(ValueError, match="--train.graph on needs a CUDA device, this is cpu"):
-        graphs.wanted("on", cpu)
+        graphs.wanted("on", cpu, DreamerV3)
+    assert [graphs.wanted(choice, cuda, DreamerV2) for choice in ("auto", "off")] == [False, False]
+    with pytest.raises(ValueError, match="--train.graph on is not possible with DreamerV2"):
+        graphs.wanted("on", cuda, DreamerV2)
 
 
 def test_the_setting_reaches_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +130,7 @@ def test_the_setting_reaches_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "CudaGraphs", lambda device: Tapes())
     with pytest.raises(ValueError, match="--train.graph on needs"):
         make_agent(tiny(train=dict(graph="on")), VECTOR, DISCRETE, cpu)
-    monkeypatch.setattr(graphs, "wanted", lambda choice, device: choice == "on")
+    monkeypatch.setattr(graphs, "wanted", lambda choice, device, kind: choice == "on")
     for choice in ("on", "off"):
         agent = make_agent(tiny(train=dict(graph=choice)), VECTOR, DISCRETE, cpu)
         assert isinstance(agent.update, graphs.Captured) == (choice == "on")
@@ -138,7 +142,7 @@ def test_a_run_whose_agent_is_captured_is_the_eager_run(
 ) -> None:
     states = []
     monkeypatch.setattr(graphs, "CudaGraphs", lambda device: Tapes())
-    monkeypatch.setattr(graphs, "wanted", lambda choice, device: choice == "on")
+    monkeypatch.setattr(graphs, "wanted", lambda choice, device, kind: choice == "on")
     for choice in ("on", "off"):
         config = tiny(steps=40, train=dict(graph=choice), ops="reference")
         training = train(config, tmp_path / choice, "real")

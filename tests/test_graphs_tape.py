@@ -147,17 +147,18 @@ def test_a_step_and_an_update_touch_their_device_alone(monkeypatch: pytest.Monke
         patch.setattr(torch, "Generator", lambda *device: Generator() if device else real())
         config = replace(size(Config(imag_length=2), "debug"), dtype="bfloat16")
         agent = DreamerV3(IMAGE | VECTOR, MIXED, config, fd.load("reference"), device="meta")
-    for part, count in ((agent.nets.latent, agent.nets.latent.params.stoch), (agent.nets.pol, 2 + 3 + 1)):
-        monkeypatch.setattr(
-            part, "noise", lambda *dims, generator, count=count: torch.rand(*dims, count, device="meta")
-        )
+    for name in ("rand", "randn"):
+        monkeypatch.setattr(torch, name, lambda *dims, generator, device: rand(*dims, device=device))
+    policy = agent.nets.pol
+    drawn = [(lambda *dims, generator: rand(*dims, device=generator.device), n) for _, n in policy._draws]
+    monkeypatch.setattr(policy, "_draws", drawn)
     data = {key: x.to("meta") for key, x in batch(agent).items()}
     obs = {key: torch.as_tensor(x).to("meta") for key, x in observation(agent, 3).items()}
     with OnlyHere("meta") as watch:
         _, _, metrics = agent.update(agent.init_train(2), data)
-        _, seen = agent.act(agent.init_policy(3), obs)
+        _, made = agent.act(agent.init_policy(3), obs)
     assert watch.count > 1000
-    assert all(x.is_meta for x in (*metrics.values(), *seen.values()))
+    assert all(x.is_meta for x in (*metrics.values(), *made.values()))
 
 
 def test_a_replay_spoils_what_others_have_allocated() -> None:

@@ -122,8 +122,29 @@ def test_regression_losses_by_hand() -> None:
     assert float(symlog.pred(torch.tensor(math.log(2.0)))) == pytest.approx(1.0)
 
 
+def test_regression_by_a_normal_of_variance_one() -> None:
+    head = RegressionHead(OPS, FEAT, SMALL, (3,), "normal", seeded())
+    out, target = head(torch.randn(4, FEAT)), torch.randn(4, 3)
+    expected = -torch.distributions.Normal(out, 1.0).log_prob(target).sum(-1)
+    torch.testing.assert_close(head.loss(out, target), expected)
+    assert torch.equal(head.pred(out), out)
+
+
+@pytest.mark.parametrize("ops", ["reference", "auto"])
+def test_a_fixed_head_passes_gradients_to_its_features_alone(ops: str) -> None:
+    for kind in (RegressionHead, BinaryHead):
+        head, feat = (
+            kind(fd.load(ops), FEAT, SMALL, generator=seeded()),
+            torch.randn(4, FEAT, requires_grad=True),
+        )
+        free = torch.autograd.grad(head(feat).sum(), feat)[0]
+        head(feat, fixed=True).sum().backward()
+        assert all(p.grad is None for p in head.parameters())
+        torch.testing.assert_close(feat.grad, free)
+
+
 def test_regression_of_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown regression 'l1'; choose mse, symlog_mse or huber"):
+    with pytest.raises(ValueError, match="unknown regression 'l1'; choose mse, symlog_mse, huber or normal"):
         RegressionHead(OPS, FEAT, SMALL, (), "l1")  # type: ignore[arg-type]
 
 

@@ -90,5 +90,5 @@ def test_what_is_missing_or_unknown_is_named() -> None:
     with pytest.raises(ValueError, match="noise"):
         ops.actor(actor, feat, None)
     beta = actor._replace(heads=(actor.heads[0]._replace(kind="beta"),))
-    with pytest.raises(ValueError, match="beta.*categorical or bounded_normal"):
+    with pytest.raises(ValueError, match="beta.*categorical, bounded_normal, trunc_normal, tanh_normal"):
         ops.actor_outputs(beta, feat)

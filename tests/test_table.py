@@ -141,6 +141,7 @@ def test_other_devices_get_the_reference():
 
 def test_cuda_gets_what_has_a_cuda_kernel(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(native_ops, "available", lambda device: None)
+    monkeypatch.setattr(native_ops, "op_available", lambda op, device: None)
     chosen = ops.load(device="cuda")
     served = {row.op for row in ops.table(chosen) if row.backend == "native"}
     assert served == set(native_ops.ON_CUDA)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import SIZES
+from fastdream.ops import twohot_bins
 
 from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
@@ -21,7 +22,8 @@ PRESETS = tuple(name for name in SIZES if name.endswith("m"))
 USUAL = "12m"  # what the default run compiles
 CAPABILITIES = (80, 90)
 PRECISIONS = (torch.bfloat16, torch.float32)
-ROWS = 1024  # 16 sequences of 64 steps
+SEQUENCES = 16
+ROWS = SEQUENCES * 64
 
 
 class Budget(NamedTuple):
@@ -60,8 +62,51 @@ def at(width: str, function: Any, m: Maker, n: int) -> Arguments:
     return function(m, n)
 
 
+def few(function: Any, m: Maker, n: int) -> Arguments:
+    """The arguments of `function` for as many rows as there are environments."""
+    return function(m, 16)
+
+
 def norm_acts(*triples: tuple[str, str, str]) -> dict[str, Case]:
     return {"-".join(t): Case(partial(at, t[2], partial(ops.norm_act, *t[:2]))) for t in triples}
+
+
+def spread(norm: str, act: str, m: Maker, n: int) -> Arguments:
+    """Pictures of the decoder: as many channels as a size's depth."""
+    m.sizes = m.sizes._replace(deter=m.sizes.embed // 64)
+    return ops.images(4, norm, act, m, n // 64)
+
+
+def scan(function: Any, core: str, m: Maker, n: int) -> Arguments:
+    """16 sequences, and a posterior of one hidden layer, as the agents have."""
+    rssm, *rest = function(core, False, m, SEQUENCES)
+    return rssm._replace(post=(rssm.post[0], rssm.post[-1]), prior=()), *rest
+
+
+def gumbel(unimix: float, m: Maker, n: int) -> Arguments:
+    """Drawn, and not replayed: noise that lets one class win by far."""
+    logit, noise, *_ = ops.gumbel(unimix, 1.0, m, n)
+    winner = m.index(n, m.sizes.stoch).unsqueeze(-1)
+    return logit, noise.scatter(-1, winner, 1 - 2**-20), unimix
+
+
+def twohot_loss(targets: int, m: Maker, n: int) -> Arguments:
+    return m.normal(n, 255), m.normal(targets, n, scale=30.0).detach(), twohot_bins(255), "symexp"
+
+
+def twohot_mean(m: Maker, n: int) -> Arguments:
+    return m.normal(n, 255), twohot_bins(255), "symexp"
+
+
+def lambda_return(steps: int, m: Maker, n: int) -> Arguments:
+    live, mix = (m.normal(n, steps).detach().sigmoid().requires_grad_() for _ in range(2))
+    return m.normal(n, steps), live, mix, m.normal(n, steps)
+
+
+def gather(m: Maker, n: int) -> Arguments:
+    """Images."""
+    storage = m.index(n, 64, 64, 3, high=256).to(torch.uint8)
+    return storage, m.index(16, high=n), 64
 
 
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
@@ -72,13 +117,65 @@ CASES: dict[str, dict[str, Case]] = {
         ("layer", "elu", "units"),
         ("none", "silu", "units"),
     ),
+    "spread_norm_act": ops.cases(spread, ["rms"], ["silu"]),
+    "observe": {core: Case(partial(scan, ops.observe, core)) for core in ops.CORES},
+    "observe_step": {core: Case(partial(scan, ops.observe_step, core)) for core in ops.CORES},
+    "categorical_sample": ops.cases(ops.categorical, [0.01], [False, True]),
+    "gumbel_sample": ops.cases(gumbel, [0.0, 0.01]),
+    "categorical_kl": ops.cases(ops.categorical_kl, ("step", "mean"), [1.0], [0.0, 0.01]),
+    "gaussian_kl": ops.cases(ops.gaussian_kl, ("mean",), [3.0]),
+    "symlog": ops.cases(ops.elementwise),
+    "symexp": ops.cases(ops.elementwise),
+    "twohot_loss": ops.cases(twohot_loss, [1, 2]),
+    "twohot_mean": ops.cases(twohot_mean),
+    "lambda_return": ops.cases(lambda_return, [15, 64]),
+    "gather_sequences": ops.cases(gather, gradients=False),
+    "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
+    "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),
+    "imagine": ops.cases(ops.imagine, ops.CORES, [True], gradients=False),
+    "rollout": ops.cases(ops.rollout, ops.CORES, gradients=False),
+    "policy_step": {
+        core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
+    },
 }
 
+
+def drawn(m: Maker, n: int) -> Arguments:
+    """Arguments of imagine that draw every sample, a few steps long."""
+    rssm, actor, *state = ops.imagine("block", True, m, n)[:4]
+    return rssm, actor, *state, ops.T, m.uniform(n, ops.T, m.sizes.stoch), m.uniform(n, ops.T + 1, 2)
+
+
+# Compiled alone: no two precisions draw the same.
+DRAWN: dict[str, dict[str, Case]] = {"imagine": {"drawn": Case(drawn, False)}}
+
 # Positions of arguments that stay float32 where the others are in half precision.
-WIDE: dict[str, tuple[int, ...]] = {"norm_act": (1, 2)}
-FULL_PRECISION: tuple[str, ...] = ()  # ops that take no half precision
-IN_PLACE: tuple[str, ...] = ()  # ops that change their arguments
+WIDE: dict[str, tuple[int, ...]] = {
+    "norm_act": (1, 2),
+    "spread_norm_act": (1, 2),
+    "observe": (0,),
+    "observe_step": (0,),
+    "categorical_sample": (1,),
+    "gumbel_sample": (1,),
+    "twohot_loss": (1, 2),
+    "twohot_mean": (1,),
+    "imagine_step": (0, 4),
+    "imagine": (0, 1, 5, 6),
+    "rollout": (0, 4),
+    "policy_step": (0, 1, 2, 8, 9),
+}
+FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
+IN_PLACE = ("laprop_",)  # ops that change their arguments
+SCANS = ("observe", "observe_step")  # ops of many launches, which take long to interpret
+# Steps are products, and few programs: one on each SM, which may have all its registers.
+STEPS = Budget(registers=255, shared=112 * 1024)
 BUDGETS: dict[str, Budget] = {
+    "observe": Budget(192, 136 * 1024, 16),
+    "observe_step": Budget(192, 136 * 1024, 16),
+    "imagine_step": STEPS,
+    "imagine": STEPS,
+    "rollout": STEPS,
+    "policy_step": STEPS,
     "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
 }
 
@@ -91,7 +188,7 @@ def in_precision(op: str, args: Arguments, dtype: torch.dtype) -> Arguments:
 
 def blank(op: str, case: str, preset: str, dtype: torch.dtype) -> tuple[Arguments, bool]:
     """Arguments without memory, and whether the op has gradients."""
-    make, gradients = CASES[op][case]
+    make, gradients = (CASES[op] | DRAWN.get(op, {}))[case]
     args = make(Blank(0, torch.float32, sizes(preset)), ROWS)
     return changed(lambda x: x.to("meta"), in_precision(op, args, dtype)), gradients
 
@@ -102,10 +199,12 @@ def made(op: str, case: str, preset: str, dtype: torch.dtype) -> Arguments:
 
 
 def names(
-    presets: tuple[str, ...] = PRESETS, precisions: tuple[torch.dtype, ...] = PRECISIONS
+    presets: tuple[str, ...] = PRESETS,
+    precisions: tuple[torch.dtype, ...] = PRECISIONS,
+    *tables: dict[str, dict[str, Case]],
 ) -> list[tuple]:
-    """(op, case, preset, dtype) of everything."""
-    cases = [(op, case) for op, found in CASES.items() for case in found]
+    """(op, case, preset, dtype) of everything in CASES and further tables."""
+    cases = [(op, case) for table in (CASES, *tables) for op, found in table.items() for case in found]
     return [
         (*case, preset, dtype)
         for case, preset, dtype in product(cases, presets, precisions)

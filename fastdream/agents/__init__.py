@@ -13,16 +13,32 @@ from pathlib import Path
 from typing import Any
 
 # Name -> module and class.
-AGENTS = {"dreamer_v3": ("fastdream.agents.dreamer_v3", "DreamerV3")}
+AGENTS = {
+    "dreamer_v1": ("fastdream.agents.dreamer_v1", "DreamerV1"),
+    "dreamer_v2": ("fastdream.agents.dreamer_v2", "DreamerV2"),
+    "dreamer_v3": ("fastdream.agents.dreamer_v3", "DreamerV3"),
+}
 
 
 def find(name: str) -> Any:
     """The class of an agent; ValueError with the nearest name if there is none."""
+    module, attribute = _entry(name)
+    return getattr(importlib.import_module(module), attribute)
+
+
+def settings(name: str) -> Any:
+    """The module of an agent's settings: its `Config`, its `SIZES` by name, and `size`, which sets one of them.
+
+    ValueError with the nearest name if there is no such agent.
+    """
+    return importlib.import_module(f"{_entry(name)[0]}_config")
+
+
+def _entry(name: str) -> tuple[str, str]:
     if name not in AGENTS:
         close = difflib.get_close_matches(name, AGENTS, n=1) or list(AGENTS)
         raise ValueError(f"unknown agent {name!r}: did you mean {close[0]!r}?")
-    module, attribute = AGENTS[name]
-    return getattr(importlib.import_module(module), attribute)
+    return AGENTS[name]
 
 
 def load(logdir: str | Path, device: str = "cpu", checkpoint: str = "last") -> Any:

@@ -41,6 +41,8 @@ class DreamerV3:
     seed      of the initial parameters and of all later draws.
     """
 
+    capturable = True  # as a CUDA graph: see fastdream.graphs
+
     def __init__(
         self,
         obs_space: Spaces,
@@ -101,19 +103,17 @@ class DreamerV3:
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
         inputs = self.inputs({k: obs[k] for k in (*self.obs_space, "is_first")})
-        carry, seen = self.act(carry, inputs, greedy=mode == "mode")
-        host = self.inputs.back(seen)
+        carry, made = self.act(carry, inputs, greedy=mode == "mode")
+        (host,) = self.inputs.back(made)
         # NumPy converts to the same numbers as torch, whose calls take longer on so few.
-        latents: dict[str, np.ndarray] = {
-            "deter": host["deter"].astype(np.float16),
-            "stoch": host["stoch"].astype(np.uint8),
-        }
+        kept = ("deter", np.float16), ("stoch", np.uint8)
+        latents: dict[str, np.ndarray] = {key: host[key].astype(dtype) for key, dtype in kept}
         return carry, decode_action(self.act_space, host["action"]), latents
 
     def act(
         self, carry: Carry, obs: Mapping[str, Tensor], greedy: bool = False
     ) -> tuple[Carry, dict[str, Tensor]]:
-        """`policy` on the device: the next carry, and what leaves for the host: the flat action and the latents."""
+        """`policy` on the device: the next carry; and flat action, deter and classes drawn, for the host."""
         carry, index = self.nets.act(carry, obs, self.generators["policy"], greedy)
         return carry, {"action": carry["action"].float(), "deter": carry["deter"].float(), "stoch": index}
 

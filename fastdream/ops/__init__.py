@@ -5,9 +5,9 @@
     print(format_table(ops))                            what serves each op, and why nothing faster does
 
 A backend is a module that has functions named like the fields of `Ops`; `fastdream.ops.reference` has all of
-them and says what each means. A module's `available(device)` returns why it cannot serve there, or None; its OPS lists
-what it has, if it imports functions when they are taken; its ON_CUDA the ops that it has for CUDA devices, if these
-are not all.
+them and says what each means. A module's `available(device)` returns why it cannot serve there, or None, and its
+`op_available(op, device)` the same of one op; its OPS lists what it has, if it imports functions when they are taken;
+its ON_CUDA the ops that it has for CUDA devices, if these are not all.
 """
 
 import logging
@@ -28,6 +28,7 @@ from fastdream.ops.params import (
     RSSM,
     Act,
     ActionHead,
+    ActionKind,
     Actor,
     BlockGRU,
     Categorical,
@@ -168,7 +169,7 @@ def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choic
     for name in order:
         module = import_module(_BACKENDS[name])
         has = _implements(module, op, device)
-        reason = _problem(name, device) if has else None
+        reason = (_problem(name, device) or _op_problem(module, op, device)) if has else None
         if has and not reason:
             function, elsewhere = getattr(module, op), ""
             if backend == "auto" and (limits := LIMITS.get((name, device.type))):
@@ -196,6 +197,11 @@ def _problem(backend: str, device: torch.device) -> str | None:
     return available(device) if available else None
 
 
+def _op_problem(module: ModuleType, op: str, device: torch.device) -> str | None:
+    """Why the backend's function of that name cannot serve on the device, where the backend itself can."""
+    return module.op_available(op, device) if hasattr(module, "op_available") else None
+
+
 def _check_name(kind: str, name: str, known: Iterable[str]) -> None:
     if name not in (known := tuple(known)):
         near = get_close_matches(name, known, n=1, cutoff=0.0)
@@ -213,6 +219,7 @@ __all__ = [
     "RSSM",
     "Act",
     "ActionHead",
+    "ActionKind",
     "Actor",
     "BlockGRU",
     "Categorical",

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native import dense
-from fastdream.ops.native.actor import MAX_HEADS
+from fastdream.ops.native import dense, resident
+from fastdream.ops.native.actor import HEADS, MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
+from fastdream.ops.triton import scan_limits
 from fastdream.ops.triton.config import WIDEST
+from fastdream.ops.triton.limits import unserved, unserved_actor
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
@@ -45,7 +47,8 @@ def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
 
 
 def _acts(actor: Actor) -> bool:
-    return 0 < len(actor.layers) <= MAX_LAYERS and len(actor.heads) <= MAX_HEADS
+    known = all(head.kind in HEADS for head in actor.heads)
+    return known and 0 < len(actor.layers) <= MAX_LAYERS and len(actor.heads) <= MAX_HEADS
 
 
 def _acting(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
@@ -73,7 +76,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 _MODELS = f"Gaussian latents, the plain GRU, nets deeper than {MAX_LAYERS}"
-_ACTORS = f"{_MODELS}, actors of no layer or over {MAX_HEADS} heads"
+_ACTORS = f"{_MODELS}, actors of no layer, over {MAX_HEADS} heads, truncated or squashed normals"
 _FORWARD = f"{_MODELS}, gradients"
 
 RULES: dict[str, Rule] = {
@@ -103,14 +106,62 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _narrow(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+def _narrow(*args: Any, **kwargs: Any) -> bool:
+    x = next(_tensors((args, *kwargs.values())))
     return x.dim() > 0 and 0 < x.shape[-1] <= WIDEST
 
 
+def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
+    return scan_limits.problem(rssm) is None
+
+
+def _full(params: list[Tensor], *args: Any, **kwargs: Any) -> bool:
+    return params[0].dtype == torch.float32
+
+
+def _stepped(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
+    return _forward(rssm, *args, **kwargs) and not unserved(rssm, rssm.prior)
+
+
+def _dreamt(rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
+    return _acts(actor) and not unserved_actor(actor) and _stepped(rssm, actor, *args, **kwargs)
+
+
+def _acted(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
+    served = _acting(encoder, rssm, actor) and not unserved(rssm, rssm.post) and not unserved_actor(actor)
+    return served and not rssm.absolute
+
+
+def _resident(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return not resident.why_not(rssm, deter.dtype, deter.shape[0], deter.device)
+
+
+_ON_CHIP = ", ".join(name for name in resident.SHAPES if name.endswith("m"))
+CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_ON_CHIP}")}
+
+
 _WIDE = f"rows of over {WIDEST}"
+_STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
 
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
+    "spread_norm_act": Rule(serves=_narrow, but=_WIDE),
+    "observe": Rule(1, _scanned, scan_limits.LIMITS),
+    "observe_step": Rule(1, _scanned, scan_limits.LIMITS),
+    "categorical_sample": Rule(serves=_narrow, but=_WIDE),
+    "gumbel_sample": Rule(serves=_narrow, but=_WIDE),
+    "categorical_kl": Rule(serves=_narrow, but=_WIDE),
+    "gaussian_kl": Rule(serves=_narrow, but=_WIDE),
+    "symlog": Rule(),
+    "symexp": Rule(),
+    "twohot_loss": Rule(serves=_narrow, but=_WIDE),
+    "twohot_mean": Rule(serves=_narrow, but=_WIDE),
+    "lambda_return": Rule(),
+    "laprop_": Rule(serves=_full, but="half precision"),
+    "imagine_step": Rule(1, _stepped, _STEPPED),
+    "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
+    "rollout": Rule(1, _stepped, _STEPPED),
+    "policy_step": Rule(3, _acted, f"{_ACTORS}, posteriors without deter or of one layer, unusual heads"),
 }
 
 
@@ -125,6 +176,7 @@ class Limits(NamedTuple):
 
 LIMITS: dict[tuple[str, str], Limits] = {
     ("native", "cpu"): Limits(RULES, LEAST, (torch.float32, torch.float64), "half precision"),
+    ("native", "cuda"): Limits(CUDA_RULES, {}, (torch.bfloat16,), "full precision"),
     ("triton", "cuda"): Limits(
         TRITON_RULES, {}, (torch.float32, torch.bfloat16, torch.float16), "double precision"
     ),

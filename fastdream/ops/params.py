@@ -14,6 +14,7 @@ Norm = Literal["none", "rms", "layer"]
 Act = Literal["none", "silu", "gelu", "elu", "relu", "tanh"]
 Clamp = Literal["step", "mean", "none"]  # of free nats: every element, the mean over the batch, or nowhere
 StdForm = Literal["softplus", "sigmoid2"]
+ActionKind = Literal["categorical", "bounded_normal", "trunc_normal", "tanh_normal"]
 
 
 class Layer(NamedTuple):
@@ -108,21 +109,29 @@ class ActionHead(NamedTuple):
     """Distribution of one action key on the actor's last hidden layer.
 
     categorical: one `out` layer, elements * classes logits, mixed with `unimix` of the uniform.
-    bounded_normal: two `out` layers, mean = tanh(.), std = (max_std - min_std) * sigmoid(. + 2) + min_std.
+    The others have two, mean and std:
+    bounded_normal: mean = tanh(.), std = (max_std - min_std) * sigmoid(. + 2) + min_std (DreamerV3).
+    trunc_normal: the same mean, std = 2 * sigmoid(. / 2) + min_std; actions in [-1, 1] alone (DreamerV2).
+    tanh_normal: mean = 5 * tanh(. / 5), std = softplus(. + softplus^-1(init_std)) + min_std; the action is the tanh
+    of a sample (DreamerV1).
     """
 
-    kind: Literal["categorical", "bounded_normal"]
+    kind: ActionKind
     elements: int  # number of scalars of the key
     classes: int  # of each, 0 if continuous
     out: Layers
     unimix: float = 0.0
     min_std: float = 0.1
     max_std: float = 1.0
+    init_std: float = 5.0
 
 
 class Actor(NamedTuple):
     layers: Layers  # feat = [deter, flat stoch] -> units
     heads: tuple[ActionHead, ...]  # in the sorted order of the action keys
+    detach: bool = (
+        False  # features enter without gradient, so that a dream's actions have none through its states
+    )
 
 
 class Step(NamedTuple):

@@ -1,5 +1,8 @@
 """Ops compiled from csrc/: C++ on the CPU, CUDA on the GPU, under one `torch.library` name each."""
 
+import torch
+
+from fastdream.ops.native import resident
 from fastdream.ops.native.categorical import categorical_sample, gumbel_sample
 from fastdream.ops.native.dense import mlp, mlps
 from fastdream.ops.native.dream import imagine, imagine_step, prior, rollout
@@ -15,7 +18,13 @@ from fastdream.ops.native.returns import lambda_return
 from fastdream.ops.native.scan import block_gru, layernorm_gru, observe, observe_step
 from fastdream.ops.native.twohot import twohot_loss, twohot_mean
 
-ON_CUDA = ("lambda_return",)  # the rest is for the CPU alone
+ON_CUDA = ("lambda_return", "observe")  # the rest is for the CPU alone
+
+
+def op_available(op: str, device: torch.device) -> str | None:
+    """Why this op in particular cannot serve tensors on a device that `available` lets pass; None if it can."""
+    return resident.unavailable(device) if op == "observe" and device.type == "cuda" else None
+
 
 __all__ = [
     "ON_CUDA",
@@ -39,6 +48,7 @@ __all__ = [
     "norm_act",
     "observe",
     "observe_step",
+    "op_available",
     "policy_step",
     "prior",
     "rollout",

@@ -1,6 +1,6 @@
 """The optimiser step of all tensors in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -29,12 +29,7 @@ def laprop_(
     nesterov: bool = False,
 ) -> Norms:
     """As `fastdream.ops.reference.laprop_`, of tensors float32 or float64."""
-    if not params:
-        raise ValueError("laprop_: params is empty")
-    rate = lr.to(params[0].dtype) if isinstance(lr, Tensor) else params[0].new_full((), lr)
-    mask = [True] * len(params) if decay_mask is None else list(decay_mask)
-    if len(mask) != len(params):
-        raise ValueError(f"laprop_: decay_mask has {len(mask)} entries, expected {len(params)} like params")
+    rate, mask = rate_and_mask(params, lr, decay_mask)
     with torch.no_grad():
         return torch.ops.fastdream.laprop_(
             params, grads, nu, mu, step, rate, agc, pmin, beta1, beta2, eps, decay, mask, momentum, nesterov
@@ -44,9 +39,23 @@ def laprop_(
 Tensors = Sequence[Tensor]
 
 
-def _fake(
+def rate_and_mask(
+    params: Tensors, lr: Tensor | float, decay_mask: Sequence[bool] | None
+) -> tuple[Tensor, list[bool]]:
+    """The learning rate as a tensor, and a flag for each parameter."""
+    if not params:
+        raise ValueError("laprop_: params is empty")
+    rate = lr.to(params[0].dtype) if isinstance(lr, Tensor) else params[0].new_full((), lr)
+    mask = [True] * len(params) if decay_mask is None else list(decay_mask)
+    if len(mask) != len(params):
+        raise ValueError(f"laprop_: decay_mask has {len(mask)} entries, expected {len(params)} like params")
+    return rate, mask
+
+
+def check_laprop(
     params: Tensors, grads: Tensors, nu: Tensors, mu: Tensors, step: Tensor, lr: Tensor, *_: object
 ) -> Norms:
+    """Fresh tensors for the norms; ValueError names what does not fit."""
     first = params[0]
     groups = {"params": params, "grads": grads, "nu": nu, "mu": mu}
     for name, tensors in groups.items():
@@ -85,22 +94,26 @@ def _kernel(
     momentum: bool,
     nesterov: bool,
 ) -> Norms:
-    norms = _fake(params, grads, nu, mu, step, lr)
+    norms = check_laprop(params, grads, nu, mu, step, lr)
     dense = [[x.contiguous() for x in tensors] for tensors in (params, grads, nu, mu)]
     sizes = len(params), *(x.numel() for x in params), *map(int, decay_mask), int(momentum), int(nesterov)
     run("laprop_", (*chain(*dense), step, lr, *norms), sizes, (agc, pmin, beta1, beta2, eps, decay))
-    written = [*params, *nu, *mu]
-    for x, result in zip(written, chain(dense[0], *dense[2:]), strict=True):
-        if result is not x:
-            x.copy_(result)
-    torch.autograd.graph.increment_version(written)
+    write_back(chain(params, nu, mu), chain(dense[0], *dense[2:]))
     return norms
 
 
-register(
+def write_back(tensors: Iterable[Tensor], results: Iterable[Tensor]) -> None:
+    """Results, which may be contiguous copies, into the tensors that an op changes in place."""
+    written = list(tensors)
+    for x, result in zip(written, results, strict=True):
+        if result is not x:
+            x.copy_(result)
+    torch.autograd.graph.increment_version(written)
+
+
+SCHEMA = (
     "laprop_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] nu, Tensor(c!)[] mu, Tensor step, Tensor lr,"
     " float agc, float pmin, float beta1, float beta2, float eps, float decay, bool[] decay_mask,"
-    " bool momentum, bool nesterov) -> (Tensor, Tensor, Tensor)",
-    _kernel,
-    _fake,
+    " bool momentum, bool nesterov) -> (Tensor, Tensor, Tensor)"
 )
+register(SCHEMA, _kernel, check_laprop)

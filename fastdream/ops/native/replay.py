@@ -13,7 +13,8 @@ def gather_sequences(storage: Tensor, start: Tensor, length: int) -> Tensor:
     return torch.ops.fastdream.gather_sequences(storage, start, length)
 
 
-def _fake(storage: Tensor, start: Tensor, length: int) -> Tensor:
+def check_gather(storage: Tensor, start: Tensor, length: int) -> Tensor:
+    """A fresh tensor for the result; ValueError names what does not fit."""
     if storage.dim() < 1 or storage.shape[0] < 1:
         raise ValueError(f"gather_sequences: storage has shape {list(storage.shape)}, expected [N, ...]")
     if start.dim() != 1 or start.dtype != torch.int64:
@@ -30,7 +31,7 @@ def _fake(storage: Tensor, start: Tensor, length: int) -> Tensor:
 
 
 def _kernel(storage: Tensor, start: Tensor, length: int) -> Tensor:
-    out = _fake(storage, start, length)
+    out = check_gather(storage, start, length)
     row = storage[0].numel() * storage.element_size()
     run(
         "gather_sequences",
@@ -40,20 +41,20 @@ def _kernel(storage: Tensor, start: Tensor, length: int) -> Tensor:
     return out
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[1])
     ctx.shape, ctx.length = inputs[0].shape, inputs[2]
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def gather_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     (start,) = ctx.saved_tensors
     row = (start[:, None] + torch.arange(ctx.length, device=start.device)) % ctx.shape[0]
     return grad.new_zeros(ctx.shape).index_add(0, row.flatten(), grad.flatten(0, 1)), None, None
 
 
 torch.library.register_autograd(
-    register("gather_sequences(Tensor storage, Tensor start, int length) -> Tensor", _kernel, _fake),
-    _gradient,
-    setup_context=_save,
+    register("gather_sequences(Tensor storage, Tensor start, int length) -> Tensor", _kernel, check_gather),
+    gather_gradient,
+    setup_context=save_gather,
     lib=LIBRARY,
 )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native import observe_op as _registered  # noqa: F401
+from fastdream.ops.native import resident
 from fastdream.ops.native.library import check_shape
 from fastdream.ops.native.params import Flat, add_core, add_layers, check_params, padded
 from fastdream.ops.params import RSSM, BlockGRU, Categorical, Core, LayerNormGRU, Layers, Step
@@ -72,7 +73,10 @@ def observe(
 
     Parameters have deter's dtype; the other floats are cast to it. Differentiable once, with respect to
     parameters, deter, stoch, action and embed. Raises ValueError naming what does not fit.
+    On CUDA devices it is `resident.observe`.
     """
+    if deter.is_cuda:
+        return resident.observe(rssm, deter, stoch, action, embed, reset, noise, index)
     return _observe("observe", rssm, deter, stoch, action, embed, reset, noise, index)
 
 
@@ -110,14 +114,14 @@ def _observe(
         raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
     dtype = deter.dtype
     model = _flatten(op, rssm.core, rssm.post, rssm.latent, rssm.absolute, deter, action.shape[-1])
-    _check_post(op, rssm, deter.shape[-1], embed.shape[-1])
+    check_post(op, rssm, deter.shape[-1], embed.shape[-1])
     noise = None if noise is None or index is not None else match(noise.detach(), dtype)
     index = None if index is None else match(index, torch.int64)
     inputs = (match(x, dtype) for x in (stoch, action, embed))
     return Step(*torch.ops.fastdream.observe(*model, deter, *inputs, reset, noise, index)[:4])
 
 
-def _check_post(op: str, rssm: RSSM, deter: int, embed: int) -> None:
+def check_post(op: str, rssm: RSSM, deter: int, embed: int) -> None:
     """The posterior's layers fit one another, and the last is linear."""
     assert isinstance(rssm.latent, Categorical)
     expected = embed if rssm.absolute else deter + embed

@@ -15,7 +15,7 @@ from fastdream.ops.reference.categorical import (
     unimix_log_probs,
 )
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
-from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std
+from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std, trunc_normal_sample
 from fastdream.ops.reference.images import conv_pool, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
 from fastdream.ops.reference.optim import laprop_
@@ -62,6 +62,7 @@ __all__ = [
     "spread_norm_act",
     "symexp",
     "symlog",
+    "trunc_normal_sample",
     "twohot_bins",
     "twohot_loss",
     "twohot_mean",

@@ -1,13 +1,15 @@
 """The policy as one function of features: outputs of every head, and a flat action from given noise."""
 
+import math
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import ActionHead, Actor, Feat, Layer, Layers
+from fastdream.ops.params import ActionHead, ActionKind, Actor, Feat, Layer, Layers
 from fastdream.ops.reference.categorical import categorical_sample
-from fastdream.ops.reference.gaussian import gaussian_sample
+from fastdream.ops.reference.gaussian import gaussian_sample, gaussian_std, trunc_normal_sample
 from fastdream.ops.reference.layers import branches, cast, mlps, trunk, upcast
 
 
@@ -19,18 +21,26 @@ def action_width(actor: Actor) -> int:
 def bind_actor(actor: Actor, dtype: torch.dtype) -> Actor:
     """The actor with its weights in `dtype`, so that a scan casts them once."""
     heads = (head._replace(out=tuple(cast(layer, dtype) for layer in head.out)) for head in actor.heads)
-    return Actor(tuple(cast(layer, dtype) for layer in actor.layers), tuple(heads))
+    return actor._replace(layers=tuple(cast(layer, dtype) for layer in actor.layers), heads=tuple(heads))
 
 
 def _head_outputs(head: ActionHead, outs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if head.kind == "categorical":
         (logit,) = outs
         return (logit.reshape(*logit.shape[:-1], head.elements, head.classes),)
+    mean, std = outs
     if head.kind == "bounded_normal":
-        mean, std = outs
         std = (head.max_std - head.min_std) * torch.sigmoid(std + 2.0) + head.min_std
         return upcast(torch.tanh(mean)), upcast(std)
-    raise ValueError(f"unknown kind {head.kind!r} of action head; choose categorical or bounded_normal")
+    mean = upcast(mean)
+    if head.kind == "trunc_normal":
+        return torch.tanh(mean), gaussian_std(std, head.min_std, "sigmoid2")
+    if head.kind == "tanh_normal":
+        offset = head.init_std + math.log(-math.expm1(-head.init_std))  # softplus of it is init_std
+        return 5 * torch.tanh(mean / 5), gaussian_std(upcast(std) + offset, head.min_std)
+    raise ValueError(
+        f"unknown kind {head.kind!r} of action head; choose one of {', '.join(get_args(ActionKind))}"
+    )
 
 
 def _outs(actor: Actor) -> list[Layer]:
@@ -47,9 +57,10 @@ def actor_outputs(
 ) -> tuple[tuple[Tensor, ...], ...]:
     """Distribution parameters of every head at feat [..., F]; `mlps` computes the layers.
 
-    categorical: (logit [..., elements, classes] before unimix, in feat.dtype); bounded_normal:
-    (mean [..., elements], std [..., elements]) in float32 at least.
+    categorical: (logit [..., elements, classes] before unimix, in feat.dtype); the others: (mean [..., elements],
+    std [..., elements]) in float32 at least, of the normal before it is cut off or squashed.
     """
+    feat = feat.detach() if actor.detach else feat
     return actor_branches(actor, mlps(feat, (actor_trunk(actor),))[0], mlps)
 
 
@@ -62,7 +73,10 @@ def actor_branches(
 
 
 def actor_mode(outputs: Sequence[tuple[Tensor, ...]]) -> Tensor:
-    """Most likely flat action [..., A] of `actor_outputs`: one-hots of the largest logits and means."""
+    """Most likely flat action [..., A] of `actor_outputs`: one-hots of the largest logits and means.
+
+    For all kinds but tanh_normal, whose most likely action has no closed form.
+    """
     parts = []
     for head in outputs:
         if len(head) == 1:
@@ -78,9 +92,10 @@ def actor(actor: Actor, feat: Tensor, noise: Tensor | None, action: Tensor | Non
     """The policy's action at feat [..., F]: flat one-hots and continuous samples [..., A], float32 at least.
 
     noise [..., M], M = sum of the heads' elements: one uniform in [0, 1) for a categorical element (inverse
-    CDF, straight-through gradient), one standard normal for a continuous one (mean + std * noise, not
-    clipped). A given action [..., A] is returned as it is, without gradient. Raises ValueError when noise
-    and action are both None. Source: DreamerV3 `heads.py`.
+    CDF, straight-through gradient) and for a trunc_normal one (`trunc_normal_sample`), one standard normal for the
+    other continuous ones (mean + std * noise, not clipped; its tanh if tanh_normal). A given action [..., A] is
+    returned as it is, without gradient. Raises ValueError when noise and action are both None.
+    Source: DreamerV3 `heads.py`; DreamerV2 `TruncNormalDist`; DreamerV1 `ActionDecoder`.
     """
     if action is not None:
         return upcast(action.detach())
@@ -92,7 +107,11 @@ def actor(actor: Actor, feat: Tensor, noise: Tensor | None, action: Tensor | Non
         if head.kind == "categorical":
             onehot, _ = categorical_sample(upcast(outputs[0]), eps, head.unimix)
             flat.append(onehot.flatten(-2))
+        elif head.kind == "trunc_normal":
+            mean, std = outputs
+            flat.append(trunc_normal_sample(mean, std, eps))
         else:
             mean, std = outputs
-            flat.append(gaussian_sample(mean, std, eps))
+            sample = gaussian_sample(mean, std, eps)
+            flat.append(torch.tanh(sample) if head.kind == "tanh_normal" else sample)
     return flat[0] if len(flat) == 1 else torch.cat(flat, -1)

@@ -1,4 +1,4 @@
-"""Gaussian latents: standard deviations, reparameterised samples, KL."""
+"""Gaussian latents and truncated normal actions: standard deviations, reparameterised samples, KL."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastdream.ops.params import Clamp, StdForm
 from fastdream.ops.reference.categorical import apply_free
-from fastdream.ops.reference.layers import upcast
+from fastdream.ops.reference.layers import match, upcast
 
 
 def gaussian_std(raw: Tensor, min_std: float = 0.1, form: StdForm = "softplus") -> Tensor:
@@ -25,6 +25,19 @@ def gaussian_std(raw: Tensor, min_std: float = 0.1, form: StdForm = "softplus") 
 def gaussian_sample(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
     """mean + std * noise, all [...], noise standard normal. Gradients reach mean and std."""
     return mean + std * noise
+
+
+def trunc_normal_sample(mean: Tensor, std: Tensor, noise: Tensor, clip: float = 1e-6) -> Tensor:
+    """A normal cut off outside [-1, 1], by its inverse CDF; the value then stays `clip` inside.
+
+    mean in [-1, 1], std, noise [...] uniform in [0, 1). Gradients reach mean and std, straight through the clip.
+    Source: DreamerV2 `TruncNormalDist`.
+    """
+    low, high = (torch.special.ndtr((bound - mean) / std) for bound in (-1, 1))
+    info = torch.finfo(mean.dtype)
+    prob = (low + match(noise, mean.dtype) * (high - low)).clamp(info.tiny, 1 - info.eps / 2)
+    sample = mean + std * torch.special.ndtri(prob)
+    return sample.detach().clamp(clip - 1, 1 - clip) + (sample - sample.detach())
 
 
 def _kl(post: tuple[Tensor, Tensor], prior: tuple[Tensor, Tensor]) -> Tensor:

@@ -35,10 +35,15 @@ def policy_step(
     `ops.actor`; None takes the most likely class and the mean instead of a draw.
     vectors: widths of the observations side by side that features are, where these come as the environment shows
     them: each goes through symlog, and one that holds -infinity anywhere is missing, so zero.
-    Returns (Step, action [n, A] float32 at least). Raises ValueError without noise or index.
+    Returns (Step, action [n, A] float32 at least). Raises ValueError without noise or index, and for the most likely
+    action of a tanh_normal, which has no closed form.
     """
+    if action_noise is None and any(head.kind == "tanh_normal" for head in actor.heads):
+        raise ValueError(
+            "the most likely action of a tanh_normal has no closed form; draw some and compare them"
+        )
     with torch.no_grad():
-        features = _squish(features, vectors) if vectors else features
+        features = squish(features, vectors) if vectors else features
         embed = mlp(match(features, deter.dtype), encoder)
         step = observe_step(rssm, deter, stoch, action, embed, reset, noise, index)
         feat = torch.cat([step.deter, flat(rssm.latent, step.stoch)], -1)
@@ -47,7 +52,8 @@ def policy_step(
         return step, act(actor, feat, action_noise)
 
 
-def _squish(features: Tensor, vectors: tuple[int, ...]) -> Tensor:
+def squish(features: Tensor, vectors: tuple[int, ...]) -> Tensor:
+    """Observations [n, F] side by side, of these widths: their symlog, and zeros for each that holds -infinity."""
     if sum(vectors) != features.shape[-1]:
         raise ValueError(
             f"policy_step: vectors of {list(vectors)} are not features of shape {list(features.shape)}"

@@ -17,6 +17,24 @@ OLDEST = (3, 6)  # of Triton, the version that comes with torch 2.11
 # Which file of this package has the op. No file is named like an op: importing it would hide the function.
 _FILES = {
     "norm_act": "layers",
+    "spread_norm_act": "layers",
+    "observe": "scan",
+    "observe_step": "scan",
+    "categorical_sample": "categorical",
+    "gumbel_sample": "gumbel",
+    "categorical_kl": "kl",
+    "gaussian_kl": "gaussian",
+    "symlog": "pointwise",
+    "symexp": "pointwise",
+    "twohot_loss": "twohot",
+    "twohot_mean": "twohot_means",
+    "lambda_return": "returns",
+    "laprop_": "optim",
+    "gather_sequences": "replay",
+    "imagine_step": "dream",
+    "imagine": "dream",
+    "rollout": "dream",
+    "policy_step": "policy",
 }
 OPS = tuple(_FILES)
 

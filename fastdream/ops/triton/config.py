@@ -24,7 +24,7 @@ ELEMENTS = {0: 2048, 80: 2048, 90: 4096}
 def row_tile(width: int, capability: int, tensors: int = 1) -> Tile:
     """A tile of whole rows of `width` columns, of which a program keeps `tensors` in registers at a time."""
     cols = power_of_two(width)
-    budget = entry(ELEMENTS, capability) // tensors
+    budget = entry(ELEMENTS, capability) // power_of_two(tensors)
     rows = max(1, budget // cols)
     # 16 elements a thread and tensor where rows are short, more threads only where one row is longer than that.
     warps = min(16, max(4, rows * cols * tensors // 1024))

@@ -5,10 +5,18 @@ import triton.language as tl
 
 
 @triton.jit
+def exp(x):
+    """exp(x) to the last bits where x is large: tl.exp rounds x * log2(e), whose error then grows with x."""
+    n = tl.floor(x * 1.4426950408889634 + 0.5)
+    r = (x - n * 0.693359375) + n * 2.12194440e-4  # ln 2 in two parts, the first of few bits
+    return tl.exp2(n) * tl.exp(r)
+
+
+@triton.jit
 def expm1(x):
     """exp(x) - 1."""
     series = x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))))
-    return tl.where(tl.abs(x) < 0.25, series, tl.exp(x) - 1)
+    return tl.where(tl.abs(x) < 0.25, series, exp(x) - 1)
 
 
 @triton.jit
@@ -27,3 +35,16 @@ def tanh(x):
     e = tl.exp(-2 * tl.abs(x))
     far = (1 - e) / (1 + e)
     return tl.where(square < 0.0625, series, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def load_logits(p_x, m_x, m_n):
+    """Rows of logits: columns that are not there are -inf, rows that are not there 0."""
+    return tl.where(m_n, tl.load(p_x, mask=m_x, other=0.0).to(tl.float32), float("-inf"))
+
+
+@triton.jit
+def softmax(b_x):
+    """Of rows [BM, BN], whose columns that are not there are -inf."""
+    b_e = tl.exp(b_x - tl.max(b_x, 1, keep_dims=True))
+    return b_e / tl.sum(b_e, 1, keep_dims=True)

@@ -1,0 +1,114 @@
+#pragma once
+
+#include "common/resident/forward_data.h"
+#include "common/resident/phase.h"
+
+// A CTA of the forward scan: where its share is, its first phase, and what several phases do.
+namespace fastdream::resident {
+
+template <class S, typename T, class Cta>
+struct ForwardCta {
+  using Weights = ForwardWeights<S>;
+  using Args = ForwardArgs<T>;
+  enum Norms { kDeter, kStoch, kPost };
+
+  Cta& c;
+  const Args& a;
+  ForwardShared<S, T>& x = c.mine;
+
+  FD_HD int rows() const { return a.batch - c.tile * kRows < kRows ? a.batch - c.tile * kRows : kRows; }
+  FD_HD int64_t at(int m, int t) const { return int64_t(c.tile * kRows + m) * a.length + t; }
+  FD_HD int cta() const { return c.block * S::ranks + c.rank; }
+  FD_HD int column(int n) const { return c.block * S::block + c.rank * S::own + n; }  // of deter
+  FD_HD bool speaks() const { return c.block == 0; }  // writes what all blocks compute alike
+  FD_HD bool reset(int m, int t) const { return bit(x.resets[t % 2], m); }
+
+  // Weight number `offset` of this CTA, wherever it is kept.
+  template <int offset>
+  FD_HD const T* weight() const {
+    if constexpr (offset < Weights::kept) {
+      return x.weights + offset;
+    } else {
+      return a.weights + int64_t(cta()) * Weights::elements + offset;
+    }
+  }
+  FD_HD const float* vector(int offset) const { return x.vectors + offset; }
+
+  // Weights come to the chip, and the state before the first step.
+  FD_HD void begin() {
+    fetch_all(c, x.weights, a.weights + int64_t(cta()) * Weights::elements, Weights::kept);
+    c.each(Vectors<S>::elements, [&](int i) { x.vectors[i] = a.vectors[int64_t(cta()) * Vectors<S>::elements + i]; });
+    c.each(kRows * S::block, [&](int i) {
+      const int m = left_row_at(i), k = left_column_at(i);
+      const int64_t from = int64_t(c.tile * kRows + m) * S::deter + c.block * S::block + k;
+      const T value = m < rows() ? a.deter0[from] : rounded<T>(0.0f);
+      x.deter[i] = value;
+      const int n = k - c.rank * S::own;
+      if (n >= 0 && n < S::own) x.own_deter[m * S::own + n] = value;
+    });
+    c.each(kRows * 2 * S::hidden, [&](int i) {
+      const int m = left_row_at(i), k = left_column_at(i);
+      const int64_t from = int64_t(c.tile * kRows + m) * 2 * S::hidden + k;
+      x.state[i] = m < rows() ? a.first[from] : rounded<T>(0.0f);
+    });
+    fetch_resets(0);
+    fetch_entered(0);
+    c.sync();
+    c.each(2 * S::ranks * kRows, [&](int i) {
+      const int m = i % kRows, rank = i / kRows % S::ranks, which = i / kRows / S::ranks;
+      x.squares[which][rank][m] = squared(x.state, m, which * S::hidden + rank * S::own_hidden);
+    });
+    c.each(rows() * 2 * S::own_hidden, [&](int i) {
+      const int m = i / (2 * S::own_hidden), n = i % (2 * S::own_hidden);
+      const int k = n / S::own_hidden * S::hidden + c.rank * S::own_hidden + n % S::own_hidden;
+      if (speaks()) a.pre[at(m, 0) * 2 * S::hidden + k] = x.state[left_offset(m, k)];
+    });
+  }
+
+  // Sum of squares of this rank's columns, from `first` on, of one row of an activation.
+  static FD_HD float squared(const T* activation, int m, int first) {
+    float sum = 0.0f;
+    FD_UNROLL8
+    for (int n = 0; n < S::own_hidden; ++n) {
+      const float value = widened(activation[left_offset(m, first + n)]);
+      sum += value * value;
+    }
+    return sum;
+  }
+
+  FD_HD void fetch_resets(int t) {
+    const int32_t* const from = a.resets + int64_t(c.tile) * (a.length + 1) + t;
+    c.each(1, [&](int) { c.template fetch<4>(&x.resets[t % 2], from); });
+  }
+
+  FD_HD void fetch_entered(int t) {
+    fetch_rows<S::own>(c, rows(), x.entered, a.entered + at(0, t) * S::deter + column(0), int64_t(a.length) * S::deter);
+  }
+
+  // x.roots of some norms from the ranks' sums of squares.
+  FD_HD void find_roots(int first, int count, float eps) {
+    c.each(count * kRows, [&](int i) {
+      const int which = first + i / kRows, m = i % kRows;
+      float sum = 0.0f;
+      FD_UNROLL
+      for (int rank = 0; rank < S::ranks; ++rank) sum += x.squares[which][rank][m];
+      x.roots[which][m] = inverse_root(sum * (1.0f / S::hidden) + eps);
+    });
+    c.sync();
+  }
+
+  // Norm and activation, in place, of an activation of `count` columns that begins with the norm `which`. This rank's
+  // columns are kept at `feat` [B, T, count].
+  FD_HD void activate(T* activation, int count, int which, T* feat, int t) {
+    c.each(kRows * count, [&](int i) {
+      const int m = left_row_at(i), k = left_column_at(i);
+      const float scale = vector(Vectors<S>::scales)[which * S::hidden + k];
+      const T value = rounded<T>(silu(widened(activation[i]) * x.roots[which + k / S::hidden][m] * scale));
+      activation[i] = value;
+      const bool mine = k % S::hidden / S::own_hidden == c.rank;
+      if (speaks() && mine && m < rows()) feat[at(m, t) * count + k] = value;
+    });
+  }
+};
+
+}  // namespace fastdream::resident

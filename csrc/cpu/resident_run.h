@@ -1,0 +1,135 @@
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <vector>
+
+#include "common/resident/phase.h"
+
+// Plays a team of CTAs in one thread, for tests of the program that the GPU runs: the same phases, slices, exchanges and
+// order of sums, and products through the same layouts.
+//
+// Between two exchanges the GPU promises no order among CTAs, and between two wide ones none among clusters. `order` picks
+// one that is possible; results that depend on it show a missing exchange. 0: phase by phase; 1: phase by phase, from the
+// last CTA to the first; 2, 3: cluster by cluster, each from one wide exchange to the next, from the first or the last.
+namespace fastdream::resident {
+
+// One mma.m16n8k16 of a warp, on the elements that its lanes hold.
+template <typename T>
+void multiply(const T* left[kLanes], const T* right[kLanes], float (*result)[4]) {
+  float a[16][16], b[16][8];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int i = 0; i < 8; ++i) a[left_row(lane, i)][left_column(lane, i)] = widened(left[lane][i]);
+    for (int i = 0; i < 4; ++i) b[right_row(lane, i)][right_column(lane, i)] = widened(right[lane][i]);
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      float sum = result[lane][i];
+      for (int k = 0; k < 16; ++k) sum += a[result_row(lane, i)][k] * b[k][result_column(lane, i)];
+      result[lane][i] = sum;
+    }
+  }
+}
+
+// What one warp gives to the partial results of Product P: that of csrc/cuda/resident/cta.cuh.
+template <class P, typename T>
+void multiply_in_warp(int warp, const T* left, const T* right, float* partial) {
+  constexpr int pairs = P::pairs / P::split;
+  const int share = warp % P::split;
+  for (int strip = warp / P::split; strip < P::strips; strip += P::groups) {
+    float result[kLanes][4] = {};
+    for (int pair = share * pairs; pair < (share + 1) * pairs; ++pair) {
+      for (int half = 0; half < 2; ++half) {
+        const T *a[kLanes], *b[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) {
+          a[lane] = left + ((pair * 2 + half) * kLanes + lane) * 8;
+          b[lane] = right + ((strip * P::pairs + pair) * kLanes + lane) * 8 + half * 4;
+        }
+        multiply(a, b, result);
+      }
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const int at = (share * kRows + result_row(lane, i)) * P::row + strip * kStrip + result_column(lane, i);
+        partial[at] = result[lane][i];
+      }
+    }
+  }
+}
+
+template <class P, typename T>
+void multiply_all(const T* left, const T* right, float* partial) {
+  for (int warp = 0; warp < kWarps; ++warp) multiply_in_warp<P>(warp, left, right, partial);
+}
+
+template <class Shared>
+struct HostCta {
+  Shared& mine;
+  Shared* team;  // in the order block * ranks + rank
+  int block, rank, tile, ranks;
+
+  template <class F>
+  void each(int n, F f) {
+    for (int i = 0; i < n; ++i) f(i);
+  }
+  void sync() {}
+  template <class P, typename T>
+  void product(const T* left, const T* right, float* partial) {
+    multiply_all<P>(left, right, partial);
+  }
+  template <typename U>
+  U* peer(int other, U* p) {
+    const size_t offset = size_t(reinterpret_cast<char*>(p) - reinterpret_cast<char*>(&mine));
+    return reinterpret_cast<U*>(reinterpret_cast<char*>(&team[block * ranks + other]) + offset);
+  }
+  template <int bytes, typename U>
+  void fetch(U* to, const U* from) {
+    std::memcpy(to, from, bytes);
+  }
+  void fetched() {}
+  float fresh(const float* p) { return *p; }
+};
+
+// Phases<S, T, Cta> of each CTA, run in the order that `order` says.
+template <class S, class Shared, class Phases, class Args>
+class HostRun {
+ public:
+  HostRun(const Args& args, int tile, int order, std::vector<Shared>& team) : args_(args), order_(order) {
+    // What a phase reads before it was written is NaN.
+    std::memset(static_cast<void*>(team.data()), 0xff, sizeof(Shared) * team.size());
+    for (int i = 0; i < S::team; ++i) {
+      ctas_.push_back({team[i], team.data(), i / S::ranks, i % S::ranks, tile, S::ranks});
+    }
+  }
+  ~HostRun() { flush(); }
+
+  void phase(std::function<void(Phases&)> f) {
+    pending_.push_back(std::move(f));
+    if (order_ < 2) flush();
+  }
+  void narrow() {}
+  void wide() { flush(); }
+
+ private:
+  void flush() {
+    const bool backwards = order_ % 2;
+    const int clusters = order_ < 2 ? 1 : S::blocks, each = S::team / clusters;
+    for (int k = 0; k < clusters; ++k) {
+      const int first = (backwards ? clusters - 1 - k : k) * each;
+      for (auto& f : pending_) {
+        for (int i = 0; i < each; ++i) {
+          Phases phases{{ctas_[first + (backwards ? each - 1 - i : i)], args_}};
+          f(phases);
+        }
+      }
+    }
+    pending_.clear();
+  }
+
+  const Args& args_;
+  const int order_;
+  std::vector<HostCta<Shared>> ctas_;
+  std::vector<std::function<void(Phases&)>> pending_;
+};
+
+}  // namespace fastdream::resident

@@ -1,0 +1,83 @@
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "common/resident/phase.h"
+
+// A CTA as csrc/common/resident/phase.h asks for it, played by the threads of a real one.
+namespace fastdream::resident {
+
+__device__ inline void multiply(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+template <class S, class Shared>
+struct DeviceCta {
+  Shared& mine;
+  int block, rank, tile;
+
+  template <class F>
+  __device__ void each(int n, F f) {
+    for (int i = threadIdx.x; i < n; i += kThreads) f(i);
+  }
+  __device__ void sync() { __syncthreads(); }
+
+  // A warp takes one of `split` shares of K and every groups-th strip. It reads a tile of the left operand once for all
+  // of its strips.
+  template <class P>
+  __device__ void product(const bf16* left, const bf16* right, float* partial) {
+    constexpr int pairs = P::pairs / P::split;
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    const int share = warp % P::split, group = warp / P::split;
+    const uint4* const a = reinterpret_cast<const uint4*>(left);
+    const uint4* const b = reinterpret_cast<const uint4*>(right);
+    float result[P::strips_each][4] = {};
+#pragma unroll 4
+    for (int p = 0; p < pairs; ++p) {
+      const int pair = share * pairs + p;
+      const uint4 first = a[pair * 2 * kLanes + lane], second = a[(pair * 2 + 1) * kLanes + lane];
+#pragma unroll
+      for (int s = 0; s < P::strips_each; ++s) {
+        const int strip = s * P::groups + group;
+        if (P::strips % P::groups && strip >= P::strips) continue;
+        const uint4 weight = b[(strip * P::pairs + pair) * kLanes + lane];
+        multiply(result[s], first, weight.x, weight.y);
+        multiply(result[s], second, weight.z, weight.w);
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < P::strips_each; ++s) {
+      const int strip = s * P::groups + group;
+      if (P::strips % P::groups && strip >= P::strips) continue;
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        const int at = (share * kRows + result_row(lane, i)) * P::row + strip * kStrip + result_column(lane, i);
+        *reinterpret_cast<float2*>(partial + at) = make_float2(result[s][i], result[s][i + 1]);
+      }
+    }
+  }
+
+  template <typename U>
+  __device__ U* peer(int other, U* p) {
+    if constexpr (S::one_cluster) {
+      return p;  // a block is this CTA alone
+    } else {
+      return cooperative_groups::this_cluster().map_shared_rank(p, other);
+    }
+  }
+
+  template <int bytes, typename U>
+  __device__ void fetch(U* to, const U* from) {
+    const uint32_t address = uint32_t(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(bytes) : "memory");
+  }
+  __device__ void fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+  // Past the first cache, which does not see what others write.
+  __device__ float fresh(const float* p) { return __ldcg(p); }
+};
+
+}  // namespace fastdream::resident

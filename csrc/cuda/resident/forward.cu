@@ -1,0 +1,39 @@
+#include "common/resident/call.h"
+#include "common/resident/forward.h"
+#include "cuda/resident/launch.cuh"
+#include "cuda/resident/resident.h"
+
+namespace fastdream::resident {
+namespace {
+
+using Args = ForwardArgs<bf16>;
+
+template <class S>
+__global__ void __launch_bounds__(kThreads, 1) resident_forward_kernel(const __grid_constant__ Args args) {
+  using Shared = ForwardShared<S, bf16>;
+  using Cta = DeviceCta<S, Shared>;
+  static_assert(sizeof(Shared) <= kSharedLimit, "does not fit in a CTA's shared memory");
+  extern __shared__ __align__(128) unsigned char memory[];
+  const int cta = blockIdx.x % S::team;
+  Cta c{*reinterpret_cast<Shared*>(memory), cta / S::ranks, cta % S::ranks, int(blockIdx.x) / S::team};
+  DeviceRun<S, Cta, Forward<S, bf16, Cta>, Args> run(c, args);
+  forward_scan(run, args.length);
+}
+
+}  // namespace
+
+int forward(Call call, uintptr_t stream) {
+  return with_device_shape(call, [&](auto shape) {
+    using S = decltype(shape);
+    return launch<S>(resident_forward_kernel<S>, sizeof(ForwardShared<S, bf16>), forward_args<bf16>(call), call.tiles(), stream);
+  });
+}
+
+int forward_teams(const Call& call) {
+  return with_device_shape(call, [&](auto shape) {
+    using S = decltype(shape);
+    return teams<S>(resident_forward_kernel<S>, sizeof(ForwardShared<S, bf16>));
+  });
+}
+
+}  // namespace fastdream::resident

@@ -1,0 +1,97 @@
+"""Adam as the first two Dreamers use it: gradients clipped by their global norm, weights decayed before each step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """Adam in the form of Keras, for one group of networks."""
+
+    lr: float = 1e-4
+    """Learning rate."""
+    clip: float = 100.0
+    """Largest norm of all gradients together; 0 does not clip."""
+    eps: float = 1e-5
+    """Added to the root of the running mean square before the correction of its start."""
+    wd: float = 0.0
+    """Share of every parameter, biases included, that is taken away before a step; the learning rate is no factor."""
+    beta1: float = 0.9
+    """Decay of the running mean."""
+    beta2: float = 0.999
+    """Decay of the running mean square."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.clip < 0 or self.eps <= 0 or not 0 <= self.wd < 1:
+            raise ValueError(f"need lr and eps > 0, clip >= 0 and 0 <= wd < 1, got {self}")
+
+
+class Adam:
+    """Clips, decays, then steps; all state stays on the device and nothing waits for it.
+
+    1. g *= min(1, clip / norm), norm over all gradients.  2. p *= 1 - wd.
+    3. m = β1 m + (1 - β1) g, v = β2 v + (1 - β2) g².
+    4. p -= lr sqrt(1 - β2^t) / (1 - β1^t) m / (sqrt(v) + eps).
+
+    torch.optim.Adam adds eps after the correction of v, and AdamW multiplies the decay by lr.
+    """
+
+    def __init__(self, params: Mapping[str, nn.Parameter], config: AdamConfig) -> None:
+        self.config = config
+        self.names, self.params = list(params), list(params.values())
+        self.mean = [torch.zeros_like(p) for p in self.params]
+        self.square = [torch.zeros_like(p) for p in self.params]
+        self.count = torch.zeros((), dtype=torch.int64, device=self.params[0].device)
+
+    @property
+    def param_count(self) -> int:
+        return sum(p.numel() for p in self.params)
+
+    @torch.no_grad()
+    def step(self) -> dict[str, Tensor]:
+        """Apply and clear the gradients; every parameter must have one. Returns metrics, 0-d tensors."""
+        config, params, grads = self.config, list[Tensor](self.params), [p.grad for p in self.params]
+        missing = [n for n, g in zip(self.names, grads, strict=True) if g is None]
+        assert not missing, f"no gradient reached {missing}"
+        present = [g for g in grads if g is not None]
+        norm = torch.stack(torch._foreach_norm(present)).norm()
+        if config.clip:
+            torch._foreach_mul_(present, config.clip / norm.clamp_min(config.clip))
+        self.count += 1
+        t = self.count.double()  # 1 - 0.999^1 in float32 would be off by 1e-5 of itself
+        rate = config.lr * (1 - config.beta2**t).sqrt() / (1 - config.beta1**t)
+        if config.wd:
+            torch._foreach_mul_(params, 1 - config.wd)
+        torch._foreach_lerp_(self.mean, present, 1 - config.beta1)
+        torch._foreach_mul_(self.square, config.beta2)
+        torch._foreach_addcmul_(self.square, present, present, 1 - config.beta2)
+        denom = torch._foreach_sqrt(self.square)
+        torch._foreach_add_(denom, config.eps)
+        update = list(torch._foreach_div(self.mean, denom))
+        torch._foreach_mul_(update, -rate.to(norm.dtype))
+        torch._foreach_add_(params, update)
+        for param in self.params:
+            param.grad = None
+        return {"grad_norm": norm, "grad_rms": norm / math.sqrt(self.param_count)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments by parameter name, and the number of steps."""
+        mean, square = (dict(zip(self.names, x, strict=True)) for x in (self.mean, self.square))
+        return {"mean": mean, "square": square, "count": self.count}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy a state of the same parameters into place."""
+        for ours, saved in ((self.mean, state["mean"]), (self.square, state["square"])):
+            if saved.keys() != set(self.names):
+                raise ValueError(
+                    f"optimiser state is of other parameters: {sorted(saved.keys() ^ set(self.names))}"
+                )
+            for name, tensor in zip(self.names, ours, strict=True):
+                tensor.copy_(saved[name])
+        self.count.copy_(state["count"])

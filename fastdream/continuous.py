@@ -1,0 +1,119 @@
+"""Families of continuous actions: how a policy's mean and std become an action, and how likely that is.
+
+Each says how an op draws from it (`kind` and `limits` of `ops.ActionHead`), from which numbers (`noise`), and gives
+the log density of what was drawn, element by element. All but TanhNormal have a most likely action and an entropy.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastdream.distributions import (
+    normal_entropy,
+    normal_log_prob,
+    tanh_normal_log_prob,
+    trunc_normal_entropy,
+    trunc_normal_log_prob,
+)
+
+
+@dataclass(frozen=True)
+class BoundedNormal:
+    """Unbounded samples of a normal with mean tanh(.) and std between two limits (DreamerV3)."""
+
+    min_std: float = 0.1
+    max_std: float = 1.0
+    kind: Literal["bounded_normal"] = "bounded_normal"
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What `ops.ActionHead` takes beside the layers."""
+        return {"min_std": self.min_std, "max_std": self.max_std}
+
+    def noise(self, *shape: int, generator: torch.Generator) -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(*shape, generator=generator, device=generator.device)
+
+    def log_prob(self, event: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Log density of an event."""
+        return normal_log_prob(event, mean, std)
+
+    def entropy(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Differential entropy in nats."""
+        return normal_entropy(std)
+
+    def entropy_range(self) -> tuple[float, float]:
+        """Its smallest and its largest value."""
+        low, high = (0.5 * math.log(2 * math.pi * math.e * std**2) for std in (self.min_std, self.max_std))
+        return low, high
+
+
+@dataclass(frozen=True)
+class TruncNormal:
+    """A normal with mean tanh(.), cut off outside [-1, 1], that is sampled by its inverse CDF (DreamerV2)."""
+
+    min_std: float = 0.1
+    kind: Literal["trunc_normal"] = "trunc_normal"
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What `ops.ActionHead` takes beside the layers."""
+        return {"min_std": self.min_std}
+
+    def noise(self, *shape: int, generator: torch.Generator) -> Tensor:
+        """Uniform numbers."""
+        return torch.rand(*shape, generator=generator, device=generator.device)
+
+    def log_prob(self, event: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Log density of an event in [-1, 1]."""
+        return trunc_normal_log_prob(event, mean, std)
+
+    def entropy(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Differential entropy in nats."""
+        return trunc_normal_entropy(mean, std)
+
+    def entropy_range(self) -> tuple[float, float]:
+        """The entropy of the narrowest normal with its mean at an end, and that of a uniform on [-1, 1]."""
+        far = 2 / self.min_std  # standard deviations from one end to the other
+        inside = 0.5 * math.erf(far / math.sqrt(2))
+        cut = far * math.exp(-0.5 * far**2) / math.sqrt(2 * math.pi) / (2 * inside)
+        return 0.5 * math.log(2 * math.pi * math.e) + math.log(self.min_std * inside) - cut, math.log(2)
+
+
+@dataclass(frozen=True)
+class TanhNormal:
+    """The tanh of a normal (DreamerV1). Has neither a most likely action nor an entropy in closed form."""
+
+    init_std: float = 5.0
+    min_std: float = 1e-4
+    kind: Literal["tanh_normal"] = "tanh_normal"
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What `ops.ActionHead` takes beside the layers."""
+        return {"min_std": self.min_std, "init_std": self.init_std}
+
+    def noise(self, *shape: int, generator: torch.Generator) -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(*shape, generator=generator, device=generator.device)
+
+    def log_prob(self, event: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Log density of an event in [-1, 1]."""
+        return tanh_normal_log_prob(event, mean, std)
+
+    def likeliest(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+        """The most likely of K draws of all elements together: [..., M] and noise [..., K, M] -> [..., M]."""
+        mean, std = mean.unsqueeze(-2), std.unsqueeze(-2)
+        draws = torch.tanh(mean + std * noise)
+        best = self.log_prob(draws, mean, std).sum(-1).argmax(-1)
+        return draws.gather(-2, best[..., None, None].expand(*draws.shape[:-2], 1, draws.shape[-1])).squeeze(
+            -2
+        )
+
+
+Continuous = BoundedNormal | TruncNormal | TanhNormal
+
+__all__ = ["BoundedNormal", "Continuous", "TanhNormal", "TruncNormal"]

@@ -1,0 +1,273 @@
+"""Back through a step's new deter: all gradients of it come together, and go on to the gates and to the old deter.
+
+    d_deter = given + carry + d_hidden V1 + d_own V2
+    d_gates [M, 3D] in the layout of gates,  carry = (1 - u) * d_deter, zero where reset
+
+d_hidden is the gradient of the posterior's first layer, d_own that of the core's own layer at the next step (None after
+the last one; rows where its reset is True add nothing). Both are made of d_n and dots, see `rowwise_gradient`.
+
+    stacked  [own + H, D]  V1 in its first rows, V2 from row `own`
+    carry    [M, D] float32, of the step after; overwritten with that of this step
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdream.ops.params import Layer
+from fastdream.ops.triton.block_product import Tiles
+from fastdream.ops.triton.config import power_of_two
+from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.math import tanh
+from fastdream.ops.triton.rowwise import moments, row_tiles
+from fastdream.ops.triton.rowwise_gradient import Later, load_gradient, mean_dots
+
+
+@triton.jit
+def gate_gradients(b_d, b_reset, b_cand, b_update, b_deter):
+    """Of reset, cand, update and the old deter, where b_d is the new deter's; all float32."""
+    b_r, b_u = tl.sigmoid(b_reset), tl.sigmoid(b_update - 1)
+    b_c = tanh(b_r * b_cand)
+    b_dc = b_d * b_u * (1 - b_c * b_c)
+    b_du = b_d * (b_c - b_deter) * b_u * (1 - b_u)
+    return b_dc * b_cand * b_r * (1 - b_r), b_dc * b_r, b_du, b_d * (1 - b_u)
+
+
+@triton.jit
+def through_layer(
+    b_d,  # [BM, BN] float32
+    weight,  # [K, N], rows next to each other
+    d_n,  # [M, K], and the rest as of a `Later`
+    x,
+    sums,
+    dots,
+    scale,
+    eps,
+    o_m,  # [BM]
+    m_m,  # [BM], rows that add something
+    o_n,  # [BN]
+    m_n,  # [BN]
+    s_dn,
+    s_x,
+    M,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    NORM: tl.constexpr,
+    TILE: tl.constexpr,
+    BT: tl.constexpr,
+    TILES: tl.constexpr,
+    BD: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """b_d plus the gradient of a layer's pre-activations times its weight."""
+    b_mean, b_rstd = moments(sums, o_m, M, eps, K, K, TILE, BT, NORM)
+    b_dot, b_sum = mean_dots(dots, o_m, M, K, TILES, BD, NORM)
+    o_row = o_m.to(tl.int64)
+    for i_k in range(0, K, BK):
+        o_k = i_k + tl.arange(0, BK)
+        m_k = o_k < K
+        b_g = load_gradient(
+            d_n, x, scale, b_mean, b_rstd, b_dot, b_sum, o_row, m_m, o_k, m_k, s_dn, s_x, NORM
+        )
+        p_w = weight + o_k[:, None] * N + o_n[None, :]
+        b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
+        b_d = tl.dot(b_g.to(b_w.dtype), b_w, b_d, input_precision="ieee")
+    return b_d
+
+
+@triton.jit(do_not_specialize=["M"])
+def block_gates_gradient_kernel(
+    given,  # [M, G*P] or None
+    carry,  # [M, G*P]
+    stacked,  # [OWN + H, G*P]
+    hidden_scale,  # [U] or None
+    hidden_dn,  # [M, U]
+    hidden,  # [M, U]
+    hidden_sums,  # [tiles, planes, M] or None
+    hidden_dots,  # [tiles, planes, M] or None
+    reset,  # [M]
+    own_scale,  # [H] or None
+    own_dn,  # [M, H] or None
+    own,  # [M, H]
+    own_sums,  # [1, planes, M] or None
+    own_dots,  # [tiles, planes, M] or None
+    own_reset,  # [M]
+    gates,  # [M, G*3*P]
+    deter,  # [M, G*P], the old one
+    d_gates,  # [M, G*3*P]
+    s_hidden_dn,
+    s_hidden,
+    s_reset,
+    s_own_dn,
+    s_own,
+    s_own_reset,
+    M,
+    hidden_eps,
+    own_eps,
+    s_given,
+    s_gates,
+    s_deter,
+    s_d,
+    G: tl.constexpr,
+    P: tl.constexpr,
+    U: tl.constexpr,
+    H: tl.constexpr,
+    OWN: tl.constexpr,
+    HIDDEN_NORM: tl.constexpr,
+    HIDDEN_TILE: tl.constexpr,
+    HIDDEN_BT: tl.constexpr,
+    HIDDEN_TILES: tl.constexpr,
+    HIDDEN_BD: tl.constexpr,
+    OWN_NORM: tl.constexpr,
+    OWN_TILES: tl.constexpr,
+    OWN_BD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    o_m = i_m * BM + tl.arange(0, BM)
+    o_row = o_m.to(tl.int64)
+    o_n = i_n * BN + tl.arange(0, BN)
+    o_d = i_g * P + o_n
+    m_m, m_n = o_m < M, o_n < P
+    m_x = m_m[:, None] & m_n[None, :]
+    m_old = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
+    b_d = tl.load(carry + o_row[:, None] * (G * P) + o_d[None, :], mask=m_x, other=0.0)
+    if given is not None:
+        p_given = given + o_row[:, None] * s_given + o_d[None, :]
+        b_d += tl.load(p_given, mask=m_x, other=0.0).to(tl.float32)
+
+    b_d = through_layer(
+        b_d,
+        stacked,
+        hidden_dn,
+        hidden,
+        hidden_sums,
+        hidden_dots,
+        hidden_scale,
+        hidden_eps,
+        o_m,
+        m_m,
+        o_d,
+        m_n,
+        s_hidden_dn,
+        s_hidden,
+        M,
+        U,
+        G * P,
+        HIDDEN_NORM,
+        HIDDEN_TILE,
+        HIDDEN_BT,
+        HIDDEN_TILES,
+        HIDDEN_BD,
+        BK,
+    )
+    if own_dn is not None:
+        m_kept = m_m & (tl.load(own_reset + o_row * s_own_reset, mask=m_m, other=1) == 0)
+        b_d = through_layer(
+            b_d,
+            stacked + OWN * G * P,
+            own_dn,
+            own,
+            own_sums,
+            own_dots,
+            own_scale,
+            own_eps,
+            o_m,
+            m_kept,
+            o_d,
+            m_n,
+            s_own_dn,
+            s_own,
+            M,
+            H,
+            G * P,
+            OWN_NORM,
+            H,
+            1,
+            OWN_TILES,
+            OWN_BD,
+            BK,
+        )
+
+    o_p = o_row[:, None] * s_gates + (i_g * 3 * P + o_n)[None, :]
+    b_r = tl.load(gates + o_p, mask=m_x, other=0.0).to(tl.float32)
+    b_c = tl.load(gates + o_p + P, mask=m_x, other=0.0).to(tl.float32)
+    b_u = tl.load(gates + o_p + 2 * P, mask=m_x, other=0.0).to(tl.float32)
+    p_deter = deter + o_row[:, None] * s_deter + o_d[None, :]
+    b_old = tl.load(p_deter, mask=m_x & m_old[:, None], other=0.0).to(tl.float32)
+    b_dr, b_dc, b_du, b_carry = gate_gradients(b_d, b_r, b_c, b_u, b_old)
+    o_p = o_row[:, None] * s_d + (i_g * 3 * P + o_n)[None, :]
+    tl.store(d_gates + o_p, b_dr.to(d_gates.dtype.element_ty), mask=m_x)
+    tl.store(d_gates + o_p + P, b_dc.to(d_gates.dtype.element_ty), mask=m_x)
+    tl.store(d_gates + o_p + 2 * P, b_du.to(d_gates.dtype.element_ty), mask=m_x)
+    b_carry = tl.where(m_old[:, None], b_carry, 0.0)
+    tl.store(carry + o_row[:, None] * (G * P) + o_d[None, :], b_carry, mask=m_x)
+
+
+def block_gates_gradient(
+    given: Tensor | None,
+    carry: Tensor,
+    stacked: Tensor,
+    layers: tuple[Layer, Layer],
+    hidden: Later,
+    own: Later | None,
+    at: int,
+    gates: Tensor,
+    deter: Tensor,
+    d_gates: Tensor,
+    blocks: int,
+    tile: int,
+    tiles: Tiles,
+) -> None:
+    """Write d_gates and carry as above.
+
+    layers: the posterior's first and the core's own, of which hidden (with the reset of this step) and own are read.
+    at: `own` above. tile: of the sums of hidden.
+    """
+    rows, width = carry.shape
+    block, units = width // blocks, hidden.x.shape[1]
+    first, core = layers
+    hidden_tiles, own_tiles = hidden.tiles(), own.tiles() if own else 0
+    launch(
+        block_gates_gradient_kernel,
+        (triton.cdiv(block, tiles.n), blocks, triton.cdiv(rows, tiles.m)),
+        given,
+        carry,
+        stacked,
+        first.scale,
+        *hidden,
+        core.scale,
+        *(own or (None,) * 5),
+        gates,
+        deter,
+        d_gates,
+        *hidden.strides(),
+        *(own.strides() if own else (0, 0, 0)),
+        rows,
+        first.eps,
+        core.eps,
+        0 if given is None else given.stride(0),
+        gates.stride(0),
+        deter.stride(0),
+        d_gates.stride(0),
+        G=blocks,
+        P=block,
+        U=units,
+        H=len(stacked) - at,
+        OWN=at,
+        HIDDEN_NORM=first.norm,
+        HIDDEN_TILE=tile,
+        HIDDEN_BT=power_of_two(row_tiles(units, units, tile)),
+        HIDDEN_TILES=hidden_tiles,
+        HIDDEN_BD=power_of_two(hidden_tiles),
+        OWN_NORM=core.norm,
+        OWN_TILES=own_tiles,
+        OWN_BD=power_of_two(own_tiles),
+        BM=tiles.m,
+        BN=tiles.n,
+        BK=tiles.k,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )

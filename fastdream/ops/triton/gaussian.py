@@ -1,0 +1,206 @@
+"""The two KL losses of Gaussian latents: both in one pass over means and deviations, their gradients in one more."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdream.ops.params import Clamp
+from fastdream.ops.triton.config import row_tile
+from fastdream.ops.triton.free_nats import (
+    Losses,
+    Pair,
+    check_clamp,
+    check_grads,
+    check_pair,
+    finish,
+    grads_of,
+    load_grads,
+    losses_of,
+    store_losses,
+)
+from fastdream.ops.triton.library import (
+    capability,
+    contiguous,
+    empty_like,
+    launch,
+    register,
+    register_once_differentiable,
+    rows_of,
+)
+
+
+@triton.jit(do_not_specialize=["M"])
+def gaussian_kl_fwd_kernel(
+    mean,  # [M, S], like the next three
+    std,
+    prior_mean,
+    prior_std,
+    kl,  # [M]
+    dyn,  # [M], or [] if clamped after the mean
+    rep,  # like dyn
+    free,
+    M,
+    S: tl.constexpr,
+    CLAMP: tl.constexpr,
+    BM: tl.constexpr,
+    BS: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_s = tl.arange(0, BS)[None, :]
+    m_m = o_m < M - i_m
+    m_x = m_m & (o_s < S)
+    o_x = o_m * S + o_s
+
+    b_scale = tl.load(prior_std + i_m * S + o_x, mask=m_x, other=1.0).to(tl.float32)
+    b_ratio = tl.load(std + i_m * S + o_x, mask=m_x, other=1.0).to(tl.float32) / b_scale
+    b_shift = tl.load(mean + i_m * S + o_x, mask=m_x, other=0.0).to(tl.float32)
+    b_shift = (b_shift - tl.load(prior_mean + i_m * S + o_x, mask=m_x, other=0.0).to(tl.float32)) / b_scale
+    b_kl = 0.5 * (b_ratio * b_ratio + b_shift * b_shift - 1) - tl.log(b_ratio)
+    store_losses(kl, dyn, rep, i_m + o_m, m_m, tl.sum(b_kl, 1, keep_dims=True), free, CLAMP)
+
+
+@triton.jit(do_not_specialize=["M"])
+def gaussian_kl_bwd_kernel(
+    d_dyn,  # [M], or [] if clamped after the mean
+    d_rep,  # like d_dyn
+    kl,  # [M]
+    mean,  # [M, S], like all that follow
+    std,
+    prior_mean,
+    prior_std,
+    d_mean,
+    d_std,
+    d_prior_mean,
+    d_prior_std,
+    free,
+    M,
+    S: tl.constexpr,
+    CLAMP: tl.constexpr,
+    BM: tl.constexpr,
+    BS: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_s = tl.arange(0, BS)[None, :]
+    m_m = o_m < M - i_m
+    m_x = m_m & (o_s < S)
+    o_x = i_m * S + o_m * S + o_s
+
+    b_dyn, b_rep = load_grads(kl, d_dyn, d_rep, i_m + o_m, m_m, free, CLAMP)
+    b_std = tl.load(std + o_x, mask=m_x, other=1.0).to(tl.float32)
+    b_scale = 1 / tl.load(prior_std + o_x, mask=m_x, other=1.0).to(tl.float32)
+    b_shift = tl.load(mean + o_x, mask=m_x, other=0.0).to(tl.float32)
+    b_shift = (b_shift - tl.load(prior_mean + o_x, mask=m_x, other=0.0).to(tl.float32)) * b_scale
+    b_ratio = b_std * b_scale
+
+    b_g = b_shift * b_scale
+    tl.store(d_mean + o_x, (b_rep * b_g).to(d_mean.dtype.element_ty), mask=m_x)
+    tl.store(d_prior_mean + o_x, (-b_dyn * b_g).to(d_prior_mean.dtype.element_ty), mask=m_x)
+    b_g = b_ratio * b_scale - 1 / b_std
+    tl.store(d_std + o_x, (b_rep * b_g).to(d_std.dtype.element_ty), mask=m_x)
+    b_g = (1 - b_ratio * b_ratio - b_shift * b_shift) * b_scale
+    tl.store(d_prior_std + o_x, (b_dyn * b_g).to(d_prior_std.dtype.element_ty), mask=m_x)
+
+
+def gaussian_kl(post: Pair, prior: Pair, free: float = 3.0, clamp: Clamp = "mean") -> Pair:
+    """As `fastdream.ops.reference.gaussian_kl`, of four tensors float32 or half precision. Differentiable once."""
+    check_clamp(clamp)
+    dyn, rep, _ = torch.ops.fastdream.triton_gaussian_kl(*post, *prior, free, clamp)
+    return dyn, rep
+
+
+def _launch_gaussian(
+    kernel: Any, args: list[Any], mean: Tensor, free: float, clamp: str, tensors: int
+) -> None:
+    rows, width = rows_of(mean)
+    tile = row_tile(width, capability(mean.device), tensors)
+    constants = {"S": width, "BM": tile.rows, "BS": tile.cols, "CLAMP": clamp, "num_warps": tile.warps}
+    launch(kernel, (triton.cdiv(rows, tile.rows),), *args, free, rows, **constants)
+
+
+def _gaussian_fake(
+    mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor, free: float, clamp: str
+) -> Losses:
+    names = "post mean", "post std", "prior mean", "prior std"
+    check_pair("gaussian_kl", 1, dict(zip(names, (mean, std, prior_mean, prior_std), strict=True)))
+    return losses_of(mean, 1, clamp)
+
+
+def _gaussian(
+    mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor, free: float, clamp: str
+) -> Losses:
+    inputs = mean, std, prior_mean, prior_std
+    dyn, rep, kl = losses = _gaussian_fake(*inputs, free, clamp)
+    _launch_gaussian(
+        gaussian_kl_fwd_kernel, [*contiguous(*inputs), kl, dyn, rep], mean, free, clamp, tensors=4
+    )
+    finish(losses, free, clamp)
+    return losses
+
+
+def _gaussian_backward_fake(
+    d_dyn: Tensor,
+    d_rep: Tensor,
+    kl: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    prior_mean: Tensor,
+    prior_std: Tensor,
+    free: float,
+    clamp: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = mean, std, prior_mean, prior_std
+    check_grads("gaussian_kl_backward", _gaussian_fake(*inputs, free, clamp), d_dyn, d_rep, kl)
+    return empty_like(mean), empty_like(std), empty_like(prior_mean), empty_like(prior_std)
+
+
+def _gaussian_backward(
+    d_dyn: Tensor,
+    d_rep: Tensor,
+    kl: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    prior_mean: Tensor,
+    prior_std: Tensor,
+    free: float,
+    clamp: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = mean, std, prior_mean, prior_std
+    gradients = _gaussian_backward_fake(d_dyn, d_rep, kl, *inputs, free, clamp)
+    args = [*grads_of(d_dyn, d_rep, kl, free, clamp), *contiguous(kl, *inputs), *gradients]
+    _launch_gaussian(gaussian_kl_bwd_kernel, args, mean, free, clamp, tensors=4)
+    return gradients
+
+
+def _save_gaussian(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(output[2], *inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _gaussian_gradient(ctx: Any, d_dyn: Tensor, d_rep: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    backward = torch.ops.fastdream.triton_gaussian_kl_backward
+    return *backward(d_dyn, d_rep, *ctx.saved_tensors, *ctx.options), None, None
+
+
+register_once_differentiable(
+    register(
+        "gaussian_kl(Tensor mean, Tensor std, Tensor prior_mean, Tensor prior_std, float free, str clamp)"
+        " -> (Tensor, Tensor, Tensor)",
+        _gaussian,
+        _gaussian_fake,
+    ),
+    register(
+        "gaussian_kl_backward(Tensor d_dyn, Tensor d_rep, Tensor kl, Tensor mean, Tensor std,"
+        " Tensor prior_mean, Tensor prior_std, float free, str clamp) -> (Tensor, Tensor, Tensor, Tensor)",
+        _gaussian_backward,
+        _gaussian_backward_fake,
+    ),
+    _gaussian_gradient,
+    _save_gaussian,
+    "gaussian_kl",
+)

@@ -1,0 +1,153 @@
+"""Hard Gumbel-softmax: one pass over logits and noise forward, one over them and the gradient back."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdream.ops.triton.categorical import (
+    as_long,
+    categorical_sample_fwd_kernel,
+    check_logit,
+    drawn_like,
+    launch_rows,
+    log_mixed,
+)
+from fastdream.ops.triton.library import contiguous, empty_like, register, register_once_differentiable
+from fastdream.ops.triton.math import load_logits, softmax
+
+Pair = tuple[Tensor, Tensor]
+
+TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+
+
+@triton.jit
+def perturbed(b_x, b_u, C: tl.constexpr, UNIMIX: tl.constexpr):
+    """softmax of rows, the log of its mixture, and that with Gumbel noise."""
+    b_p, b_log = log_mixed(b_x, C, UNIMIX)
+    return b_p, b_log, b_log - tl.log(-tl.log(tl.maximum(b_u, TINY)))
+
+
+@triton.jit(do_not_specialize=["M"])
+def gumbel_sample_fwd_kernel(
+    logit,  # [M, C]
+    noise,  # [M, C]
+    onehot,  # [M, C]
+    index,  # [M]
+    M,
+    C: tl.constexpr,
+    UNIMIX: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_c = tl.arange(0, BC)[None, :]
+    m_m = o_m < M - i_m
+    m_x = m_m & (o_c < C)
+    o_x = o_m * C + o_c
+
+    b_x = load_logits(logit + i_m * C + o_x, m_x, o_c < C)
+    b_u = tl.load(noise + i_m * C + o_x, mask=m_x, other=0.5).to(tl.float32)
+    _, _, b_y = perturbed(b_x, b_u, C, UNIMIX)
+    b_i = tl.argmax(tl.where(o_c < C, b_y, float("-inf")), 1, keep_dims=True).to(tl.int64)
+    tl.store(index + i_m + o_m, b_i, mask=m_m)
+    tl.store(onehot + i_m * C + o_x, (o_c == b_i).to(onehot.dtype.element_ty), mask=m_x)
+
+
+@triton.jit(do_not_specialize=["M"])
+def gumbel_sample_bwd_kernel(
+    grad,  # [M, C]
+    logit,  # [M, C]
+    noise,  # [M, C]
+    d_logit,  # [M, C]
+    tau,
+    M,
+    C: tl.constexpr,
+    UNIMIX: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_c = tl.arange(0, BC)[None, :]
+    m_x = (o_m < M - i_m) & (o_c < C)
+    o_x = o_m * C + o_c
+
+    b_x = load_logits(logit + i_m * C + o_x, m_x, o_c < C)
+    b_u = tl.load(noise + i_m * C + o_x, mask=m_x, other=0.5).to(tl.float32)
+    b_g = tl.load(grad + i_m * C + o_x, mask=m_x, other=0.0).to(tl.float32)
+    tau = tl.cast(tau, tl.float32)
+    b_p, b_log, b_y = perturbed(b_x, b_u, C, UNIMIX)
+    b_s = softmax(tl.where(o_c < C, b_y / tau, float("-inf")))
+    b_g = b_s * (b_g - tl.sum(b_s * b_g, 1, keep_dims=True)) / tau  # of the log probabilities
+    if UNIMIX > 0:
+        b_g *= (1 - UNIMIX) * tl.exp(-b_log)
+        b_dx = b_p * (b_g - tl.sum(b_p * b_g, 1, keep_dims=True))
+    else:
+        b_dx = b_g - b_p * tl.sum(b_g, 1, keep_dims=True)
+    tl.store(d_logit + i_m * C + o_x, b_dx.to(d_logit.dtype.element_ty), mask=m_x)
+
+
+def gumbel_sample(
+    logit: Tensor, noise: Tensor, unimix: float = 0.0, index: Tensor | None = None, tau: float = 1.0
+) -> Pair:
+    """As `fastdream.ops.reference.gumbel_sample`, float32 or half precision. Differentiable once, in logit."""
+    return torch.ops.fastdream.triton_gumbel_sample(logit, noise, as_long(index), unimix, tau)
+
+
+def _gumbel_fake(logit: Tensor, noise: Tensor, index: Tensor | None, unimix: float, tau: float) -> Pair:
+    check_logit("gumbel_sample", logit, {"index": index}, {"noise": noise})
+    return drawn_like(logit)
+
+
+def _gumbel(logit: Tensor, noise: Tensor, index: Tensor | None, unimix: float, tau: float) -> Pair:
+    drawn = _gumbel_fake(logit, noise, index, unimix, tau)
+    if index is None:
+        args = (*contiguous(logit, noise), *drawn)
+        launch_rows(gumbel_sample_fwd_kernel, args, logit, unimix, tensors=2)
+    else:
+        args = (*contiguous(logit, None, index), *drawn)
+        launch_rows(categorical_sample_fwd_kernel, args, logit, unimix, tensors=1)
+    return drawn
+
+
+def _gumbel_backward_fake(grad: Tensor, logit: Tensor, noise: Tensor, unimix: float, tau: float) -> Tensor:
+    check_logit("gumbel_sample_backward", logit, {}, {"grad": grad, "noise": noise})
+    return empty_like(logit)
+
+
+def _gumbel_backward(grad: Tensor, logit: Tensor, noise: Tensor, unimix: float, tau: float) -> Tensor:
+    d_logit = _gumbel_backward_fake(grad, logit, noise, unimix, tau)
+    args = (*contiguous(grad, logit, noise), d_logit, tau)
+    launch_rows(gumbel_sample_bwd_kernel, args, logit, unimix, tensors=3)
+    return d_logit
+
+
+def _save_gumbel(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.options = inputs[3:]
+
+
+def _gumbel_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:
+    backward = torch.ops.fastdream.triton_gumbel_sample_backward
+    return backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+register_once_differentiable(
+    register(
+        "gumbel_sample(Tensor logit, Tensor noise, Tensor? index, float unimix, float tau) -> (Tensor, Tensor)",
+        _gumbel,
+        _gumbel_fake,
+    ),
+    register(
+        "gumbel_sample_backward(Tensor grad, Tensor logit, Tensor noise, float unimix, float tau) -> Tensor",
+        _gumbel_backward,
+        _gumbel_backward_fake,
+    ),
+    _gumbel_gradient,
+    _save_gumbel,
+    "gumbel_sample",
+)

@@ -1,0 +1,150 @@
+"""Kernels of norm and activation, of rows that stay where they are or become one of 2 x 2 pixels."""
+
+import triton
+import triton.language as tl
+
+from fastdream.ops.triton.math import expm1, tanh
+
+
+@triton.jit
+def activate(x, ACT: tl.constexpr):
+    """ACT in the order of `native.params.ACTS`."""
+    if ACT == "silu":
+        x = x * tl.sigmoid(x)
+    elif ACT == "gelu":
+        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    elif ACT == "elu":
+        x = tl.where(x > 0, x, expm1(x))
+    elif ACT == "relu":
+        x = tl.where(x < 0, 0.0, x)  # which keeps NaN
+    elif ACT == "tanh":
+        x = tanh(x)
+    return x
+
+
+@triton.jit
+def activate_grad(x, grad, ACT: tl.constexpr):
+    """Gradient of `activate` at x."""
+    if ACT == "silu":
+        s = tl.sigmoid(x)
+        grad *= s * (1 + x * (1 - s))
+    elif ACT == "gelu":
+        s = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        grad *= s + x * s * (1 - s) * 1.5957691216057308 * (1 + 0.134145 * x * x)
+    elif ACT == "elu":
+        grad *= tl.where(x > 0, 1.0, tl.exp(x))
+    elif ACT == "relu":
+        grad = tl.where(x > 0, grad, 0.0)
+    elif ACT == "tanh":
+        t = tanh(x)
+        grad *= 1 - t * t
+    return grad
+
+
+@triton.jit
+def normalize(b_x, m_n, eps, N: tl.constexpr, NORM: tl.constexpr):
+    """Rows of zero mean (layer) and unit square, and the factors that made them so. b_x [BM, BN] is 0 beyond N."""
+    if NORM == "layer":
+        b_x = tl.where(m_n, b_x - tl.sum(b_x, 1, keep_dims=True) / N, 0.0)
+    b_rstd = tl.rsqrt(tl.sum(b_x * b_x, 1, keep_dims=True) / N + eps)
+    return b_x * b_rstd, b_rstd
+
+
+@triton.jit
+def spread_rows(i_r, W):
+    """Rows i_r of [B, H, W, 2 * 2] as rows of [B, 2 * H, 2 * W]."""
+    i_q = i_r % 4
+    return (i_r // (4 * W) * 2 + i_q // 2) * (2 * W) + i_r // 4 % W * 2 + i_q % 2
+
+
+@triton.jit(do_not_specialize=["M", "W"])
+def norm_act_fwd_kernel(
+    x,  # [M, N]
+    scale,  # [N] or None
+    shift,  # [N] or None
+    y,  # [M, N], or spread
+    eps,
+    M,
+    W,  # pixels of a line, where rows are spread
+    N: tl.constexpr,
+    NORM: tl.constexpr,
+    ACT: tl.constexpr,
+    SPREAD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_n = tl.arange(0, BN)[None, :]
+    m_n = o_n < N
+    m_x = (o_m < M - i_m) & m_n
+    o_x = o_m * N + o_n  # inside of the tile: 32 bits are enough
+
+    b_x = tl.load(x + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32)
+    if NORM != "none":
+        b_x, _ = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
+    if scale is not None:
+        b_x *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
+    if shift is not None:
+        b_x += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
+    p_y = y + spread_rows(i_m + o_m, W) * N + o_n if SPREAD else y + i_m * N + o_x
+    tl.store(p_y, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_x)
+
+
+@triton.jit(do_not_specialize=["M", "W"])
+def norm_act_bwd_kernel(
+    x,  # [M, N]
+    scale,  # [N] or None
+    shift,  # [N] or None
+    grad,  # [M, N], or spread
+    d_x,  # [M, N]
+    d_scale,  # [programs, N] or None
+    d_shift,  # [programs, N] or None
+    eps,
+    M,
+    W,  # pixels of a line, where rows are spread
+    N: tl.constexpr,
+    NORM: tl.constexpr,
+    ACT: tl.constexpr,
+    SPREAD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    i_p = tl.program_id(0)
+    o_m = tl.arange(0, BM)[:, None]
+    o_n = tl.arange(0, BN)[None, :]
+    m_n = o_n < N
+    o_x = o_m * N + o_n
+    b_scale = tl.full([1, BN], 1.0, tl.float32)
+    b_shift = tl.zeros([1, BN], tl.float32)
+    if scale is not None:
+        b_scale = tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
+    if shift is not None:
+        b_shift = tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
+    b_dscale = tl.zeros([1, BN], tl.float32)
+    b_dshift = tl.zeros([1, BN], tl.float32)
+
+    for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
+        i_m = tl.cast(i_t, tl.int64) * BM
+        m_x = (o_m < M - i_m) & m_n
+        b_x = tl.load(x + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32)
+        p_g = grad + spread_rows(i_m + o_m, W) * N + o_n if SPREAD else grad + i_m * N + o_x
+        b_g = tl.load(p_g, mask=m_x, other=0.0).to(tl.float32)
+        if NORM == "none":
+            b_dx = activate_grad(b_x, b_g, ACT)
+        else:
+            b_x, b_rstd = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
+            b_g = activate_grad(b_x * b_scale + b_shift, b_g, ACT)
+            b_dscale += tl.sum(b_g * b_x, 0, keep_dims=True)
+            b_dshift += tl.sum(b_g, 0, keep_dims=True)
+            b_g *= b_scale
+            b_dx = b_g - b_x * (tl.sum(b_g * b_x, 1, keep_dims=True) / N)
+            if NORM == "layer":
+                b_dx -= tl.sum(b_g, 1, keep_dims=True) / N
+            b_dx *= b_rstd
+        tl.store(d_x + i_m * N + o_x, b_dx.to(d_x.dtype.element_ty), mask=m_x)
+
+    if d_scale is not None:
+        tl.store(d_scale + i_p * N + o_n, b_dscale, mask=m_n)
+    if d_shift is not None:
+        tl.store(d_shift + i_p * N + o_n, b_dshift, mask=m_n)

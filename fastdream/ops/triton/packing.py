@@ -1,0 +1,130 @@
+"""Parameters of many layers, packed for a few kernels: two flat tensors, and where in them each layer lies.
+
+Kernels on whole rows take the descriptions as constants: plain tuples, importable without Triton.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.params import Act, Layer, Norm
+from fastdream.ops.triton.config import power_of_two
+
+ALIGNED = 64  # elements: every packed tensor begins at a cache line
+STAGE = 8192  # weights of a product on whole rows that a program takes in at a time
+
+
+class Row(NamedTuple):
+    """A layer on whole rows. Places are offsets in the packed tensors, -1 for what is not there."""
+
+    weight: int  # [out, inp], or [inp, out] if gathered; -1 where another kernel multiplies
+    bias: int
+    scale: int
+    shift: int
+    inp: int
+    out: int
+    gathered: bool  # the inputs are one-hots
+    cols: int  # of its tile of outputs: a power of two
+    depth: int  # inputs that are multiplied at a time
+    norm: Norm
+    act: Act
+    eps: float
+
+
+class Flat:
+    """Tensors to be copied into one."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[int, Tensor]] = []
+        self._size = 0
+
+    def add(self, *tensors: Tensor) -> int:
+        """Where these tensors will lie, one directly after the other."""
+        place = end = self._size
+        for x in tensors:
+            self._pairs.append((end, x.detach()))
+            end += x.numel()
+        self._size = -(-end // ALIGNED) * ALIGNED
+        return place
+
+    def pack(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """All of them in one tensor: in one launch, but for those with gaps in memory."""
+        flat = torch.empty(self._size, dtype=dtype, device=device)
+        pairs = [(part(flat, place, *x.shape), x) for place, x in self._pairs]
+        dense = [pair for pair in pairs if pair[1].is_contiguous()]
+        if dense:
+            torch._foreach_copy_([y for y, _ in dense], [x for _, x in dense])
+        for y, x in pairs:
+            if not x.is_contiguous():
+                y.copy_(x)
+        return flat
+
+
+def part(flat: Tensor, place: int, *shape: int) -> Tensor:
+    """The tensor of this shape that lies at a place."""
+    return flat[place : place + torch.Size(shape).numel()].view(shape)
+
+
+class Place(NamedTuple):
+    """Where a whole layer lies."""
+
+    layer: Layer
+    weight: int
+    vectors: tuple[int, int, int]  # bias, scale, shift; -1 for None
+
+    def layer_in(self, weights: Tensor, vectors: Tensor) -> Layer:
+        """The layer as it lies there."""
+        out = len(self.layer.weight) if self.layer.weight.dim() == 2 else self.layer.weight[:, 0].numel()
+        bias, scale, shift = (None if at < 0 else part(vectors, at, out) for at in self.vectors)
+        weight = part(weights, self.weight, *self.layer.weight.shape)
+        return self.layer._replace(weight=weight, bias=bias, scale=scale, shift=shift)
+
+
+class Packer:
+    """Collects parameters: weights to be copied in the dtype of products, vectors in float32."""
+
+    def __init__(self) -> None:
+        self.weights, self.vectors = Flat(), Flat()
+
+    def row(self, layer: Layer, weight: Tensor | None = None, *, gathered: bool = False) -> Row:
+        """Describe a layer that multiplies rows by `weight`, all or some columns of its own [out, inp].
+
+        None: another kernel multiplies, and adds the bias.
+        """
+        out, inp = layer.weight.shape if weight is None else weight.shape
+        place = -1 if weight is None else self.weights.add(weight.t() if gathered else weight)
+        layer = layer if weight is not None else layer._replace(bias=None)
+        return _row(place, self._vectors(layer), inp, out, gathered, layer)
+
+    def _vectors(self, layer: Layer) -> tuple[int, int, int]:
+        """Places of bias, scale and shift; those of a norm that is none are not there."""
+        normed = layer if layer.norm != "none" else layer._replace(scale=None, shift=None)
+        bias, scale, shift = (-1 if x is None else self.vectors.add(x) for x in normed[1:4])
+        return bias, scale, shift
+
+    def place(self, layer: Layer) -> Place:
+        """Collect a whole layer."""
+        return Place(layer, self.weights.add(layer.weight), self._vectors(layer))
+
+    def joined(self, layers: list[Layer]) -> Row:
+        """Describe layers that multiply the same rows, and are linear, as one with all their outputs."""
+        weights = [layer.weight for layer in layers]
+        bias = self.vectors.add(*biases(layers))
+        out, inp = sum(map(len, weights)), weights[0].shape[1]
+        return _row(self.weights.add(*weights), (bias, -1, -1), inp, out, False, layers[0])
+
+    def pack(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Weights in `dtype`, and vectors."""
+        return self.weights.pack(dtype, device), self.vectors.pack(torch.float32, device)
+
+
+def biases(layers: list[Layer]) -> list[Tensor]:
+    """The bias of each, zeros for none."""
+    return [x.weight.new_zeros(len(x.weight)) if x.bias is None else x.bias for x in layers]
+
+
+def _row(weight: int, vectors: tuple[int, int, int], inp: int, out: int, gathered: bool, layer: Layer) -> Row:
+    cols = max(16, power_of_two(out))
+    deep = min(max(16, power_of_two(inp)), max(16, min(64, STAGE // cols)))
+    return Row(weight, *vectors, inp, out, gathered, cols, deep, layer.norm, layer.act, layer.eps)

@@ -1,0 +1,237 @@
+"""The tail of wide layers: their products are launches of their own, and what lies between two of them is a kernel.
+
+Same layers, same memory and same device functions as in `tail`, whose program could not hold rows that wide.
+"""
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdream.ops.triton.block_product import block_product, product_tiles
+from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.packing import Row, part
+from fastdream.ops.triton.rows import row_gather, row_load, row_norm_act, row_store
+from fastdream.ops.triton.tail import ACTOR, act_heads, draw_stoch, enter_core
+
+if TYPE_CHECKING:
+    from fastdream.ops.triton.step import Draws, StepKernels
+
+FEW, MANY = 4, 16  # rows of a program without and with products
+
+
+@triton.jit(do_not_specialize=["n"])
+def rows_kernel(
+    pre,  # [n, s_pre]
+    embed,  # [n, out] or None: added
+    y,  # [n, s_y]
+    vector,
+    n,
+    s_pre,
+    s_y,
+    LAYER: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """Norm and activation of a layer."""
+    o_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)[:, None]
+    m_m = o_m < n
+    b_x = row_load(pre, s_pre, o_m, m_m, LAYER)
+    if embed is not None:
+        b_x += row_load(embed, LAYER.out, o_m, m_m, LAYER)
+    row_store(y, s_y, row_norm_act(b_x, vector, LAYER), o_m, m_m, LAYER)
+
+
+@triton.jit(do_not_specialize=["n", "time", "length", "states"])
+def draw_kernel(
+    product,  # as in `tail_kernel`, all of them
+    hidden,
+    weight,
+    vector,
+    noise,
+    given,
+    index,
+    logit,  # read
+    stoch,
+    n,
+    time,
+    length,
+    states,
+    TAIL: tl.constexpr,
+    ACT: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """Draws from the logits, and the actor's first layer."""
+    C: tl.constexpr = TAIL.classes
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = i_m + tl.arange(0, BM)[:, None]
+    m_m = o_m < n
+    o_g = tl.arange(0, BM * TAIL.groups)[:, None]
+    o_r, o_c = i_m + o_g // TAIL.groups, tl.arange(0, TAIL.padded)[None, :]
+    for i_s in tl.range(0, TAIL.stoch, TAIL.groups):
+        o_s = i_s + o_g % TAIL.groups
+        p_logit = logit + ((o_r * length + time) * TAIL.stoch + o_s) * C + o_c
+        b_y = tl.load(p_logit, mask=(o_r < n) & (o_s < TAIL.stoch) & (o_c < C), other=0.0).to(tl.float32)
+        draw_stoch(b_y, i_s, noise, given, index, stoch, n, length, states, time, i_m, BM, TAIL)
+    if ACT:
+        tl.debug_barrier()
+        layer: tl.constexpr = TAIL.chains[ACTOR][0]
+        b_x = row_load(product + TAIL.columns[0], TAIL.columns[2], o_m, m_m, layer)
+        index += time * TAIL.stoch
+        b_x += row_gather(index, length * TAIL.stoch, weight, o_m, m_m, TAIL.stoch, C, layer)
+        row_store(hidden, TAIL.wide, row_norm_act(b_x, vector, layer), o_m, m_m, layer)
+
+
+@triton.jit(do_not_specialize=["n", "time", "length", "actions", "at"])
+def act_kernel(
+    product,  # as in `tail_kernel`, all but the next
+    entered,  # [n, out] or None: stoch times the core's layer on it, if it was not drawn
+    reset,
+    hidden,
+    outs,
+    x,
+    weight,
+    vector,
+    index,
+    action_noise,
+    action,
+    n,
+    time,
+    length,
+    actions,
+    at,
+    TAIL: tl.constexpr,
+    ACT: tl.constexpr,
+    ENTER: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """The action, and the core's inputs."""
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = i_m + tl.arange(0, BM)[:, None]
+    m_m = o_m < n
+    if ACT:
+        act_heads(hidden, outs, weight, vector, action_noise, action, n, actions, at, i_m, o_m, m_m, BM, TAIL)
+    if ENTER:
+        enter_core(
+            product,
+            entered,
+            None,
+            reset,
+            x,
+            weight,
+            vector,
+            index,
+            action,
+            time,
+            length,
+            actions,
+            at,
+            o_m,
+            m_m,
+            TAIL,
+        )
+
+
+def in_parts(
+    k: "StepKernels",
+    draws: "Draws",
+    time: int,
+    at: int,
+    start: Tensor | None,
+    embed: Tensor | None,
+    reset: Tensor | None,
+    acts: bool,
+    enter: bool,
+) -> None:
+    """As `StepKernels.finish`."""
+    tail, rows, entered = k.tail, len(k.x), None
+    prior, actor = tail.chains
+    if start is None:
+        _norm_act(k, k.product, prior[0], embed)
+        _later(k, prior[1:])
+        logit = draws.logit[:, time].flatten(1)
+        bias = (
+            part(k.vectors, tail.logit.bias, tail.logit.out).expand(rows, -1)
+            if tail.logit.bias >= 0
+            else None
+        )
+        _product(k, k.hidden[0, :, : tail.logit.inp], tail.logit, logit, bias)
+        launch(
+            draw_kernel,
+            (triton.cdiv(rows, FEW),),
+            k.product,
+            k.hidden,
+            k.weights,
+            k.vectors,
+            *draws[:5],
+            rows,
+            time,
+            draws.index.shape[1],
+            draws.stoch.shape[1],
+            TAIL=tail,
+            ACT=acts,
+            BM=FEW,
+            num_warps=4,
+        )
+    elif acts:
+        columns = k.product[:, tail.columns[0] : tail.columns[0] + actor[0].out]
+        _product(k, start, actor[0], columns, columns)
+        _norm_act(k, columns, actor[0])
+    if start is not None and enter:
+        entered = k.x.new_empty(rows, tail.enter.out)
+        _product(k, start, tail.enter, entered, None, reset)
+    if acts:
+        _later(k, actor[1:])
+    if acts or enter:
+        launch(
+            act_kernel,
+            (triton.cdiv(rows, MANY),),
+            k.product,
+            entered,
+            reset,
+            k.hidden,
+            k.outs,
+            k.x,
+            k.weights,
+            k.vectors,
+            draws.index,
+            draws.action_noise,
+            draws.action,
+            rows,
+            time,
+            draws.index.shape[1],
+            draws.action.shape[1],
+            at,
+            TAIL=tail,
+            ACT=acts,
+            ENTER=enter,
+            BM=MANY,
+            num_warps=16,
+            num_stages=2,
+        )
+
+
+def _later(k: "StepKernels", layers: tuple[Row, ...]) -> None:
+    """Layers one after the other on hidden[0]; hidden[1] has the products."""
+    for layer in layers:
+        pre = k.hidden[1, :, : layer.out]
+        _product(k, k.hidden[0, :, : layer.inp], layer, pre, None)
+        _norm_act(k, pre, layer)
+
+
+def _product(
+    k: "StepKernels", x: Tensor, layer: Row, out: Tensor, base: Tensor | None, reset: Tensor | None = None
+) -> None:
+    """x [n, inp] times the layer's weight, and base, into out [n, out]; rows of x count as zero where reset."""
+    shape = (layer.inp, layer.out) if layer.gathered else (layer.out, layer.inp)
+    weight = part(k.weights, layer.weight, *shape)
+    weight = (weight if layer.gathered else weight.t()).unsqueeze(0)
+    tiles = product_tiles(len(x), layer.out, layer.out, weight.element_size())
+    block_product(x, reset, weight, None, None, base, out, None, "none", tiles)
+
+
+def _norm_act(k: "StepKernels", pre: Tensor, layer: Row, embed: Tensor | None = None) -> None:
+    """Norm and activation of the layer on pre into hidden[0]."""
+    y, rows = k.hidden[0], len(pre)
+    args = pre, embed, y, k.vectors, rows, pre.stride(0), y.stride(0)
+    launch(rows_kernel, (triton.cdiv(rows, FEW),), *args, LAYER=layer, BM=FEW, num_warps=4)

@@ -1,0 +1,275 @@
+"""The last kernel of a posterior step: hidden layer's norm, logits, sample, and the next step's layers that read it.
+
+    logit = act(norm(hidden)) weight^T + bias,  sample by the inverse CDF of the unimixed probabilities
+    next step: x = [act(norm(own)) | act(norm(base + sum of rows of of_stoch))], see `enter`
+
+A program has `tiles.rows` rows and some whole latent variables. The next step's layer needs all latent variables of a
+row, so the program that arrives last at its rows' counter goes on with them: a kernel less a step, and as sums
+are taken in a fixed order by whoever comes last, the same bits at every run.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdream.ops.params import Categorical, Layer
+from fastdream.ops.triton.block_product import Normed
+from fastdream.ops.triton.config import power_of_two
+from fastdream.ops.triton.enter import Entering, enter, gather
+from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.norm_kernels import activate
+from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
+
+BM = 16  # rows of a program's product, the least that tensor cores take
+GATHERED = 4096  # elements of rows that a program adds up at a time
+
+
+class PosteriorTiles(NamedTuple):
+    """rows and latent variables of a program, depth of its product, warps and pipeline stages."""
+
+    rows: int
+    vars: int
+    k: int
+    warps: int
+    stages: int
+
+
+def posterior_tiles(units: int, stoch: int, classes: int, itemsize: int) -> PosteriorTiles:
+    """Few rows a program, that the sums of rows are short; more where every row tile reads megabytes of weights."""
+    columns = power_of_two(classes)
+    rows = 2 if units * stoch * classes <= 2**20 else 4
+    variables = max(1, min(64 // columns, power_of_two(stoch)))
+    return PosteriorTiles(rows, variables, 128 // itemsize, 4, 4)
+
+
+@triton.jit
+def sample(b_logit, b_noise, keep, floor, o_c, C: tl.constexpr):
+    """[BM, BV] classes drawn from logits [BM, BV, BC] by noise [BM, BV]; BC >= C classes, o_c [1, 1, BC]."""
+    b_logit = tl.where(o_c < C, b_logit, -float("inf"))
+    b_e = tl.exp(b_logit - tl.max(b_logit, 2, keep_dims=True))
+    b_p = b_e / tl.sum(b_e, 2, keep_dims=True)
+    b_p = tl.where(o_c < C, b_p * tl.cast(keep, tl.float32) + tl.cast(floor, tl.float32), 0.0)
+    # The scan rounds differently from class to class, so sums at classes of no probability are left out.
+    b_cdf = tl.where(b_p > 0, tl.cumsum(b_p, 2), 0.0)
+    m_over = (b_cdf > b_noise[:, :, None]) | (b_cdf == tl.max(b_cdf, 2, keep_dims=True))
+    return tl.min(tl.where(m_over & (b_p > 0), o_c, C - 1), 2)
+
+
+@triton.jit(do_not_specialize=["M"])
+def posterior_kernel(
+    hidden,  # [M, U]
+    sums,  # [tiles, planes, M] or None
+    hidden_scale,  # [U] or None
+    hidden_shift,
+    weight,  # [S*C, U]
+    bias,  # [S*C] or None
+    noise,  # [M, S] or None
+    given,  # [M, S] or None, int64
+    logit,  # [M, S*C]
+    onehot,  # [M, S*C]
+    index,  # [M, S], int64
+    arrived,  # [row tiles], zero before and after
+    of_stoch,  # [S*C, H], or None after the last step; then as in `enter`
+    reset,
+    own,
+    own_bias,
+    own_scale,
+    own_shift,
+    own_sums,
+    base,
+    pre,
+    scale,
+    shift,
+    x_sums,
+    x,
+    s_reset,
+    s_own,
+    s_base,
+    s_pre,
+    s_x,
+    M,
+    hidden_eps,
+    eps,
+    keep,
+    floor,
+    s_hidden,
+    s_noise,
+    s_given,
+    s_logit,
+    s_index,
+    U: tl.constexpr,
+    S: tl.constexpr,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    HIDDEN_NORM: tl.constexpr,
+    HIDDEN_ACT: tl.constexpr,
+    TILE: tl.constexpr,
+    BT: tl.constexpr,
+    NORM: tl.constexpr,
+    ACT: tl.constexpr,
+    BM: tl.constexpr,
+    BR: tl.constexpr,
+    BV: tl.constexpr,
+    BC: tl.constexpr,
+    BK: tl.constexpr,
+    BS: tl.constexpr,
+    BH: tl.constexpr,
+):
+    i_v, i_m = tl.program_id(0), tl.program_id(1)
+    o_m = i_m * BR + tl.arange(0, BM)
+    o_row = o_m.to(tl.int64)
+    m_m = (tl.arange(0, BM) < BR) & (o_m < M)
+    o_j = tl.arange(0, BV * BC)
+    o_v, o_c = i_v * BV + o_j // BC, o_j % BC
+    o_n = o_v * C + o_c
+    m_n = (o_v < S) & (o_c < C)
+
+    b_mean, b_rstd = moments(sums, o_m, M, hidden_eps, U, U, TILE, BT, HIDDEN_NORM)
+    b_logit = tl.zeros([BM, BV * BC], tl.float32)
+    for i_k in range(0, U, BK):
+        o_k = i_k + tl.arange(0, BK)
+        m_k = o_k < U
+        b_h = tl.load(
+            hidden + o_row[:, None] * s_hidden + o_k[None, :], mask=m_m[:, None] & m_k[None, :], other=0.0
+        )
+        b_y = activate(normalize_tile(b_h, b_mean, b_rstd, hidden_scale, hidden_shift, o_k, m_k), HIDDEN_ACT)
+        b_w = tl.load(weight + o_n[None, :] * U + o_k[:, None], mask=m_k[:, None] & m_n[None, :], other=0.0)
+        b_logit = tl.dot(b_y.to(b_w.dtype), b_w, b_logit, input_precision="ieee")
+    if bias is not None:
+        b_logit += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    b_logit = b_logit.to(logit.dtype.element_ty)
+    p_logit = o_row[:, None] * s_logit + o_n[None, :]
+    m_logit = m_m[:, None] & m_n[None, :]
+    tl.store(logit + p_logit, b_logit, mask=m_logit)
+
+    o_s = i_v * BV + tl.arange(0, BV)
+    m_s = m_m[:, None] & (o_s < S)[None, :]
+    o_class = tl.arange(0, BC)[None, None, :]
+    if given is None:
+        b_noise = tl.load(noise + o_row[:, None] * s_noise + o_s[None, :], mask=m_s, other=0.0)
+        b_group = tl.reshape(b_logit.to(tl.float32), [BM, BV, BC])
+        b_index = sample(b_group, b_noise.to(tl.float32), keep, floor, o_class, C)
+    else:
+        b_index = tl.load(given + o_row[:, None] * s_given + o_s[None, :], mask=m_s, other=0).to(tl.int32)
+    tl.store(index + o_row[:, None] * s_index + o_s[None, :], b_index.to(tl.int64), mask=m_s)
+    b_onehot = tl.reshape((o_class == b_index[:, :, None]).to(tl.float32), [BM, BV * BC])
+    tl.store(onehot + p_logit, b_onehot.to(onehot.dtype.element_ty), mask=m_logit)
+
+    if of_stoch is not None:
+        # Indices of all the program's threads are written before it arrives, and read after the last has arrived.
+        tl.debug_barrier()
+        PROGRAMS: tl.constexpr = (S + BV - 1) // BV
+        if tl.atomic_add(arrived + i_m, 1, sem="acq_rel", scope="gpu") == PROGRAMS - 1:
+            tl.debug_barrier()
+            tl.store(arrived + i_m, 0)
+            o_r = i_m * BR + tl.arange(0, BR)
+            o_r64 = o_r.to(tl.int64)
+            m_r = o_r < M
+            if reset is not None:
+                m_r = m_r & (tl.load(reset + o_r64 * s_reset, mask=m_r, other=1) == 0)
+            b_stoch = gather(index, of_stoch, s_index, o_r64, m_r, S, C, H, BS, BH)
+            enter(
+                b_stoch,
+                o_r,
+                reset,
+                own,
+                own_bias,
+                own_scale,
+                own_shift,
+                own_sums,
+                base,
+                pre,
+                scale,
+                shift,
+                x_sums,
+                x,
+                s_reset,
+                s_own,
+                s_base,
+                s_pre,
+                s_x,
+                M,
+                eps,
+                H,
+                NORM,
+                ACT,
+            )
+
+
+def posterior(
+    hidden: Tensor,
+    normed: Normed,
+    layer: Layer,
+    weight: Tensor,
+    latent: Categorical,
+    noise: Tensor | None,
+    given: Tensor | None,
+    logit: Tensor,
+    onehot: Tensor,
+    index: Tensor,
+    arrived: Tensor,
+    of_stoch: Tensor | None,
+    entering: Entering,
+    core: Layer,
+    tiles: PosteriorTiles,
+) -> None:
+    """One step's logit, onehot and index, [M, S*C] and [M, S], and x of the next unless of_stoch is None.
+
+    hidden [M, U] are pre-activations that `normed` describes. layer: the posterior's last, `weight` [S*C, U] its own in
+    the dtype of products. core: the layer whose norm and activation `enter` applies. Either noise or given is there.
+    """
+    rows, units = hidden.shape[0], weight.shape[1]
+    first = normed.layer
+    stoch, classes, unimix = latent
+    width = entering.pre.shape[1]
+    columns, wide = power_of_two(classes), power_of_two(width)
+    launch(
+        posterior_kernel,
+        (triton.cdiv(stoch, tiles.vars), triton.cdiv(rows, tiles.rows)),
+        hidden,
+        normed.sums,
+        first.scale,
+        first.shift,
+        weight,
+        layer.bias,
+        noise,
+        given,
+        logit,
+        onehot,
+        index,
+        arrived,
+        of_stoch,
+        *entering,
+        *entering.strides(),
+        rows,
+        first.eps,
+        core.eps,
+        1 - unimix,
+        unimix / classes,
+        hidden.stride(0),
+        0 if noise is None else noise.stride(0),
+        0 if given is None else given.stride(0),
+        logit.stride(0),
+        index.stride(0),
+        U=units,
+        S=stoch,
+        C=classes,
+        H=width,
+        HIDDEN_NORM=first.norm,
+        HIDDEN_ACT=first.act,
+        TILE=normed.tile,
+        BT=power_of_two(row_tiles(units, units, normed.tile)),
+        NORM=core.norm,
+        ACT=core.act,
+        BM=BM,
+        BR=tiles.rows,
+        BV=tiles.vars,
+        BC=columns,
+        BK=tiles.k,
+        BS=max(1, min(power_of_two(stoch), GATHERED // (tiles.rows * wide))),
+        BH=wide,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )

@@ -1,0 +1,182 @@
+"""Lambda-returns: time is the last axis, so a tile of whole rows is read in one go and scanned within the program."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdream.ops.reference.layers import upcast
+from fastdream.ops.triton.config import power_of_two
+from fastdream.ops.triton.library import (
+    check_floats,
+    check_shape,
+    empty_like,
+    launch,
+    register,
+    register_once_differentiable,
+    rows_of,
+)
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+
+STEPS = 64  # of a tile at the most; longer rows take several, one after the other
+ELEMENTS = 512  # of a tile
+
+
+@triton.jit
+def after(a, w, b_a, b_w):
+    """x -> a + w * x, and then x -> b_a + b_w * x."""
+    return b_a + b_w * a, b_w * w
+
+
+@triton.jit(do_not_specialize=["M", "T"])
+def lambda_return_fwd_kernel(
+    reward,  # [M, T], like all
+    live,
+    mix,
+    value,
+    ret,
+    M,
+    T,
+    BM: tl.constexpr,
+    BT: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = i_m + tl.arange(0, BM)[:, None]
+    m_m = o_m < M
+    tiles = tl.cdiv(T, BT)
+
+    b_next = tl.load(value + o_m * T + T - 1, mask=m_m, other=0.0)  # of the first step after the tile
+    for i_t in range(tiles):
+        o_t = (tiles - 1 - i_t) * BT + tl.arange(0, BT)[None, :]
+        m_x = m_m & (o_t < T)
+        o_x = o_m * T + o_t
+        b_live = tl.load(live + o_x, mask=m_x, other=1.0)
+        b_mix = tl.load(mix + o_x, mask=m_x, other=1.0)
+        b_value = tl.load(value + o_x, mask=m_x, other=0.0)
+        b_a = tl.load(reward + o_x, mask=m_x, other=0.0) + b_live * (1 - b_mix) * b_value
+        b_a, b_w = tl.associative_scan((b_a, b_live * b_mix), 1, after, reverse=True)
+        b_ret = b_a + b_w * b_next
+        tl.store(ret + o_x, b_ret, mask=m_x)
+        b_next = tl.sum(tl.where(tl.arange(0, BT)[None, :] == 0, b_ret, 0.0), 1, keep_dims=True)
+
+
+@triton.jit(do_not_specialize=["M", "T"])
+def lambda_return_bwd_kernel(
+    grad,  # [M, T], like all
+    live,
+    mix,
+    value,
+    ret,
+    d_reward,
+    d_live,
+    d_mix,
+    d_value,
+    M,
+    T,
+    BM: tl.constexpr,
+    BT: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = i_m + tl.arange(0, BM)[:, None]
+    m_m = o_m < M
+
+    b_past = tl.zeros([BM, 1], tl.float32)  # what flows on from the last step before the tile
+    for i_t in range(tl.cdiv(T, BT)):
+        o_t = i_t * BT + tl.arange(0, BT)[None, :]
+        m_x = m_m & (o_t < T)
+        m_last = o_t == T - 1
+        o_x = o_m * T + o_t
+        b_live = tl.load(live + o_x, mask=m_x, other=0.0)
+        b_mix = tl.load(mix + o_x, mask=m_x, other=0.0)
+        b_value = tl.load(value + o_x, mask=m_x, other=0.0)
+        b_next = tl.load(ret + o_x + 1, mask=m_x & ~m_last, other=0.0)
+        b_next = tl.where(m_last, b_value, b_next)
+        # The weight of what comes from the step before; the tile's first has it in b_past.
+        m_w = m_x & (tl.arange(0, BT)[None, :] > 0)
+        b_w = tl.load(live + o_x - 1, mask=m_w, other=1.0) * tl.load(mix + o_x - 1, mask=m_w, other=1.0)
+        b_g, b_w = tl.associative_scan((tl.load(grad + o_x, mask=m_x, other=0.0), b_w), 1, after)
+        b_g += b_w * b_past
+
+        b_scaled = b_g * b_live
+        tl.store(d_reward + o_x, b_g, mask=m_x)
+        tl.store(d_live + o_x, b_g * ((1 - b_mix) * b_value + b_mix * b_next), mask=m_x)
+        tl.store(d_mix + o_x, b_scaled * (b_next - b_value), mask=m_x)
+        tl.store(d_value + o_x, tl.where(m_last, b_scaled, b_scaled * (1 - b_mix)), mask=m_x)
+        m_end = tl.arange(0, BT)[None, :] == BT - 1
+        b_past = tl.sum(tl.where(m_end, b_scaled * b_mix, 0.0), 1, keep_dims=True)
+
+
+def lambda_return(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> Tensor:
+    """As `fastdream.ops.reference.lambda_return`, for four tensors of one shape. Differentiable once.
+
+    All [..., T], float32; half precision is widened to float32 first.
+    """
+    return torch.ops.fastdream.triton_lambda_return(upcast(reward), upcast(live), upcast(mix), upcast(value))
+
+
+def _check(op: str, **inputs: Tensor) -> None:
+    """Every input like the first one, float32."""
+    check_floats(op, **inputs)
+    name, first = next(iter(inputs.items()))
+    if first.dim() < 1 or first.shape[-1] < 1:
+        raise ValueError(f"{op}: {name} has shape {list(first.shape)}, expected [..., T] with T at least 1")
+    for other, x in inputs.items():
+        check_shape(op, other, x, *first.shape)
+
+
+def _launch(kernel: Any, *tensors: Tensor) -> None:
+    rows, steps = rows_of(tensors[0])
+    cols = min(STEPS, power_of_two(steps))
+    tile = ELEMENTS // cols
+    launch(kernel, (triton.cdiv(rows, tile),), *tensors, rows, steps, BM=tile, BT=cols, num_warps=4)
+
+
+def _forward_fake(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> Tensor:
+    _check("lambda_return", reward=reward, live=live, mix=mix, value=value)
+    return empty_like(reward)
+
+
+def _forward(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> Tensor:
+    ret = _forward_fake(reward, live, mix, value)
+    _launch(lambda_return_fwd_kernel, *(x.contiguous() for x in (reward, live, mix, value)), ret)
+    return ret
+
+
+def _backward_fake(grad: Tensor, live: Tensor, mix: Tensor, value: Tensor, ret: Tensor) -> Gradients:
+    _check("lambda_return_backward", grad=grad, live=live, mix=mix, value=value, ret=ret)
+    return empty_like(grad), empty_like(live), empty_like(mix), empty_like(value)
+
+
+def _backward(grad: Tensor, live: Tensor, mix: Tensor, value: Tensor, ret: Tensor) -> Gradients:
+    gradients = _backward_fake(grad, live, mix, value, ret)
+    _launch(lambda_return_bwd_kernel, *(x.contiguous() for x in (grad, live, mix, value, ret)), *gradients)
+    return gradients
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:], output)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> Gradients:
+    return torch.ops.fastdream.triton_lambda_return_backward(grad, *ctx.saved_tensors)
+
+
+register_once_differentiable(
+    register(
+        "lambda_return(Tensor reward, Tensor live, Tensor mix, Tensor value) -> Tensor",
+        _forward,
+        _forward_fake,
+    ),
+    register(
+        "lambda_return_backward(Tensor grad, Tensor live, Tensor mix, Tensor value, Tensor ret)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        _backward,
+        _backward_fake,
+    ),
+    _gradient,
+    _save,
+    "lambda_return",
+)

@@ -1,0 +1,133 @@
+"""A step of the latent state as four launches: the core's two, the products of the new deter, and the tail."""
+
+from typing import NamedTuple, Self
+
+import torch
+import triton
+from torch import Tensor
+
+from fastdream.ops.params import Actor, BlockGRU, Categorical, LayerNormGRU, Layers
+from fastdream.ops.triton.block_product import Tiles, block_product, product_tiles
+from fastdream.ops.triton.core import BlockStep, DenseStep
+from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.packing import Packer, part
+from fastdream.ops.triton.parts import in_parts
+from fastdream.ops.triton.tail import tail_kernel
+from fastdream.ops.triton.tail_layers import Tail, bind_tail, deter_width
+
+ROWS = 16  # of a program of the tail: the least that tensor cores take
+FUSED = 512  # widest layers of a tail that is one kernel
+
+
+class Draws(NamedTuple):
+    """What the tail reads and writes of time steps, [n, times, ...] without gaps."""
+
+    noise: Tensor | None  # [n, length, S] uniform
+    given: Tensor | None  # [n, length, S], classes instead of draws
+    index: Tensor  # type: ignore[assignment]  # [n, length, S]
+    logit: Tensor  # [n, length, S, C]
+    stoch: Tensor  # [n, states, S, C], of which the last `length` are drawn
+    action_noise: Tensor | None  # [n, actions, M]; None takes the most likely action
+    action: Tensor  # [n, actions, A] float32
+
+
+class StepKernels(NamedTuple):
+    """Parameters and memory for the steps of so many rows."""
+
+    core: BlockStep | DenseStep
+    tail: Tail
+    weights: Tensor
+    vectors: Tensor
+    of_deter: Tensor  # [1, D, columns]
+    base: Tensor  # [n, columns]
+    tiles: Tiles
+    product: Tensor  # [n, columns]
+    hidden: Tensor  # [2, n, wide]
+    outs: Tensor  # [n, outputs of all heads]
+    x: Tensor  # [n, inputs of the core]
+
+    @classmethod
+    def bind(
+        cls,
+        core: BlockGRU | LayerNormGRU,
+        latent: Categorical,
+        net: Layers,
+        actor: Actor | None,
+        width: int,
+        deter: Tensor,
+        more: Layers = (),
+    ) -> tuple[Self, Layers]:
+        """net: from deter, and perhaps more, to logits. actor: None where actions [width] are given. deter [n, D].
+
+        Returns also the layers `more`, packed with the others.
+        """
+        packer, rows = Packer(), len(deter)
+        tail, shared = bind_tail(packer, latent, net, core, actor, width)
+        layers = (*core.hidden, core.gates) if isinstance(core, BlockGRU) else (core.gates,)
+        places = [packer.place(layer) for layer in (*more, *layers)]
+        packed = packer.pack(deter.dtype, deter.device)
+        found = tuple(place.layer_in(*packed) for place in places)
+        *hidden, gates = found[len(more) :]
+        columns = tail.columns[2]
+        of_deter = part(packed[0], shared.weight, columns, deter_width(core))
+        empty = deter.new_empty
+        kernels = cls(
+            BlockStep.bind(tuple(hidden), gates, rows) if hidden else DenseStep.bind(gates, rows),
+            tail,
+            *packed,
+            of_deter.t().unsqueeze(0),
+            part(packed[1], shared.bias, columns).expand(rows, columns),
+            product_tiles(rows, columns, columns, deter.element_size()),
+            empty(rows, columns),
+            empty(2, rows, tail.wide),
+            empty(rows, sum(row.out for row in tail.out), dtype=torch.float32),
+            empty(rows, tail.inputs),
+        )
+        return kernels, found[: len(more)]
+
+    def project(self, deter: Tensor, reset: Tensor | None = None) -> None:
+        """Multiply deter [n, D], zero where reset [n], by what all its readers need."""
+        block_product(
+            deter, reset, self.of_deter, None, None, self.base, self.product, None, "none", self.tiles
+        )
+
+    def finish(
+        self,
+        draws: Draws,
+        time: int,
+        at: int,
+        *,
+        start: Tensor | None = None,
+        embed: Tensor | None = None,
+        reset: Tensor | None = None,
+        acts: bool = True,
+        enter: bool = True,
+    ) -> None:
+        """The tail: stoch is drawn for `time`, unless it is `start` [n, S*C]; if the actor acts, its action `at` that
+        time; if another step will follow, its core's inputs, of which start and action are zero where reset [n].
+
+        embed [n, U]: what more the first layer before the logits sees.
+        """
+        if self.tail.wide > FUSED:
+            in_parts(self, draws, time, at, start, embed, reset, acts, enter)
+            return
+        rows, length, _ = draws.index.shape
+        inputs = self.product, embed, start, reset, self.hidden, self.outs, self.x, self.weights, self.vectors
+        launch(
+            tail_kernel,
+            (triton.cdiv(rows, ROWS),),
+            *inputs,
+            *draws,
+            rows,
+            time,
+            length,
+            draws.stoch.shape[1],
+            draws.action.shape[1],
+            at,
+            TAIL=self.tail,
+            ACT=acts,
+            ENTER=enter,
+            BM=ROWS,
+            num_warps=8,
+            num_stages=5 if self.weights.element_size() == 2 else 3,
+        )

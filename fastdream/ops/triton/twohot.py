@@ -1,0 +1,222 @@
+"""Two-hot cross-entropy: all targets of a row share its normaliser, and none is ever laid out over the bins."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdream.ops.native.twohot import FORMS
+from fastdream.ops.reference.twohot import Form
+from fastdream.ops.triton.config import WIDEST, row_tile
+from fastdream.ops.triton.library import (
+    capability,
+    check_floats,
+    check_shape,
+    contiguous,
+    empty_like,
+    launch,
+    register,
+    register_once_differentiable,
+    rows_of,
+)
+from fastdream.ops.triton.math import load_logits
+from fastdream.ops.triton.pointwise import symlog_of
+
+Pair = tuple[Tensor, Tensor]
+
+
+@triton.jit
+def locate(bins, b_bins, b_t, m_n, K: tl.constexpr, SYMLOG: tl.constexpr):
+    """The lower of the two bins around targets [BM, 1], and the weight of the upper one. b_bins [1, BK]."""
+    if SYMLOG:
+        b_t = symlog_of(b_t)
+    b_low = tl.sum((m_n & (b_bins <= b_t)).to(tl.int32), 1, keep_dims=True) - 1
+    b_low = tl.minimum(tl.maximum(b_low, 0), K - 2)
+    b_from = tl.load(bins + b_low).to(tl.float32)
+    b_to = tl.load(bins + b_low + 1).to(tl.float32)
+    b_w = (b_t - b_from) / (b_to - b_from)
+    b_w = tl.where(b_w < 0, 0.0, tl.where(b_w > 1, 1.0, b_w))  # which keeps NaN
+    return b_low, b_w
+
+
+@triton.jit(do_not_specialize=["T", "M"])
+def twohot_loss_fwd_kernel(
+    logit,  # [M, K]
+    target,  # [T, M]
+    bins,  # [K], ascending
+    loss,  # [T, M]
+    norm,  # [M]
+    T,
+    M,
+    K: tl.constexpr,
+    SYMLOG: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_k = tl.arange(0, BK)[None, :]
+    m_m = o_m < M - i_m
+    p_x = logit + i_m * K + o_m * K
+
+    b_x = load_logits(p_x + o_k, m_m & (o_k < K), o_k < K)
+    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_max = tl.max(b_x, 1, keep_dims=True)
+    b_norm = b_max + tl.log(tl.sum(tl.exp(b_x - b_max), 1, keep_dims=True))
+    tl.store(norm + i_m + o_m, b_norm, mask=m_m)
+    for i_t in range(T):
+        o_t = tl.cast(i_t, tl.int64) * M + i_m + o_m
+        b_t = tl.load(target + o_t, mask=m_m, other=0.0).to(tl.float32)
+        b_low, b_w = locate(bins, b_bins, b_t, o_k < K, K, SYMLOG)
+        b_from = tl.load(p_x + b_low, mask=m_m, other=0.0).to(tl.float32) - b_norm
+        b_to = tl.load(p_x + b_low + 1, mask=m_m, other=0.0).to(tl.float32) - b_norm
+        tl.store(loss + o_t, -((1 - b_w) * b_from + b_w * b_to), mask=m_m)
+
+
+@triton.jit(do_not_specialize=["T", "M"])
+def twohot_loss_bwd_kernel(
+    grad,  # [T, M]
+    logit,  # [M, K]
+    target,  # [T, M]
+    bins,  # [K], ascending
+    norm,  # [M]
+    d_logit,  # [M, K]
+    T,
+    M,
+    K: tl.constexpr,
+    SYMLOG: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_k = tl.arange(0, BK)[None, :]
+    m_m = o_m < M - i_m
+    m_x = m_m & (o_k < K)
+    o_x = o_m * K + o_k
+
+    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_sum = tl.zeros([BM, 1], tl.float32)
+    b_dx = tl.zeros([BM, BK], tl.float32)
+    for i_t in range(T):
+        o_t = tl.cast(i_t, tl.int64) * M + i_m + o_m
+        b_t = tl.load(target + o_t, mask=m_m, other=0.0).to(tl.float32)
+        b_g = tl.load(grad + o_t, mask=m_m, other=0.0).to(tl.float32)
+        b_low, b_w = locate(bins, b_bins, b_t, o_k < K, K, SYMLOG)
+        b_sum += b_g
+        b_dx -= tl.where(o_k == b_low, b_g * (1 - b_w), 0.0) + tl.where(o_k == b_low + 1, b_g * b_w, 0.0)
+    b_x = tl.load(logit + i_m * K + o_x, mask=m_x, other=0.0).to(tl.float32)
+    b_dx += b_sum * tl.exp(b_x - tl.load(norm + i_m + o_m, mask=m_m, other=0.0))
+    tl.store(d_logit + i_m * K + o_x, b_dx.to(d_logit.dtype.element_ty), mask=m_x)
+
+
+def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
+    """As `fastdream.ops.reference.twohot_loss`, float32 or half precision. Differentiable once, in logit."""
+    target = target.detach().to(bins.dtype)
+    return torch.ops.fastdream.triton_twohot_loss(logit, target, bins, in_symlog(form))[0]
+
+
+def in_symlog(form: Form) -> bool:
+    """Whether bins are in symlog space; ValueError for a form that does not exist."""
+    if form not in FORMS:
+        raise ValueError(f"unknown form {form!r} of two-hot bins; choose symexp or symlog")
+    return form == "symlog"
+
+
+def check_bins(op: str, logit: Tensor, bins: Tensor, **others: Tensor) -> None:
+    """logit [..., K] and bins [K]."""
+    check_floats(op, logit=logit, bins=bins, **others)
+    if bins.dim() != 1 or not 2 <= bins.shape[0] <= WIDEST:
+        raise ValueError(f"{op}: bins has shape {list(bins.shape)}, expected [K] with K from 2 to {WIDEST}")
+    if logit.dim() < 1 or logit.shape[-1] != bins.shape[0]:
+        raise ValueError(f"{op}: logit has shape {list(logit.shape)}, expected [..., {bins.shape[0]}]")
+
+
+def _check_target(op: str, logit: Tensor, target: Tensor) -> None:
+    """Several targets of the same logits have further axes in front."""
+    rows = logit.shape[:-1]
+    if target.dim() < len(rows) or target.shape[target.dim() - len(rows) :] != rows:
+        raise ValueError(f"{op}: target has shape {list(target.shape)}, expected [..., *{list(rows)}]")
+
+
+def _launch(kernel: Any, logit: Tensor, target: Tensor, symlog: bool, *args: Tensor | None) -> None:
+    rows, bins = rows_of(logit)
+    tile = row_tile(bins, capability(logit.device), tensors=2)
+    launch(
+        kernel,
+        (triton.cdiv(rows, tile.rows),),
+        *args,
+        target.numel() // max(1, rows),
+        rows,
+        K=bins,
+        SYMLOG=symlog,
+        BM=tile.rows,
+        BK=tile.cols,
+        num_warps=tile.warps,
+    )
+
+
+def _fake(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
+    check_bins("twohot_loss", logit, bins, target=target)
+    _check_target("twohot_loss", logit, target)
+    return (
+        target.new_empty(target.shape, dtype=torch.float32),
+        logit.new_empty(logit.shape[:-1], dtype=torch.float32),
+    )
+
+
+def _forward(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
+    loss, norm = _fake(logit, target, bins, in_symlog)
+    _launch(twohot_loss_fwd_kernel, logit, target, in_symlog, *contiguous(logit, target, bins), loss, norm)
+    return loss, norm
+
+
+def _backward_fake(
+    grad: Tensor, logit: Tensor, target: Tensor, bins: Tensor, norm: Tensor, in_symlog: bool
+) -> Tensor:
+    op = "twohot_loss_backward"
+    check_bins(op, logit, bins, grad=grad, target=target, norm=norm)
+    _check_target(op, logit, target)
+    check_shape(op, "grad", grad, *target.shape)
+    check_shape(op, "norm", norm, *logit.shape[:-1])
+    return empty_like(logit)
+
+
+def _backward(
+    grad: Tensor, logit: Tensor, target: Tensor, bins: Tensor, norm: Tensor, in_symlog: bool
+) -> Tensor:
+    d_logit = _backward_fake(grad, logit, target, bins, norm, in_symlog)
+    inputs = contiguous(grad, logit, target, bins, norm)
+    _launch(twohot_loss_bwd_kernel, logit, target, in_symlog, *inputs, d_logit)
+    return d_logit
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs[:3], output[1])
+    ctx.in_symlog = inputs[3]
+
+
+def _gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+    backward = torch.ops.fastdream.triton_twohot_loss_backward
+    return backward(grad, *ctx.saved_tensors, ctx.in_symlog), None, None, None
+
+
+register_once_differentiable(
+    register(
+        "twohot_loss(Tensor logit, Tensor target, Tensor bins, bool in_symlog) -> (Tensor, Tensor)",
+        _forward,
+        _fake,
+    ),
+    register(
+        "twohot_loss_backward(Tensor grad, Tensor logit, Tensor target, Tensor bins, Tensor norm,"
+        " bool in_symlog) -> Tensor",
+        _backward,
+        _backward_fake,
+    ),
+    _gradient,
+    _save,
+    "twohot_loss",
+)

@@ -1,0 +1,164 @@
+"""Mean over two-hot bins, summed in mirrored pairs, so that equal logits give exactly 0."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdream.ops.reference.twohot import Form
+from fastdream.ops.triton.config import row_tile
+from fastdream.ops.triton.library import (
+    capability,
+    check_floats,
+    check_shape,
+    contiguous,
+    empty_like,
+    launch,
+    register,
+    register_once_differentiable,
+    rows_of,
+)
+from fastdream.ops.triton.math import exp, load_logits, softmax
+from fastdream.ops.triton.pointwise import symexp_of
+from fastdream.ops.triton.twohot import check_bins, in_symlog
+
+
+@triton.jit(do_not_specialize=["M"])
+def twohot_mean_fwd_kernel(
+    logit,  # [M, K]
+    bins,  # [K]
+    mean,  # [M]
+    M,
+    K: tl.constexpr,
+    SYMLOG: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,  # of one half of the bins
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_k = tl.arange(0, BK)[None, :]
+    m_m = o_m < M - i_m
+    m_l = o_k < (K + 1) // 2  # the lower half, with the middle
+    m_h = o_k < K // 2  # the upper half, mirrored
+    p_x = logit + i_m * K + o_m * K
+
+    b_l = load_logits(p_x + o_k, m_m & m_l, m_l)
+    b_h = load_logits(p_x + K - 1 - o_k, m_m & m_h, m_h)
+    b_max = tl.maximum(tl.max(b_l, 1, keep_dims=True), tl.max(b_h, 1, keep_dims=True))
+    b_l, b_h = tl.exp(b_l - b_max), tl.exp(b_h - b_max)
+    b_sum = tl.sum(b_l + b_h, 1, keep_dims=True)
+    b_l *= tl.load(bins + o_k, mask=m_l, other=0.0).to(tl.float32)
+    b_h *= tl.load(bins + K - 1 - o_k, mask=m_h, other=0.0).to(tl.float32)
+    b_mean = tl.sum(b_l + b_h, 1, keep_dims=True) / b_sum
+    if SYMLOG:
+        b_mean = symexp_of(b_mean)
+    tl.store(mean + i_m + o_m, b_mean, mask=m_m)
+
+
+@triton.jit(do_not_specialize=["M"])
+def twohot_mean_bwd_kernel(
+    grad,  # [M]
+    logit,  # [M, K]
+    bins,  # [K]
+    d_logit,  # [M, K]
+    M,
+    K: tl.constexpr,
+    SYMLOG: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_k = tl.arange(0, BK)[None, :]
+    m_m = o_m < M - i_m
+    m_x = m_m & (o_k < K)
+    o_x = o_m * K + o_k
+
+    b_p = softmax(load_logits(logit + i_m * K + o_x, m_x, o_k < K))
+    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_mean = tl.sum(b_p * b_bins, 1, keep_dims=True)
+    b_g = tl.load(grad + i_m + o_m, mask=m_m, other=0.0).to(tl.float32)
+    if SYMLOG:
+        b_g *= exp(tl.abs(b_mean))
+    tl.store(d_logit + i_m * K + o_x, (b_g * b_p * (b_bins - b_mean)).to(d_logit.dtype.element_ty), mask=m_x)
+
+
+def twohot_mean(logit: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
+    """As `fastdream.ops.reference.twohot_mean`, float32 or half precision. Differentiable once, in logit."""
+    return torch.ops.fastdream.triton_twohot_mean(logit, bins, in_symlog(form))
+
+
+def _fake(logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
+    check_bins("twohot_mean", logit, bins)
+    return logit.new_empty(logit.shape[:-1], dtype=torch.float32)
+
+
+def _forward(logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
+    mean = _fake(logit, bins, in_symlog)
+    rows, count = rows_of(logit)
+    tile = row_tile((count + 1) // 2, capability(logit.device), tensors=2)
+    launch(
+        twohot_mean_fwd_kernel,
+        (triton.cdiv(rows, tile.rows),),
+        *contiguous(logit, bins),
+        mean,
+        rows,
+        K=count,
+        SYMLOG=in_symlog,
+        BM=tile.rows,
+        BK=tile.cols,
+        num_warps=tile.warps,
+        enable_fp_fusion=False,  # fused, two products that cancel would leave the rounding error of one
+    )
+    return mean
+
+
+def _backward_fake(grad: Tensor, logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
+    check_bins("twohot_mean_backward", logit, bins)
+    check_floats("twohot_mean_backward", logit=logit, grad=grad)
+    check_shape("twohot_mean_backward", "grad", grad, *logit.shape[:-1])
+    return empty_like(logit)
+
+
+def _backward(grad: Tensor, logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
+    d_logit = _backward_fake(grad, logit, bins, in_symlog)
+    rows, count = rows_of(logit)
+    tile = row_tile(count, capability(logit.device), tensors=2)
+    launch(
+        twohot_mean_bwd_kernel,
+        (triton.cdiv(rows, tile.rows),),
+        *contiguous(grad, logit, bins),
+        d_logit,
+        rows,
+        K=count,
+        SYMLOG=in_symlog,
+        BM=tile.rows,
+        BK=tile.cols,
+        num_warps=tile.warps,
+    )
+    return d_logit
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.in_symlog = inputs[2]
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    backward = torch.ops.fastdream.triton_twohot_mean_backward
+    return backward(grad, *ctx.saved_tensors, ctx.in_symlog), None, None
+
+
+register_once_differentiable(
+    register("twohot_mean(Tensor logit, Tensor bins, bool in_symlog) -> Tensor", _forward, _fake),
+    register(
+        "twohot_mean_backward(Tensor grad, Tensor logit, Tensor bins, bool in_symlog) -> Tensor",
+        _backward,
+        _backward_fake,
+    ),
+    _gradient,
+    _save,
+    "twohot_mean",
+)

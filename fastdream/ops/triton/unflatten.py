@@ -1,0 +1,51 @@
+"""Parameters out of the flat lists that `fastdream.ops.native.params` makes: an op of torch.library takes no others."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from fastdream.ops.native.actor import HEADS
+from fastdream.ops.native.params import ACTS, CORES, NORMS, with_gaps
+from fastdream.ops.params import ActionHead, Actor, BlockGRU, Layer, LayerNormGRU, Layers
+
+
+class Reader:
+    """Reads what was appended, in the same order."""
+
+    def __init__(
+        self, tensors: list[Tensor], filled: list[int], sizes: list[int], scalars: list[float]
+    ) -> None:
+        self._tensors: Iterator[Tensor | None] = iter(with_gaps(tensors, filled))
+        self._sizes, self._scalars = iter(sizes), iter(scalars)
+
+    def scalar(self) -> float:
+        return next(self._scalars)
+
+    def layer(self) -> Layer:
+        """Of `add_layer`."""
+        weight, bias, scale, shift = (next(self._tensors) for _ in range(4))
+        _, _, _, norm, act = (next(self._sizes) for _ in range(5))
+        assert weight is not None
+        return Layer(weight, bias, scale, shift, NORMS[norm], ACTS[act], self.scalar())  # type: ignore[arg-type]
+
+    def layers(self) -> Layers:
+        """Of `add_layers`."""
+        return tuple(self.layer() for _ in range(next(self._sizes)))
+
+    def core(self) -> BlockGRU | LayerNormGRU:
+        """Of `add_core`."""
+        if CORES[next(self._sizes)] == "layernorm_gru":
+            return LayerNormGRU(self.layer(), self.layer())
+        deter, stoch, action, gates = (self.layer() for _ in range(4))
+        return BlockGRU(deter, stoch, action, self.layers(), gates)
+
+    def actor(self) -> Actor:
+        """Of `add_actor`."""
+        layers = self.layers()
+        return Actor(layers, tuple(self._head() for _ in range(next(self._sizes))))
+
+    def _head(self) -> ActionHead:
+        kind, elements, classes, outs = (next(self._sizes) for _ in range(4))
+        mixed = [self.scalar() for _ in range(3)]
+        out = tuple(self.layer() for _ in range(outs))
+        return ActionHead(HEADS[kind], elements, classes, out, *mixed)  # type: ignore[arg-type]

@@ -1,0 +1,116 @@
+"""Settings to start DreamerV1 from: those of the official code, and ours for small machines.
+
+Steps are steps of the agent, before action repeat. Two things differ from the official code: it makes 100 updates at
+once every 500 steps, where here as many are spread evenly; and it keeps all that was seen, where here a million steps
+are kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from fastdream.agents.dreamer_v1_config import Config as DreamerConfig
+from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
+
+# Options of the suite that differ from its defaults, by preset and variant.
+OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("dmc_vision", "current"): dict(obs="vision", repeat=2),
+    ("dmc_proprio", "current"): dict(repeat=2),
+    ("atari", "current"): dict(size=64, gray=False, actions="needed", lives="reset"),
+}
+
+
+def official(task: str, steps: float, model: str = "6m") -> Config:
+    """What all presets of the official code share: one environment, batches of 50 x 50, windows within episodes."""
+    return Config(
+        agent="dreamer_v1",
+        task=task,
+        size=model,
+        steps=int(steps),
+        env=EnvConfig(count=1),
+        train=TrainConfig(ratio=500.0, batch_size=50, batch_length=50, prefill=2500, pretrain=100),
+        replay=ReplayConfig(capacity=1_000_000, online=False, windows="not_last"),
+        eval=EvalConfig(every=5000, episodes=1, count=1, mode="mode"),
+        dreamer=DreamerConfig(),
+    )
+
+
+def dmc_vision() -> Config:
+    """DeepMind Control from 64 x 64 colour images, repeat 2."""
+    return official("dmc_walker_walk", 2.5e6)
+
+
+def dmc_proprio() -> Config:
+    """DeepMind Control from positions and velocities, repeat 2; the official code has images alone."""
+    return official("dmc_walker_walk", 2.5e6)
+
+
+def atari() -> Config:
+    """Atari and other discrete actions: 64 x 64 colour images, repeat 4; an episode ends with each life."""
+    config = official("atari_pong", 5e7)
+    dreamer = replace(
+        config.dreamer,
+        imag_length=10,
+        kl_scale=0.1,
+        pcont=True,
+        reward="tanh",
+        # As fast as from 0.4 to 0 in 200,000 updates, but only down to 0.25.
+        expl="linear(0.4,0.25,75000)",
+        expl_eval=0.001,
+    )
+    return replace(config, dreamer=dreamer)
+
+
+def gym() -> Config:
+    """Any Gymnasium environment with small vectors; ours, for two CPU cores."""
+    config = official("gym_CartPole-v1", 1e6, "tiny")
+    dreamer = config.dreamer
+    shallow = {
+        name: replace(getattr(dreamer, name), layers=2) for name in ("value", "pconthead", "enc", "dec")
+    }
+    rates = {"model_opt": 1e-3, "policy_opt": 1e-4, "value_opt": 3e-4}
+    opts = {name: replace(getattr(dreamer, name), lr=lr) for name, lr in rates.items()}
+    policy = replace(dreamer.policy, layers=2, init_std=1.0)
+    # Sensors vary by much less than the variance of 1 that they are predicted with.
+    dreamer = replace(dreamer, kl_scale=0.01, free_nats=1.0, pcont=True, policy=policy, **shallow, **opts)
+    return replace(
+        config,
+        env=EnvConfig(count=4),
+        train=TrainConfig(ratio=64.0, batch_size=16, batch_length=16, prefill=1000, pretrain=100),
+        # Episodes may be shorter than sequences.
+        replay=ReplayConfig(capacity=200_000, online=False),
+        eval=EvalConfig(every=10_000, mode="mode"),
+        log=LogConfig(save_every=60.0, report_every=10_000),
+        dreamer=dreamer,
+    )
+
+
+def cartpole() -> Config:
+    """CartPole on two CPU cores."""
+    return replace(gym(), steps=22_000)
+
+
+def debug() -> Config:
+    """Everything tiny, to find out quickly whether it runs."""
+    config = official("dummy_mixed", 1000, "debug")
+    dreamer = config.dreamer
+    names = ("rewhead", "pconthead", "policy", "value", "enc", "dec")
+    shallow = {name: replace(getattr(dreamer, name), layers=1) for name in names}
+    return replace(
+        config,
+        env=EnvConfig(count=4),
+        train=TrainConfig(ratio=8.0, batch_size=8, batch_length=10, prefill=100, pretrain=2),
+        replay=ReplayConfig(capacity=1000, online=False),
+        eval=EvalConfig(episodes=1, final_episodes=1, count=1, mode="mode"),
+        log=LogConfig(outputs=("console", "jsonl"), every=1.0, report_every=0),
+        dreamer=replace(dreamer, imag_length=3, **shallow),
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    make.__name__: make for make in (cartpole, gym, atari, dmc_proprio, dmc_vision, debug)
+}
+
+# What a task starts from: by its name, or by its suite.
+SUITES = {"gym_CartPole-v1": "cartpole", "gym": "gym", "atari": "atari", "atari100k": "atari"}
+SUITES |= {"dmc": "dmc_proprio", "dummy": "debug"}

@@ -1,0 +1,118 @@
+"""Observing in one launch on a GPU of compute capability 9.0: parity, captured graphs, a thousand repeats."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdream.ops import reference
+from fastdream.ops.native import resident, resident_op
+
+from .ops_tools import leaves
+from .test_native_observe import assert_as_good, results
+from .test_native_resident import Case
+
+pytestmark = pytest.mark.gpu
+DEVICE = torch.device("cuda", 0)
+CASES = [
+    ("tiny", 5, 4),
+    ("tiny", 16, 64),
+    ("1m", 16, 64),
+    ("1m", 35, 3),
+    ("12m", 16, 64),
+    ("12m", 5, 2),
+    ("25m", 16, 8),
+]
+
+
+@pytest.fixture(autouse=True)
+def served(native: ModuleType) -> None:
+    for reason in (native.available(DEVICE), resident.unavailable(DEVICE)):
+        if reason:
+            pytest.skip(reason)
+
+
+def case_of(name: str, batch: int, length: int) -> Case:
+    case = Case(name, batch, length, torch.bfloat16, device="cuda")
+    if reason := resident.why_not(case.rssm, torch.bfloat16, batch, DEVICE):
+        pytest.skip(reason)
+    return case
+
+
+def drawn(case: Case) -> list[Tensor]:
+    return results(lambda *trees: resident.observe(*trees, case.reset, case.noise)[:3], case.trees)
+
+
+@pytest.mark.parametrize("name, batch, length", CASES)
+def test_agrees_with_reference(poison: list[str], name: str, batch: int, length: int):
+    case = case_of(name, batch, length)
+    assert_as_good(case.replay(resident.observe), case.replay(reference.observe), case.trees, 3)
+    assert poison
+
+
+def test_smaller_clusters_agree_with_reference(monkeypatch: pytest.MonkeyPatch):
+    case = case_of("12m by 8", 16, 16)
+    others = {name: shape for name, shape in resident.SHAPES.items() if name != "12m"}
+    monkeypatch.setattr(resident, "SHAPES", others)
+    assert_as_good(case.replay(resident.observe), case.replay(reference.observe), case.trees, 3)
+
+
+@pytest.mark.parametrize("name, batch, length", [("1m", 16, 16), ("12m", 7, 4)])
+def test_agrees_with_the_player(name: str, batch: int, length: int):
+    """The same draws as on the CPU, but where rounding puts a sum on the other side of the noise."""
+    case = case_of(name, batch, length)
+    alone = Case(name, batch, length, torch.bfloat16)
+    ours, theirs = case.draw(resident.observe), alone.draw(resident.observe)
+    assert ours.index is not None and theirs.index is not None
+    assert (ours.index.cpu() == theirs.index)[:, 0].float().mean() > 0.97
+    again = resident.observe(*case.trees, case.reset, None, theirs.index.cuda())
+    for our, their in zip(again[:3], theirs[:3], strict=True):
+        torch.testing.assert_close(our.cpu().float(), their.float(), atol=5e-2, rtol=5e-2)
+
+
+@pytest.mark.parametrize("name, length", [("1m", 64), ("12m", 64), ("25m", 16)])
+def test_a_thousand_repeats_neither_hang_nor_drift(name: str, length: int):
+    """Bitwise the same, forward and backward; a barrier that was waited for in vain raises at the next call."""
+    case = case_of(name, 16, length)
+    first = drawn(case)
+    for _ in range(1000):
+        assert all(torch.equal(x, y) for x, y in zip(first, drawn(case), strict=True))
+    torch.cuda.synchronize()
+    assert not resident_op._failed(DEVICE)
+
+
+@pytest.mark.parametrize("name", ["1m", "12m"])
+def test_runs_in_a_captured_graph(name: str):
+    """Forward and backward, on the capturing stream: replays see new inputs."""
+    case = case_of(name, 16, 8)
+    inputs = list(leaves(case.trees))
+    grads = [torch.randn_like(x) for x in case.replay(resident.observe)(*case.trees)]
+
+    def step() -> list[Tensor]:
+        outputs = resident.observe(*case.trees, case.reset, case.noise)[:3]
+        gradients = torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
+        return [*outputs, *(x for x in gradients if x is not None)]
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    case.noise.copy_(torch.rand_like(case.noise))
+    graph.replay()
+    for our, their in zip(captured, step(), strict=True):
+        assert torch.equal(our, their)
+
+
+@pytest.mark.parametrize("name", ["1m", "12m"])
+def test_runs_beside_other_work(name: str):
+    """Where other streams keep the chip busy, a launch waits for them and is right."""
+    case = case_of(name, 16, 16)
+    first, other = drawn(case), torch.cuda.Stream()
+    big = torch.randn(4096, 4096, device="cuda")
+    for _ in range(20):
+        with torch.cuda.stream(other):
+            for _ in range(10):
+                torch.mm(big, big)
+        assert all(torch.equal(x, y) for x, y in zip(first, drawn(case), strict=True))
+    torch.cuda.synchronize()
