@@ -214,8 +214,10 @@ class Inputs:
             self._uploads = {kind: uploads}  # of other shapes than the last ones
         return uploads.put(data).tensors()
 
-    def back(self, results: Mapping[str, Tensor]) -> Arrays:
-        """Tensors as arrays; waits for the device, once."""
+    def back(self, *parts: Mapping[str, Tensor]) -> tuple[Arrays, ...]:
+        """Dictionaries of tensors as arrays; waits for the device, once."""
         if self.copies is None:
-            return {key: x.numpy() for key, x in results.items()}
-        return Downloaded(self.copies, results).arrays()
+            return tuple([{key: x.numpy() for key, x in part.items()} for part in parts])
+        named = {f"{i}/{key}": x for i, part in enumerate(parts) for key, x in part.items()}
+        arrays = Downloaded(self.copies, named).arrays()
+        return tuple({key: arrays[f"{i}/{key}"] for key in part} for i, part in enumerate(parts))

@@ -135,6 +135,7 @@ class OnlyHere(TorchDispatchMode):
 
 def test_a_step_and_an_update_touch_their_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device, which computes no numbers: whoever asks for one, or mixes in a CPU tensor, fails."""
+    rand = torch.rand
 
     class Generator:
         device = torch.device("meta")
