@@ -170,8 +170,8 @@ SCANS = ("observe", "observe_step")  # ops of many launches, which take long to 
 # Steps are products, and few programs: one on each SM, which may have all its registers.
 STEPS = Budget(255, 112 * 1024, 64)
 BUDGETS: dict[str, Budget] = {
-    "observe": Budget(192, 136 * 1024, 16),
-    "observe_step": Budget(192, 136 * 1024, 16),
+    "observe": Budget(200, 136 * 1024, 16),
+    "observe_step": Budget(200, 136 * 1024, 16),
     "imagine_step": STEPS,
     "imagine": STEPS,
     "rollout": STEPS,
