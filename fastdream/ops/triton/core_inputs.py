@@ -21,21 +21,18 @@ def stoch_product(start, index, length, time, weight, o_m, m_m, TAIL: tl.constex
 
 @triton.jit
 def action_product(action, actions, at, weight, o_m, m_m, TAIL: tl.constexpr):
-    """The action as the core takes it, times the weight of the core's layer."""
+    """The action as the core takes it, times the weight of the core's layer; too narrow for tensor cores to matter."""
     layer: tl.constexpr = TAIL.action
     BM: tl.constexpr = o_m.shape[0]
     BN: tl.constexpr = layer.cols
     o_n = tl.arange(0, BN)[None, :]
     b_y = tl.zeros([BM, BN], tl.float32)
-    for i_k in tl.range(0, layer.inp, layer.depth):
-        o_k = i_k + tl.arange(0, layer.depth)
-        p_a = action + (o_m * actions + at) * layer.inp + o_k[None, :]
-        b_a = tl.load(p_a, mask=m_m & (o_k < layer.inp)[None, :], other=0.0).to(tl.float32)
+    for i_k in tl.range(0, layer.inp):
+        b_a = tl.load(action + (o_m * actions + at) * layer.inp + i_k, mask=m_m, other=0.0).to(tl.float32)
         if TAIL.clipped:
             b_a = b_a / tl.maximum(tl.abs(b_a), 1.0)
-        p_w = weight + layer.weight + o_n * layer.inp + o_k[:, None]
-        b_w = tl.load(p_w, mask=(o_k < layer.inp)[:, None] & (o_n < layer.out), other=0.0)
-        b_y = tl.dot(b_a.to(b_w.dtype), b_w, b_y, input_precision="ieee")
+        b_w = tl.load(weight + layer.weight + o_n * layer.inp + i_k, mask=o_n < layer.out, other=0.0)
+        b_y += b_a.to(b_w.dtype).to(tl.float32) * b_w.to(tl.float32)
     return b_y
 
 
