@@ -259,10 +259,11 @@ def test_auto_on_cuda_says_and_gives_the_rest_to_the_reference(
     chosen = ops.load(device="cuda")
     row = next(row for row in ops.table(chosen) if row.op == "observe")
     assert row.backend == "native" and "at sizes 1m, 12m, 25m" in row.reason
-    case = Case("tiny", 2, 2)
-    monkeypatch.setattr(reference, "observe", lambda *args: "reference")
+    case = Case("tiny", 2, 2, torch.bfloat16)
+    monkeypatch.setattr(reference, "observe", lambda rssm, deter, *rest: "reference")
+    monkeypatch.setattr(native, "observe", lambda *args: "native")
     chosen = ops.load(device="cuda")
-    assert chosen.observe(*case.trees, case.reset, case.noise) != "reference"
+    assert chosen.observe(*case.trees, case.reset, case.noise) == "native"
     core = case.rssm.core
     assert isinstance(core, BlockGRU)
     deep = case.rssm._replace(core=core._replace(hidden=core.hidden * 2))
