@@ -74,6 +74,11 @@ def _fixed(layers: Layers) -> Layers:
     return tuple(Layer(*(p if p is None else p.detach() for p in layer[:4]), *layer[4:]) for layer in layers)
 
 
+def spread_norm_act(s: Shape) -> Call:
+    """Pictures of a decoder, four phases each: 64 where a batch has 1024 steps."""
+    return norm_act(s, max(1, s.batch * s.length // 16), 16, 16, s.units // 2, parts=4)
+
+
 def core(s: Shape) -> Call:
     """One step of whichever recurrent core the shape has."""
     r, params = Source(), model(s.name)[0].core
@@ -252,7 +257,7 @@ PLANS: dict[str, Plan] = {
     "mlp:batch": Plan(lambda s: mlp(s, 64), ("1m", "12m")),
     "mlps": Plan(mlps, ("1m",), ("12m",)),
     "conv_pool": Plan(conv_pool, ("1m", "12m")),
-    "spread_norm_act": Plan(lambda s: norm_act(s, 64, 16, 16, s.units // 2, parts=4), ("1m", "12m")),
+    "spread_norm_act": Plan(spread_norm_act, ("1m", "12m")),
     "block_gru": Plan(core, ("1m", "12m"), ("25m", "50m", "100m", "200m")),
     "layernorm_gru": Plan(core, ("v2-dmc", "v2-atari")),
     "gru": Plan(core, ("v1",)),

@@ -13,7 +13,7 @@ from fastdream.agents.dreamer_v3_config import Config as DreamerV3Config
 from fastdream.agents.dreamer_v3_config import Variant
 from fastdream.envs import options_of
 from fastdream.graphs import Graph
-from fastdream.replay import WindowKind
+from fastdream.replay_windows import WindowKind
 
 T = TypeVar("T")
 

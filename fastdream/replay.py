@@ -22,7 +22,7 @@ and stoch), steps 1 … length-1 are trained on, and their new states go back th
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,9 +31,7 @@ from fastdream.replay_episodes import EpisodeWindows
 from fastdream.replay_files import CorruptReplay, Files
 from fastdream.replay_gate import Gate
 from fastdream.replay_store import Array, Ids, Spec, Store, available_memory, check_value
-from fastdream.replay_windows import Draw, Windows
-
-WindowKind = Literal["stream", "episode", "ends", "not_last"]
+from fastdream.replay_windows import Draw, WindowKind, Windows
 
 
 class Batch(NamedTuple):
@@ -270,4 +268,4 @@ class Replay:
         }
 
 
-__all__ = ["Batch", "CorruptReplay", "Replay", "WindowKind"]
+__all__ = ["Batch", "CorruptReplay", "Replay"]

@@ -2,11 +2,13 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fastdream.replay_store import Ids
+
+WindowKind = Literal["stream", "episode", "ends", "not_last"]
 
 
 class Draw(NamedTuple):

@@ -23,8 +23,10 @@ def unserved(rssm: RSSM, net: Layers) -> str:
 
 
 def _too_wide(layers: Layers) -> str:
-    units = max((len(layer.weight) for layer in layers), default=0)
-    return f"triton takes layers of up to {UNITS} units, not {units}" if units > UNITS else ""
+    for layer in layers:
+        if (units := len(layer.weight)) > UNITS:
+            return f"triton takes layers of up to {UNITS} units, not {units}"
+    return ""
 
 
 def unserved_actor(actor: Actor) -> str:
