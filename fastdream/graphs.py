@@ -37,16 +37,16 @@ class CaptureError(RuntimeError):
     """Something in a policy step or an update cannot be recorded."""
 
 
-def wanted(choice: Graph, device: torch.device, kind: type) -> bool:
+def wanted(choice: Graph, device: torch.device, kind: Any) -> bool:
     """Whether graphs are to be used for a kind of agent; ValueError if they are asked for where there are none.
 
     An agent whose `capturable` is false counts or chooses in Python, which a graph would freeze.
     """
     if choice == "on" and device.type != "cuda":
         raise ValueError(f"--train.graph on needs a CUDA device, this is {device}; use auto or off")
-    if choice == "on" and not kind.capturable:  # type: ignore[attr-defined]
+    if choice == "on" and not kind.capturable:
         raise ValueError(f"--train.graph on is not possible with {kind.__name__}; use auto or off")
-    return choice != "off" and device.type == "cuda" and kind.capturable  # type: ignore[attr-defined]
+    return choice != "off" and device.type == "cuda" and kind.capturable
 
 
 def captured(agent: Any) -> bool:

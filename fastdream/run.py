@@ -89,9 +89,8 @@ class Online:
                 k: np.zeros((n, *shape), dtype) for k, (shape, dtype) in self.agent.latent_spec.items()
             }
         if self.filling.any():
-            rng = np.random.default_rng(
-                (self.config.seed, self.step)
-            )  # no state that a checkpoint had to keep
+            # Made anew at every step, so that there is no state that a checkpoint had to keep.
+            rng = np.random.default_rng((self.config.seed, self.step))
             drawn = random_actions(self.driver.act_space, n, rng)
             action = {key: _where(self.filling, drawn[key], value) for key, value in action.items()}
         return action, latents
