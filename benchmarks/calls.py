@@ -194,7 +194,7 @@ def _dream(s: Shape, n: int) -> Call:
 
 def rollout(s: Shape) -> Call:
     """The second half of a batch, as reports predict it."""
-    r, rssm, steps = Source(), model(s.name)[0], s.length // 2
+    r, rssm, steps = Source(), model(s.name)[0], max(1, s.length // 2)
     inputs = r.normal(s.batch, steps, s.action), r.noise(s, s.batch, steps)
     args = _only(rssm, "core", "prior"), *r.state(s, s.batch), *inputs
     return Call(args, floors.imagine_flops(rssm, (), s.batch, steps))

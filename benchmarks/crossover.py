@@ -2,13 +2,14 @@
 
     python benchmarks/crossover.py [OP...]
 
-Each op is called as in `calls`, for batches from one state to a whole one, forward and with gradients, both backends in
-turn. Its size is that of the tensor that its rule looks at. Written into the table is the least size from which native
+Each op is called as in `calls`, at all presets that are timed there by default, for batches from one state to a whole
+one (of the first preset), forward and with gradients, both backends in turn. Its size is that of the tensor that its
+rule looks at. Written into the table is the least size from which native
 was never the slower one; ops that win at every size are not in it. What native loses at the largest size is said.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ BATCHES = ((1, 1), (1, 4), (4, 4), (4, 16), (16, 64))
 ROUNDS, NOISE = 7, 1.05  # a loss is more than what two runs of the same differ by
 
 
-def measure(op: str) -> Iterator[tuple[int, float]]:
+def measure(op: str, preset: str, batches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, float]]:
     """Size and native's time over the reference's, at every batch and in every mode."""
     from benchmarks.calls import PLANS, forward, forward_backward, leaves
     from benchmarks.clock import interleaved, repeated
@@ -30,8 +31,8 @@ def measure(op: str) -> Iterator[tuple[int, float]]:
     from fastdream.ops.auto import RULES
 
     plan, functions = PLANS[op], {name: getattr(fd.load(name), op) for name in ("reference", "native")}
-    for batch, length in BATCHES:
-        call = plan.call(replace(shape(plan.presets[0]), batch=batch, length=length))
+    for batch, length in batches:
+        call = plan.call(replace(shape(preset), batch=batch, length=length))
         runs: list[dict[str, Callable[[], Any]]] = [
             {k: partial(forward, f, call) for k, f in functions.items()}
         ]
@@ -58,6 +59,7 @@ def main(names: list[str]) -> None:
     """Measure and print."""
     import torch
 
+    from benchmarks.calls import PLANS
     from fastdream.ops import native
     from fastdream.ops.auto import RULES
 
@@ -65,13 +67,17 @@ def main(names: list[str]) -> None:
     torch.set_flush_denormal(True)
     table: dict[str, int] = {}
     for op in names or [op for op in RULES if hasattr(native, op)]:
-        ratios = list(measure(op))
-        print(op, ", ".join(f"{size}: {ratio:.2f}" for size, ratio in ratios), file=sys.stderr, flush=True)
-        found = least(ratios)
-        if found is None:
+        ratios = []
+        for i, preset in enumerate(PLANS[op].presets):
+            found = list(measure(op, preset, BATCHES[: -1 if i else None]))
+            words = ", ".join(f"{size}: {ratio:.2f}" for size, ratio in found)
+            print(f"{op} at {preset}: {words}", file=sys.stderr, flush=True)
+            ratios += found
+        size = least(ratios)
+        if size is None:
             print(f"{op}: native loses at its largest size", file=sys.stderr)
-        elif found:
-            table[op] = found
+        elif size:
+            table[op] = size
     print(f"LEAST: dict[str, int] = {table}")
 
 

@@ -115,12 +115,13 @@ void spread_norm_act(Call& call) {
     const Share mine = share(team, rows);
     for (int64_t row = mine.first; row < mine.last; ++row) {
       const T* from = x + row / 2 * 2 * line + row % 2 * 2 * n;
+      T* to = y + row * line;
       if (f.norm == Norm::none) {
-        norm_act_rows(f, images.width, 2 * n, from, 4 * n, y + row * line, 2 * n);
+        norm_act_rows(f, images.width, 2 * n, from, 4 * n, to, 2 * n);
         continue;
       }
-      for (int64_t j = 0; j < images.width; ++j) {
-        norm_act_rows(f, 2, n, from + j * 4 * n, n, y + row * line + j * 2 * n, n);
+      for (int64_t side = 0; side < 2; ++side) {  // left pixels, then right ones
+        norm_act_rows(f, images.width, n, from + side * n, 4 * n, to + side * n, 2 * n);
       }
     }
   });
@@ -145,9 +146,9 @@ void spread_norm_act_backward(Call& call) {
                              d_scale, d_shift);
       return;
     }
-    for (int64_t j = 0; j < images.width; ++j) {
-      norm_act_rows_backward(f, 2, n, x + from + j * 4 * n, n, grad + row * line + j * 2 * n, n, d_x + from + j * 4 * n,
-                             n, d_scale, d_shift);
+    for (int64_t side = 0; side < 2; ++side) {
+      norm_act_rows_backward(f, images.width, n, x + from + side * n, 4 * n, grad + row * line + side * n, 2 * n,
+                             d_x + from + side * n, 4 * n, d_scale, d_shift);
     }
   });
 }
