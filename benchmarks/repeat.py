@@ -19,14 +19,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("job", help="observe:1m, imagine:12m, policy:proprio-1m-1x1, update:proprio-12m-4x16, ...")
+    parser.add_argument(
+        "job", help="observe:1m, imagine:12m, policy:proprio-1m-1x1, update:proprio-12m-4x16, ..."
+    )
     parser.add_argument("--candidate", choices=("native", "reference"), default="native")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20)
     args = parser.parse_args()
     import torch
-    from benchmarks import jobs
 
+    from benchmarks import jobs
     from fastdream.allocator import keep_freed_memory
 
     torch.set_flush_denormal(True)

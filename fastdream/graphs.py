@@ -24,6 +24,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from fastdream.ops.native.resident_op import check_earlier
+
 Tensors = dict[str, Tensor]
 Results = tuple[Tensors, ...]
 Graph = Literal["auto", "on", "off"]
@@ -160,6 +162,7 @@ class Captured:
         for static, given in zip(recording.inputs, inputs, strict=True):
             if static:
                 torch._foreach_copy_(list(static.values()), list(given.values()))
+        check_earlier(self.agent.device)  # as each call does that is not recorded
         recording.replay()
         return recording.outputs.copies()
 

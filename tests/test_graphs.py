@@ -16,6 +16,7 @@ from fastdream.agents.dreamer_v2 import DreamerV2
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size, variant
 from fastdream.build import make_agent
 from fastdream.graphs import capture
+from fastdream.ops.native import resident_op
 
 from .agent_tools import DISCRETE, IMAGE, VECTOR, batch
 from .graph_tools import CASES, FAST, Tapes, acted, assert_equal, learned, make, through_the_dispatcher
@@ -103,6 +104,20 @@ def test_a_loaded_checkpoint_is_what_replays_go_on_from() -> None:
     for each in (other, eager):
         each.load_state_dict(agent.state_dict())
     assert_equal(learned(other, 2), learned(eager, 2))
+
+
+def test_a_launch_that_gave_up_is_said_at_the_next_replay() -> None:
+    agent = make()
+    capture(agent, Tapes())
+    learned(agent, 1)
+    failed = resident_op._failed(agent.device)
+    failed.fill_(1)
+    try:
+        with pytest.raises(RuntimeError, match="gave up waiting"):
+            learned(agent, 1)
+    finally:
+        failed.zero_()
+    learned(agent, 1)
 
 
 def test_other_errors_are_not_dressed_up() -> None:

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.triton.config import WIDEST, row_tile
+from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.library import (
     capability,
     check_floats,
@@ -38,18 +39,6 @@ def log_mixed(b_x, C: tl.constexpr, UNIMIX: tl.constexpr):
     return b_p, b_log
 
 
-@triton.jit
-def draw(b_q, b_u, o_c, BC: tl.constexpr):
-    """The first class of non-zero probability at which the sum of b_q [BM, BC] passes b_u [BM, 1], or the last such.
-
-    The sums of a parallel scan may fall by a rounding error from one class to the next, so the first one that is
-    above the noise may be of zero probability.
-    """
-    m_q = b_q > 0
-    last = tl.max(tl.where(m_q, o_c, 0), 1, keep_dims=True)
-    return tl.minimum(tl.min(tl.where(m_q & (tl.cumsum(b_q, 1) > b_u), o_c, BC), 1, keep_dims=True), last)
-
-
 @triton.jit(do_not_specialize=["M"])
 def categorical_sample_fwd_kernel(
     logit,  # [M, C]
@@ -75,10 +64,7 @@ def categorical_sample_fwd_kernel(
     else:
         b_x = load_logits(logit + i_m * C + o_x, m_x, o_c < C)
         b_u = tl.load(noise + i_m + o_m, mask=m_m, other=0.0).to(tl.float32)
-        b_q = softmax(b_x)
-        if UNIMIX > 0:
-            b_q = tl.where(o_c < C, b_q * (1 - UNIMIX) + UNIMIX / C, 0.0)
-        b_i = draw(b_q, b_u, o_c, BC).to(tl.int64)
+        b_i = draw(b_x, b_u, o_c, 1 - UNIMIX, UNIMIX / C, C, 1).to(tl.int64)
     tl.store(index + i_m + o_m, b_i, mask=m_m)
     tl.store(onehot + i_m * C + o_x, (o_c == b_i).to(onehot.dtype.element_ty), mask=m_x)
 

@@ -3,20 +3,21 @@
 import triton
 import triton.language as tl
 
+from fastdream.ops.triton.math import softmax
+
 
 @triton.jit
-def draw_class(b_logit, b_noise, C: tl.constexpr, UNIMIX: tl.constexpr):
-    """Inverse CDF of the unimixed probabilities: b_logit [R, CP] float32, anything beyond C; b_noise [R, 1] -> [R].
+def draw(b_logit, b_noise, o_c, keep, floor, C: tl.constexpr, AXIS: tl.constexpr):
+    """Inverse CDF along an axis: the first class at which the summed probability passes the noise, or reaches its end.
 
-    The first class at which the sum exceeds the noise, or reaches its end; never one of zero probability.
+    b_logit   float32, along the axis anything beyond C.
+    b_noise   1 along the axis, as is what is returned: classes below C, none of zero probability.
+    o_c       the classes, broadcast against b_logit.
+    keep, floor   a class's probability is keep * softmax + floor.
     """
-    o_c = tl.arange(0, b_logit.shape[1])[None, :]
-    b_logit = tl.where(o_c < C, b_logit, -float("inf"))
-    b_p = tl.exp(b_logit - tl.max(b_logit, 1, keep_dims=True))
-    b_p = b_p / tl.sum(b_p, 1, keep_dims=True)
-    if UNIMIX > 0:
-        b_p = tl.where(o_c < C, b_p * (1 - UNIMIX) + UNIMIX / C, 0.0)
-    # A scan in parallel may round differently from class to class: sums at classes of no probability are not used.
-    b_cdf = tl.where(b_p > 0, tl.cumsum(b_p, 1), 0.0)
-    m_over = (b_cdf > b_noise) | (b_cdf == tl.max(b_cdf, 1, keep_dims=True))
-    return tl.min(tl.where(m_over & (b_p > 0), o_c, b_logit.shape[1]), 1)
+    b_p = softmax(tl.where(o_c < C, b_logit, -float("inf")), AXIS)
+    b_p = tl.where(o_c < C, b_p * keep + floor, 0.0)
+    # A scan in parallel rounds differently from class to class: sums at classes of no probability are not used.
+    b_cdf = tl.where(b_p > 0, tl.cumsum(b_p, AXIS), 0.0)
+    m_over = (b_cdf > b_noise) | (b_cdf == tl.max(b_cdf, AXIS, keep_dims=True))
+    return tl.min(tl.where(m_over & (b_p > 0), o_c, C - 1), AXIS, keep_dims=True)

@@ -44,7 +44,7 @@ def load_logits(p_x, m_x, m_n):
 
 
 @triton.jit
-def softmax(b_x):
-    """Of rows [BM, BN], whose columns that are not there are -inf."""
-    b_e = tl.exp(b_x - tl.max(b_x, 1, keep_dims=True))
-    return b_e / tl.sum(b_e, 1, keep_dims=True)
+def softmax(b_x, AXIS: tl.constexpr = 1):
+    """Of rows [BM, BN], or along another axis; columns that are not there are -inf."""
+    b_e = tl.exp(b_x - tl.max(b_x, AXIS, keep_dims=True))
+    return b_e / tl.sum(b_e, AXIS, keep_dims=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastdream.ops.params import Categorical, Layer
 from fastdream.ops.triton.block_product import Normed
 from fastdream.ops.triton.config import power_of_two
+from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.enter import Entering, enter, gather
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
@@ -42,19 +43,6 @@ def posterior_tiles(units: int, stoch: int, classes: int, itemsize: int) -> Post
     rows = 2 if units * stoch * classes <= 2**20 else 4
     variables = max(1, min(64 // columns, power_of_two(stoch)))
     return PosteriorTiles(rows, variables, 128 // itemsize, 4, 4)
-
-
-@triton.jit
-def sample(b_logit, b_noise, keep, floor, o_c, C: tl.constexpr):
-    """[BM, BV] classes drawn from logits [BM, BV, BC] by noise [BM, BV]; BC >= C classes, o_c [1, 1, BC]."""
-    b_logit = tl.where(o_c < C, b_logit, -float("inf"))
-    b_e = tl.exp(b_logit - tl.max(b_logit, 2, keep_dims=True))
-    b_p = b_e / tl.sum(b_e, 2, keep_dims=True)
-    b_p = tl.where(o_c < C, b_p * tl.cast(keep, tl.float32) + tl.cast(floor, tl.float32), 0.0)
-    # The scan rounds differently from class to class, so sums at classes of no probability are left out.
-    b_cdf = tl.where(b_p > 0, tl.cumsum(b_p, 2), 0.0)
-    m_over = (b_cdf > b_noise[:, :, None]) | (b_cdf == tl.max(b_cdf, 2, keep_dims=True))
-    return tl.min(tl.where(m_over & (b_p > 0), o_c, C - 1), 2)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -150,7 +138,9 @@ def posterior_kernel(
     if given is None:
         b_noise = tl.load(noise + o_row[:, None] * s_noise + o_s[None, :], mask=m_s, other=0.0)
         b_group = tl.reshape(b_logit.to(tl.float32), [BM, BV, BC])
-        b_index = sample(b_group, b_noise.to(tl.float32), keep, floor, o_class, C)
+        b_noise = b_noise.to(tl.float32)[:, :, None]
+        b_keep, b_floor = tl.cast(keep, tl.float32), tl.cast(floor, tl.float32)
+        b_index = tl.reshape(draw(b_group, b_noise, o_class, b_keep, b_floor, C, 2), [BM, BV])
     else:
         b_index = tl.load(given + o_row[:, None] * s_given + o_s[None, :], mask=m_s, other=0).to(tl.int32)
     tl.store(index + o_row[:, None] * s_index + o_s[None, :], b_index.to(tl.int64), mask=m_s)

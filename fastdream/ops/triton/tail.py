@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from fastdream.ops.triton.core_inputs import enter_core, stoch_product
-from fastdream.ops.triton.draw import draw_class
+from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.rows import row_load, row_norm_act, row_product, row_store
 
@@ -58,7 +58,7 @@ def draw_stoch(
         b_i = tl.load(given + p_s, mask=m_s, other=0).to(tl.int32)
     else:
         b_u = tl.load(noise + p_s, mask=m_s, other=0.0).to(tl.float32)
-        b_i = draw_class(b_y, b_u, C, TAIL.unimix)[:, None]
+        b_i = draw(b_y, b_u, o_c, 1 - TAIL.unimix, TAIL.unimix / C, C, 1)
     tl.store(index + p_s, b_i.to(index.dtype.element_ty), mask=m_s)
     p_stoch = stoch + ((o_r * states + states - length + time) * S + o_s) * C + o_c
     tl.store(p_stoch, (o_c == b_i).to(stoch.dtype.element_ty), mask=m_s & (o_c < C))
@@ -121,12 +121,11 @@ def _act(
     b_y = tl.load(p_out, mask=m_e & (o_c < C), other=0.0)
     if head.discrete:
         if action_noise is None:
-            b_i = tl.argmax(tl.where(o_c < C, b_y, -float("inf")), 1)
+            b_i = tl.argmax(tl.where(o_c < C, b_y, -float("inf")), 1, keep_dims=True)
         else:
-            b_i = draw_class(
-                b_y, tl.load(action_noise + o_noise, mask=m_e, other=0.0).to(tl.float32), C, head.unimix
-            )
-        b_a = (o_c == b_i[:, None]).to(tl.float32)
+            b_u = tl.load(action_noise + o_noise, mask=m_e, other=0.0).to(tl.float32)
+            b_i = draw(b_y, b_u, o_c, 1 - head.unimix, head.unimix / C, C, 1)
+        b_a = (o_c == b_i).to(tl.float32)
     else:
         b_a = tanh(b_y)
         if action_noise is not None:
