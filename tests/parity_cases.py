@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops import Actor, reference, twohot_bins
-from fastdream.ops.params import Feat
+from fastdream.ops.params import Feat, Gaussian
 
 from .ops_tools import A, Maker, chain, mapped
 
@@ -124,16 +124,21 @@ def lambda_return(m: Maker, n: int) -> Arguments:
     return m.normal(n, T), live, mix, m.normal(n, T)
 
 
-def observe(core: Any, absolute: bool, m: Maker, n: int) -> Arguments:
-    state, reset = m.state(n), m.uniform(n, T) < 0.3
+def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
+    """Classes are replayed; normals are drawn."""
+    latent = None if family == "classes" else Gaussian(m.sizes.stoch, 0.1, family)  # type: ignore[arg-type]
+    state, reset = m.state(n, latent), m.uniform(n, T) < 0.3
     inputs = m.normal(n, T, A), m.normal(n, T, m.sizes.embed), reset
-    return m.rssm(core, absolute=absolute), *state, *inputs, None, m.index(n, T, m.sizes.stoch)
+    model, drawn = m.rssm(core, latent, absolute), (n, T, m.sizes.stoch)
+    if latent is None:
+        return model, *state, *inputs, None, m.index(*drawn)
+    return model, *state, *inputs, m.normal(*drawn).detach(), None
 
 
-def observe_step(core: Any, absolute: bool, m: Maker, n: int) -> Arguments:
-    rssm, deter, stoch, action, embed, reset, _, index = observe(core, absolute, m, n)
+def observe_step(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
+    rssm, deter, stoch, action, embed, *draws = observe(core, family, absolute, m, n)
     first = (x.detach()[:, 0].requires_grad_() for x in (action, embed))
-    return rssm, deter, stoch, *first, reset[:, 0], None, index[:, 0]
+    return rssm, deter, stoch, *first, *(None if x is None else x[:, 0] for x in draws)
 
 
 def prior(m: Maker, n: int) -> Arguments:
@@ -190,7 +195,8 @@ def gather(dtype: torch.dtype, m: Maker, n: int) -> Arguments:
     return storage, m.index(n, high=50), T
 
 
-CORES = "block", "layernorm"
+CORES, GRUS = ("block", "layernorm"), ("gru", "gru_block_cell")
+FAMILIES = "classes", "softplus", "sigmoid2"
 NORMS, ACTS = ("none", "rms", "layer"), ("none", "silu", "gelu", "elu", "relu", "tanh")
 
 
@@ -211,7 +217,7 @@ CASES: dict[str, dict[str, Case]] = {
     "mlps": cases(mlps, [False, True]),
     "block_gru": cases(cell, ["block"], [0, 1]),
     "layernorm_gru": cases(cell, ["layernorm"], [0]),
-    "gru": cases(cell, ["gru", "gru_block_cell"], [0]),
+    "gru": cases(cell, GRUS, [0]),
     "categorical_sample": cases(categorical, [0.0, 0.01], [False, True]),
     "gumbel_sample": cases(gumbel, [0.0, 0.01], [1.0, 0.5]),
     "categorical_kl": cases(categorical_kl, ("step", "mean", "none"), [0.0, 1.0], [0.0, 0.01]),
@@ -222,8 +228,8 @@ CASES: dict[str, dict[str, Case]] = {
     "twohot_loss": cases(twohot_loss, ("symexp", "symlog")),
     "twohot_mean": cases(twohot_mean, ("symexp", "symlog")),
     "lambda_return": cases(lambda_return),
-    "observe_step": cases(observe_step, CORES, [False, True]),
-    "observe": cases(observe, CORES, [False, True]),
+    "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
+    "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),
     "imagine_step": cases(imagine_step, CORES, gradients=False),
     "imagine": cases(imagine, CORES, [False, True], gradients=False),
