@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import Actor, reference, twohot_bins
-from fastdream.ops.params import Feat, Gaussian
+from fastdream.ops import MDNRNN, Actor, reference, twohot_bins
+from fastdream.ops.params import Feat, Gaussian, Layer
 
 from .ops_tools import A, Maker, chain, mapped
 
@@ -178,6 +178,22 @@ def policy_step(core: Any, encoded: bool, m: Maker, n: int) -> Arguments:
     return encoder, m.rssm(core), actor, *state, None, None, m.index(n, m.sizes.stoch)
 
 
+def lstm_mdn(restart: bool, tau: float, m: Maker, n: int) -> Arguments:
+    """With mixtures of constant logits, so that it is known which numbers draw a component for certain."""
+    latents, width, count = m.sizes.stoch, m.sizes.deter, 5
+    weight, bias = (
+        m.normal(1 + 3 * latents * count, width, scale=width**-0.5),
+        m.normal(1 + 3 * latents * count),
+    )
+    of_mixtures = torch.arange(len(bias) - 1).view(latents, 3, count) + 1
+    weight = weight.detach().index_fill(0, of_mixtures[:, 0].flatten(), 0.0)
+    logit = (bias[of_mixtures[:, 0]] / tau).expand(n, latents, count)
+    weights = m.normal(4 * width, latents + A + restart, scale=0.5), m.normal(4 * width, width, scale=0.3)
+    model = MDNRNN(*weights, m.normal(4 * width, scale=0.3), Layer(weight, bias), count, restart)
+    state = m.normal(n, width), m.normal(n, width), m.normal(n, latents), m.normal(n, A), m.uniform(n) < 0.3
+    return model, *state, safe_noise(logit, 0.0, m.index(n, latents, high=count)), m.normal(n, latents), tau
+
+
 def laprop(agc: float, momentum: bool, nesterov: bool, decay: float, m: Maker, n: int) -> Arguments:
     """Two tensors, of which one is a matrix; moments as after some updates."""
     shapes = (n, m.sizes.deter), (m.sizes.deter,)
@@ -235,6 +251,7 @@ CASES: dict[str, dict[str, Case]] = {
     "imagine": cases(imagine, CORES, [False, True], gradients=False),
     "rollout": cases(rollout, CORES, gradients=False),
     "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
+    "lstm_mdn_step": cases(lstm_mdn, [False, True], [1.0, 1.3], gradients=False),
     "laprop_": cases(laprop, [0.0, 0.3], [False, True], [False, True], [0.0, 0.1], gradients=False),
     "gather_sequences": cases(gather, (torch.uint8, torch.float32, torch.bool), gradients=False),
 }

@@ -41,6 +41,8 @@ def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
         args = [x, (maker.layer(D, H),)]
     if op == "mlps":
         args = [x, [(maker.layer(D, H),)]]
+    if op == "lstm_mdn_step":
+        args = [None, x]
     if op == "imagine":
         args = [model, maker.actor(), x]
     if op == "policy_step":

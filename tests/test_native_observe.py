@@ -217,7 +217,7 @@ def test_cores(native: ModuleType, name: str, batch: int, dtype: torch.dtype):
 @pytest.mark.parametrize("core", CORES)
 def test_two_threads(native: ModuleType, core: str, latent: str, batch: int):
     """Two threads agree with the reference and with themselves, whether they share rows or columns."""
-    case = Case(core, batch, 6, latent=latent)
+    case = Case(core, batch, 6, torch.float32, latent=latent)
     torch.set_num_threads(2)
     try:
         check(native, case)

@@ -109,6 +109,7 @@ RULES: dict[str, Rule] = {
     "imagine": Rule(2, _dreaming, f"{_ACTORS}, gradients"),
     "rollout": Rule(1, _forward, _FORWARD),
     "policy_step": Rule(3, _acting, _ACTORS),
+    "lstm_mdn_step": Rule(at=1),
     "laprop_": Rule(),
 }
 
