@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import Actor, reference, twohot_bins
-from fastdream.ops.params import Feat
+from fastdream.ops import MDNRNN, Actor, reference, twohot_bins
+from fastdream.ops.params import Feat, Gaussian, Layer
 
 from .ops_tools import A, Maker, chain, mapped
 
@@ -124,16 +124,21 @@ def lambda_return(m: Maker, n: int) -> Arguments:
     return m.normal(n, T), live, mix, m.normal(n, T)
 
 
-def observe(core: Any, absolute: bool, m: Maker, n: int) -> Arguments:
-    state, reset = m.state(n), m.uniform(n, T) < 0.3
+def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
+    """Classes are replayed; normals are drawn."""
+    latent = None if family == "classes" else Gaussian(m.sizes.stoch, 0.1, family)  # type: ignore[arg-type]
+    state, reset = m.state(n, latent), m.uniform(n, T) < 0.3
     inputs = m.normal(n, T, A), m.normal(n, T, m.sizes.embed), reset
-    return m.rssm(core, absolute=absolute), *state, *inputs, None, m.index(n, T, m.sizes.stoch)
+    model, drawn = m.rssm(core, latent, absolute), (n, T, m.sizes.stoch)
+    if latent is None:
+        return model, *state, *inputs, None, m.index(*drawn)
+    return model, *state, *inputs, m.normal(*drawn).detach(), None
 
 
-def observe_step(core: Any, absolute: bool, m: Maker, n: int) -> Arguments:
-    rssm, deter, stoch, action, embed, reset, _, index = observe(core, absolute, m, n)
+def observe_step(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
+    rssm, deter, stoch, action, embed, *draws = observe(core, family, absolute, m, n)
     first = (x.detach()[:, 0].requires_grad_() for x in (action, embed))
-    return rssm, deter, stoch, *first, reset[:, 0], None, index[:, 0]
+    return rssm, deter, stoch, *first, *(None if x is None else x[:, 0] for x in draws)
 
 
 def prior(m: Maker, n: int) -> Arguments:
@@ -173,6 +178,22 @@ def policy_step(core: Any, encoded: bool, m: Maker, n: int) -> Arguments:
     return encoder, m.rssm(core), actor, *state, None, None, m.index(n, m.sizes.stoch)
 
 
+def lstm_mdn(restart: bool, tau: float, m: Maker, n: int) -> Arguments:
+    """With mixtures of constant logits, so that it is known which numbers draw a component for certain."""
+    latents, width, count = m.sizes.stoch, m.sizes.deter, 5
+    weight, bias = (
+        m.normal(1 + 3 * latents * count, width, scale=width**-0.5),
+        m.normal(1 + 3 * latents * count),
+    )
+    of_mixtures = torch.arange(len(bias) - 1).view(latents, 3, count) + 1
+    weight = weight.detach().index_fill(0, of_mixtures[:, 0].flatten(), 0.0)
+    logit = (bias[of_mixtures[:, 0]] / tau).expand(n, latents, count)
+    weights = m.normal(4 * width, latents + A + restart, scale=0.5), m.normal(4 * width, width, scale=0.3)
+    model = MDNRNN(*weights, m.normal(4 * width, scale=0.3), Layer(weight, bias), count, restart)
+    state = m.normal(n, width), m.normal(n, width), m.normal(n, latents), m.normal(n, A), m.uniform(n) < 0.3
+    return model, *state, safe_noise(logit, 0.0, m.index(n, latents, high=count)), m.normal(n, latents), tau
+
+
 def laprop(agc: float, momentum: bool, nesterov: bool, decay: float, m: Maker, n: int) -> Arguments:
     """Two tensors, of which one is a matrix; moments as after some updates."""
     shapes = (n, m.sizes.deter), (m.sizes.deter,)
@@ -190,7 +211,8 @@ def gather(dtype: torch.dtype, m: Maker, n: int) -> Arguments:
     return storage, m.index(n, high=50), T
 
 
-CORES = "block", "layernorm"
+CORES, GRUS = ("block", "layernorm"), ("gru", "gru_block_cell")
+FAMILIES = "classes", "softplus", "sigmoid2"
 NORMS, ACTS = ("none", "rms", "layer"), ("none", "silu", "gelu", "elu", "relu", "tanh")
 
 
@@ -211,7 +233,7 @@ CASES: dict[str, dict[str, Case]] = {
     "mlps": cases(mlps, [False, True]),
     "block_gru": cases(cell, ["block"], [0, 1]),
     "layernorm_gru": cases(cell, ["layernorm"], [0]),
-    "gru": cases(cell, ["gru", "gru_block_cell"], [0]),
+    "gru": cases(cell, GRUS, [0]),
     "categorical_sample": cases(categorical, [0.0, 0.01], [False, True]),
     "gumbel_sample": cases(gumbel, [0.0, 0.01], [1.0, 0.5]),
     "categorical_kl": cases(categorical_kl, ("step", "mean", "none"), [0.0, 1.0], [0.0, 0.01]),
@@ -222,13 +244,14 @@ CASES: dict[str, dict[str, Case]] = {
     "twohot_loss": cases(twohot_loss, ("symexp", "symlog")),
     "twohot_mean": cases(twohot_mean, ("symexp", "symlog")),
     "lambda_return": cases(lambda_return),
-    "observe_step": cases(observe_step, CORES, [False, True]),
-    "observe": cases(observe, CORES, [False, True]),
+    "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
+    "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),
     "imagine_step": cases(imagine_step, CORES, gradients=False),
     "imagine": cases(imagine, CORES, [False, True], gradients=False),
     "rollout": cases(rollout, CORES, gradients=False),
     "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
+    "lstm_mdn_step": cases(lstm_mdn, [False, True], [1.0, 1.3], gradients=False),
     "laprop_": cases(laprop, [0.0, 0.3], [False, True], [False, True], [0.0, 0.1], gradients=False),
     "gather_sequences": cases(gather, (torch.uint8, torch.float32, torch.bool), gradients=False),
 }

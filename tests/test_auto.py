@@ -32,7 +32,7 @@ def _named(function: Callable[..., Any]) -> Callable[..., Any]:
 def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
     """Of the tensor that decides: the first of an op, or a model's deter."""
     x, rule, maker = torch.zeros(2, D, dtype=dtype), auto.RULES[op], Maker()
-    models = auto._discrete, auto._forward, auto._dreaming
+    models = auto._discrete, auto._observed, auto._forward, auto._dreaming
     model = maker.rssm() if rule.serves in models else maker.core("block")
     args: list[Any] = [x] if rule.at == 0 else [model, *[None] * (rule.at - 1), x]
     if op in ("laprop_", "gaussian_kl"):
@@ -41,6 +41,8 @@ def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
         args = [x, (maker.layer(D, H),)]
     if op == "mlps":
         args = [x, [(maker.layer(D, H),)]]
+    if op == "lstm_mdn_step":
+        args = [None, x]
     if op == "imagine":
         args = [model, maker.actor(), x]
     if op == "policy_step":
@@ -64,7 +66,15 @@ def test_what_native_refuses_goes_to_the_reference():
         assert served("policy_step", (), model, other, deter) == "reference"
 
 
-@pytest.mark.parametrize("op", ["observe", "observe_step", "prior", "imagine_step", "rollout"])
+@pytest.mark.parametrize("op", ["observe", "observe_step"])
+def test_native_observes_every_model(op: str):
+    maker = Maker()
+    for core in ("block", "layernorm", "gru", "gru_block_cell"):
+        for latent in (None, Gaussian(S)):
+            assert served(op, maker.rssm(core, latent), torch.zeros(2, D)) == "native"
+
+
+@pytest.mark.parametrize("op", ["prior", "imagine_step", "rollout"])
 def test_models_that_only_the_reference_computes(op: str):
     maker = Maker()
     gaussian = Gaussian(S)

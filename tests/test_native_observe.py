@@ -9,11 +9,13 @@ from torch import Tensor
 
 from fastdream.ops import reference
 from fastdream.ops.native.library import C as compiled
-from fastdream.ops.params import RSSM, Categorical, Layer, Step
+from fastdream.ops.params import RSSM, Categorical, Gaussian, Layer, Step
 
 from .ops_tools import A, C, D, E, H, Maker, S, leaves, mapped
 
-CORES = ("block", "layernorm")
+CORES = ("block", "layernorm", "gru", "gru_block_cell")
+OPS = {"block": "block_gru", "layernorm": "layernorm_gru", "gru": "gru", "gru_block_cell": "gru"}
+LATENTS = {"discrete": None, "softplus": Gaussian(S), "sigmoid2": Gaussian(S, 0.2, "sigmoid2")}
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -30,22 +32,28 @@ class Case:
         absolute: bool = False,
         later: int = 0,
         resets: float = 0.3,
+        latent: str = "discrete",
     ) -> None:
-        m = Maker(7, dtype)
-        self.lead = batch, length
-        rssm = m.rssm(core, absolute=absolute)._replace(prior=())
-        self.rssm: RSSM = rssm._replace(core=m.core(core, later=later)) if core == "block" else rssm
-        self.state = m.state(batch)
+        m, family = Maker(7, dtype), LATENTS[latent]
+        self.lead, self.discrete = (batch, length), family is None
+        rssm = m.rssm(core, family, absolute)._replace(prior=())
+        width = None if self.discrete else S
+        self.rssm: RSSM = rssm._replace(core=m.core(core, width, later)) if core == "block" else rssm
+        self.state = m.state(batch, family)
         self.action, self.embed = m.normal(*self.lead, A, scale=2.0), m.normal(*self.lead, E)
         self.reset = m.uniform(*self.lead) < resets
         self.noise, self.index = m.uniform(*self.lead, S), m.index(*self.lead, S)
+        if not self.discrete:
+            self.noise = m.normal(*self.lead, S).detach()
 
     @property
     def trees(self) -> tuple:
         return self.rssm, *self.state, self.action, self.embed
 
     def replay(self, op: Callable[..., Step]) -> Callable[..., tuple[Tensor, ...]]:
-        return lambda *trees: op(*trees, self.reset, None, self.index)[:3]
+        """What is certain: classes are replayed; normals are drawn, since any noise gives nearly the same."""
+        draws = (None, self.index) if self.discrete else (self.noise, None)
+        return lambda *trees: op(*trees, self.reset, *draws)[:3]
 
     def draw(self, op: Callable[..., Step]) -> Step:
         return op(*self.trees, self.reset, self.noise)
@@ -95,24 +103,27 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch, length", [(1, 1), (3, 2), (17, 5), (2, 300)])
+@pytest.mark.parametrize("latent", LATENTS)
 @pytest.mark.parametrize("core", CORES)
 def test_agrees_with_reference(
-    native: ModuleType, poison: list[str], core: str, batch: int, length: int, dtype: torch.dtype
+    native: ModuleType, poison: list[str], core: str, latent: str, batch: int, length: int, dtype: torch.dtype
 ):
-    check(native, Case(core, batch, length, dtype))
+    check(native, Case(core, batch, length, dtype, latent=latent))
     assert poison
 
 
+@pytest.mark.parametrize("latent", LATENTS)
 @pytest.mark.parametrize("core", CORES)
-def test_agrees_in_every_instruction_set(native: ModuleType, isa: str, core: str):
-    check(native, Case(core, 9, 3, torch.float32))
-    check(native, Case(core, 9, 3, torch.float64))
+def test_agrees_in_every_instruction_set(native: ModuleType, isa: str, core: str, latent: str):
+    check(native, Case(core, 9, 3, torch.float32, latent=latent))
+    check(native, Case(core, 9, 3, torch.float64, latent=latent))
 
 
 @pytest.mark.parametrize("resets", [0.0, 1.0])
+@pytest.mark.parametrize("latent", ["discrete", "softplus"])
 @pytest.mark.parametrize("core", CORES)
-def test_no_resets_and_nothing_but_resets(native: ModuleType, core: str, resets: float):
-    check(native, Case(core, resets=resets))
+def test_no_resets_and_nothing_but_resets(native: ModuleType, core: str, latent: str, resets: float):
+    check(native, Case(core, dtype=torch.float32, resets=resets, latent=latent))
 
 
 def test_layers(native: ModuleType):
@@ -179,12 +190,16 @@ def test_gradients_of_some_outputs_and_inputs_alone(native: ModuleType):
 
 
 @pytest.mark.parametrize("batch", [1, 17])
-def test_single_steps(native: ModuleType, batch: int):
-    case = Case(batch=batch, length=1)
+@pytest.mark.parametrize("latent", LATENTS)
+def test_single_steps(native: ModuleType, batch: int, latent: str):
+    case = Case(batch=batch, length=1, latent=latent)
     last = case.trees[:3] + (case.action[:, 0], case.embed[:, 0])
-    rest = case.reset[:, 0], None, case.index[:, 0]
+    draws = (None, case.index[:, 0]) if case.discrete else (case.noise[:, 0], None)
+    rest = case.reset[:, 0], *draws
     ours, theirs = ((lambda *t, f=ops.observe_step: f(*t, *rest)[:3]) for ops in (native, reference))
     assert_as_good(ours, theirs, last, 3)
+    if not case.discrete:
+        assert native.observe_step(*last, *rest).index is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -192,17 +207,17 @@ def test_single_steps(native: ModuleType, batch: int):
 @pytest.mark.parametrize("name", CORES)
 def test_cores(native: ModuleType, name: str, batch: int, dtype: torch.dtype):
     m = Maker(5, dtype)
-    op = "block_gru" if name == "block" else "layernorm_gru"
     trees = m.core(name), m.normal(batch, D), m.normal(batch, S * C), m.normal(batch, A, scale=2.0)
-    ours, theirs = ((lambda *t, ops=ops: (getattr(ops, op)(*t),)) for ops in (native, reference))
+    ours, theirs = ((lambda *t, ops=ops: (getattr(ops, OPS[name])(*t),)) for ops in (native, reference))
     assert_as_good(ours, theirs, trees, 1)
 
 
 @pytest.mark.parametrize("batch", [2, 32])
+@pytest.mark.parametrize("latent", ["discrete", "softplus"])
 @pytest.mark.parametrize("core", CORES)
-def test_two_threads(native: ModuleType, core: str, batch: int):
+def test_two_threads(native: ModuleType, core: str, latent: str, batch: int):
     """Two threads agree with the reference and with themselves, whether they share rows or columns."""
-    case = Case(core, batch, 6)
+    case = Case(core, batch, 6, torch.float32, latent=latent)
     torch.set_num_threads(2)
     try:
         check(native, case)
@@ -212,8 +227,9 @@ def test_two_threads(native: ModuleType, core: str, batch: int):
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
-def test_any_strides_and_twice_through_a_graph(native: ModuleType):
-    case = Case()
+@pytest.mark.parametrize("latent", ["discrete", "softplus"])
+def test_any_strides_and_twice_through_a_graph(native: ModuleType, latent: str):
+    case = Case(latent=latent)
     trees = mapped(lambda x: x.detach().mT.contiguous().mT if x.dim() > 1 else x.detach(), case.trees)
     torch.testing.assert_close(case.replay(native.observe)(*trees), case.replay(reference.observe)(*trees))
     deter = case.replay(native.observe)(*case.trees)[0]
@@ -222,14 +238,16 @@ def test_any_strides_and_twice_through_a_graph(native: ModuleType):
     assert all(x is y is None or torch.equal(x, y) for x, y in zip(*grads, strict=True))
 
 
-def test_empty_batch(native: ModuleType):
-    case = Case(batch=0)
+@pytest.mark.parametrize("latent", ["discrete", "softplus"])
+def test_empty_batch(native: ModuleType, latent: str):
+    case = Case(batch=0, latent=latent)
     got = results(case.replay(native.observe), case.trees)
     assert got[0].shape == (0, 4, D) and all(not x.any() for x in got)
 
 
-def test_compiles_and_tells_torch_the_truth(native: ModuleType):
-    case = Case()
+@pytest.mark.parametrize("core, latent", [("block", "discrete"), ("gru", "softplus")])
+def test_compiles_and_tells_torch_the_truth(native: ModuleType, core: str, latent: str):
+    case = Case(core, latent=latent)
     compiled_op = torch.compile(case.replay(native.observe), fullgraph=True, backend="aot_eager")
     got, want = (results(fn, case.trees) for fn in (compiled_op, case.replay(native.observe)))
     for our, their in zip(got, want, strict=True):
@@ -241,11 +259,13 @@ def test_opcheck(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
     original, calls = torch.ops.fastdream.observe, []
     record = SimpleNamespace(observe=lambda *args: calls.append(args) or original(*args))
     monkeypatch.setattr(torch.ops, "fastdream", record)
-    case = Case("layernorm", 2, 2)
-    case.replay(native.observe)(*case.trees)
-    native.layernorm_gru(case.rssm.core, case.state[0], case.state[1].flatten(1), case.action[:, 0])
+    cases = Case("layernorm", 2, 2), Case("gru", 2, 2, latent="softplus")
+    for case in cases:
+        case.replay(native.observe)(*case.trees)
+        op = native.layernorm_gru if case is cases[0] else native.gru
+        op(case.rssm.core, case.state[0], case.state[1].flatten(1), case.action[:, 0])
     monkeypatch.undo()
-    assert len(calls) == 2
+    assert len(calls) == 4
     for args in calls:
         torch.library.opcheck(original.default, args)
 
@@ -289,8 +309,15 @@ def test_refuses_what_it_cannot_do(native: ModuleType):
         native.observe(*broken(case, deter=case.state[0].bfloat16()))
     with pytest.raises(ValueError, match="a parameter is torch.float64"):
         native.observe(*broken(case, deter=case.state[0].float()))
-    with pytest.raises(ValueError, match="no GRU core"):
-        native.observe(case.rssm._replace(core=Maker().core("gru")), *broken(case)[1:])
+    normals = Case("gru", latent="softplus")
+    with pytest.raises(ValueError, match="a Gaussian latent needs noise"):
+        native.observe(*normals.trees, normals.reset, None, case.index)
+    wide = normals.rssm._replace(latent=Gaussian(S + 1))
+    with pytest.raises(ValueError, match=r"core.inputs maps 6 to 4, expected 7 to 4"):
+        native.observe(wide, *normals.trees[1:], normals.reset, normals.noise)
+    strange = normals.rssm._replace(latent=Gaussian(S, std="exp"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="std is 'exp'; choose softplus, sigmoid2"):
+        native.observe(strange, *normals.trees[1:], normals.reset, normals.noise)
     linear: Layer = case.rssm.post[-1]._replace(act="silu")
     with pytest.raises(ValueError, match="last layer must be linear"):
         native.observe(case.rssm._replace(post=(*case.rssm.post[:-1], linear)), *broken(case)[1:])

@@ -79,7 +79,7 @@ def spread(norm: str, act: str, m: Maker, n: int) -> Arguments:
 
 def scan(function: Any, core: str, m: Maker, n: int) -> Arguments:
     """16 sequences, and a posterior of one hidden layer, as the agents have."""
-    rssm, *rest = function(core, False, m, SEQUENCES)
+    rssm, *rest = function(core, "classes", False, m, SEQUENCES)
     return rssm._replace(post=(rssm.post[0], rssm.post[-1]), prior=()), *rest
 
 

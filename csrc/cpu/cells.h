@@ -1,107 +1,28 @@
 #pragma once
 
-#include "cpu/params.h"
+#include "cpu/lookup.h"
 
-// One step of a recurrent core, forward: fastdream/ops/reference/cells.py. Both cells have the same functions:
+// One step of a recurrent core, forward: fastdream/ops/reference/cells.py. All cells, of which gru.h has the
+// third, have the same functions:
 //
 //   lay_out, pack     the weights, once a call; every thread of the team packs its share, then there is a barrier
 //   enter             what depends on the action alone, for any number of rows (of all time steps, where known)
 //   step              the rest, from deter and stoch to deter'
 namespace fastdream::cpu::FD_ISA {
 
-// The stochastic part of one row's state: classes drawn, any numbers, or (both null) zeros.
-template <typename T>
-struct Stoch {
-  const int64_t* index = nullptr;  // [S]
-  const T* dense = nullptr;        // [S * C]
-};
-
 // Where one step of a cell writes what it computes on the way; a gradient reads it again. Row 0 is the step's first row.
 // For no gradient `active` may be `hidden`, and `feat` may be `pre`.
 template <typename T>
 struct Trace {
   Rows<T> action;                // [A] as the cell uses it: within -1 ... 1 in the block GRU
+  Rows<T> stoch;                 // [S] where states are numbers: as the cell uses them
   Rows<T> action_pre;            // [H] block GRU: the projected action before norm and activation
   Rows<T> action_feat;           // [H] and after
-  Rows<T> pre;                   // before norm and activation: block GRU [2H] of deter | stoch, LayerNorm GRU [H]
+  Rows<T> pre;                   // before norm and activation: block GRU [2H] of deter | stoch, others [H]
   Rows<T> feat;                  // and after
-  Rows<T> hidden[kMaxLayers];    // block GRU [D]: hidden layers before norm and activation; LayerNorm GRU: gates [3D]
+  Rows<T> hidden[kMaxLayers];    // block GRU [D]: hidden layers before norm and activation; others: gates [3D]
   Rows<T> active[kMaxLayers];    // block GRU [D]: and after
   Rows<T> gates;                 // [3D] a block's reset | cand | update: sigmoid(reset), cand, sigmoid(update - 1)
-};
-
-// Products with one-hots: rows of a table, one for each class of each variable. Where it was not packed, there is no table:
-// states are dense then, and multiply the weight as it lies.
-template <typename T>
-struct Lookup {
-  Layer<T> layer;             // whose first S * C inputs these are
-  int64_t stoch = 0, classes = 0;
-  T* table = nullptr;         // [S * C, H], the weight's columns as rows
-
-  int64_t width() const { return stoch * classes; }
-  void lay_out(Arena& arena) { table = arena.take<T>(width() * layer.out); }
-
-  void pack(const Team& team) {
-    constexpr int64_t kBlock = kLanes<T>;
-    const Share mine = share(team, width(), kBlock);
-    for (int64_t n = 0; n < layer.out; n += kBlock) {
-      for (int64_t k = mine.first; k < mine.last; k += kBlock) {
-        const T* from = layer.weight + n * layer.in + k;
-        T* to = table + k * layer.out + n;
-        if (n + kBlock <= layer.out && k + kBlock <= mine.last) {
-          transpose(from, layer.in, to, layer.out);
-          continue;
-        }
-        for (int64_t i = 0; i < kBlock && k + i < mine.last; ++i) {
-          for (int64_t j = 0; j < kBlock && n + j < layer.out; ++j) to[i * layer.out + j] = from[j * layer.in + i];
-        }
-      }
-    }
-  }
-
-  // y[H] += the table's rows of one state.
-  void add(Stoch<T> of, T* y) const {
-    const int64_t n = layer.out;
-    if (of.index) {
-      over<T>(n, [&](auto at) {
-        Vec<T> sums[2] = {at.load(y), {}};
-        int64_t s = 0;
-        for (; s + 2 <= stoch; s += 2) {
-          sums[0] += at.load(table + (s * classes + of.index[s]) * n);
-          sums[1] += at.load(table + ((s + 1) * classes + of.index[s + 1]) * n);
-        }
-        if (s < stoch) sums[0] += at.load(table + (s * classes + of.index[s]) * n);
-        at.store(y, sums[0] + sums[1]);
-      });
-    } else if (of.dense) {
-      for (int64_t k = 0; k < width(); ++k) {
-        const T x = of.dense[k];
-        if (x == T(0)) continue;
-        over<T>(n, [&](auto at) { at.store(y, at.load(y) + x * at.load(table + k * n)); });
-      }
-    }
-  }
-
-  // y[rows, H] = those of every row, from the bias; from what y has where `start` says so.
-  void multiply(Share rows, const Stoch<T>* of, Rows<T> y, Start start) const {
-    if (!table) return multiply_raw(rows, of, y, start);
-    for (int64_t m = rows.first; m < rows.last; ++m) {
-      if (start == Start::zero) std::memset(y.at(m), 0, size_t(layer.out) * sizeof(T));
-      if (start == Start::bias) std::memcpy(y.at(m), layer.bias, size_t(layer.out) * sizeof(T));
-      add(of[m], y.at(m));
-    }
-  }
-
-  // Rows of states that lie one after the other are taken together.
-  void multiply_raw(Share rows, const Stoch<T>* of, Rows<T> y, Start start) const {
-    const Raw<T> weight = {layer.weight, width(), layer.out, 1, layer.in};
-    for (int64_t m = rows.first, next; m < rows.last; m = next) {
-      next = m + 1;
-      while (of[m].dense && next < rows.last && of[next].dense == of[m].dense + (next - m) * width()) ++next;
-      const Raw<T> seen = {weight.data, of[m].dense ? width() : 0, layer.out, 1, layer.in};
-      FD_ISA::multiply(next - m, of[m].dense, width(), seen, y.at(m), y.row, start, layer.bias);
-    }
-  }
 };
 
 // gates become sigmoid(reset) | cand | sigmoid(update - 1) of every block;  out = deter + update (tanh(reset cand) - deter)
@@ -165,7 +86,7 @@ struct BlockCell {
 
   // Memory for one step of so many rows, without gradient.
   Trace<T> lay_out_rows(Arena& arena, int64_t rows) const {
-    const auto take = [&](int64_t width) { return Rows<T>{arena.take<T>(rows * padded(width)), padded(width)}; };
+    const auto take = [&](int64_t width) { return take_rows<T>(arena, rows, width); };
     Trace<T> trace;
     trace.action = take(core.action.in);
     trace.action_pre = trace.action_feat = take(units());
@@ -228,7 +149,7 @@ struct LayerNormCell {
 
   LayerNormCell(const Core<T>& core, int64_t stoch, int64_t classes)
       : core(core), of_stoch{core.stoch, stoch, classes} {
-    const int64_t flat = stoch * classes;
+    const int64_t flat = of_stoch.width();
     of_action = product_of(core.stoch, flat, core.stoch.in - flat);
     of_feat = product_of(core.gates, 0, units());
     of_deter = product_of(core.gates, units(), width());
@@ -254,7 +175,7 @@ struct LayerNormCell {
 
   // As BlockCell::lay_out_rows.
   Trace<T> lay_out_rows(Arena& arena, int64_t rows) const {
-    const auto take = [&](int64_t width) { return Rows<T>{arena.take<T>(rows * padded(width)), padded(width)}; };
+    const auto take = [&](int64_t width) { return take_rows<T>(arena, rows, width); };
     Trace<T> trace;
     trace.action = take(of_action.b.depth);
     trace.pre = trace.feat = take(units());

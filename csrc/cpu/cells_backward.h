@@ -3,9 +3,11 @@
 #include "cpu/cells.h"
 #include "cpu/gradients.h"
 
-// One step of a recurrent core, backward, and the gradients of its parameters. Both cells have the same functions:
+// One step of a recurrent core, backward, and the gradients of its parameters. All cells, of which gru_backward.h has the
+// third, have the same functions:
 //
-//   lay_out, pack      the transposed weights, once a call
+//   products           the transposed weights, to be packed once a call
+//   lay_out_rows       memory for the gradients of so many rows
 //   step               from the gradient of deter' to those of deter and stoch; leaves those of what the step computed
 //   enter              the rest of it, which only the action and parameters need, for any number of rows
 //   sum                gradients of parameters, of a piece of all rows
@@ -15,9 +17,10 @@ namespace fastdream::cpu::FD_ISA {
 template <typename T>
 struct Slopes {
   Rows<T> action_pre;          // [H] block GRU
-  Rows<T> pre;                 // block GRU [2H], LayerNorm GRU [H]
-  Rows<T> hidden[kMaxLayers];  // block GRU [D], LayerNorm GRU [3D]
-  Rows<T> gates;               // [3D] block GRU
+  Rows<T> pre;                 // block GRU [2H], others [H]
+  Rows<T> hidden[kMaxLayers];  // block GRU [D], others [3D]
+  Rows<T> gates;               // [3D] block GRU, plain GRU
+  Rows<T> masked;              // [D] plain GRU that resets deter
 };
 
 template <typename T>
@@ -29,10 +32,9 @@ struct CoreGradient {
 template <typename T>
 CoreGradient<T> read_gradient(Call& call, const Core<T>& core, int64_t& sums) {
   CoreGradient<T> gradient;
-  const bool block = core.kind == CoreKind::block_gru;
-  if (block) gradient.deter = read_gradient(call, core.deter, sums);
+  if (core.is_block() || core.is_plain()) gradient.deter = read_gradient(call, core.deter, sums);
   gradient.stoch = read_gradient(call, core.stoch, sums);
-  if (block) gradient.action = read_gradient(call, core.action, sums);
+  if (core.is_block()) gradient.action = read_gradient(call, core.action, sums);
   gradient.gates = read_gradient(call, core.gates, sums);
   for (int64_t i = 0; i < core.hidden.count; ++i) {
     gradient.hidden[i] = read_gradient(call, core.hidden.at[i], sums);
@@ -101,6 +103,16 @@ struct BlockCellBackward {
     Product<T>* const all[] = {&of_deter, &of_stoch, &embed_action, &own, &of_feat, &of_action, &gates};
     for (Product<T>* product : all) each(*product);
     for (int64_t i = 1; i < core.hidden.count; ++i) each(later[i]);
+  }
+
+  Slopes<T> lay_out_rows(Arena& arena, int64_t rows) const {
+    const auto take = [&](int64_t width) { return take_rows<T>(arena, rows, width); };
+    Slopes<T> slopes;
+    slopes.action_pre = take(core.units());
+    slopes.pre = take(2 * core.units());
+    slopes.gates = take(3 * core.width());
+    for (int64_t i = 0; i < core.hidden.count; ++i) slopes.hidden[i] = take(core.width());
+    return slopes;
   }
 
   // d_deter: in the gradient of deter', out that of deter. d_stoch is overwritten. Both whole before, and after the
@@ -207,6 +219,13 @@ struct LayerNormCellBackward {
   void products(Each each) {
     Product<T>* const all[] = {&of_stoch, &of_action, &of_feat, &of_deter};
     for (Product<T>* product : all) each(*product);
+  }
+
+  Slopes<T> lay_out_rows(Arena& arena, int64_t rows) const {
+    Slopes<T> slopes;
+    slopes.pre = take_rows<T>(arena, rows, core.units());
+    slopes.hidden[0] = take_rows<T>(arena, rows, 3 * core.width());
+    return slopes;
   }
 
   void step(const Split& split, Rows<const T> deter, const Trace<T>& trace, const Slopes<T>& slopes, T* sums,

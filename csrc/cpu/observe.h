@@ -1,6 +1,7 @@
 #pragma once
 
-#include "cpu/cells.h"
+#include "cpu/gru.h"
+#include "cpu/latent.h"
 #include "cpu/latent_net.h"
 
 // What observing forward and backward share: the model, the sizes, and where the forward scan leaves what the backward
@@ -12,16 +13,15 @@ struct Model {
   Core<T> core;
   Layers<T> post;  // none: the core alone
   int64_t batch = 0, length = 0;
-  int64_t action = 0, embed = 0, stoch = 0, classes = 0;  // widths; stoch is the number of variables
-  bool absolute = false;                                  // the posterior does not see deter
-  T unimix = 0;
+  int64_t action = 0, embed = 0;  // widths
+  Latent<T> latent;
+  bool absolute = false;  // the posterior does not see deter
 
   int64_t width() const { return core.width(); }
-  int64_t flat() const { return stoch * classes; }
   LatentNet<T> posterior() const { return {post, absolute ? 0 : width(), embed}; }
 };
 
-// The core, the posterior's layers;  sizes: batch, length, action, embed, stoch, classes, absolute;  scalars: unimix
+// The core, the posterior's layers;  sizes: batch, length, action, embed, the latent, absolute
 template <typename T>
 Model<T> read_model(Call& call) {
   Model<T> model;
@@ -31,10 +31,8 @@ Model<T> read_model(Call& call) {
   model.length = call.size();
   model.action = call.size();
   model.embed = call.size();
-  model.stoch = call.size();
-  model.classes = call.size();
+  model.latent = read_latent<T>(call);
   model.absolute = call.size();
-  model.unimix = T(call.scalar());
   return model;
 }
 
@@ -56,12 +54,13 @@ struct Saved {
   Trace<T> trace;
   LatentTrace<T> latent;  // without the logits, which are an output
 
-  // Its size is `saved_size` of fastdream/ops/native/scan.py.
+  // Its rows' width is `_saved_width` of fastdream/ops/native/scan.py.
   Saved(const Model<T>& model, Pieces<T> pieces) {
     const int64_t rows = model.length * model.batch, width = model.width(), units = model.core.units();
-    const bool block = model.core.kind == CoreKind::block_gru;
+    const bool block = model.core.is_block();
     deter = pieces.take(rows + model.batch, width);
     trace.action = pieces.take(rows, model.action);
+    if (!model.latent.classes) trace.stoch = pieces.take(rows, model.latent.stoch);
     trace.gates = pieces.take(rows, 3 * width);
     trace.pre = pieces.take(rows, block ? 2 * units : units);
     trace.feat = pieces.take(rows, block ? 2 * units : units);
@@ -74,6 +73,7 @@ struct Saved {
       }
     } else {
       trace.hidden[0] = pieces.take(rows, 3 * width);
+      if (model.core.kind == CoreKind::gru_block_cell) trace.active[0] = pieces.take(rows, width);
     }
     for (int64_t i = 0; i + 1 < model.post.count; ++i) {
       latent.pre[i] = pieces.take(rows, model.post.at[i].out);
@@ -104,7 +104,8 @@ Rows<T> view(Rows<T> x, const Run& run) {
 
 template <typename T>
 Trace<T> view(Trace<T> trace, const Run& run) {
-  Rows<T>* const all[] = {&trace.action, &trace.action_pre, &trace.action_feat, &trace.pre, &trace.feat, &trace.gates};
+  Rows<T>* const all[] = {&trace.action, &trace.stoch, &trace.action_pre, &trace.action_feat,
+                          &trace.pre,    &trace.feat,  &trace.gates};
   for (Rows<T>* x : all) *x = view(*x, run);
   for (int64_t i = 0; i < kMaxLayers; ++i) {
     trace.hidden[i] = view(trace.hidden[i], run);

@@ -46,30 +46,34 @@ Layers<T> read_layers(Call& call) {
   return layers;
 }
 
-enum class CoreKind : int64_t { block_gru, layernorm_gru };  // CORES in params.py
+enum class CoreKind : int64_t { block_gru, layernorm_gru, gru, gru_block_cell };  // CORES in params.py
 
 template <typename T>
 struct Core {
   CoreKind kind;
-  Layer<T> deter, action;  // of the block GRU
-  Layer<T> stoch;          // of the LayerNorm GRU the one layer for [stoch, action]
-  Layers<T> hidden;        // of the block GRU
-  Layer<T> gates;
+  Layer<T> deter;    // of the block GRU; of the plain GRU its recurrent product, D -> 3D
+  Layer<T> action;   // of the block GRU
+  Layer<T> stoch;    // of the others the one layer for [stoch, action]
+  Layers<T> hidden;  // of the block GRU
+  Layer<T> gates;    // of the plain GRU the product of the input, H -> 3D
+  bool is_block() const { return kind == CoreKind::block_gru; }
+  bool is_plain() const { return kind == CoreKind::gru || kind == CoreKind::gru_block_cell; }
+  bool resets_after() const { return kind == CoreKind::gru; }
   int64_t width() const { return gates.out / 3; }   // of deter
   int64_t units() const { return stoch.out; }       // of what the inputs are projected to
 };
 
-// sizes: kind;  then layers  block GRU: deter, stoch, action, gates, count and hidden;  LayerNorm GRU: inputs, gates
+// sizes: kind;  then layers  block GRU: deter, stoch, action, gates, count and hidden;  LayerNorm GRU: inputs, gates;
+// plain GRU: recurrent product, inputs, product of the input
 template <typename T>
 Core<T> read_core(Call& call) {
   Core<T> core;
   core.kind = CoreKind(call.size());
-  const bool block = core.kind == CoreKind::block_gru;
-  if (block) core.deter = read_layer<T>(call);
+  if (core.is_block() || core.is_plain()) core.deter = read_layer<T>(call);
   core.stoch = read_layer<T>(call);
-  if (block) core.action = read_layer<T>(call);
+  if (core.is_block()) core.action = read_layer<T>(call);
   core.gates = read_layer<T>(call);
-  if (block) core.hidden = read_layers<T>(call);
+  if (core.is_block()) core.hidden = read_layers<T>(call);
   return core;
 }
 

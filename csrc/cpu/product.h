@@ -22,6 +22,11 @@ struct Rows {
 // Row strides of our own matrices avoid large powers of two, of which few fit into one set of a cache.
 inline int64_t padded(int64_t width) { return width >= 512 && width % 256 == 0 ? width + 16 : width; }
 
+template <typename T>
+Rows<T> take_rows(Arena& arena, int64_t rows, int64_t width) {
+  return {arena.take<T>(rows * padded(width)), padded(width)};
+}
+
 // Each thread computes rows of its own from the first to the last time step, without waiting for anyone; or, where there
 // are few rows, all rows of some columns of every product, and then `sync` waits between one stage and the next.
 struct Split {

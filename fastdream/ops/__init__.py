@@ -25,6 +25,7 @@ from fastdream.ops import reference
 from fastdream.ops.auto import LIMITS, route
 from fastdream.ops.params import (
     GRU,
+    MDNRNN,
     RSSM,
     Act,
     ActionHead,
@@ -40,6 +41,7 @@ from fastdream.ops.params import (
     Layer,
     LayerNormGRU,
     Layers,
+    MDNStep,
     Norm,
     Step,
 )
@@ -99,6 +101,7 @@ class Ops(NamedTuple):
     imagine: Callable[..., Dream]
     rollout: Callable[..., Step]
     policy_step: Callable[..., tuple[Step, Tensor]]
+    lstm_mdn_step: Callable[..., MDNStep]
     laprop_: Callable[..., Any]
     gather_sequences: Callable[..., Tensor]
     rows: tuple[Row, ...] = ()  # what `table` returns
@@ -215,6 +218,7 @@ def _say_once(reason: str) -> None:
 
 __all__ = [
     "GRU",
+    "MDNRNN",
     "OPS",
     "RSSM",
     "Act",
@@ -231,6 +235,7 @@ __all__ = [
     "Layer",
     "LayerNormGRU",
     "Layers",
+    "MDNStep",
     "Norm",
     "Ops",
     "Row",

@@ -46,6 +46,11 @@ def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return shallow and isinstance(rssm.latent, Categorical) and not isinstance(rssm.core, GRU)
 
 
+def _observed(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
+    hidden = rssm.core.hidden if isinstance(rssm.core, BlockGRU) else ()
+    return max(len(rssm.post), len(hidden)) <= MAX_LAYERS
+
+
 def _acts(actor: Actor) -> bool:
     known = all(head.kind in HEADS for head in actor.heads)
     return known and 0 < len(actor.layers) <= MAX_LAYERS and len(actor.heads) <= MAX_HEADS
@@ -75,7 +80,8 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-_MODELS = f"Gaussian latents, the plain GRU, nets deeper than {MAX_LAYERS}"
+_DEEP = f"nets deeper than {MAX_LAYERS}"
+_MODELS = f"Gaussian latents, the plain GRU, {_DEEP}"
 _ACTORS = f"{_MODELS}, actors of no layer, over {MAX_HEADS} heads, truncated or squashed normals"
 _FORWARD = f"{_MODELS}, gradients"
 
@@ -87,6 +93,7 @@ RULES: dict[str, Rule] = {
     "mlps": Rule(serves=_all_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
     "block_gru": Rule(at=1),
     "layernorm_gru": Rule(at=1),
+    "gru": Rule(at=1),
     "categorical_sample": Rule(),
     "gumbel_sample": Rule(),
     "categorical_kl": Rule(),
@@ -95,13 +102,14 @@ RULES: dict[str, Rule] = {
     "symexp": Rule(),
     "twohot_loss": Rule(),
     "twohot_mean": Rule(),
-    "observe_step": Rule(1, _discrete, _MODELS),
-    "observe": Rule(1, _discrete, _MODELS),
+    "observe_step": Rule(1, _observed, _DEEP),
+    "observe": Rule(1, _observed, _DEEP),
     "prior": Rule(1, _discrete, _MODELS),
     "imagine_step": Rule(1, _forward, _FORWARD),
     "imagine": Rule(2, _dreaming, f"{_ACTORS}, gradients"),
     "rollout": Rule(1, _forward, _FORWARD),
     "policy_step": Rule(3, _acting, _ACTORS),
+    "lstm_mdn_step": Rule(at=1),
     "laprop_": Rule(),
 }
 

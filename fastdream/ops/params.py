@@ -150,3 +150,26 @@ class Dream(NamedTuple):
     stoch: Tensor  # [N, H + 1, S, C] or [N, H + 1, S]
     logit: Tensor  # [N, H, S, C] or [N, H, 2S], the prior of states 1 ... H
     action: Tensor  # [N, H + 1, A] float32; the last one only fills the shape
+
+
+class MDNRNN(NamedTuple):
+    """The memory of World Models: an LSTM, and a mixture of `mixtures` normals for each of Z latent dimensions.
+
+    Gates in the order in | cand | forget | out; 1 is added to the forget gate besides its bias.
+    """
+
+    weight_ih: Tensor  # [4D, Z + A], or [4D, Z + A + 1] with the restart flag last
+    weight_hh: Tensor  # [4D, D]
+    bias: Tensor  # [4D]
+    out: Layer  # D -> 3 * Z * mixtures, or 1 more for the logit of the episode's end, which then comes first
+    mixtures: int = 5
+    restart: bool = False  # whether the restart flag is an input
+
+
+class MDNStep(NamedTuple):
+    """What the memory yields at one step of a dream."""
+
+    hidden: Tensor  # [N, D]
+    cell: Tensor  # [N, D]
+    latent: Tensor  # [N, Z]
+    ends: Tensor  # [N] logit of the episode's end

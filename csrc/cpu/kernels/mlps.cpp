@@ -16,6 +16,13 @@ struct Results {
   T* kept = nullptr;  // z [rows, out] of every layer but a linear last one, one after the other; null: not kept
 };
 
+template <typename T>
+int64_t kept_width(const Mlp<T>& net) {
+  int64_t width = 0;
+  for (int i = 0; i < net.count; ++i) width += i + 1 == net.count && net[i].plain() ? 0 : net[i].out;
+  return width;
+}
+
 // Rows row ... row + height - 1 of all `rows` through one net. `found`: their one-hots; buffers [2][kBlock, ld].
 template <typename T>
 void run_block(const Mlp<T>& net, Results<T> to, int64_t rows, int64_t row, int64_t height, const T* x,
@@ -54,6 +61,9 @@ void mlps(Call& call) {
   for (int n = 0; n < nets.count; ++n) results[n].y = call.pointer<T>();
   for (int n = 0; n < nets.count; ++n) results[n].kept = call.pointer<T>();
   call.done();
+  for (int n = 0; n < nets.count; ++n) {
+    if (T* const kept = results[n].kept) prefer_large_pages(kept, size_t(rows * kept_width(nets[n])) * sizeof(T));
+  }
   const int threads = threads_for_rows(call.threads, rows, nets.weights());
   const int64_t ld = spaced(nets.widest());
   Arena arena;

@@ -1,6 +1,5 @@
 #include "cpu/observe.h"
 
-#include "cpu/categorical.h"
 #include "cpu/instantiate.h"
 
 // `observe` of fastdream/ops/reference/scan.py, forward, and, for no posterior layers, one step of a core.
@@ -11,7 +10,7 @@ constexpr int64_t kAhead = kMaxRows;  // steps whose actions and embeddings ente
 
 template <typename T>
 struct Inputs {
-  const T *deter, *stoch, *action, *embed;  // [B, D], [B, S, C] or null: zeros, [B, T, A], [B, T, E] or null
+  const T *deter, *stoch, *action, *embed;  // [B, D], [B, flat] or null: zeros, [B, T, A], [B, T, E] or null
   const bool* reset;                        // [B, T] or null
   const T* noise;                           // [B, T, S] or null
   const int64_t* index;                     // [B, T, S] to replay or null
@@ -19,22 +18,22 @@ struct Inputs {
 
 template <typename T>
 struct Outputs {
-  T *deter, *stoch, *logit;  // [B, T, D], [B, T, S, C], [B, T, S, C]
-  int64_t* index;            // [B, T, S]
+  T *deter, *stoch, *logit;  // [B, T, D], [B, T, flat], [B, T, logits]
+  int64_t* index;            // [B, T, S] if there are classes
 };
 
 template <typename T, template <typename> class Cell>
 class Scan {
  public:
   Scan(const Model<T>& model, const Inputs<T>& in, const Outputs<T>& out, const Saved<T>& saved, int threads)
-      : model_(model), in_(in), out_(out), saved_(saved), cell_(model.core, model.stoch, model.classes),
+      : model_(model), in_(in), out_(out), saved_(saved), cell_(model.core, model.latent.stoch, model.latent.classes),
         posterior_(model.posterior()) {
     for (int pass = 0; pass < 2; ++pass) {
       cell_.lay_out(arena_);
       posterior_.lay_out(arena_);
       stoch_ = arena_.template take<Stoch<T>>(model.batch);
-      masked_ = {arena_.template take<T>(model.batch * padded(model.width())), padded(model.width())};
-      scratch_ = arena_.template take<T>(threads * categorical_scratch<T>(model.classes));
+      masked_ = take_rows<T>(arena_, model.batch, model.width());
+      scratch_ = arena_.template take<T>(threads * model.latent.scratch());
       if (pass == 0) arena_.allocate();
     }
   }
@@ -82,7 +81,8 @@ class Scan {
     }
     cell_.enter(run.count, trace);
     if (!model_.post.count) return;
-    const Rows<T> logit = {out_.logit + run.outer * model_.flat(), model_.flat()};
+    const int64_t logits = model_.latent.logits();
+    const Rows<T> logit = {out_.logit + run.outer * logits, logits};
     const Rows<const T> embed = {in_.embed + run.outer * model_.embed, model_.embed};
     posterior_.enter(run.count, embed, view(saved_.latent, run, model_.post.count, logit));
   }
@@ -93,10 +93,19 @@ class Scan {
     return zeroed(model_, reset, split.products, split.rows, saved_.deter.from(t * model_.batch), masked_);
   }
 
+  // Numbers are kept as they are used, since a gradient multiplies them.
   Stoch<T> stoch_before(int64_t b, int64_t t) const {
+    const int64_t flat = model_.latent.flat();
+    if (!model_.latent.classes) {
+      T* const kept = saved_.trace.stoch.at(t * model_.batch + b);
+      const T* const from = t > 0 ? out_.stoch + at(b, t - 1) * flat : in_.stoch ? in_.stoch + b * flat : nullptr;
+      const bool zeros = !from || reset(b, t);
+      zeros ? std::memset(kept, 0, size_t(flat) * sizeof(T)) : std::memcpy(kept, from, size_t(flat) * sizeof(T));
+      return {nullptr, kept};
+    }
     if (reset(b, t)) return {};
-    if (t > 0) return {out_.index + at(b, t - 1) * model_.stoch, nullptr};
-    return {nullptr, in_.stoch ? in_.stoch + b * model_.flat() : nullptr};
+    if (t > 0) return {out_.index + at(b, t - 1) * model_.latent.stoch, nullptr};
+    return {nullptr, in_.stoch ? in_.stoch + b * flat : nullptr};
   }
 
   void step(const Split& split, int64_t t) {
@@ -111,23 +120,19 @@ class Scan {
     }
     split.sync();
     if (!model_.post.count) return;
-    const Rows<T> logit = {out_.logit + t * model_.flat(), model_.length * model_.flat()};
+    const int64_t logits = model_.latent.logits();
+    const Rows<T> logit = {out_.logit + t * logits, model_.length * logits};
     posterior_.step(split, next, view(saved_.latent, run, model_.post.count, logit));
     split.sync();
-    T* const scratch = scratch_ + split.team->rank * categorical_scratch<T>(model_.classes);
-    for (int64_t b = rows.first; b < rows.last; ++b) draw(at(b, t), scratch);
+    for (int64_t b = rows.first; b < rows.last; ++b) draw(at(b, t), split.team->rank);
   }
 
-  void draw(int64_t row, T* scratch) {
-    const int64_t variables = model_.stoch, classes = model_.classes;
-    int64_t* const index = out_.index + row * variables;
-    if (in_.index) {
-      std::memcpy(index, in_.index + row * variables, size_t(variables) * sizeof(int64_t));
-    } else {
-      sample_categorical(variables, classes, out_.logit + row * model_.flat(), in_.noise + row * variables,
-                         model_.unimix, index, scratch);
-    }
-    write_onehot(variables, classes, index, out_.stoch + row * model_.flat());
+  void draw(int64_t row, int rank) const {
+    const Latent<T>& latent = model_.latent;
+    const int64_t drawn = row * latent.stoch;
+    latent.draw(out_.logit + row * latent.logits(), in_.noise ? in_.noise + drawn : nullptr,
+                in_.index ? in_.index + drawn : nullptr, latent.classes ? out_.index + drawn : nullptr,
+                out_.stoch + row * latent.flat(), scratch_ + rank * latent.scratch());
   }
 
   const Model<T> model_;
@@ -151,7 +156,7 @@ void scan(const Model<T>& model, const Inputs<T>& in, const Outputs<T>& out, con
 }  // namespace
 
 // pointers: parameters, deter, stoch, action, embed, reset, noise, index | deter, stoch, logit, index, saved
-// sizes: the model's, then elements of saved
+// sizes and scalars: the model's, then elements of saved
 template <typename T>
 void observe(Call& call) {
   const Model<T> model = read_model<T>(call);
@@ -174,8 +179,9 @@ void observe(Call& call) {
   if (model.batch == 0 || model.length == 0) return;
   prefer_large_pages(saved.deter.data, size_t(saved.size) * sizeof(T));
   const int threads = model.batch < 2 ? 1 : call.threads;
-  model.core.kind == CoreKind::block_gru ? scan<T, BlockCell>(model, in, out, saved, threads)
-                                         : scan<T, LayerNormCell>(model, in, out, saved, threads);
+  if (model.core.is_block()) return scan<T, BlockCell>(model, in, out, saved, threads);
+  if (model.core.is_plain()) return scan<T, GRUCell>(model, in, out, saved, threads);
+  scan<T, LayerNormCell>(model, in, out, saved, threads);
 }
 
 FD_INSTANTIATE(observe)

@@ -1,7 +1,7 @@
-#include "cpu/categorical.h"
-#include "cpu/cells_backward.h"
+#include "cpu/gru_backward.h"
 #include "cpu/instantiate.h"
 #include "cpu/latent_net_backward.h"
+#include "cpu/lookup_backward.h"
 #include "cpu/observe.h"
 
 // `observe` backward: one scan from the last step to the first. It stops every few hundred rows to add what these give to
@@ -15,6 +15,7 @@ template <typename T>
 struct Given {
   const T *stoch, *action, *embed;       // inputs of the forward scan
   const bool* reset;
+  const T* noise;                        // of normals
   const int64_t* index;                  // and its outputs
   const T* logit;
   const T *d_deter, *d_stoch, *d_logit;  // gradients of its outputs, null: zeros
@@ -33,8 +34,9 @@ class BackwardScan {
  public:
   BackwardScan(const Model<T>& model, const Given<T>& given, const Wanted<T>& wanted, const Saved<T>& saved,
                int threads)
-      : model_(model), given_(given), wanted_(wanted), saved_(saved), cell_(model.core, wanted_.core, model.flat()),
+      : model_(model), given_(given), wanted_(wanted), saved_(saved), cell_(model.core, wanted_.core, model.latent.flat()),
         posterior_(model.posterior(), wanted_.post),
+        of_stoch_{{model.core.stoch, model.latent.stoch, model.latent.classes}, wanted.core.stoch.weight},
         steps_(model.batch >= kPieceRows ? 1 : kPieceRows / model.batch) {
     if (steps_ > model.length) steps_ = model.length;
     for (int pass = 0; pass < 2; ++pass) {
@@ -50,11 +52,9 @@ class BackwardScan {
     const Split shares = split(team, model_.batch);
     for (int64_t b = shares.rows.first; b < shares.rows.last; ++b) {
       std::memset(d_deter_.at(b), 0, size_t(model_.width()) * sizeof(T));
-      std::memset(d_stoch_.at(b), 0, size_t(model_.flat()) * sizeof(T));
+      std::memset(d_stoch_.at(b), 0, size_t(model_.latent.flat()) * sizeof(T));
     }
-    const Share variables = share(team, model_.stoch);
-    std::memset(table_ + variables.first * model_.classes * model_.core.units(), 0,
-                size_t((variables.last - variables.first) * model_.classes * model_.core.units()) * sizeof(T));
+    of_stoch_.clear(team);
     std::memset(sums_ + team.rank * wanted_.sums, 0, size_t(wanted_.sums) * sizeof(T));
     team.barrier();
     for (int64_t end = model_.length; end > 0; end -= steps_) {
@@ -74,34 +74,19 @@ class BackwardScan {
   bool reset(int64_t b, int64_t t) const { return given_.reset && given_.reset[at(b, t)]; }
   T* scratch(const Team& team) const { return scratch_ + team.rank * scratch_size_; }
 
-  Rows<T> take(int64_t rows, int64_t width) {
-    return {arena_.template take<T>(rows * padded(width)), padded(width)};
-  }
-
   void lay_out(int threads) {
     const auto lay = [&](Product<T>& product) { product.lay_out(arena_); };
     cell_.products(lay);
     posterior_.products(lay);
-    const Core<T>& core = model_.core;
-    const int64_t rows = steps_ * model_.batch, width = model_.width(), units = core.units();
-    const bool block = core.kind == CoreKind::block_gru;
-    slopes_.pre = take(rows, block ? 2 * units : units);
-    if (block) {
-      slopes_.action_pre = take(rows, units);
-      slopes_.gates = take(rows, 3 * width);
-      for (int64_t i = 0; i < core.hidden.count; ++i) slopes_.hidden[i] = take(rows, width);
-    } else {
-      slopes_.hidden[0] = take(rows, 3 * width);
-    }
-    for (int64_t i = 0; i < model_.post.count; ++i) latent_.pre[i] = take(rows, model_.post.at[i].out);
-    d_deter_ = take(model_.batch, width);
-    d_stoch_ = take(model_.batch, model_.flat());
-    masked_ = take(model_.batch, width);
-    table_ = arena_.template take<T>(model_.flat() * units);
+    const int64_t rows = steps_ * model_.batch, least = model_.latent.scratch();
+    slopes_ = cell_.lay_out_rows(arena_, rows);
+    for (int64_t i = 0; i < model_.post.count; ++i) latent_.pre[i] = take_rows<T>(arena_, rows, model_.post.at[i].out);
+    d_deter_ = take_rows<T>(arena_, model_.batch, model_.width());
+    d_stoch_ = take_rows<T>(arena_, model_.batch, model_.latent.flat());
+    masked_ = take_rows<T>(arena_, model_.batch, model_.width());
+    of_stoch_.lay_out(arena_);
     sums_ = arena_.template take<T>(threads * wanted_.sums);
-    scratch_size_ = rows * kPanel<T>;
-    const int64_t least = categorical_scratch<T>(model_.classes);
-    if (scratch_size_ < least) scratch_size_ = least;
+    scratch_size_ = rows * kPanel<T> < least ? least : rows * kPanel<T>;
     scratch_ = arena_.template take<T>(threads * scratch_size_);
   }
 
@@ -111,6 +96,7 @@ class BackwardScan {
     x.action_pre = view(x.action_pre, run);
     x.pre = view(x.pre, run);
     x.gates = view(x.gates, run);
+    x.masked = view(x.masked, run);
     for (int64_t i = 0; i < kMaxLayers; ++i) x.hidden[i] = view(x.hidden[i], run);
     return x;
   }
@@ -149,7 +135,7 @@ class BackwardScan {
     for (int64_t b = rows.first; b < rows.last; ++b) {
       if (!reset(b, t)) continue;
       std::memset(d_deter_.at(b), 0, size_t(model_.width()) * sizeof(T));
-      std::memset(d_stoch_.at(b), 0, size_t(model_.flat()) * sizeof(T));
+      std::memset(d_stoch_.at(b), 0, size_t(model_.latent.flat()) * sizeof(T));
     }
   }
 
@@ -158,10 +144,11 @@ class BackwardScan {
   }
 
   void draw_backward(int64_t row, T* d_stoch, T* d_logit, T* scratch) const {
-    const int64_t from = row * model_.flat();
-    if (given_.d_stoch) add(model_.flat(), given_.d_stoch + from, d_stoch);
-    straight_through<T>(model_.stoch, model_.classes, given_.logit + from, d_stoch,
-                        given_.d_logit ? given_.d_logit + from : nullptr, model_.unimix, d_logit, scratch);
+    const Latent<T>& latent = model_.latent;
+    const int64_t from = row * latent.logits();
+    if (given_.d_stoch) add(latent.flat(), given_.d_stoch + row * latent.flat(), d_stoch);
+    latent.draw_backward(given_.logit + from, given_.noise ? given_.noise + row * latent.stoch : nullptr, d_stoch,
+                         given_.d_logit ? given_.d_logit + from : nullptr, d_logit, scratch);
   }
 
   void enter(const Team& team, const Run& run, int64_t begin) {
@@ -186,48 +173,28 @@ class BackwardScan {
     const bool* reset = given_.reset ? given_.reset + begin : nullptr;
     const Piece piece = {team, batch, end - begin, end == model_.length, reset, model_.length};
     cell_.sum(piece, saved_.deter.from(begin * batch), view(saved_.trace, run), slopes_, scratch(team));
-    if (wanted_.core.stoch.weight) sum_stoch(piece, begin);
+    const auto of = [&](int64_t m) { return stoch_before(m % batch, begin + m / batch); };
+    of_stoch_.sum(piece, cell_.stoch_slopes(slopes_), of, saved_.trace.stoch.from(begin * batch), scratch(team));
     if (!model_.post.count) return;
     const Operand<T> embed = {given_.embed + begin * model_.embed, model_.length * model_.embed, model_.embed};
-    posterior_.sum(piece, saved_.deter.from((begin + 1) * batch), embed, view(saved_.latent, run, model_.post.count, {}), latent_,
-                   scratch(team));
+    const LatentTrace<T> trace = view(saved_.latent, run, model_.post.count, {});
+    posterior_.sum(piece, saved_.deter.from((begin + 1) * batch), embed, trace, latent_, scratch(team));
   }
 
-  // The gradient of the weight's rows that were looked up; each thread has variables of its own.
-  void sum_stoch(const Piece& piece, int64_t begin) {
-    const Share mine = share(piece.team, model_.stoch);
-    const int64_t units = model_.core.units(), classes = model_.classes;
-    const Rows<T> slopes = cell_.stoch_slopes(slopes_);
-    for (int64_t m = 0; m < piece.rows(); ++m) {
-      const int64_t t = begin + m / model_.batch, b = m % model_.batch;
-      const T* const d = slopes.at(m);
-      if (reset(b, t)) continue;
-      if (t > 0) {
-        const int64_t* const index = given_.index + at(b, t - 1) * model_.stoch;
-        for (int64_t s = mine.first; s < mine.last; ++s) add(units, d, table_ + (s * classes + index[s]) * units);
-      } else if (given_.stoch) {
-        for (int64_t k = mine.first * classes; k < mine.last * classes; ++k) {
-          const T x = given_.stoch[b * model_.flat() + k];
-          T* const to = table_ + k * units;
-          if (x != T(0)) over<T>(units, [=](auto i) { i.store(to, i.load(to) + x * i.load(d)); });
-        }
-      }
-    }
+  // One-hots before step t: drawn before, or what was given.
+  Stoch<T> stoch_before(int64_t b, int64_t t) const {
+    if (reset(b, t)) return {};
+    if (t > 0) return {given_.index + at(b, t - 1) * model_.latent.stoch, nullptr};
+    return {nullptr, given_.stoch ? given_.stoch + b * model_.latent.flat() : nullptr};
   }
 
   void finish(const Team& team, Share rows) {
     for (int64_t b = rows.first; b < rows.last; ++b) {
-      const int64_t width = model_.width(), flat = model_.flat();
+      const int64_t width = model_.width(), flat = model_.latent.flat();
       if (wanted_.deter) std::memcpy(wanted_.deter + b * width, d_deter_.at(b), size_t(width) * sizeof(T));
       if (wanted_.stoch) std::memcpy(wanted_.stoch + b * flat, d_stoch_.at(b), size_t(flat) * sizeof(T));
     }
-    if (T* const to = wanted_.core.stoch.weight) {
-      const Share mine = share(team, model_.core.units());
-      const int64_t in = model_.core.stoch.in, units = model_.core.units();
-      for (int64_t n = mine.first; n < mine.last; ++n) {
-        for (int64_t k = 0; k < model_.flat(); ++k) to[n * in + k] = table_[k * units + n];
-      }
-    }
+    of_stoch_.finish(team);
     const auto collected = [&](const Layer<T>& layer, const LayerGradient<T>& gradient) {
       collect(team, sums_, wanted_.sums, layer, gradient);
     };
@@ -246,19 +213,26 @@ class BackwardScan {
   Arena arena_;
   Cell<T> cell_;
   LatentNetBackward<T> posterior_;
+  LookupGradient<T> of_stoch_;
   int64_t steps_;  // of a piece
   Slopes<T> slopes_;
   LatentSlopes<T> latent_;
   Rows<T> d_deter_, d_stoch_, masked_;
-  T *table_, *sums_, *scratch_;
+  T *sums_, *scratch_;
   int64_t scratch_size_;
 };
 
+template <typename T, template <typename> class Cell>
+void scan(const Model<T>& model, const Given<T>& given, const Wanted<T>& wanted, const Saved<T>& saved, int threads) {
+  BackwardScan<T, Cell> scan(model, given, wanted, saved, threads);
+  parallel(threads, [&](Team& team) { scan.run(team); });
+}
+
 }  // namespace
 
-// pointers: parameters, stoch, action, embed, reset, index, logit, saved, d_deter, d_stoch, d_logit
+// pointers: parameters, stoch, action, embed, reset, noise, index, logit, saved, d_deter, d_stoch, d_logit
 //           | d_parameters, d_deter, d_stoch, d_action, d_embed (null where not wanted)
-// sizes: the model's, then elements of saved
+// sizes and scalars: the model's, then elements of saved
 template <typename T>
 void observe_backward(Call& call) {
   const Model<T> model = read_model<T>(call);
@@ -267,6 +241,7 @@ void observe_backward(Call& call) {
   given.action = call.pointer<const T>();
   given.embed = call.pointer<const T>();
   given.reset = call.pointer<const bool>();
+  given.noise = call.pointer<const T>();
   given.index = call.pointer<const int64_t>();
   given.logit = call.pointer<const T>();
   const Saved<T> saved(model, {call.pointer<T>()});
@@ -286,13 +261,9 @@ void observe_backward(Call& call) {
   call.done();
   if (model.batch == 0 || model.length == 0) return;
   const int threads = model.batch < 2 ? 1 : call.threads;
-  if (model.core.kind == CoreKind::block_gru) {
-    BackwardScan<T, BlockCellBackward> scan(model, given, wanted, saved, threads);
-    parallel(threads, [&](Team& team) { scan.run(team); });
-  } else {
-    BackwardScan<T, LayerNormCellBackward> scan(model, given, wanted, saved, threads);
-    parallel(threads, [&](Team& team) { scan.run(team); });
-  }
+  if (model.core.is_block()) return scan<T, BlockCellBackward>(model, given, wanted, saved, threads);
+  if (model.core.is_plain()) return scan<T, GRUCellBackward>(model, given, wanted, saved, threads);
+  scan<T, LayerNormCellBackward>(model, given, wanted, saved, threads);
 }
 
 FD_INSTANTIATE(observe_backward)

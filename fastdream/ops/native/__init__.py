@@ -10,12 +10,13 @@ from fastdream.ops.native.images import conv_pool, spread_norm_act
 from fastdream.ops.native.kl import categorical_kl, gaussian_kl
 from fastdream.ops.native.layers import norm_act
 from fastdream.ops.native.library import available, build_record, cpu_kernels
+from fastdream.ops.native.mdn import lstm_mdn_step
 from fastdream.ops.native.optim import laprop_
 from fastdream.ops.native.pointwise import symexp, symlog
 from fastdream.ops.native.policy import policy_step
 from fastdream.ops.native.replay import gather_sequences
 from fastdream.ops.native.returns import lambda_return
-from fastdream.ops.native.scan import block_gru, layernorm_gru, observe, observe_step
+from fastdream.ops.native.scan import block_gru, gru, layernorm_gru, observe, observe_step
 from fastdream.ops.native.twohot import twohot_loss, twohot_mean
 
 ON_CUDA = ("lambda_return", "observe")  # the rest is for the CPU alone
@@ -37,12 +38,14 @@ __all__ = [
     "cpu_kernels",
     "gather_sequences",
     "gaussian_kl",
+    "gru",
     "gumbel_sample",
     "imagine",
     "imagine_step",
     "lambda_return",
     "laprop_",
     "layernorm_gru",
+    "lstm_mdn_step",
     "mlp",
     "mlps",
     "norm_act",

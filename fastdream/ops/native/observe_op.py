@@ -1,8 +1,9 @@
 """torch.ops.fastdream.observe and its gradient: what `scan` calls.
 
 params, filled, sizes, scalars   core and posterior, see `params.Flat`
-layout                           S, C, whether the posterior sees the embedding alone, whether there is a posterior,
-                                 elements that the forward scan keeps of every row and step
+layout                           S, C (0: normals), the form of their std, whether the posterior sees the embedding
+                                 alone, whether there is a posterior, elements that the forward scan keeps of every
+                                 row and step
 The last result is what it keeps.
 """
 
@@ -38,11 +39,12 @@ def _forward_fake(
     noise: Tensor | None,
     index: Tensor | None,
 ) -> Outputs:
-    count, classes, _, posterior, width = layout
+    count, classes, _, _, posterior, width = layout
+    state = (count, classes) if classes else (count,)
     floats = {"deter": deter, "stoch": stoch, "action": action, "embed": embed, "noise": noise}
     check_float("observe", **{name: x for name, x in floats.items() if x is not None})
     (batch, deter_width), length = deter.shape, action.shape[1]
-    check_shape("observe", "stoch", stoch, batch, count, classes)
+    check_shape("observe", "stoch", stoch, batch, *state)
     check_shape("observe", "action", action, batch, length, action.shape[-1])
     lead = batch, length
     if embed is not None:
@@ -58,19 +60,19 @@ def _forward_fake(
                 raise ValueError(
                     f"observe: {name} is {x.dtype} on {x.device}, expected {dtype} on {deter.device}"
                 )
-    latents = (*lead, count) if posterior else (0, 0, 0)
+    drawn = lead if posterior else (0, 0)
     saved = batch * ((length + 1) * padded(deter_width) + length * width)
     return (
         deter.new_empty(*lead, deter_width),
-        deter.new_empty(*latents, classes),
-        deter.new_empty(*latents, classes),
-        deter.new_empty(latents, dtype=torch.int64),
+        deter.new_empty(*drawn, *state),
+        deter.new_empty(*drawn, *(state if classes else (2 * count,))),
+        deter.new_empty((*drawn, count) if classes else (0, 0, 0), dtype=torch.int64),
         deter.new_empty(saved),
     )
 
 
 def _dims(action: Tensor, embed: Tensor | None, layout: list[int]) -> list[int]:
-    return [*action.shape, 0 if embed is None else embed.shape[-1], *layout[:3]]
+    return [*action.shape, 0 if embed is None else embed.shape[-1], *layout[:4]]
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -106,6 +108,7 @@ def _backward_fake(
     action: Tensor,
     embed: Tensor | None,
     reset: Tensor | None,
+    noise: Tensor | None,
     index: Tensor,
     logit: Tensor,
     saved: Tensor,
@@ -135,7 +138,7 @@ def _backward(
     gradients = _backward_fake(*model, deter, stoch, action, embed, *inputs)
     if action.shape[0] * action.shape[1] == 0:
         return [x.zero_() for x in gradients]
-    count, saved = len(params), others[3]
+    count, saved = len(params), others[4]
     placed = with_gaps(gradients, wanted)
     tensors = with_gaps(params, filled) + _contiguous(stoch, action, embed, *others)
     outputs = [placed[k] if k >= 0 else None for k in _places(filled)] + placed[count:]
@@ -155,16 +158,17 @@ def _places(filled: list[int]) -> list[int]:
 
 
 def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
-    params, filled, sizes, scalars, layout, deter, stoch, action, embed, reset, _, _ = inputs
+    params, filled, sizes, scalars, layout, deter, stoch, action, embed, reset, noise, _ = inputs
     _, _, logit, index, saved = output
+    noise = None if layout[1] else noise  # a gradient of one-hots does not see it
     ctx.mark_non_differentiable(index, saved)
     ctx.set_materialize_grads(False)
     ctx.static = filled, sizes, scalars, layout
-    ctx.save_for_backward(deter, stoch, action, embed, reset, index, logit, saved, *params)
+    ctx.save_for_backward(deter, stoch, action, embed, reset, noise, index, logit, saved, *params)
 
 
 def _gradient(ctx: Any, d_deter: Tensor, d_stoch: Tensor, d_logit: Tensor, *_: None) -> tuple:
-    inputs, params = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+    inputs, params = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
     needs = ctx.needs_input_grad
     wanted = [int(need) for need in (*needs[0], *needs[5:9])]
     grads = torch.ops.fastdream.observe_backward(
@@ -185,8 +189,8 @@ register_once_differentiable(
         _forward_fake,
     ),
     register(
-        f"observe_backward({_MODEL}, {_INPUTS}, Tensor index, Tensor logit, Tensor saved, Tensor? d_deter,"
-        " Tensor? d_stoch, Tensor? d_logit, int[] wanted) -> Tensor[]",
+        f"observe_backward({_MODEL}, {_INPUTS}, Tensor? noise, Tensor index, Tensor logit, Tensor saved,"
+        " Tensor? d_deter, Tensor? d_stoch, Tensor? d_logit, int[] wanted) -> Tensor[]",
         _backward,
         _backward_fake,
     ),

@@ -9,11 +9,24 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import Act, BlockGRU, Core, Layer, LayerNormGRU, Layers, Norm
+from fastdream.ops.params import (
+    GRU,
+    Act,
+    BlockGRU,
+    Categorical,
+    Core,
+    Latent,
+    Layer,
+    LayerNormGRU,
+    Layers,
+    Norm,
+    StdForm,
+)
 
 NORMS: tuple[str, ...] = get_args(Norm)  # enum Norm and enum Act of csrc/cpu/norm_act.h
 ACTS: tuple[str, ...] = get_args(Act)
-CORES = "block_gru", "layernorm_gru"  # enum CoreKind of csrc/cpu/params.h
+STD_FORMS: tuple[str, ...] = get_args(StdForm)  # enum StdForm of csrc/cpu/gaussian.h
+CORES = "block_gru", "layernorm_gru", "gru", "gru_block_cell"  # enum CoreKind of csrc/cpu/params.h
 MAX_LAYERS = 8  # kMaxLayers there
 
 
@@ -108,6 +121,46 @@ def _add_layernorm_gru(flat: Flat, op: str, core: LayerNormGRU, stoch: int, acti
     add_layer(flat, op, "core.inputs", core.inputs, (stoch + action, units))
     add_layer(flat, op, "core.gates", core.gates, (units + width, 3 * width))
     return width
+
+
+def add_gru(flat: Flat, op: str, core: GRU, stoch: int, action: int) -> int:
+    """Append a plain GRU for stoch [S] and action [A], which not every kernel takes. Returns the width of deter."""
+    flat.sizes.append(CORES.index("gru" if core.reset_after else "gru_block_cell"))
+    units, width = core.inputs.weight.shape[0], core.weight_hh.shape[-1]
+    recurrent, of_input = Layer(core.weight_hh, core.bias_hh), Layer(core.weight_ih, core.bias_ih)
+    add_layer(flat, op, "core.weight_hh", recurrent, (width, 3 * width))
+    add_layer(flat, op, "core.inputs", core.inputs, (stoch + action, units))
+    add_layer(flat, op, "core.weight_ih", of_input, (units, 3 * width))
+    return width
+
+
+class LatentShape(NamedTuple):
+    """What a kernel reads of a latent: `Latent` of csrc/cpu/latent.h."""
+
+    stoch: int
+    classes: int  # of each variable, 0: normals
+    form: int  # of their std
+    unimix: float
+    min_std: float
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """Shape of one state."""
+        return (self.stoch, self.classes) if self.classes else (self.stoch,)
+
+    @property
+    def logits(self) -> int:
+        """How many logits a state is drawn from."""
+        return self.stoch * self.classes if self.classes else 2 * self.stoch
+
+
+def latent_shape(op: str, latent: Latent) -> LatentShape:
+    """That of either family."""
+    if isinstance(latent, Categorical):
+        return LatentShape(latent.stoch, latent.classes, 0, latent.unimix, 0.0)
+    if latent.std not in STD_FORMS:
+        raise ValueError(f"{op}: the latent's std is {latent.std!r}; choose {', '.join(STD_FORMS)}")
+    return LatentShape(latent.stoch, 0, STD_FORMS.index(latent.std), 0.0, latent.min_std)
 
 
 def check_params(op: str, tensors: list[Tensor], like: Tensor, name: str) -> None:

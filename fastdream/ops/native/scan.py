@@ -8,8 +8,17 @@ from torch import Tensor
 from fastdream.ops.native import observe_op as _registered  # noqa: F401
 from fastdream.ops.native import resident
 from fastdream.ops.native.library import check_shape
-from fastdream.ops.native.params import Flat, add_core, add_layers, check_params, padded
-from fastdream.ops.params import RSSM, BlockGRU, Categorical, Core, LayerNormGRU, Layers, Step
+from fastdream.ops.native.params import (
+    Flat,
+    LatentShape,
+    add_core,
+    add_gru,
+    add_layers,
+    check_params,
+    latent_shape,
+    padded,
+)
+from fastdream.ops.params import GRU, RSSM, BlockGRU, Categorical, Core, LayerNormGRU, Layers, Step
 from fastdream.ops.reference.layers import match
 
 
@@ -20,19 +29,22 @@ class _Model(NamedTuple):
     filled: list[int]  # which tensors of every layer are there, see `Flat.present`
     sizes: list[int]
     scalars: list[float]
-    layout: list[int]  # S, C, absolute, whether there is a posterior, elements saved of a row
+    layout: list[int]  # S, C, form of std, absolute, whether there is a posterior, elements saved of a row
 
 
-def _saved_width(core: Core, width: int, action: int, post: Layers) -> int:
+def _saved_width(core: Core, width: int, action: int, latent: LatentShape, post: Layers) -> int:
     """Elements that the forward scan keeps of every row and step: `Saved` of csrc/cpu/observe.h, without deter."""
     kept = [action, 3 * width]
+    if not latent.classes:
+        kept.append(latent.stoch)
     if isinstance(core, BlockGRU):
         units = core.deter.weight.shape[0]
         kept += [2 * units, 2 * units, units, units] + [width, width] * len(core.hidden)
     else:
-        assert isinstance(core, LayerNormGRU)
         units = core.inputs.weight.shape[0]
         kept += [units, units, 3 * width]
+        if isinstance(core, GRU) and not core.reset_after:
+            kept.append(width)
     for layer in post[:-1]:
         kept += 2 * [layer.weight.shape[0]]
     return sum(padded(n) for n in kept)
@@ -42,21 +54,22 @@ def _flatten(
     op: str,
     core: Core,
     post: Layers,
-    latent: tuple[int, int, float],
+    latent: LatentShape,
     absolute: bool,
     deter: Tensor,
     action: int,
 ) -> _Model:
-    """latent: S, C, unimix."""
-    stoch, classes, unimix = latent
     flat = Flat([], [], [])
-    width = add_core(flat, op, core, stoch * classes, action)
+    widths = latent.stoch * max(1, latent.classes), action
+    add = add_gru if isinstance(core, GRU) else add_core
+    width = add(flat, op, core, *widths)  # type: ignore[arg-type]
     add_layers(flat, op, "post", post)
     params, filled = flat.present()
     check_params(op, params, deter, "deter")
     check_shape(op, "deter", deter, *deter.shape[:-1], width)
-    layout = [stoch, classes, int(absolute), int(post != ()), _saved_width(core, width, action, post)]
-    return _Model(params, filled, flat.sizes, [*flat.scalars, unimix], layout)
+    saved = _saved_width(core, width, action, latent, post)
+    layout = [*latent[:3], int(absolute), int(post != ()), saved]
+    return _Model(params, filled, flat.sizes, [*flat.scalars, *latent[3:]], layout)
 
 
 def observe(
@@ -69,7 +82,7 @@ def observe(
     noise: Tensor | None,
     index: Tensor | None = None,
 ) -> Step:
-    """As `fastdream.ops.reference.observe`, in float32 or float64, for categorical latents and their two cores.
+    """As `fastdream.ops.reference.observe`, in float32 or float64.
 
     Parameters have deter's dtype; the other floats are cast to it. Differentiable once, with respect to
     parameters, deter, stoch, action and embed. Raises ValueError naming what does not fit.
@@ -94,7 +107,7 @@ def observe_step(
     action, embed, reset = action.unsqueeze(1), embed.unsqueeze(1), reset.unsqueeze(1)
     noise, index = (None if x is None else x.unsqueeze(1) for x in (noise, index))
     step = _observe("observe_step", rssm, deter, stoch, action, embed, reset, noise, index)
-    return Step(*(x.squeeze(1) for x in step))  # type: ignore[union-attr]
+    return Step(*(None if x is None else x.squeeze(1) for x in step))  # type: ignore[arg-type]
 
 
 def _observe(
@@ -108,30 +121,32 @@ def _observe(
     noise: Tensor | None,
     index: Tensor | None,
 ) -> Step:
-    if not isinstance(rssm.latent, Categorical):
-        raise ValueError(f"{op}: native has no {type(rssm.latent).__name__} latents, use the reference")
+    drawn = isinstance(rssm.latent, Categorical)
+    if noise is None and not drawn:
+        raise ValueError(f"{op}: a Gaussian latent needs noise: it has no index that could be replayed")
     if noise is None and index is None:
         raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
-    dtype = deter.dtype
-    model = _flatten(op, rssm.core, rssm.post, rssm.latent, rssm.absolute, deter, action.shape[-1])
+    dtype, latent = deter.dtype, latent_shape(op, rssm.latent)
+    model = _flatten(op, rssm.core, rssm.post, latent, rssm.absolute, deter, action.shape[-1])
     check_post(op, rssm, deter.shape[-1], embed.shape[-1])
+    index = match(index, torch.int64) if drawn and index is not None else None
     noise = None if noise is None or index is not None else match(noise.detach(), dtype)
-    index = None if index is None else match(index, torch.int64)
     inputs = (match(x, dtype) for x in (stoch, action, embed))
-    return Step(*torch.ops.fastdream.observe(*model, deter, *inputs, reset, noise, index)[:4])
+    deter, stoch, logit, index, _ = torch.ops.fastdream.observe(*model, deter, *inputs, reset, noise, index)
+    return Step(deter, stoch, logit, index if drawn else None)
 
 
 def check_post(op: str, rssm: RSSM, deter: int, embed: int) -> None:
     """The posterior's layers fit one another, and the last is linear."""
-    assert isinstance(rssm.latent, Categorical)
-    expected = embed if rssm.absolute else deter + embed
+    expected, latent = embed if rssm.absolute else deter + embed, rssm.latent
     for i, layer in enumerate(rssm.post):
         out, inp = layer.weight.shape
         if inp != expected:
             raise ValueError(f"{op}: post[{i}] takes {inp} features, expected {expected}")
         expected = out
-    if expected != rssm.latent.stoch * rssm.latent.classes or not rssm.post:
-        wanted = f"{rssm.latent.stoch} * {rssm.latent.classes}"
+    if expected != latent_shape(op, latent).logits or not rssm.post:
+        factors = (latent.stoch, latent.classes) if isinstance(latent, Categorical) else (2, latent.stoch)
+        wanted = f"{factors[0]} * {factors[1]}"
         raise ValueError(f"{op}: the posterior gives {expected} logits, expected {wanted}")
     if rssm.post[-1].norm != "none" or rssm.post[-1].act != "none":
         raise ValueError(f"{op}: the posterior's last layer must be linear; use the reference for others")
@@ -147,8 +162,13 @@ def layernorm_gru(core: LayerNormGRU, deter: Tensor, stoch: Tensor, action: Tens
     return _single("layernorm_gru", core, deter, stoch, action)
 
 
+def gru(core: GRU, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+    """As `fastdream.ops.reference.gru`, in float32 or float64. Differentiable once."""
+    return _single("gru", core, deter, stoch, action)
+
+
 def _single(op: str, core: Core, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-    dtype = deter.dtype
-    model = _flatten(op, core, (), (stoch.shape[-1], 1, 0.0), False, deter, action.shape[-1])
-    inputs = match(stoch, dtype).unsqueeze(-1), match(action, dtype).unsqueeze(1)
+    dtype, latent = deter.dtype, LatentShape(stoch.shape[-1], 0, 0, 0.0, 0.0)
+    model = _flatten(op, core, (), latent, False, deter, action.shape[-1])
+    inputs = match(stoch, dtype), match(action, dtype).unsqueeze(1)
     return torch.ops.fastdream.observe(*model, deter, *inputs, None, None, None, None)[0].squeeze(1)

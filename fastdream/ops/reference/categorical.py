@@ -18,7 +18,7 @@ def unimix_log_probs(logit: Tensor, unimix: float) -> Tensor:
     return _mixed_probs(logit, unimix).log() if unimix else torch.log_softmax(upcast(logit), -1)
 
 
-def _inverse_cdf(probs: Tensor, noise: Tensor) -> Tensor:
+def inverse_cdf(probs: Tensor, noise: Tensor) -> Tensor:
     """Number of classes whose cumulative probability is at most the noise.
 
     Classes at which the sum has already reached its end are not counted, so that noise above a sum that
@@ -51,7 +51,7 @@ def categorical_sample(
     if index is None:
         if noise is None:
             raise ValueError("categorical_sample needs noise to draw with, or the index of an earlier draw")
-        index = _inverse_cdf(probs.detach(), noise)
+        index = inverse_cdf(probs.detach(), noise)
     index = match(index, torch.int64)
     return _straight_through(index, probs, logit.dtype), index
 

@@ -1,0 +1,124 @@
+"""The memory step of World Models: an LSTM and a mixture of normals for every latent dimension, without gradient."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdream.ops.native.library import check_float, check_shape, register, run
+from fastdream.ops.native.params import Flat, add_layer, check_params, with_gaps
+from fastdream.ops.params import MDNRNN, Layer, MDNStep
+from fastdream.ops.reference.layers import match
+
+
+class Layout(NamedTuple):
+    """What the kernel must know beside parameters, in the order in which it reads it."""
+
+    latent: int
+    action: int  # width
+    flag: int  # 1 if the restart flag is an input
+    mixtures: int
+
+
+def lstm_mdn_step(
+    model: MDNRNN,
+    hidden: Tensor,
+    cell: Tensor,
+    latent: Tensor,
+    action: Tensor,
+    restart: Tensor,
+    uniform: Tensor,
+    normal: Tensor,
+    temperature: float = 1.0,
+) -> MDNStep:
+    """As `fastdream.ops.reference.lstm_mdn_step`, in float32 or float64.
+
+    Parameters have hidden's dtype; the other floats are cast to it. Raises ValueError naming what does not fit.
+    """
+    op, flat, width = "lstm_mdn_step", Flat([], [], []), hidden.shape[-1]
+    layout = Layout(latent.shape[-1], action.shape[-1], int(model.restart), model.mixtures)
+    inputs, drawn = sum(layout[:3]), 3 * layout.latent * model.mixtures
+    outs = model.out.weight.shape[0]
+    if outs not in (drawn, drawn + 1):
+        raise ValueError(
+            f"{op}: model.out gives {outs} numbers, expected {drawn}, or {drawn + 1} with an end"
+        )
+    add_layer(flat, op, "model.weight_ih", Layer(model.weight_ih, model.bias), (inputs, 4 * width))
+    add_layer(flat, op, "model.weight_hh", Layer(model.weight_hh), (width, 4 * width))
+    add_layer(flat, op, "model.out", Layer(model.out.weight, model.out.bias), (width, outs))
+    params, filled = flat.present()
+    check_params(op, params, hidden, "hidden")
+    floats = (match(x, hidden.dtype) for x in (cell, latent, action))
+    noise = (match(x, hidden.dtype) for x in (uniform, normal))
+    settings = filled, flat.sizes, [temperature, *flat.scalars], list(layout)
+    with torch.no_grad():
+        results = torch.ops.fastdream.lstm_mdn_step(params, *settings, hidden, *floats, restart, *noise)
+    return MDNStep(*results)
+
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _fake(
+    params: list[Tensor],
+    filled: list[int],
+    sizes: list[int],
+    scalars: list[float],
+    layout: list[int],
+    hidden: Tensor,
+    cell: Tensor,
+    latent: Tensor,
+    action: Tensor,
+    restart: Tensor,
+    uniform: Tensor,
+    normal: Tensor,
+) -> Outputs:
+    op, n = "lstm_mdn_step", Layout(*layout)
+    if hidden.dim() != 2:
+        raise ValueError(f"{op}: hidden has shape {list(hidden.shape)}, expected [rows, units]")
+    floats = dict(cell=cell, latent=latent, action=action, uniform=uniform, normal=normal)
+    check_float(op, hidden=hidden, **floats)
+    rows, units = hidden.shape
+    widths = dict(cell=units, latent=n.latent, action=n.action, uniform=n.latent, normal=n.latent)
+    for name, x in floats.items():
+        check_shape(op, name, x, rows, widths[name])
+    check_shape(op, "restart", restart, rows)
+    if restart.dtype != torch.bool or restart.device != hidden.device:
+        raise ValueError(
+            f"{op}: restart is {restart.dtype} on {restart.device}, expected torch.bool on {hidden.device}"
+        )
+    return (
+        hidden.new_empty(rows, units),
+        hidden.new_empty(rows, units),
+        hidden.new_empty(rows, n.latent),
+        hidden.new_empty(rows),
+    )
+
+
+def _kernel(
+    params: list[Tensor],
+    filled: list[int],
+    sizes: list[int],
+    scalars: list[float],
+    layout: list[int],
+    *inputs: Any,
+) -> Outputs:
+    outputs = _fake(params, filled, sizes, scalars, layout, *inputs)
+    whole = [None if x is None else x.contiguous() for x in (*inputs, *with_gaps(params, filled))]
+    count = len(inputs)
+    run(
+        "lstm_mdn_step",
+        [*whole[:count], *outputs, *whole[count:]],
+        [inputs[0].shape[0], *layout, *sizes],
+        scalars,
+    )
+    return outputs
+
+
+register(
+    "lstm_mdn_step(Tensor[] params, int[] filled, int[] sizes, float[] scalars, int[] layout, Tensor hidden,"
+    " Tensor cell, Tensor latent, Tensor action, Tensor restart, Tensor uniform, Tensor normal)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _kernel,
+    _fake,
+)
