@@ -1,10 +1,8 @@
 """From settings to the parts of a run: device, kernels, environments, replay, agent."""
 
-import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +10,14 @@ import torch
 from fastdream import agents, graphs, ops
 from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
+from fastdream.datasets import Recorded
 from fastdream.driver import Driver
 from fastdream.envs import make
 from fastdream.learner import Agent
 from fastdream.logger import Logger
 from fastdream.replay import Replay
 from fastdream.replay_store import Spec
-from fastdream.spaces import FLAGS, Space, Spaces
+from fastdream.spaces import FLAGS, Spaces
 from fastdream.workers import MakeEnv
 
 # Suites whose steps are cheaper than a message to a process.
@@ -31,7 +30,7 @@ class Parts:
 
     agent: Agent
     replay: Replay
-    driver: Driver
+    driver: Driver | Recorded
     make_env: MakeEnv
     logger: Logger
     checkpoint: Checkpoint
@@ -124,20 +123,3 @@ def min_windows(config: Config) -> int:
     As many as a batch has steps, unless a number of steps is asked for.
     """
     return 1 if config.train.prefill else config.train.batch_size * config.train.batch_length
-
-
-def spaces_to_json(spaces: Spaces) -> dict[str, dict[str, Any]]:
-    """Spaces as JSON holds them: infinite bounds are left out."""
-    return {
-        key: {name: value for name, value in asdict(space).items() if value != "" and _finite(value)}
-        for key, space in spaces.items()
-    }
-
-
-def spaces_from_json(tree: dict[str, dict[str, Any]]) -> Spaces:
-    """The inverse of `spaces_to_json`."""
-    return {key: Space(**{**entry, "shape": tuple(entry["shape"])}) for key, entry in tree.items()}
-
-
-def _finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)

@@ -16,8 +16,9 @@ from typing import Annotated, Any, NoReturn
 from fastdream import checkpoint, presets
 from fastdream import config as configs
 from fastdream.config import Config
+from fastdream.datasets import shows_pictures
 
-CHOOSERS = ("task", "preset", "size", "variant", "agent")
+CHOOSERS = ("task", "preset", "size", "variant", "agent", "dataset")
 DRY_RUN = "Build everything, make one update, print memory and parameters, and stop."
 
 
@@ -87,8 +88,10 @@ def whole(text: str) -> int:
 def defaults(saved: Config | None, chosen: dict[str, str]) -> Config:
     """What flags are defaults of: the run that --logdir holds, unless a flag that chooses defaults is given too."""
     if saved is None:
-        task, preset, size, variant, agent = (chosen[name] for name in CHOOSERS)
-        return presets.resolve(task, preset, size, variant or "current", agent or Config.agent)
+        task, preset, size, variant, agent, dataset = (chosen[name] for name in CHOOSERS)
+        if dataset and not preset:
+            preset = "offline_vision" if shows_pictures(dataset) else "offline"
+        return presets.resolve(task, preset, size, variant or "current", agent or Config.agent, dataset)
     if not any(chosen[name] for name in CHOOSERS):
         return saved
     if chosen["task"] not in ("", saved.task) or chosen["agent"] not in ("", saved.agent):
@@ -163,7 +166,8 @@ def short_help(config: Config, width: int) -> str:
             *table(flags, width),
             "",
             *textwrap.wrap(
-                f"More for {config.task}, such as --train.ratio; --help explains them all:", width
+                f"More for {config.task or config.dataset}, such as --train.ratio; --help explains them all:",
+                width,
             ),
             *table(groups, width),
         ]

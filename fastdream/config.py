@@ -122,10 +122,15 @@ class Config:
     task: str = "gym_CartPole-v1"
     """What to learn: gym_<id>, atari_<game>, atari100k_<game>, dmc_<domain>_<task>, crafter_reward, minigrid_<id>,
     or module:callable that makes an environment."""
+    dataset: str = ""
+    """Learn from episodes instead of a task: a folder of npz files, V-D4RL's hdf5 files, a run of this library, or
+    minari:<id>. The task, if one is given, is for evaluation alone, and steps are updates."""
+    picture_size: int = 0
+    """Height and width that a dataset's pictures are resized to; 0 leaves them as they are."""
     preset: str = ""
-    """Settings to start from; follows from the task if not given; 'list' prints them."""
+    """Settings to start from; follows from task or dataset if not given; 'list' prints them."""
     agent: str = "dreamer_v3"
-    """The algorithm: dreamer_v1, dreamer_v2 or dreamer_v3."""
+    """The algorithm: dreamer_v1, dreamer_v2 or dreamer_v3; or, for datasets, offline_dv2."""
     size: str = ""
     """Model size: debug, tiny, 1m, 12m, 25m, 50m, 100m, 200m or 400m (dreamer_v2: debug, tiny, 15m, 22m, 31m;
     dreamer_v1: debug, tiny, 6m); the preset's if not given."""
@@ -163,10 +168,26 @@ class Config:
             raise ValueError(
                 f"need steps >= 1, seed >= 0 and threads >= 0, got {self.steps}, {self.seed}, {self.threads}"
             )
+        if self.picture_size < 0 or (self.picture_size and not self.dataset):
+            raise ValueError(
+                f"picture_size={self.picture_size} must not be negative, and is of a dataset alone: for environments "
+                "see --suite.size"
+            )
 
 
 # What may differ when a run is resumed: nothing here changes what a step or an update computes.
-MAY_CHANGE = ("steps", "logdir", "device", "ops", "threads", "eval", "log", "env.parallel", "train.graph")
+MAY_CHANGE = (
+    "steps",
+    "logdir",
+    "dataset",
+    "device",
+    "ops",
+    "threads",
+    "eval",
+    "log",
+    "env.parallel",
+    "train.graph",
+)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

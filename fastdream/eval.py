@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from fastdream.lane import RestartedTooOften
 from fastdream.restore import load_agent, open_loop
 from fastdream.rundir import StorageError
 from fastdream.schedule import Stop
+from fastdream.spaces import alike
 from fastdream.train import set_up
 
 
@@ -27,6 +28,8 @@ class Command:
 
     logdir: str = "runs/latest"
     """Directory of the run."""
+    task: str = ""
+    """What to play; the run's task if not given."""
     checkpoint: str = "last"
     """Which parameters: last, best, or the directory of one checkpoint."""
     episodes: int = 20
@@ -71,6 +74,7 @@ def run(command: Command) -> None:
     """
     logdir = Path(command.logdir).expanduser().resolve()
     agent, config, loaded = load_agent(logdir, command.device, command.checkpoint)
+    config = playing(config, command.task, agent)
     set_up(config)
     for note in loaded.notes:
         say(note)
@@ -104,6 +108,26 @@ def run(command: Command) -> None:
     print(f"{config.task}: {result} (step {loaded.step:,}, {command.mode} actions)")
     for file in files:
         print(f"wrote {file}")
+
+
+def playing(config: Config, task: str, agent: Agent) -> Config:
+    """The settings with the task that is asked for; ValueError if there is none, or if it is not one for this agent."""
+    if task in ("", config.task) and config.task:
+        return config
+    if not task:
+        raise ValueError("this run learned from a dataset and has no task: give the one to play with --task")
+    config = replace(config, task=task, suite=None)
+    env = environment(config)(0)
+    try:
+        for what, known, there in (
+            ("observes", agent.obs_space, env.obs_space),
+            ("takes", agent.act_space, env.act_space),
+        ):
+            if not alike(known, there):
+                raise ValueError(f"the agent {what} {known}, and {task} has {there}")
+    finally:
+        env.close()
+    return config
 
 
 def predictions(

@@ -12,6 +12,7 @@ from fastdream.ops import Ops
 from fastdream.replay import Replay
 from fastdream.replay_prefetch import Prefetch
 from fastdream.replay_store import Array, Ids
+from fastdream.spaces import Spaces
 from fastdream.transfer import Copies, Downloaded, Uploads, copies_for
 
 Tensors = dict[str, Tensor]
@@ -23,6 +24,8 @@ class Agent(Protocol):
     generators: dict[str, torch.Generator]
     ops: Ops
     dtype: torch.dtype
+    obs_space: Spaces
+    act_space: Spaces
 
     @property
     def param_count(self) -> int: ...

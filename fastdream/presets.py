@@ -10,10 +10,11 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from fastdream import agents, presets_dreamer_v1, presets_dreamer_v2
+from fastdream import agents, presets_dreamer_v1, presets_dreamer_v2, presets_offline_dv2
 from fastdream.agents.dreamer_v3_config import variant
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
 from fastdream.envs import options_of
+from fastdream.presets_dataset import from_dataset
 
 VARIANTS = ("current", "nature2024")
 
@@ -24,6 +25,7 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("dmc_vision", "nature2024"): dict(obs="vision", repeat=2),
     ("dmc_proprio", "nature2024"): dict(repeat=2),
     ("atari100k", "nature2024"): dict(actions="all", noops=0, length=100_000),
+    ("offline_vision", "current"): dict(obs="vision", repeat=2),  # as V-D4RL has it
 }
 
 
@@ -126,6 +128,16 @@ def cartpole() -> Config:
     return replace(config, steps=22_000, dreamer=replace(config.dreamer, opt=opt))
 
 
+def offline() -> Config:
+    """A dataset of sensors, for two CPU cores; ours."""
+    return from_dataset(gym(), 10_000)
+
+
+def offline_vision() -> Config:
+    """A dataset of pictures; ours."""
+    return from_dataset(replace(dmc_vision(), size="12m"), 100_000)
+
+
 def debug() -> Config:
     """Everything tiny, to find out quickly whether it runs."""
     config = official("dummy_mixed", 1000, 4, 8, "debug")
@@ -148,7 +160,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     make.__name__: make
     for make in (
         cartpole, gym, atari, atari100k, crafter, dmc_proprio, dmc_vision, minigrid,
-        dmlab, procgen, minecraft, bsuite, loconav, debug,
+        dmlab, procgen, minecraft, bsuite, loconav, offline, offline_vision, debug,
     )
 }  # fmt: skip
 
@@ -169,7 +181,11 @@ CATALOGUES = {
     "dreamer_v3": Catalogue(PRESETS, SUITES, OPTIONS),
     **{
         name: Catalogue(module.PRESETS, module.SUITES, module.OPTIONS)
-        for name, module in (("dreamer_v2", presets_dreamer_v2), ("dreamer_v1", presets_dreamer_v1))
+        for name, module in (
+            ("dreamer_v2", presets_dreamer_v2),
+            ("dreamer_v1", presets_dreamer_v1),
+            ("offline_dv2", presets_offline_dv2),
+        )
     },
 }
 
@@ -181,9 +197,14 @@ def preset_of(task: str, agent: str = "dreamer_v3") -> str:
 
 
 def resolve(
-    task: str = "", preset: str = "", model: str = "", kind: str = "current", agent: str = "dreamer_v3"
+    task: str = "",
+    preset: str = "",
+    model: str = "",
+    kind: str = "current",
+    agent: str = "dreamer_v3",
+    dataset: str = "",
 ) -> Config:
-    """The settings for a task, a preset, a model size, a variant and an agent, of which any may be left out.
+    """The settings for a task, a preset, a size, a variant, an agent and a dataset, of which any may be left out.
 
     Raises ValueError for a name that does not exist, with the nearest one that does.
     """
@@ -200,7 +221,11 @@ def resolve(
         if agent != "dreamer_v3":
             raise ValueError(f"variant {kind!r} is one of dreamer_v3; {agent} has none")
         config = nature(config, preset)
-    config = replace(config, preset=preset, task=task or config.task, size=model or config.size)
+    # What is learned from a dataset has a task only where it is to be evaluated.
+    task = task if dataset else task or config.task
+    if not task and not dataset:
+        raise ValueError(f"preset {preset!r} is for learning from a dataset: give --dataset")
+    config = replace(config, preset=preset, task=task, dataset=dataset, size=model or config.size)
     if config.size not in settings.SIZES:
         raise ValueError(f"unknown size {config.size!r}: {nearest(config.size, settings.SIZES, 'size')}")
     options = suite_options(config.task, CATALOGUES[agent].options.get((preset, kind), {}))
@@ -208,10 +233,12 @@ def resolve(
 
 
 def suite_options(task: str, changes: Mapping[str, Any]) -> Any:
-    """Options of the task's suite, with what a preset changes where the suite has it.
+    """Options of the task's suite, with what a preset changes where the suite has it; None without a task.
 
     Raises EnvError, a ValueError, for a task that no suite offers, with the nearest one.
     """
+    if not task:
+        return None
     kind_of_options = options_of(task)
     known = {field.name for field in fields(kind_of_options)}
     return kind_of_options(**{k: v for k, v in changes.items() if k in known})

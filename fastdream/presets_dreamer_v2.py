@@ -10,12 +10,14 @@ from typing import Any
 from fastdream.agents.dreamer_v2_config import Config as DreamerConfig
 from fastdream.agents.dreamer_v2_config import KLConfig, LossScales
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
+from fastdream.presets_dataset import from_dataset
 
 # Options of the suite that differ from its defaults, by preset and variant.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("atari", "current"): dict(size=64, gray=True, sticky=0.25, noops=30, actions="needed"),
     ("dmc_vision", "current"): dict(obs="vision", repeat=2),
     ("dmc_proprio", "current"): dict(repeat=2),
+    ("offline_vision", "current"): dict(obs="vision", repeat=2),
 }
 
 
@@ -117,6 +119,16 @@ def cartpole() -> Config:
     return replace(gym(), steps=22_000)
 
 
+def offline() -> Config:
+    """A dataset of sensors, for two CPU cores; ours."""
+    return from_dataset(gym(), 10_000)
+
+
+def offline_vision() -> Config:
+    """A dataset of 64 x 64 pictures; ours."""
+    return from_dataset(dmc_vision(), 100_000)
+
+
 def debug() -> Config:
     """Everything tiny, to find out quickly whether it runs."""
     config = official("dummy_mixed", 1000, "debug", 5, 0, 0)
@@ -135,7 +147,8 @@ def debug() -> Config:
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    make.__name__: make for make in (cartpole, gym, atari, crafter, dmc_proprio, dmc_vision, debug)
+    make.__name__: make
+    for make in (cartpole, gym, atari, crafter, dmc_proprio, dmc_vision, offline, offline_vision, debug)
 }
 
 # What a task starts from: by its name, or by its suite.

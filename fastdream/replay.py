@@ -59,6 +59,8 @@ class Replay:
                have no names and vanish with the process; what outlives it is what `save` writes.
     latents    the keys that `update` may rewrite; those that spec lacks are ignored.
     chunk      steps of one worker in one saved file.
+    fixed      the steps are those of a dataset: `save` keeps the latents alone, and whoever restores has added the
+               same steps before.
     Raises ValueError when a ring cannot hold one window or RAM cannot hold the steps, OSError when `directory`
     is too full.
     """
@@ -76,6 +78,7 @@ class Replay:
         latents: Collection[str] = ("deter", "stoch"),
         chunk: int = 1024,
         windows: WindowKind = "stream",
+        fixed: bool = False,
     ) -> None:
         if min(workers, length, chunk) < 1:
             raise ValueError(
@@ -89,7 +92,8 @@ class Replay:
         self.workers, self.length, self.online = workers, length, online
         self._store = Store(spec, capacity, workers, None if directory is None else Path(directory))
         self._latents = frozenset(latents) & self._store.spec.keys()
-        self._files = Files(self._store, self._latents, chunk)
+        self._fixed = fixed
+        self._files = Files(self._store, self._latents, chunk, ("latents",) if fixed else ("data", "latents"))
         self._chunk = chunk
         self._kind, sizes = windows, self._store.sizes.tolist()
         self._windows: Windows | EpisodeWindows
@@ -207,6 +211,14 @@ class Replay:
             if values:
                 self._files.touch_latents(worker[stored], index[stored])
 
+    def stream(self, worker: int) -> dict[str, Array]:
+        """Copies of all steps of a worker that are stored, oldest first: key → [steps, *shape]."""
+        with self._gate.write():
+            filled, size = self._windows.filled()[worker], int(self._store.sizes[worker])
+            begin = np.array([(self._windows.counts[worker] - filled) % size])
+            data = self._store.read(np.array([worker]), begin, filled)
+        return {key: value[0] for key, value in data.items()}
+
     def describe(self) -> str:
         """One line on size and place, to be printed at the start of a run."""
         online = "on" if self.online else "off"
@@ -256,7 +268,8 @@ class Replay:
         """What must be equal for a saved replay to be restored, in JSON types."""
         spec = {key: [list(shape), dtype.str] for key, (shape, dtype) in self._store.spec.items()}
         # Streams are not named, so that replays which were saved before there was a choice still fit.
-        kind = {} if self._kind == "stream" else {"windows": self._kind}
+        kind: dict[str, Any] = {} if self._kind == "stream" else {"windows": self._kind}
+        kind |= {"fixed": True} if self._fixed else {}
         return kind | {
             "spec": spec,
             "capacity": self.capacity,

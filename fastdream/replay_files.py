@@ -37,17 +37,23 @@ class Files:
     A worker's ring is cut into chunks of `chunk` rows, and the keys into two families: what add() wrote
     ("data", that does not change until the ring comes round) and what update() rewrites ("latents"). Each
     chunk of a family is one safetensors file. A save writes the changed ones under new names; the unchanged
-    keep the file that they have.
+    keep the file that they have. Only the families that are named are saved and restored.
     """
 
-    def __init__(self, store: Store, latents: Collection[str], chunk: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        latents: Collection[str],
+        chunk: int,
+        families: Collection[str] = ("data", "latents"),
+    ) -> None:
         keys = {
             "data": tuple(key for key in store.spec if key not in latents),
             "latents": tuple(key for key in store.spec if key in latents),
         }
         self._store = store
         self._chunk = chunk
-        self._families = {family: names for family, names in keys.items() if names}
+        self._families = {family: names for family, names in keys.items() if names and family in families}
         counts = -(-store.sizes // chunk)
         self._first = np.cumsum(counts) - counts
         self._dirty = {family: np.ones(int(counts.sum()), bool) for family in self._families}

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastdream import checkpoint, config
-from fastdream.build import Agent, choose_device, make_agent, make_replay, spaces_from_json, step_spec
+from fastdream.build import Agent, choose_device, make_agent, make_replay, step_spec
 from fastdream.checkpoint import CheckpointError, Damaged, Loaded
 from fastdream.config import Config
+from fastdream.offline import dataset_replay, recorded
 from fastdream.replay import CorruptReplay
 from fastdream.replay_store import Array
+from fastdream.spaces import spaces_from_json
 from fastdream.transfer import Inputs
 
 
@@ -36,11 +38,15 @@ def open_loop(
     """Open-loop predictions on sequences of a saved replay: by observation key, see `openloop.open_loop`.
 
     The replay is the one that was saved with the parameters, or the newest if that is gone: the best parameters
-    are kept longer than their replay. Returns the step that it was saved at, too. ValueError if there is none.
+    are kept longer than their replay. Of a run that learned from a dataset it is that. Returns the step that it was
+    saved at, too. ValueError if there is none.
     """
     spaces = json.loads((logdir / "config.json").read_text())["spaces"]
     spec = step_spec(spaces_from_json(spaces["obs"]), spaces_from_json(spaces["act"]), agent)
-    replay = make_replay(settings, spec, agent.replay_context, logdir)
+    if settings.dataset:
+        replay = dataset_replay(settings, recorded(settings), spec, agent.replay_context, logdir)
+    else:
+        replay = make_replay(settings, spec, agent.replay_context, logdir)
 
     def fill(saved: Loaded) -> None:
         try:

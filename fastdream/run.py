@@ -16,6 +16,7 @@ from fastdream.envs.base import EnvError
 from fastdream.evaluate import Scores, evaluate
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import Learner
+from fastdream.offline import Updates
 from fastdream.replay import CorruptReplay, Replay
 from fastdream.replay_store import Array
 from fastdream.schedule import EverySeconds, EverySteps, Ratio, Stop
@@ -39,6 +40,7 @@ class Online:
 
     def __init__(self, config: Config, parts: Parts, windows: int | None = None) -> None:
         self.config, self.parts = config, parts
+        assert isinstance(parts.driver, Driver), parts.driver
         self.agent, self.replay, self.driver = parts.agent, parts.replay, parts.driver
         train = config.train
         self.windows = min_windows(config) if windows is None else windows
@@ -133,12 +135,19 @@ class Online:
         np.random.set_state(tuple(state["random"]["numpy"]))
 
 
+def loop_of(config: Config, parts: Parts, windows: int | None = None) -> Online | Updates:
+    """The loop of these settings; for `windows` see Online."""
+    if config.dataset:
+        return Updates(config, parts, CHECK_EVERY[parts.device.type])
+    return Online(config, parts, windows)
+
+
 class Training:
-    """A run from its first or its restored step to its last: `Online`, and all that happens beside it."""
+    """A run from its first or its restored step to its last: its loop, and all that happens beside it."""
 
     def __init__(self, config: Config, parts: Parts) -> None:
         self.config, self.parts, self.log = config, parts, parts.logger
-        self.loop = Online(config, parts)
+        self.loop = loop_of(config, parts)
         self.voice = Voice(lambda text: self.log.print(f"in evaluation, {text}"))
         self.resumed_from = self.restore()
         self.log.resume(self.loop.step)
@@ -207,8 +216,10 @@ class Training:
             self.log.picture(self.loop.step, f"openloop/{key}", picture)
 
     def evaluate(self, episodes: int, stop: Stop | None = None) -> Scores:
-        """Episodes on environments of their own, with random numbers of their own."""
+        """Episodes on environments of their own, with random numbers of their own; none where there is no task."""
         config = self.config
+        if not config.task:
+            return Scores()
         with self.saved_if_environments_fail():
             return evaluate(
                 self.loop.agent,

@@ -1,8 +1,8 @@
 """What an observation or an action looks like: the one description that environments, replay and networks share."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,3 +55,29 @@ class Space:
 
 
 Spaces = dict[str, Space]
+
+
+def alike(left: Spaces, right: Spaces) -> bool:
+    """Whether entries of one are entries of the other, whatever bounds they name."""
+
+    def facts(spaces: Spaces) -> dict[str, tuple[str, tuple[int, ...], int]]:
+        return {key: (space.kind, space.shape, space.classes) for key, space in spaces.items()}
+
+    return facts(left) == facts(right)
+
+
+def spaces_to_json(spaces: Spaces) -> dict[str, dict[str, Any]]:
+    """Spaces as JSON holds them: infinite bounds are left out."""
+    return {
+        key: {name: value for name, value in asdict(space).items() if value != "" and _finite(value)}
+        for key, space in spaces.items()
+    }
+
+
+def spaces_from_json(tree: dict[str, dict[str, Any]]) -> Spaces:
+    """The inverse of `spaces_to_json`."""
+    return {key: Space(**{**entry, "shape": tuple(entry["shape"])}) for key, entry in tree.items()}
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

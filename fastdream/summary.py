@@ -8,6 +8,7 @@ import torch
 from fastdream import graphs, ops
 from fastdream.build import Parts, in_processes
 from fastdream.config import Config
+from fastdream.datasets import Recorded
 from fastdream.spaces import Space, Spaces
 
 
@@ -18,8 +19,13 @@ def header(config: Config, parts: Parts, why: str) -> str:
     envs = f"{driver.n} environments, each in a process" if many else "1 environment, in its own process"
     if not in_processes(config):
         envs = f"{driver.n} environment{'s' * many}, in this process"
-    facts = {
-        "task": f"{config.task}, {envs}",
+    from_what = {"task": f"{config.task}, {envs}"}
+    if isinstance(driver, Recorded):
+        from_what = {"dataset": f"{driver.name}: {driver.survey}"}
+        from_what["task"] = (
+            f"{config.task}, for evaluation" if config.task else "none, so no evaluation (--task)"
+        )
+    facts = from_what | {
         "observes": _spaces(driver.obs_space),
         "acts": _spaces(driver.act_space),
         "agent": f"{config.agent} {config.variant}, preset {config.preset}, size {config.size}, "

@@ -22,23 +22,24 @@ from fastdream.build import (
     in_processes,
     make_agent,
     make_replay,
-    spaces_from_json,
-    spaces_to_json,
     step_spec,
 )
 from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
+from fastdream.datasets import Recorded
 from fastdream.driver import Driver, Voice
 from fastdream.evaluate import counted
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import Agent, NonFinite
 from fastdream.logger import Logger
+from fastdream.offline import dataset_replay, recorded, refuse_other_data
 from fastdream.outputs import WandbOptions
 from fastdream.progress import Goal
 from fastdream.replay import Replay
-from fastdream.run import EnvironmentFailed, Online, Training
+from fastdream.run import EnvironmentFailed, Training, loop_of
 from fastdream.rundir import RunLock, StorageError
 from fastdream.schedule import Stop
+from fastdream.spaces import spaces_from_json, spaces_to_json
 from fastdream.summary import header, memory, served
 
 
@@ -109,7 +110,7 @@ def session(config: Config, parts: Parts, stop: Stop) -> str:
 def final_evaluation(config: Config, training: Training, stop: Stop) -> str:
     """Evaluate what was learned; keep the score in `eval.json` and with the checkpoint, and say it."""
     done = f"done after {training.loop.step:,} steps; run: {training.parts.logdir}"
-    if not config.eval.final_episodes:
+    if not config.eval.final_episodes or not config.task:
         return done
     training.log.print(f"evaluating over {counted(config.eval.final_episodes)}")
     result = training.evaluate(config.eval.final_episodes, stop)
@@ -118,12 +119,16 @@ def final_evaluation(config: Config, training: Training, stop: Stop) -> str:
     training.save(result.mean)
     facts = {"step": training.loop.step, **result.summary(), "mode": config.eval.mode}
     rundir.write_atomic(training.parts.logdir / "eval.json", json.dumps(facts, indent=1).encode())
-    return f"{done}\nevaluation: {result} ({config.eval.mode} actions)"
+    data = training.parts.driver
+    beside = f"; mean return of the dataset: {data.survey.mean:.1f}" if isinstance(data, Recorded) else ""
+    return f"{done}\nevaluation: {result} ({config.eval.mode} actions){beside}"
 
 
 def goal(config: Config, parts: Parts, step: int) -> Goal:
     """What the live display says of the run."""
-    return Goal(config.task, config.steps, step, str(parts.device), str(parts.logdir), served(parts))
+    return Goal(
+        config.task or config.dataset, config.steps, step, str(parts.device), str(parts.logdir), served(parts)
+    )
 
 
 def set_up(config: Config) -> None:
@@ -142,11 +147,14 @@ def directory(config: Config) -> Path:
     """The run's directory, made if need be; StorageError if it cannot be written."""
     if config.logdir:
         return rundir.writable(Path(config.logdir).expanduser().resolve())
-    return rundir.run_dir(Path("runs"), config.task, config.preset or "custom", config.seed).resolve()
+    name = config.task or Path(config.dataset).name
+    return rundir.run_dir(Path("runs"), name, config.preset or "custom", config.seed).resolve()
 
 
-def make_driver(config: Config, voice: Voice) -> Driver:
-    """The environments; EnvError, a ValueError, if there is no such task or it cannot be served."""
+def make_driver(config: Config, voice: Voice) -> Driver | Recorded:
+    """The environments, or the dataset in their place; ValueError if there is no such one or it cannot be served."""
+    if config.dataset:
+        return recorded(config)
     return Driver(
         environment(config),
         config.env.count,
@@ -157,15 +165,17 @@ def make_driver(config: Config, voice: Voice) -> Driver:
     )
 
 
-def replay_of(config: Config, driver: Driver, agent: Agent, logdir: Path | None) -> Replay:
+def replay_of(config: Config, driver: Driver | Recorded, agent: Agent, logdir: Path | None) -> Replay:
     """The replay of a run, in memory if there is no directory; ValueError if it is too small or too large."""
     spec = step_spec(driver.obs_space, driver.act_space, agent)
+    if isinstance(driver, Recorded):
+        return dataset_replay(config, driver, spec, agent.replay_context, logdir)
     return make_replay(config, spec, agent.replay_context, logdir)
 
 
 def assemble(
     config: Config,
-    driver: Driver,
+    driver: Driver | Recorded,
     agent: Agent,
     device: torch.device,
     logdir: Path,
@@ -187,11 +197,13 @@ def assemble(
     )
 
 
-def refuse_other_spaces(logdir: Path, driver: Driver) -> None:
-    """Raise ValueError if the run was begun with an environment that showed or took something else."""
+def refuse_other_spaces(logdir: Path, driver: Driver | Recorded) -> None:
+    """Raise ValueError if the run was begun with an environment or a dataset that showed or took something else."""
     path = logdir / "config.json"
     if not path.exists() or not checkpoint.any_in(logdir / "ckpt"):
         return
+    if isinstance(driver, Recorded):
+        refuse_other_data(logdir, driver)
     saved = json.loads(path.read_text())["spaces"]
     for name, now in (("obs", driver.obs_space), ("act", driver.act_space)):
         if spaces_from_json(saved[name]) != now:
@@ -214,6 +226,7 @@ def describe(config: Config, parts: Parts, command: str) -> None:
         },
         spaces={"obs": spaces_to_json(parts.driver.obs_space), "act": spaces_to_json(parts.driver.act_space)},
         ops=[row._asdict() for row in ops.table(parts.agent.ops)],
+        dataset=parts.driver.survey.summary() if isinstance(parts.driver, Recorded) else None,
     )
 
 
@@ -241,7 +254,7 @@ def dry_run(config: Config) -> None:
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         parts = assemble(config, driver, agent, device, Path(folder))
         print(header(config, parts, why), flush=True)
-        loop = Online(config, parts, windows=1)
+        loop = loop_of(config, parts, windows=1)
         while not loop.learner.updates:
             loop.advance(driver.recv())
         loop.learner.close()

@@ -150,7 +150,7 @@ class DreamerV2:
         params, action = model.dyn.params, self.nets.flat_action(batch)
         state = carry["deter"], carry["stoch"], action, model.enc(batch), batch["is_first"]
         post = self.ops.observe(params, *state, draws.post)
-        prior = self.ops.prior(params, post.deter)
+        prior = self.prior(post.deter)
         dyn, rep = model.latent.kl(post.logit, prior, config.kl.free, config.kl.clamp)
         losses = {"kl": config.kl.balance * dyn.mean() + (1 - config.kl.balance) * rep.mean()}
         feat = model.feat(post.deter, post.stoch)
@@ -172,6 +172,10 @@ class DreamerV2:
             "rep_ent": model.latent.entropy(post.logit).mean(),
         }
         return total, post, {k: v.detach() for k, v in metrics.items()}
+
+    def prior(self, deter: Tensor) -> Tensor:
+        """Logits of states [B, T, D], without seeing what was observed there."""
+        return self.ops.prior(self.model.dyn.params, deter)
 
     def transformed(self, reward: Tensor) -> Tensor:
         """Rewards as they are learned."""

@@ -93,8 +93,7 @@ def rescale(low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndar
     [-1, 1] becomes [low, high] where both are finite. Elsewhere actions pass through. All are clipped to the bounds.
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    bounded = (np.abs(low) < NO_BOUND) & (np.abs(high) < NO_BOUND)
-    lowest, highest = np.where(bounded, low, -1), np.where(bounded, high, 1)
+    bounded, lowest, highest = _bounds(low, high)
 
     def apply(action: np.ndarray) -> np.ndarray:
         assert np.isfinite(action).all(), f"the policy gave the action {action}"
@@ -102,6 +101,19 @@ def rescale(low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndar
         return np.clip(np.where(bounded, scaled, action), low, high)
 
     return apply
+
+
+def unscale(low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The inverse of `rescale`, for actions that an environment with these bounds was given."""
+    bounded, lowest, highest = _bounds(np.asarray(low, np.float64), np.asarray(high, np.float64))
+    width = np.where(highest > lowest, highest - lowest, 1)
+    return lambda action: np.where(bounded, (action - lowest) / width * 2 - 1, action)
+
+
+def _bounds(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where both bounds are finite; and the bounds, those of the policy where they are not."""
+    bounded = (np.abs(low) < NO_BOUND) & (np.abs(high) < NO_BOUND)
+    return bounded, np.where(bounded, low, -1), np.where(bounded, high, 1)
 
 
 def action_vector(shape: tuple[int, ...], low: np.ndarray, high: np.ndarray) -> Space:

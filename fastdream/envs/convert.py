@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium.spaces as gs
 import numpy as np
 
-from fastdream.envs.base import NO_BOUND, Action, EnvError, Obs, action_vector, rescale
+from fastdream.envs.base import NO_BOUND, Action, EnvError, Obs, action_vector, rescale, unscale
 from fastdream.spaces import RESERVED, Space, Spaces
 
 Encode = Callable[[Any], Obs]
@@ -168,3 +168,31 @@ def _box_action(space: gs.Box, name: str) -> tuple[Spaces, Decode]:
         return scale(np.asarray(act[name]).reshape(space.shape)).astype(space.dtype)
 
     return {name: entry}, decode
+
+
+def action_encoder(space: gs.Space, name: str = "action") -> tuple[Spaces, Encode]:
+    """The same spaces as `action`, and how an action of the environment becomes one of ours: what `action` undoes.
+
+    Values beyond finite bounds stay beyond [-1, 1].
+    """
+    if isinstance(space, gs.Dict | gs.Tuple):
+        prefix = "" if isinstance(space, gs.Dict) and name == "action" else name
+        parts = {key: action_encoder(sub, _join(prefix, key)) for key, sub in _children(space)}
+        spaces = _merge([part for part, _ in parts.values()])
+        return spaces, lambda value: {k: v for key, (_, f) in parts.items() for k, v in f(value[key]).items()}
+    spaces, _ = action(space, name)
+    if isinstance(space, gs.Box):
+        scale, shape = unscale(space.low, space.high), spaces[name].shape
+        return spaces, lambda value: {name: scale(value).reshape(shape).astype(np.float32)}
+    assert isinstance(space, gs.Discrete | gs.MultiDiscrete | gs.MultiBinary), space
+    counts, start = _classes(space)
+
+    def encode(value: Any) -> Obs:
+        classes = (np.asarray(value) - start).astype(np.int32)
+        return (
+            {name: classes}
+            if name in spaces
+            else dict(zip(spaces, classes.reshape(counts.size), strict=True))
+        )
+
+    return spaces, encode

@@ -1,0 +1,94 @@
+"""A look at the whole of a dataset before anything learns from it: what it holds, and what is wrong with it."""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastdream.datasets.episodes import Arrays, DatasetError, Source, records, standard
+from fastdream.datasets.infer import Inference
+from fastdream.spaces import Spaces
+
+SHOWN = 10  # problems that are listed; of the others only the number is said
+
+
+class Survey(NamedTuple):
+    """What a sound dataset holds.
+
+    steps    records: transitions, and one reset an episode.
+    returns  sum of rewards of each episode; lengths their transitions.
+    digest   checksum of all arrays, by which a resumed run knows the dataset again.
+    """
+
+    obs_space: Spaces
+    act_space: Spaces
+    steps: int
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    digest: int
+
+    @property
+    def episodes(self) -> int:
+        return len(self.returns)
+
+    @property
+    def mean(self) -> float:
+        """Mean return, which an agent that learned something should beat."""
+        return float(np.mean(self.returns))
+
+    def summary(self) -> dict[str, Any]:
+        """Its numbers as JSON holds them."""
+        spread = {"mean": self.mean, "std": float(np.std(self.returns))}
+        spread |= {"min": min(self.returns), "max": max(self.returns)}
+        facts = {"episodes": self.episodes, "steps": self.steps, "mean_length": float(np.mean(self.lengths))}
+        return facts | {"return": spread, "digest": self.digest}
+
+    def __str__(self) -> str:
+        std, low, high = np.std(self.returns), min(self.returns), max(self.returns)
+        spread = f"return {self.mean:.1f} ± {std:.1f} ({low:.1f} to {high:.1f})"
+        return f"{self.episodes:,} episodes of {np.mean(self.lengths):,.0f} steps, {spread}"
+
+
+def survey(source: Source, spaces: tuple[Spaces, Spaces] | None = None) -> Survey:
+    """Read everything once, and hold it to the spaces: these, the dataset's own, or those that can be inferred.
+
+    Raises DatasetError that names every fault by file and key, or the first ones if there are many.
+    """
+    known, inference = spaces or source.spaces, Inference()
+    problems: list[str] = []
+    returns: list[float] = []
+    lengths: list[int] = []
+    digest = steps = 0
+    for raw in source.episodes():
+        data, found = standard(raw)
+        if not found:
+            clip = source.spaces is not None
+            found = records(raw.place, data, *known, clip)[1] if known else inference.add(raw.place, data)
+        if found:
+            problems += found
+            continue
+        steps += len(data["reward"])
+        digest = _digest(data, digest)
+        for reward in _rewards(data):
+            returns.append(float(reward.sum(dtype=np.float64)))
+            lengths.append(len(reward) - 1)
+    if problems:
+        more = len(problems) - SHOWN
+        listed = "\n  ".join([*problems[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
+        raise DatasetError(f"the dataset cannot be learned from:\n  {listed}")
+    if not returns:
+        raise DatasetError("the dataset holds no episode")
+    obs, act = known or inference.spaces()
+    return Survey(obs, act, steps, tuple(returns), tuple(lengths), digest)
+
+
+def _rewards(data: Arrays) -> Iterator[np.ndarray]:
+    """Rewards of each episode."""
+    return iter(np.split(data["reward"], np.flatnonzero(data["is_first"])[1:]))
+
+
+def _digest(data: Arrays, before: int) -> int:
+    for key in sorted(data):
+        before = zlib.crc32(np.ascontiguousarray(data[key]).data.cast("B"), zlib.crc32(key.encode(), before))
+    return before

@@ -1,0 +1,122 @@
+"""Learning from a dataset alone: the loop of a run without environments, and what it needs of the dataset."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdream.build import Parts, environment, in_processes
+from fastdream.config import Config
+from fastdream.datasets import DatasetError, Recorded, Resized, Source, find
+from fastdream.driver import Driver
+from fastdream.learner import Learner, Metrics
+from fastdream.replay import Replay
+from fastdream.replay_store import GIB, Array, Spec, available_memory
+
+# Updates of one `advance`: while one runs, the batch of the next is copied, and nothing is on its way at the end.
+BLOCK = 10
+
+
+class Updates:
+    """Learns: one `advance` is a block of updates on batches of the dataset, and a step of the run is an update.
+
+    Blocks end at multiples of BLOCK, wherever a run was stopped, so that a resumed one computes the same losses.
+    """
+
+    def __init__(self, config: Config, parts: Parts, check_every: int) -> None:
+        self.config, self.parts = config, parts
+        self.agent, self.replay, self.driver = parts.agent, parts.replay, parts.driver
+        self.learner = Learner(parts.agent, parts.replay, config.train.batch_size, parts.device, check_every)
+        self.step = 0
+        self.phase = self._phase()
+
+    def advance(self, _: Mapping[str, Array]) -> None:
+        """Make updates to the end of the block."""
+        self.learner.request()
+        for left in reversed(range(BLOCK - self.step % BLOCK)):
+            if self.phase != self._phase():
+                # Another phase of learning has other losses.
+                self.learner.metrics.check()
+                self.learner.metrics, self.phase = Metrics(), self._phase()
+            self.learner.update(more=left > 0)
+            self.step += 1
+
+    def _phase(self) -> str:
+        """What an agent that learns in phases learns next; "" for all others."""
+        phase: str = getattr(self.agent, "phase", "")
+        return phase
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs, apart from the dataset and the replay's own state."""
+        return {
+            "agent": self.agent.state_dict(),
+            "learner": self.learner.state_dict(),
+            "loop": {"step": self.step},
+            "random": {"torch": torch.get_rng_state(), "numpy": list(np.random.get_state())},
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave; the replay must have been restored before."""
+        self.agent.load_state_dict(state["agent"])
+        self.learner.load_state_dict(state["learner"])
+        self.step = int(state["loop"]["step"])
+        self.phase = self._phase()
+        torch.set_rng_state(state["random"]["torch"])
+        np.random.set_state(tuple(state["random"]["numpy"]))
+
+
+def recorded(config: Config) -> Recorded:
+    """The dataset of the settings, read and checked once; held to the task's spaces if there is a task.
+
+    Raises DatasetError, a ValueError, for all that is wrong with it, and EnvError for a task that there is not.
+    """
+    source: Source = find(config.dataset)
+    if config.picture_size:
+        source = Resized(source, config.picture_size)
+    if not config.task:
+        return Recorded(config.dataset, source)
+    with Driver(environment(config), 1, parallel=in_processes(config), task=config.task) as driver:
+        spaces = driver.obs_space, driver.act_space
+    return Recorded(config.dataset, source, spaces, f"--task {config.task}")
+
+
+def dataset_replay(
+    config: Config, data: Recorded, spec: Spec, context: int, directory: Path | None
+) -> Replay:
+    """A replay that holds the whole dataset; ValueError if that has no sequence as long as a batch's, or no room."""
+    length, steps = config.train.batch_length + context, data.survey.steps
+    if steps < length:
+        raise DatasetError(
+            f"{data.name} holds {steps} records, fewer than one sequence of {length}: shorten --train.batch-length"
+        )
+    place = directory if config.replay.on_disk else None
+    kind = config.replay.windows
+    replay = Replay(
+        spec, steps, 1, length, seed=config.seed, online=False, directory=place, windows=kind, fixed=True
+    )
+    if place is None and replay.nbytes > available_memory():
+        need, have = replay.nbytes / GIB, available_memory() / GIB
+        raise DatasetError(
+            f"{data.name} takes {need:.2f} GiB of RAM, but {have:.2f} GiB are available: --replay.on-disk"
+        )
+    data.fill(replay)
+    if not len(replay):
+        raise DatasetError(
+            f"{data.name} has no episode of {length} records (the longest has {max(data.survey.lengths) + 1}): shorten "
+            "--train.batch-length, or sample across episodes with --replay.windows stream"
+        )
+    return replay
+
+
+def refuse_other_data(logdir: Path, data: Recorded) -> None:
+    """Raise DatasetError if the run in this directory learned from a dataset with another content."""
+    saved = json.loads((logdir / "config.json").read_text()).get("dataset")
+    if saved and saved["digest"] != data.survey.digest:
+        raise DatasetError(
+            f"{data.name} is not what the run in {logdir} learned from: that had {saved['episodes']:,} episodes and "
+            f"{saved['steps']:,} records, this one has {data.survey.episodes:,} and {data.survey.steps:,}; give "
+            "--dataset as it was, or choose another --logdir"
+        )

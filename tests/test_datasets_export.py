@@ -1,0 +1,101 @@
+"""Replays and other datasets as Minari datasets, and back."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastdream import train as training
+from fastdream.datasets import __main__ as command
+from fastdream.datasets import episodes, find, survey
+from fastdream.datasets.export import export
+from fastdream.spaces import FLAGS
+
+from .dataset_tools import Arrays, collect, episode, save_npz
+
+
+@pytest.fixture(autouse=True)
+def minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = pytest.importorskip("minari", reason="minari is in the extra 'offline'")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "home"))
+    return module
+
+
+def read(name: str) -> tuple[Any, list[Arrays]]:
+    source = find(name)
+    facts = survey(source)
+    return facts, list(episodes(source, facts.obs_space, facts.act_space))
+
+
+@pytest.mark.parametrize("task", ["dummy_vector", "dummy_mixed", "dummy_image", "gym_CartPole-v1"])
+def test_a_run_s_replay_there_and_back(task: str, tmp_path: Path):
+    collect(task, tmp_path / "run", steps=100)
+    export(find(str(tmp_path / "run")), "test/set-v0")
+    facts, before = read(str(tmp_path / "run"))
+    again, after = read("minari:test/set-v0")
+    assert (again.obs_space.keys(), again.act_space.keys()) == (
+        facts.obs_space.keys(),
+        facts.act_space.keys(),
+    )
+    for key, space in {**facts.obs_space, **facts.act_space}.items():
+        there = {**again.obs_space, **again.act_space}[key]
+        assert (there.kind, there.shape, there.classes) == (space.kind, space.shape, space.classes), key
+    assert again.returns == pytest.approx(facts.returns) and again.lengths == facts.lengths
+    for left, right in zip(before, after, strict=True):
+        for key in (*facts.obs_space, "reward", *FLAGS, *(f"action/{key}" for key in facts.act_space)):
+            np.testing.assert_allclose(right[key], left[key], rtol=1e-6, atol=1e-6, err_msg=key)
+
+
+def test_minari_s_library_reads_what_was_written(minari: Any, tmp_path: Path):
+    whole = [episode(5, 0), episode(8, 1, terminal=True)]
+    export(find(str(save_npz(tmp_path / "set", *whole))), "test/set-v0")
+    dataset = minari.load_dataset("test/set-v0")
+    assert dataset.total_episodes == 2 and dataset.total_steps == 13
+    for found, want in zip(dataset.iterate_episodes(), whole, strict=True):
+        assert len(found.observations) == len(found.actions) + 1
+        assert (found.observations == want["vector"]).all() and (found.actions == want["action"][1:]).all()
+        assert (found.rewards == want["reward"][1:]).all()
+        assert found.terminations[-1] == want["is_terminal"][-1] != found.truncations[-1]
+        assert not found.terminations[:-1].any() and not found.truncations[:-1].any()
+
+
+def test_an_exported_run_is_learned_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flags = [
+        "--preset",
+        "debug",
+        "--train.batch-size",
+        "2",
+        "--train.batch-length",
+        "4",
+        "--log.outputs",
+        "console",
+    ]
+    run, root = str(tmp_path / "run"), tmp_path / "root"
+    first = [
+        *flags,
+        "--task",
+        "dummy_vector",
+        "--env.count",
+        "2",
+        "--eval.final-episodes",
+        "0",
+        "--steps",
+        "120",
+    ]
+    training.main([*first, "--logdir", run])
+    command.main(["export", run, "test/set-v0", "--root", str(root)])
+    written = capsys.readouterr().out
+    assert f"--dataset {root / 'test/set-v0'}" in written and not (tmp_path / "home").exists()
+    command.main(["check", str(root / "test" / "set-v0")])
+    assert capsys.readouterr().out.startswith("Minari: ")
+    offline = ["--dataset", str(root / "test" / "set-v0"), "--steps", "20", "--logdir", str(tmp_path / "b")]
+    training.main([*flags, *offline])
+    assert "done after 20 steps" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit:
+        command.main(["check", str(tmp_path / "b")])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and "learned from a dataset and has no replay of its own: use" in error
+    with pytest.raises(SystemExit):  # the id is taken
+        command.main(["export", run, "test/set-v0", "--root", str(root)])
+    assert capsys.readouterr().err.startswith("error: ")
