@@ -99,7 +99,7 @@ def pendulum() -> Config:
     config = gym()
     return replace(
         config,
-        steps=10_000,
+        steps=8_000,
         train=replace(config.train, ratio=128.0, pretrain=300),
         dreamer=replace(config.dreamer, pcont=False, discount=0.97),
     )

@@ -126,7 +126,7 @@ def cartpole() -> Config:
     for rewards within a tanh, and then less and less, so that the most likely action becomes a good one.
     """
     config = gym()
-    return replace(config, steps=20_000, dreamer=replace(config.dreamer, actent="linear(0.5,0.1,4000)"))
+    return replace(config, steps=16_000, dreamer=replace(config.dreamer, actent="linear(0.5,0.1,4000)"))
 
 
 def debug() -> Config:
