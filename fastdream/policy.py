@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class ActorHeads(nn.Module):
     Discrete keys: `head.<key>.logits`. Continuous keys: `head.<key>.mean` and `.stddev` of the family `continuous`;
     None takes a BoundedNormal with the limits of the configuration. Actions are flat vectors [..., A] of one-hots
     and raw values, as ops.imagine makes them and `nets.decode_action` reads them. `detach` keeps gradients out of
-    the features, also in a dream.
+    the features, also in a dream. `discrete` says whose gradient a discrete sample has: see `ops.ActionHead`.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class ActorHeads(nn.Module):
         generator: torch.Generator | None = None,
         continuous: Continuous | None = None,
         detach: bool = False,
+        discrete: Literal["categorical", "score"] = "categorical",
     ) -> None:
         super().__init__()
         if not act_space:
             raise ValueError("the action space has no keys; a policy needs at least one action")
         self.ops, self.config, self.detach = ops, config, detach
+        self.discrete: ActionKind = discrete
         self.continuous = continuous or BoundedNormal(config.min_std, config.max_std)
         self.spaces = {key: act_space[key] for key in sorted(act_space)}
         self.width = sum(space.width for space in self.spaces.values())
@@ -104,7 +107,7 @@ class ActorHeads(nn.Module):
     def _head(self, key: str) -> ActionHead:
         space, family = self.spaces[key], self.continuous
         out = tuple(dense.layer for dense in self.head[key].children() if isinstance(dense, Dense))
-        kind: ActionKind = "categorical" if space.kind == "discrete" else family.kind
+        kind: ActionKind = self.discrete if space.kind == "discrete" else family.kind
         return ActionHead(kind, space.size, space.classes, out, self.config.unimix, **family.limits)
 
     def forward(self, feat: Tensor | Feat) -> Outputs:

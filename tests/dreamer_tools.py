@@ -1,13 +1,16 @@
 """What the tests of the first two Dreamers share: spaces, random batches and observations, and formulas in NumPy."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastdream.spaces import Space
+from fastdream import agents
+from fastdream import ops as fd
+from fastdream.spaces import Space, Spaces
 
 IMAGE = {"image": Space("image", (64, 64, 3))}
 VECTOR = {"position": Space("vector", (3,)), "kind": Space("discrete", (2,), 4)}
@@ -16,6 +19,15 @@ CONTINUOUS = {"action": Space("vector", (2,))}
 MIXED = {"move": Space("vector", (2,)), "keys": Space("discrete", (3,), 4), "fire": Space("discrete", (), 2)}
 FLAGS = ("is_first", "is_last", "is_terminal")
 WAITS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
+
+
+def make(
+    name: str, obs: Spaces, act: Spaces, ops: str = "auto", seed: int = 0, length: int = 3, **changes: Any
+) -> Any:
+    """A tiny agent by its name, which dreams so many steps."""
+    settings = agents.settings(name)
+    config = replace(settings.size(settings.Config(imag_length=length), "debug"), **changes)
+    return agents.find(name)(obs, act, config, fd.load(ops), seed=seed)
 
 
 def sample(space: Space, lead: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

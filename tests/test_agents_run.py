@@ -97,6 +97,7 @@ def test_discrete_actions_of_dreamer_v1():
     dreamer = presets.resolve("atari_pong", agent="dreamer_v1").dreamer
     assert (dreamer.imag_length, dreamer.kl_scale, dreamer.pcont, dreamer.reward) == (10, 0.1, True, "tanh")
     assert (dreamer.expl, dreamer.expl_eval) == ("linear(0.4,0.25,75000)", 0.001)
+    assert (dreamer.discrete, agents.settings("dreamer_v1").Config().discrete) == ("score", "categorical")
     control = presets.resolve("dmc_walker_walk", agent="dreamer_v1").dreamer
     assert (control.expl, control.free_nats, control.pcont, control.discount) == ("0.3", 3.0, False, 0.99)
     assert (control.rewhead.layers, control.value.layers, control.policy.layers) == (2, 3, 4)
@@ -126,8 +127,16 @@ def test_what_a_task_starts_from(agent: str):
         "gym_Acrobot-v1": "gym",
     }.items():
         assert presets.preset_of(task, agent) == preset
-    assert parse("--agent", agent).preset == "cartpole" and parse("--agent", agent).agent == agent
     assert parse().agent == "dreamer_v3"
+
+
+@pytest.mark.parametrize(
+    ("agent", "task"), [("dreamer_v1", "gym_Pendulum-v1"), ("dreamer_v2", "gym_CartPole-v1")]
+)
+def test_without_a_task_an_agent_learns_what_it_does_in_minutes(agent: str, task: str):
+    config = parse("--agent", agent)
+    assert (config.agent, config.task, config.size) == (agent, task, "tiny") and config.steps <= 20_000
+    assert config.preset == presets.preset_of(task, agent) != "gym"
 
 
 def test_flags_are_those_of_the_agent(capsys: pytest.CaptureFixture[str]):
@@ -146,7 +155,7 @@ def test_flags_are_those_of_the_agent(capsys: pytest.CaptureFixture[str]):
     assert "--dreamer.explore.models" in capsys.readouterr().out.replace("_", "-")
     with pytest.raises(SystemExit):
         parse("--agent", "dreamer_v1", "--preset", "list")
-    assert capsys.readouterr().out.startswith("cartpole ")
+    assert capsys.readouterr().out.startswith("pendulum ")
 
 
 @pytest.mark.parametrize(
@@ -239,6 +248,32 @@ def test_a_stopped_run_computes_the_same_losses(agent: str, tmp_path: Path):
     assert len(whole.losses) == end.loop.learner.updates > 20
     assert parts.losses == whole.losses
     assert equal(resumed.loop.agent.state_dict(), end.loop.agent.state_dict())
+
+
+@pytest.mark.parametrize("agent", agents.AGENTS)
+@pytest.mark.parametrize("task", ["dummy_vector", "dummy_mixed"])
+def test_a_run_has_the_same_first_losses_with_the_reference_and_with_auto(
+    agent: str, task: str, tmp_path: Path
+):
+    base = presets.resolve(task, "debug", agent=agent)
+    replace, first = dataclasses.replace, []
+    for ops in ("reference", "auto"):
+        config = replace(
+            base,
+            ops=ops,
+            steps=60,
+            env=replace(base.env, count=2, parallel="no"),
+            train=replace(base.train, batch_size=2, batch_length=4, prefill=40),
+            log=replace(base.log, outputs=(), every=0.0, save_every=0.0),
+            eval=replace(base.eval, final_episodes=0),
+        )
+        run = Losses(tmp_path / ops)
+        run.run(config)
+        assert len(run.losses) >= 3
+        first.append([{k: v for k, v in entry.items() if "loss" in k} for entry in run.losses[:3]])
+    # Rounding differs from the start, and grows through every update.
+    for update, tolerance in enumerate((1e-5, 1e-4, 1e-3)):
+        assert first[0][update] == pytest.approx(first[1][update], rel=tolerance, abs=tolerance)
 
 
 def test_actions_are_random_until_an_episode_ends_after_the_prefill(tmp_path: Path):

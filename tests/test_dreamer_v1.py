@@ -1,37 +1,31 @@
 """DreamerV1 as a whole: sizes, spaces, exploration, reproducibility, who learns from what; losses are tested apart."""
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fastdream import ops as fd
 from fastdream.adam import AdamConfig
 from fastdream.agents.dreamer_v1 import Config, DreamerV1, size
 from fastdream.agents.dreamer_v1_config import PolicyConfig
 from fastdream.agents.dreamer_v1_nets import Networks
-from fastdream.spaces import Space, Spaces
+from fastdream.spaces import Space
 
+from . import dreamer_tools
 from .dreamer_tools import (
     CONTINUOUS,
     DISCRETE,
     IMAGE,
     MIXED,
     VECTOR,
-    WAITS,
     batch,
-    gradients,
     observation,
-    same_after_loading,
 )
 
-
-def make(obs: Spaces, act: Spaces, seed: int = 0, ops: str = "auto", **changes: Any) -> DreamerV1:
-    config = replace(size(Config(imag_length=3), "debug"), **changes)
-    return DreamerV1(obs, act, config, fd.load(ops), seed=seed)
+make = partial(dreamer_tools.make, "dreamer_v1")
 
 
 def draws(agent: DreamerV1, B: int = 2, T: int = 6) -> Any:
@@ -50,41 +44,6 @@ def test_parameter_counts_of_the_paper() -> None:
     parts = [count(part) for part in (model.dyn, model.enc, model.dec, model.rew)]
     assert parts == [557_920, 690_144, 3_795_555, 253_201]
     assert (count(model), count(nets.val), count(nets.pol)) == (5_296_820, 413_601, 578_412)
-
-
-@pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS, MIXED], ids=["discrete", "continuous", "mixed"])
-@pytest.mark.parametrize("obs", [IMAGE, VECTOR, IMAGE | VECTOR], ids=["image", "vector", "both"])
-@pytest.mark.parametrize("pcont", [False, True])
-def test_learns_and_acts_in_any_spaces(obs: Spaces, act: Spaces, pcont: bool) -> None:
-    agent = make(obs, act, pcont=pcont, free_nats=0.0)  # so that the prior learns from a KL however small
-    before = {k: p.clone() for k, p in agent.nets.named_parameters()}
-    carry, latents, metrics = agent.update(agent.init_train(2), batch(agent))
-    assert not latents and not agent.latent_spec and not any(v.any() for v in carry.values())
-    assert all(torch.isfinite(v).all() and v.dim() == 0 for v in metrics.values())
-    after = dict(agent.nets.named_parameters())
-    assert [k for k in before if torch.equal(after[k], before[k])] == []
-    assert ("loss/pcont" in metrics) == pcont
-
-    for mode in ("sample", "mode"):
-        carry, action, latents = agent.policy(agent.init_policy(3), observation(agent, 3), mode)
-        assert not latents and carry["action"].shape == (3, sum(space.width for space in act.values()))
-        for key, space in act.items():
-            assert action[key].shape == (3, *space.shape) and action[key].dtype == space.dtype
-            inside = action[key] < space.classes if space.kind == "discrete" else abs(action[key]) <= 1
-            assert inside.all()
-
-
-def test_each_loss_reaches_its_own_networks_alone() -> None:
-    agent = make(VECTOR, MIXED, pcont=True, free_nats=0.0)
-    nets, data = agent.nets, batch(agent)
-    modules = {name: getattr(nets.model, name) for name in ("enc", "dyn", "dec", "rew", "pcont")}
-    modules |= {"pol": nets.pol, "val": nets.val}
-    loss, post, _ = agent.model_loss(agent.init_train(2), data, draws(agent))
-    assert gradients(loss, modules) == {"enc", "dyn", "dec", "rew", "pcont"}
-    start = (x.detach()[:, :-1].flatten(0, 1) for x in (post.deter, post.stoch))
-    actor, value, _ = agent.behavior_loss(*start, draws(agent))
-    assert gradients(actor, modules) == {"pol"}
-    assert gradients(value, modules) == {"val"}
 
 
 def test_the_last_state_is_no_start_where_it_may_be_terminal() -> None:
@@ -164,73 +123,6 @@ def test_the_most_likely_of_many_draws_is_near_the_peak() -> None:
         assert abs(value - np.tanh(x[log.argmax()])) < 0.12
 
 
-def test_same_seed_is_the_same_agent_to_the_bit() -> None:
-    runs = []
-    for seed in (1, 1, 2):
-        agent = make(VECTOR, MIXED, seed=seed)
-        for i in range(3):
-            _, _, metrics = agent.update(agent.init_train(2), batch(agent, seed=i))
-        _, action, _ = agent.policy(agent.init_policy(2), observation(agent, 2))
-        runs.append((metrics["opt/loss"].item(), action["move"].tobytes()))
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
-
-
-def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened() -> None:
-    changes = {"expl": "linear(1,0,5)"}
-    assert same_after_loading(make(VECTOR, MIXED, **changes), make(VECTOR, MIXED, seed=7, **changes))
-
-
-@pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
-def test_the_reference_and_auto_give_the_same_losses(act: Spaces) -> None:
-    losses = []
-    for ops in ("reference", "auto"):
-        agent = make(IMAGE | VECTOR, act, ops=ops)
-        _, _, metrics = agent.update(agent.init_train(2), batch(agent))
-        losses.append({k: v for k, v in metrics.items() if k.startswith("loss/")})
-    for key, value in losses[0].items():
-        torch.testing.assert_close(value, losses[1][key], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
-def test_half_precision(act: Spaces) -> None:
-    losses = []
-    for dtype in ("float32", "bfloat16"):
-        agent = make(IMAGE | VECTOR, act, dtype=dtype)
-        assert agent.init_policy(1)["deter"].dtype == getattr(torch, dtype)
-        _, _, metrics = agent.update(agent.init_train(2), batch(agent))
-        for mode in ("sample", "mode"):
-            _, action, _ = agent.policy(agent.init_policy(3), observation(agent, 3), mode)
-            assert np.isfinite(action["action"]).all()
-        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in agent.nets.parameters())
-        losses.append(float(metrics["loss/model"]))
-    assert losses[1] == pytest.approx(losses[0], rel=0.01)
-
-
-def test_report_leaves_the_agent_as_it_was() -> None:
-    agent = make(IMAGE | VECTOR, DISCRETE)
-    state = {k: v.clone() for k, v in agent.nets.state_dict().items()}
-    metrics, pictures = agent.report(agent.init_train(2), batch(agent))
-    assert all(torch.equal(v, state[k]) for k, v in agent.nets.state_dict().items())
-    assert pictures["image"].shape == (6, 3 * 68, 2 * 68, 3) and pictures["position"].shape == (2, 6, 3)
-    assert torch.isfinite(metrics["loss/policy"]) and torch.isfinite(metrics["loss/model"])
-
-
-def test_an_update_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = make(IMAGE | VECTOR, MIXED)
-    carry, data = agent.init_train(2), batch(agent)
-    agent.update(carry, data)
-    for name in WAITS:
-
-        def fail(self: Tensor, *args: object, name: str = name) -> None:
-            raise AssertionError(f"Tensor.{name} in an update")
-
-        monkeypatch.setattr(Tensor, name, fail)
-    _, _, metrics = agent.update(carry, data)
-    monkeypatch.undo()
-    assert torch.isfinite(metrics["opt/loss"])
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -252,6 +144,3 @@ def test_unknown_names() -> None:
         make({"pcont": Space("vector", (2,))}, DISCRETE)
     with pytest.raises(ValueError, match="init_std and min_std > 0"):
         PolicyConfig(init_std=0.0)
-    agent = make(VECTOR, DISCRETE)
-    with pytest.raises(ValueError, match="mode='best'"):
-        agent.policy(agent.init_policy(1), observation(agent, 1), mode="best")

@@ -1,6 +1,6 @@
 """DreamerV1's losses, against formulas written once more in NumPy, in float64 and without its code."""
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,10 @@ import torch
 
 from fastdream import ops as fd
 from fastdream.adam import AdamConfig
-from fastdream.agents.dreamer_v1 import Config, DreamerV1, size
+from fastdream.agents.dreamer_v1 import DreamerV1
 from fastdream.spaces import Spaces
 
+from . import dreamer_tools
 from .dreamer_tools import (
     CONTINUOUS,
     DISCRETE,
@@ -30,9 +31,7 @@ B, T, H = 2, 6, 5
 NEAR = dict(rel=2e-5, abs=2e-5)
 
 
-def make(obs: Spaces, act: Spaces, **changes: Any) -> DreamerV1:
-    config = replace(size(Config(imag_length=H), "debug"), **changes)
-    return DreamerV1(obs, act, config, fd.load("reference"))
+make = partial(dreamer_tools.make, "dreamer_v1", ops="reference", length=H)
 
 
 def draws(agent: DreamerV1) -> Any:
@@ -42,12 +41,6 @@ def draws(agent: DreamerV1) -> Any:
 def numpy_kl(post: np.ndarray, prior: np.ndarray) -> np.ndarray:
     (m1, s1), (m2, s2) = ((x[..., :4], np.log1p(np.exp(x[..., 4:])) + 0.1) for x in (post, prior))
     return (np.log(s2 / s1) + (s1**2 + (m1 - m2) ** 2) / (2 * s2**2) - 0.5).sum(-1)
-
-
-def starts(agent: DreamerV1, post: fd.Step) -> tuple[torch.Tensor, torch.Tensor]:
-    count = T - 1 if agent.config.pcont else T
-    deter, stoch = (x.detach()[:, :count].flatten(0, 1) for x in (post.deter, post.stoch))
-    return deter, stoch
 
 
 @pytest.mark.parametrize("free", [0.0, 50.0])
@@ -103,16 +96,21 @@ def test_actor_and_critic_loss(act: Spaces, pcont: bool) -> None:
     agent = make(VECTOR, act, pcont=pcont, lam=0.8, discount=0.9)
     data, noise, nets, model = batch(agent, B, T), draws(agent), agent.nets, agent.model
     _, post, _ = agent.model_loss(agent.init_train(B), data, noise)
-    deter, stoch = starts(agent, post)
-    actor, value, metrics = agent.behavior_loss(deter, stoch, noise)
+    start = agent.start(post, data)
+    actor, value, metrics = agent.behavior_loss(start, noise)
 
-    dream = agent.ops.imagine(model.dyn.params, nets.pol.params, deter, stoch, H, noise.prior, noise.action)
+    first = start.deter, start.stoch
+    dream = agent.ops.imagine(model.dyn.params, nets.pol.params, *first, H, noise.prior, noise.action)
     feat = model.feat(dream.deter[:, 1:], dream.stoch[:, 1:])  # the start is not among the H states
     rew, val = (double(net(feat)) for net in (model.rew, nets.val))
     disc = sigmoid(double(model.pcont(feat))) if pcont else np.full_like(rew, 0.9)
     ret = lambda_return(rew, disc, val, 0.8)
-    assert ret.shape == (len(deter), H - 1)
+    ends = double(data["is_terminal"][:, : T - pcont]).flatten()
+    assert ret.shape == (len(ends), H - 1)
     weight = np.stack([np.prod(disc[:, :t], 1) for t in range(H - 1)], 1)
+    if pcont:  # nothing follows the end of an episode
+        assert ends.any()
+        weight = weight * (1 - ends[:, None])
     assert float(actor.detach()) == pytest.approx(-(weight * ret).mean(), **NEAR)
     critic = (weight * unit_normal(val[:, :-1], ret)).mean()
     assert float(value.detach()) == pytest.approx(critic, **NEAR)
@@ -127,8 +125,8 @@ def test_gradient_of_the_actor(act: Spaces, pcont: bool) -> None:
     data, noise, nets, model = batch(agent, B, T), draws(agent), agent.nets, agent.model
     _, post, _ = agent.model_loss(agent.init_train(B), data, noise)
     params = list(nets.pol.parameters())
-    deter, stoch = starts(agent, post)
-    got = torch.autograd.grad(agent.behavior_loss(deter, stoch, noise)[0], params)
+    deter, stoch, alive = agent.start(post, data)
+    got = torch.autograd.grad(agent.behavior_loss(agent.start(post, data), noise)[0], params)
 
     rews, discs, vals = [], [], []
     for t in range(H):
@@ -142,7 +140,7 @@ def test_gradient_of_the_actor(act: Spaces, pcont: bool) -> None:
     ret, rets = vals[-1], {}
     for t in reversed(range(H - 1)):
         rets[t] = ret = rews[t] + discs[t] * (0.05 * vals[t + 1] + 0.95 * ret)
-    weight, total = torch.ones_like(ret), torch.zeros(())
+    weight, total = alive, torch.zeros(())
     for t in range(H - 1):
         total = total - (weight.detach() * rets[t]).mean() / (H - 1)
         weight = weight * discs[t]

@@ -1,40 +1,35 @@
 """DreamerV2 as a whole: sizes, spaces, reproducibility, who learns from what. Its numbers are elsewhere."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fastdream import ops as fd
 from fastdream.adam import AdamConfig
-from fastdream.agents.dreamer_v2 import Config, DreamerV2, size
-from fastdream.agents.dreamer_v2_config import KLConfig, RSSMConfig
+from fastdream.agents.dreamer_v2 import Config, size
+from fastdream.agents.dreamer_v2_config import KLConfig
 from fastdream.agents.dreamer_v2_nets import Networks
 from fastdream.normalize import SlowConfig
 from fastdream.spaces import Space, Spaces
 
+from . import dreamer_tools
 from .dreamer_tools import (
     CONTINUOUS,
     DISCRETE,
     IMAGE,
     MIXED,
     VECTOR,
-    WAITS,
     batch,
     gradients,
     observation,
-    same_after_loading,
 )
 
+make = partial(dreamer_tools.make, "dreamer_v2")
 NETS = ("enc", "dec", "dyn", "rewhead", "dishead", "policy", "value")
-
-
-def make(obs: Spaces, act: Spaces, seed: int = 0, ops: str = "auto", **changes: Any) -> DreamerV2:
-    config = replace(size(Config(imag_length=3), "debug"), **changes)
-    return DreamerV2(obs, act, config, fd.load(ops), seed=seed)
 
 
 def counts(obs: Spaces, act: Spaces, config: Config) -> tuple[int, ...]:
@@ -59,40 +54,6 @@ def test_parameter_counts_of_deepmind_control_and_crafter() -> None:
     normed = replace(normed, **{name: replace(getattr(normed, name), norm="layer") for name in NETS})
     model, _, pol, val = counts(IMAGE, {"action": Space("discrete", (), 17)}, normed)
     assert model + pol + val == 31_074_807
-
-
-@pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS, MIXED], ids=["discrete", "continuous", "mixed"])
-@pytest.mark.parametrize("obs", [IMAGE, VECTOR, IMAGE | VECTOR], ids=["image", "vector", "both"])
-@pytest.mark.parametrize("classes", [4, 0], ids=["categorical", "gaussian"])
-def test_learns_and_acts_in_any_spaces(obs: Spaces, act: Spaces, classes: int) -> None:
-    agent = make(obs, act, dyn=RSSMConfig(16, 8, 4, classes))
-    before = {k: p.clone() for k, p in agent.nets.named_parameters()}
-    carry, latents, metrics = agent.update(agent.init_train(2), batch(agent))
-    assert not latents and not agent.latent_spec and not any(v.any() for v in carry.values())
-    assert all(torch.isfinite(v).all() and v.dim() == 0 for v in metrics.values())
-    after = dict(agent.nets.named_parameters())
-    assert [k for k in before if torch.equal(after[k], before[k])] == []
-
-    carry, action, latents = agent.policy(agent.init_policy(3), observation(agent, 3))
-    assert not latents and carry["action"].shape == (3, sum(space.width for space in act.values()))
-    for key, space in act.items():
-        assert action[key].shape == (3, *space.shape) and action[key].dtype == space.dtype
-        assert (
-            (action[key] < space.classes).all() if space.kind == "discrete" else (abs(action[key]) < 1).all()
-        )
-
-
-@pytest.mark.parametrize("actor_grad", ["reinforce", "dynamics", "both"])
-def test_each_loss_reaches_its_own_networks_alone(actor_grad: str) -> None:
-    agent = make(VECTOR, MIXED, actor_grad=actor_grad, ops="reference")
-    nets, data = agent.nets, batch(agent)
-    modules = {"model": nets.model, "pol": nets.task.pol, "val": nets.task.val, "slow": nets.task.slowval}
-    draws = nets.draw(2, 6, torch.Generator().manual_seed(0))
-    loss, post, _ = agent.model_loss(agent.init_train(2), data, draws)
-    assert gradients(loss, modules) == {"model"}
-    for name, reached in (("policy", "pol"), ("value", "val")):
-        losses, _ = agent.behavior.loss(agent.start(post, data), draws)
-        assert gradients(losses[name], modules) == {reached}
 
 
 def test_heads_outside_of_grad_heads_do_not_shape_the_model() -> None:
@@ -145,34 +106,6 @@ def test_schedules_move_with_the_updates() -> None:
     assert [round(float(m["actor_mix"]), 6) for m in seen] == [0, 0.25, 0.5, 0.5, 0.5]
 
 
-def test_same_seed_is_the_same_agent_to_the_bit() -> None:
-    runs = []
-    for seed in (1, 1, 2):
-        agent = make(VECTOR, MIXED, seed=seed)
-        for i in range(3):
-            _, _, metrics = agent.update(agent.init_train(2), batch(agent, seed=i))
-        _, action, _ = agent.policy(agent.init_policy(2), observation(agent, 2))
-        runs.append((metrics["opt/loss"].item(), action["move"].tobytes()))
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
-
-
-def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened() -> None:
-    changes = {"actent": "linear(1e-2,0,5)", "slowvalue": SlowConfig(rate=1.0, every=3)}
-    assert same_after_loading(make(VECTOR, MIXED, **changes), make(VECTOR, MIXED, seed=7, **changes))
-
-
-@pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
-def test_the_reference_and_auto_give_the_same_losses(act: Spaces) -> None:
-    losses = []
-    for ops in ("reference", "auto"):
-        agent = make(IMAGE | VECTOR, act, ops=ops)
-        _, _, metrics = agent.update(agent.init_train(2), batch(agent))
-        losses.append({k: v for k, v in metrics.items() if k.startswith("loss/")})
-    for key, value in losses[0].items():
-        torch.testing.assert_close(value, losses[1][key], rtol=1e-5, atol=1e-5)
-
-
 def test_greedy_actions_are_the_most_likely_ones() -> None:
     agent = make(VECTOR, CONTINUOUS)
     obs = {k: np.repeat(v[:1], 4, 0) for k, v in observation(agent, 4).items()}
@@ -182,48 +115,6 @@ def test_greedy_actions_are_the_most_likely_ones() -> None:
         agent.nets.task.pol.head["action"]._modules["mean"].weight.zero_()
     _, greedy, _ = agent.policy(agent.init_policy(4), obs, mode="mode")
     assert np.array_equal(greedy["action"], np.zeros_like(greedy["action"]))
-    with pytest.raises(ValueError, match="mode='best'"):
-        agent.policy(agent.init_policy(4), obs, mode="best")
-
-
-@pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
-def test_half_precision(act: Spaces) -> None:
-    losses = []
-    for dtype in ("float32", "bfloat16"):
-        agent = make(IMAGE | VECTOR, act, dtype=dtype)
-        assert agent.init_policy(1)["deter"].dtype == getattr(torch, dtype)
-        _, _, metrics = agent.update(agent.init_train(2), batch(agent))
-        for mode in ("sample", "mode"):
-            _, action, _ = agent.policy(agent.init_policy(3), observation(agent, 3), mode)
-            assert np.isfinite(action["action"]).all()
-        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in agent.nets.parameters())
-        losses.append(float(metrics["loss/model"]))
-    assert losses[1] == pytest.approx(losses[0], rel=0.01)
-
-
-def test_report_leaves_the_agent_as_it_was() -> None:
-    agent = make(IMAGE | VECTOR, DISCRETE)
-    state = {k: v.clone() for k, v in agent.nets.state_dict().items()}
-    metrics, pictures = agent.report(agent.init_train(2), batch(agent))
-    assert all(torch.equal(v, state[k]) for k, v in agent.nets.state_dict().items())
-    assert pictures["image"].shape == (6, 3 * 68, 2 * 68, 3) and pictures["position"].shape == (2, 6, 3)
-    assert torch.isfinite(metrics["loss/policy"]) and torch.isfinite(metrics["loss/model"])
-
-
-@pytest.mark.parametrize("act", [MIXED, CONTINUOUS], ids=["mixed", "continuous"])
-def test_an_update_never_waits_for_the_device(act: Spaces, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = make(IMAGE | VECTOR, act)
-    carry, data = agent.init_train(2), batch(agent)
-    agent.update(carry, data)
-    for name in WAITS:
-
-        def fail(self: Tensor, *args: object, name: str = name) -> None:
-            raise AssertionError(f"Tensor.{name} in an update")
-
-        monkeypatch.setattr(Tensor, name, fail)
-    _, _, metrics = agent.update(carry, data)
-    monkeypatch.undo()
-    assert torch.isfinite(metrics["opt/loss"])
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_who_acts() -> None:
         _, sampled, _ = agent.policy(agent.init_policy(5), obs)
         _, greedy, _ = agent.policy(agent.init_policy(5), obs, mode="mode")
         seen.append((set(sampled["action"].tolist()), set(greedy["action"].tolist())))
-        agent.updates = i + 1
+        agent.model_opt.count.fill_(i + 1)
     assert seen == [({3}, {1}), ({3}, {1}), ({1}, {1}), ({1}, {1})]
 
 

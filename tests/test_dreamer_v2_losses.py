@@ -1,6 +1,6 @@
 """DreamerV2's losses, against formulas written once more in NumPy, in float64 and without its code."""
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,11 @@ import torch
 
 from fastdream import ops as fd
 from fastdream.adam import AdamConfig
-from fastdream.agents.dreamer_v2 import Config, DreamerV2, size
+from fastdream.agents.dreamer_v2 import DreamerV2
 from fastdream.agents.dreamer_v2_config import KLConfig, LossScales, RSSMConfig
 from fastdream.spaces import Spaces
 
+from . import dreamer_tools
 from .dreamer_tools import (
     CONTINUOUS,
     DISCRETE,
@@ -32,9 +33,7 @@ B, T, H = 2, 6, 4
 NEAR = dict(rel=2e-5, abs=2e-5)
 
 
-def make(obs: Spaces, act: Spaces, **changes: Any) -> DreamerV2:
-    config = replace(size(Config(imag_length=H), "debug"), **changes)
-    return DreamerV2(obs, act, config, fd.load("reference"))
+make = partial(dreamer_tools.make, "dreamer_v2", ops="reference", length=H)
 
 
 def draws(agent: DreamerV2) -> Any:

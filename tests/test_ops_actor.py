@@ -67,6 +67,25 @@ def test_gradients_of_outputs_and_of_the_sample() -> None:
     assert worst(got, torch.autograd.grad((probs * cot).sum(), feat)[0]) < 1e-14
 
 
+@pytest.mark.parametrize("unimix", [0.0, 0.01])
+def test_the_score_s_gradient_is_that_of_the_expectation(unimix: float) -> None:
+    """Of a loss that is linear in the action, each draw weighed by its probability."""
+    make, classes = Maker(6), 5
+    head = ActionHead("score", 1, classes, (make.layer(UNITS, classes, "none", "none"),), unimix)
+    actor, feat = Actor((make.layer(FEAT, UNITS),), (head,)), make.normal(FEAT)
+    cot = make.normal(classes).detach()
+    probs = (1 - unimix) * torch.softmax(ops.actor_outputs(actor, feat)[0][0][0], -1) + unimix / classes
+    cdf, total = torch.cat([torch.zeros(1), probs.detach().cumsum(-1)]), torch.zeros(FEAT)
+    for k in range(classes):
+        action = ops.actor(actor, feat, (cdf[k : k + 1] + cdf[k + 1 : k + 2]) / 2)
+        assert torch.equal(action.detach(), torch.eye(classes, dtype=action.dtype)[k])
+        grad = torch.autograd.grad((action * cot).sum(), feat)[0]
+        log_prob = torch.autograd.grad(probs[k].log(), feat, retain_graph=True)[0]
+        assert worst(grad, cot[k] * log_prob) < 1e-13
+        total = total + probs[k].detach() * grad
+    assert worst(total, torch.autograd.grad((probs * cot).sum(), feat)[0]) < 1e-13
+
+
 def test_a_given_action_is_returned_without_gradient() -> None:
     make = Maker(3)
     actor, feat, action = make.actor(FEAT), make.normal(4, FEAT), make.normal(4, 3)
@@ -90,5 +109,7 @@ def test_what_is_missing_or_unknown_is_named() -> None:
     with pytest.raises(ValueError, match="noise"):
         ops.actor(actor, feat, None)
     beta = actor._replace(heads=(actor.heads[0]._replace(kind="beta"),))
-    with pytest.raises(ValueError, match="beta.*categorical, bounded_normal, trunc_normal, tanh_normal"):
+    with pytest.raises(
+        ValueError, match="beta.*categorical, score, bounded_normal, trunc_normal, tanh_normal"
+    ):
         ops.actor_outputs(beta, feat)

@@ -34,7 +34,7 @@ LAYERS = {
         "keras",
         "strided",
     },
-    "model": {"rssm", "behavior", "openloop", "official"},
+    "model": {"rssm", "behavior", "openloop", "official", "dreamer"},
     "agents": {"agents"},
     "top": {
         "run",
@@ -80,8 +80,7 @@ MAY_SYNC = {
     ("transfer.py", "back"): "actions leave for the environments",
     ("transfer.py", "arrays"): "what has arrived in host memory",
     ("agents/dreamer_v3.py", "load_state_dict"): "a checkpoint is loaded before training",
-    ("agents/dreamer_v2.py", "load_state_dict"): "likewise",
-    ("agents/dreamer_v1.py", "load_state_dict"): "likewise",
+    ("dreamer.py", "load_state_dict"): "likewise",
     ("openloop.py", "open_loop"): "a report is pictures for people, outside of training",
     ("openloop.py", "_video"): "likewise",
     ("official.py", "to_official"): "conversion of checkpoints",

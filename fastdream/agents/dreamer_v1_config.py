@@ -89,6 +89,9 @@ class Config:
     """λ of imagined returns."""
     imag_length: int = 15
     """Steps imagined from each replayed state."""
+    discrete: Literal["categorical", "score"] = "categorical"
+    """Gradient of discrete actions: of all probabilities (straight-through, as in TensorFlow 2), or of the log
+    probability of the one that was drawn (as in TensorFlow 1)."""
     expl: str = "0.3"
     """Exploration in training: standard deviation of noise on continuous actions, probability of a random discrete
     one; a number or a schedule over updates, such as linear(0.4,0.25,75000)."""

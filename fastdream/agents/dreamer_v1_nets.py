@@ -28,6 +28,14 @@ class Draws(NamedTuple):
     action: Tensor  # [N, H+1, M] normal for continuous elements, uniform for discrete ones
 
 
+class Start(NamedTuple):
+    """Where dreams begin: posterior states of N replayed steps, and whether they go on from there."""
+
+    deter: Tensor  # [N, D]
+    stoch: Tensor  # [N, S]
+    alive: Tensor  # [N] 0 or 1
+
+
 def head_config(net: NetConfig) -> HeadConfig:
     """As the heads take it."""
     return HeadConfig(net.layers, net.units, "none", net.act)
@@ -108,7 +116,9 @@ class Networks(nn.Module):
         feat, net = self.model.dyn.feat_width, config.policy
         policy = PolicyConfig(net.layers, net.units, "none", net.act)
         family = TanhNormal(net.init_std, net.min_std)
-        self.pol = ActorHeads(ops, feat, act_space, policy, generator, family, detach=True)
+        self.pol = ActorHeads(
+            ops, feat, act_space, policy, generator, family, detach=True, discrete=config.discrete
+        )
         self.val = RegressionHead(ops, feat, head_config(config.value), (), "normal", generator)
         keras_defaults(self.pol, generator)
         keras_defaults(self.val, generator)

@@ -155,8 +155,13 @@ class Networks(nn.Module):
         generator: torch.Generator,
         greedy: bool,
         behavior: str = "task",
+        over: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Take in one observation of n environments: the next carry, with the flat action chosen."""
+        """Take in one observation of n environments: the next carry, with the flat action chosen.
+
+        behavior   whose actor chooses.
+        over       a truth value on the device: where it holds, that of the task chooses after all.
+        """
         model, reset = self.model, obs["is_first"].bool()
         pol = getattr(self, behavior).pol
         noise = model.latent.noise(len(reset), generator=generator)
@@ -166,6 +171,11 @@ class Networks(nn.Module):
             features = model.enc.features(obs) if encoder else model.enc(obs)
         state = carry["deter"], carry["stoch"], carry["action"], features, reset
         step, action = self.ops.policy_step(encoder, rssm, actor, *state, noise, action_noise)
+        if over is not None:
+            with torch.no_grad():
+                feat = torch.cat(model.feat(step.deter, step.stoch), -1)
+                other = fd.actor(self.task.pol.params, feat, action_noise)
+            action = torch.where(over, other, action)
         return {"deter": step.deter, "stoch": step.stoch, "action": action.to(step.deter.dtype)}
 
     def flat_action(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ Norm = Literal["none", "rms", "layer"]
 Act = Literal["none", "silu", "gelu", "elu", "relu", "tanh"]
 Clamp = Literal["step", "mean", "none"]  # of free nats: every element, the mean over the batch, or nowhere
 StdForm = Literal["softplus", "sigmoid2"]
-ActionKind = Literal["categorical", "bounded_normal", "trunc_normal", "tanh_normal"]
+ActionKind = Literal["categorical", "score", "bounded_normal", "trunc_normal", "tanh_normal"]
 
 
 class Layer(NamedTuple):
@@ -109,6 +109,7 @@ class ActionHead(NamedTuple):
     """Distribution of one action key on the actor's last hidden layer.
 
     categorical: one `out` layer, elements * classes logits, mixed with `unimix` of the uniform.
+    score: the same, but what is drawn has the gradient of its log probability, not of all probabilities (DreamerV1).
     The others have two, mean and std:
     bounded_normal: mean = tanh(.), std = (max_std - min_std) * sigmoid(. + 2) + min_std (DreamerV3).
     trunc_normal: the same mean, std = 2 * sigmoid(. / 2) + min_std; actions in [-1, 1] alone (DreamerV2).

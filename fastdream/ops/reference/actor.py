@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.params import ActionHead, ActionKind, Actor, Feat, Layer, Layers
-from fastdream.ops.reference.categorical import categorical_sample
+from fastdream.ops.reference.categorical import categorical_sample, score_sample
 from fastdream.ops.reference.gaussian import gaussian_sample, gaussian_std, trunc_normal_sample
 from fastdream.ops.reference.layers import branches, cast, mlps, trunk, upcast
 
@@ -25,7 +25,7 @@ def bind_actor(actor: Actor, dtype: torch.dtype) -> Actor:
 
 
 def _head_outputs(head: ActionHead, outs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    if head.kind == "categorical":
+    if head.kind in ("categorical", "score"):
         (logit,) = outs
         return (logit.reshape(*logit.shape[:-1], head.elements, head.classes),)
     mean, std = outs
@@ -57,7 +57,7 @@ def actor_outputs(
 ) -> tuple[tuple[Tensor, ...], ...]:
     """Distribution parameters of every head at feat [..., F]; `mlps` computes the layers.
 
-    categorical: (logit [..., elements, classes] before unimix, in feat.dtype); the others: (mean [..., elements],
+    discrete ones: (logit [..., elements, classes] before unimix, in feat.dtype); the others: (mean [..., elements],
     std [..., elements]) in float32 at least, of the normal before it is cut off or squashed.
     """
     feat = feat.detach() if actor.detach else feat
@@ -91,10 +91,10 @@ def actor_mode(outputs: Sequence[tuple[Tensor, ...]]) -> Tensor:
 def actor(actor: Actor, feat: Tensor, noise: Tensor | None, action: Tensor | None = None) -> Tensor:
     """The policy's action at feat [..., F]: flat one-hots and continuous samples [..., A], float32 at least.
 
-    noise [..., M], M = sum of the heads' elements: one uniform in [0, 1) for a categorical element (inverse
-    CDF, straight-through gradient) and for a trunc_normal one (`trunc_normal_sample`), one standard normal for the
-    other continuous ones (mean + std * noise, not clipped; its tanh if tanh_normal). A given action [..., A] is
-    returned as it is, without gradient. Raises ValueError when noise and action are both None.
+    noise [..., M], M = sum of the heads' elements: one uniform in [0, 1) for a discrete element (inverse CDF, with the
+    gradient of `categorical_sample` or of `score_sample`) and for a trunc_normal one (`trunc_normal_sample`), one
+    standard normal for the other continuous ones (mean + std * noise, not clipped; its tanh if tanh_normal). A given
+    action [..., A] is returned as it is, without gradient. Raises ValueError when noise and action are both None.
     Source: DreamerV3 `heads.py`; DreamerV2 `TruncNormalDist`; DreamerV1 `ActionDecoder`.
     """
     if action is not None:
@@ -104,14 +104,14 @@ def actor(actor: Actor, feat: Tensor, noise: Tensor | None, action: Tensor | Non
     noises = noise.split([head.elements for head in actor.heads], -1)
     flat = []
     for head, outputs, eps in zip(actor.heads, actor_outputs(actor, feat), noises, strict=True):
-        if head.kind == "categorical":
-            onehot, _ = categorical_sample(upcast(outputs[0]), eps, head.unimix)
-            flat.append(onehot.flatten(-2))
+        if len(outputs) == 1:
+            sample = score_sample if head.kind == "score" else categorical_sample
+            flat.append(sample(upcast(outputs[0]), eps, head.unimix)[0].flatten(-2))
         elif head.kind == "trunc_normal":
             mean, std = outputs
             flat.append(trunc_normal_sample(mean, std, eps))
         else:
             mean, std = outputs
-            sample = gaussian_sample(mean, std, eps)
-            flat.append(torch.tanh(sample) if head.kind == "tanh_normal" else sample)
+            drawn = gaussian_sample(mean, std, eps)
+            flat.append(torch.tanh(drawn) if head.kind == "tanh_normal" else drawn)
     return flat[0] if len(flat) == 1 else torch.cat(flat, -1)

@@ -1,0 +1,196 @@
+"""What the first two Dreamers promise alike: spaces, reproducibility, checkpoints, backends, who learns from what."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastdream.spaces import Spaces
+
+from .dreamer_tools import (
+    CONTINUOUS,
+    DISCRETE,
+    IMAGE,
+    MIXED,
+    VECTOR,
+    WAITS,
+    batch,
+    gradients,
+    make,
+    observation,
+    same_after_loading,
+)
+
+AGENTS = ["dreamer_v1", "dreamer_v2"]
+ACTIONS = pytest.mark.parametrize(
+    "act", [DISCRETE, CONTINUOUS, MIXED], ids=["discrete", "continuous", "mixed"]
+)
+BOTH = pytest.mark.parametrize("name", AGENTS)
+# Settings under which every parameter learns, those of optional parts included.
+ALL: dict[str, dict[str, Any]] = {"dreamer_v1": dict(pcont=True, free_nats=0.0), "dreamer_v2": {}}
+# The loss of the head that says whether an episode goes on.
+END = {"dreamer_v1": "pcont", "dreamer_v2": "dis"}
+
+
+@BOTH
+@ACTIONS
+@pytest.mark.parametrize("obs", [IMAGE, VECTOR, IMAGE | VECTOR], ids=["image", "vector", "both"])
+@pytest.mark.parametrize("end", [False, True])
+def test_learns_and_acts_in_any_spaces(name: str, obs: Spaces, act: Spaces, end: bool) -> None:
+    flag = {"dreamer_v1": "pcont", "dreamer_v2": "pred_discount"}[name]
+    agent = make(name, obs, act, **ALL[name] | {flag: end})
+    before = {k: p.clone() for k, p in agent.nets.named_parameters()}
+    carry, latents, metrics = agent.update(agent.init_train(2), batch(agent))
+    assert not latents and not agent.latent_spec and not any(v.any() for v in carry.values())
+    assert all(torch.isfinite(v).all() and v.dim() == 0 for v in metrics.values())
+    after = dict(agent.nets.named_parameters())
+    assert [k for k in before if torch.equal(after[k], before[k])] == []
+    assert (f"loss/{END[name]}" in metrics) == end
+
+    for mode in ("sample", "mode"):
+        carry, action, latents = agent.policy(agent.init_policy(3), observation(agent, 3), mode)
+        assert not latents and carry["action"].shape == (3, sum(space.width for space in act.values()))
+        for key, space in act.items():
+            assert action[key].shape == (3, *space.shape) and action[key].dtype == space.dtype
+            inside = action[key] < space.classes if space.kind == "discrete" else abs(action[key]) <= 1
+            assert inside.all()
+    with pytest.raises(ValueError, match="mode='best'"):
+        agent.policy(agent.init_policy(3), observation(agent, 3), mode="best")
+
+
+def modules(agent: Any) -> dict[str, nn.Module]:
+    """The networks by what they are for, those of the dynamics apart."""
+    model, dyn = agent.model, agent.model.dyn
+    found = {key: getattr(model, key) for key in ("enc", "dec", "rew")} | {"core": dyn.core}
+    found |= {"prior": nn.ModuleList([dyn.prior, dyn.priorlogit])}
+    found |= {"post": nn.ModuleList([dyn.obs, dyn.obslogit])}
+    behavior = agent.nets if hasattr(agent.nets, "pol") else agent.nets.task
+    ends = getattr(model, "pcont" if hasattr(model, "pcont") else "dis")
+    found |= {"ends": ends, "pol": behavior.pol, "val": behavior.val}
+    return found | ({"slow": behavior.slowval} if hasattr(behavior, "slowval") else {})
+
+
+def losses(agent: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every loss of an agent by its name, each from a forward pass of its own."""
+    carry, data = agent.init_train(2), batch(agent)
+    draws = agent.nets.draw(2, 6, torch.Generator().manual_seed(0))
+    weights = dict(agent.scales)
+    for name in weights:
+        agent.scales = {key: float(key == name) for key in weights}
+        yield name, agent.model_loss(carry, data, draws)[0]
+    agent.scales = weights
+    for name in ("policy", "value"):
+        start = agent.start(agent.model_loss(carry, data, draws)[1], data)
+        if hasattr(agent, "behavior"):
+            yield name, agent.behavior.loss(start, draws)[0][name]
+        else:
+            yield name, dict(zip(("policy", "value"), agent.behavior_loss(start, draws), strict=False))[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("dreamer_v1", {}),
+        ("dreamer_v2", {}),
+        ("dreamer_v2", {"actor_grad": "dynamics"}),
+        ("dreamer_v2", {"actor_grad": "both"}),
+    ],
+)
+def test_each_loss_reaches_its_own_networks_alone(name: str, changes: dict[str, Any]) -> None:
+    agent = make(name, VECTOR, MIXED, "reference", **ALL[name] | changes)
+    parts, found = modules(agent), {}
+    for key, loss in losses(agent):
+        found[key] = gradients(loss, parts)
+    state = {"enc", "core", "post"}  # what a posterior state is made by
+    assert found == {
+        "kl": state | {"prior"},
+        "rew": state | {"rew"},
+        END[name]: state | {"ends"},
+        "position": state | {"dec"},
+        "kind": state | {"dec"},
+        "policy": {"pol"},
+        "value": {"val"},
+    }
+
+
+@BOTH
+def test_same_seed_is_the_same_agent_to_the_bit(name: str) -> None:
+    runs = []
+    for seed in (1, 1, 2):
+        agent = make(name, VECTOR, MIXED, seed=seed)
+        for i in range(3):
+            _, _, metrics = agent.update(agent.init_train(2), batch(agent, seed=i))
+        _, action, _ = agent.policy(agent.init_policy(2), observation(agent, 2))
+        runs.append((metrics["opt/loss"].item(), action["move"].tobytes()))
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@BOTH
+def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(name: str) -> None:
+    schedule = {"dreamer_v1": dict(expl="linear(1,0,5)"), "dreamer_v2": dict(actent="linear(1e-2,0,5)")}
+    changes: dict[str, Any] = ALL[name] | schedule[name]
+    one, other = (make(name, VECTOR, MIXED, seed=seed, **changes) for seed in (0, 7))
+    assert same_after_loading(one, other)
+
+
+@BOTH
+@ACTIONS
+def test_the_reference_and_auto_give_the_same_first_losses(name: str, act: Spaces) -> None:
+    first = []
+    for ops in ("reference", "auto"):
+        agent = make(name, IMAGE | VECTOR, act, ops, **ALL[name])
+        _, _, metrics = agent.update(agent.init_train(2), batch(agent))
+        first.append({k: v for k, v in metrics.items() if k.startswith(("loss/", "opt/"))})
+    for key, value in first[0].items():
+        torch.testing.assert_close(
+            value, first[1][key], rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+@BOTH
+@ACTIONS
+def test_half_precision(name: str, act: Spaces) -> None:
+    totals = []
+    for dtype in ("float32", "bfloat16"):
+        agent = make(name, IMAGE | VECTOR, act, dtype=dtype)
+        assert agent.init_policy(1)["deter"].dtype == getattr(torch, dtype)
+        _, _, metrics = agent.update(agent.init_train(2), batch(agent))
+        for mode in ("sample", "mode"):
+            _, action, _ = agent.policy(agent.init_policy(3), observation(agent, 3), mode)
+            assert all(np.isfinite(value).all() for value in action.values())
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in agent.nets.parameters())
+        totals.append(float(metrics["loss/model"]))
+    assert totals[1] == pytest.approx(totals[0], rel=0.01)
+
+
+@BOTH
+def test_report_leaves_the_agent_as_it_was(name: str) -> None:
+    agent = make(name, IMAGE | VECTOR, DISCRETE)
+    state = {k: v.clone() for k, v in agent.nets.state_dict().items()}
+    metrics, pictures = agent.report(agent.init_train(2), batch(agent))
+    assert all(torch.equal(v, state[k]) for k, v in agent.nets.state_dict().items())
+    assert pictures["image"].shape == (6, 3 * 68, 2 * 68, 3) and pictures["position"].shape == (2, 6, 3)
+    assert torch.isfinite(metrics["loss/policy"]) and torch.isfinite(metrics["loss/model"])
+
+
+@BOTH
+@ACTIONS
+def test_an_update_never_waits_for_the_device(
+    name: str, act: Spaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make(name, IMAGE | VECTOR, act)
+    carry, data = agent.init_train(2), batch(agent)
+    agent.update(carry, data)
+    for wait in WAITS:
+
+        def fail(self: Tensor, *args: object, wait: str = wait) -> None:
+            raise AssertionError(f"Tensor.{wait} in an update")
+
+        monkeypatch.setattr(Tensor, wait, fail)
+    _, _, metrics = agent.update(carry, data)
+    monkeypatch.undo()
+    assert torch.isfinite(metrics["opt/loss"])
