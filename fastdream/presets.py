@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from fastdream import agents, presets_dreamer_v1, presets_dreamer_v2
+from fastdream import agents, presets_dreamer_v1, presets_dreamer_v2, presets_world_models
 from fastdream.agents.dreamer_v3_config import variant
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
 from fastdream.envs import options_of
@@ -169,7 +169,11 @@ CATALOGUES = {
     "dreamer_v3": Catalogue(PRESETS, SUITES, OPTIONS),
     **{
         name: Catalogue(module.PRESETS, module.SUITES, module.OPTIONS)
-        for name, module in (("dreamer_v2", presets_dreamer_v2), ("dreamer_v1", presets_dreamer_v1))
+        for name, module in (
+            ("dreamer_v2", presets_dreamer_v2),
+            ("dreamer_v1", presets_dreamer_v1),
+            ("world_models", presets_world_models),
+        )
     },
 }
 

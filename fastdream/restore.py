@@ -38,6 +38,10 @@ def open_loop(
     The replay is the one that was saved with the parameters, or the newest if that is gone: the best parameters
     are kept longer than their replay. Returns the step that it was saved at, too. ValueError if there is none.
     """
+    if getattr(agent, "staged", False):
+        from fastdream.stages import pictures
+
+        return pictures.of_run(logdir, agent, seed), loaded.step
     spaces = json.loads((logdir / "config.json").read_text())["spaces"]
     spec = step_spec(spaces_from_json(spaces["obs"]), spaces_from_json(spaces["act"]), agent)
     replay = make_replay(settings, spec, agent.replay_context, logdir)

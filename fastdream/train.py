@@ -1,5 +1,6 @@
 """python -m fastdream.train: train an agent, resume it, and see how well it does."""
 
+import importlib
 import json
 import platform
 import shlex
@@ -8,11 +9,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import fastdream
-from fastdream import checkpoint, cli, ops, rundir
+from fastdream import agents, checkpoint, cli, ops, rundir
 from fastdream import config as configs
 from fastdream.allocator import keep_freed_memory
 from fastdream.build import (
@@ -49,10 +51,13 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     try:
         parsed = cli.parse(args)
+        trains: Any = sys.modules[__name__]
+        if getattr(agents.find(parsed.config.agent), "staged", False):
+            trains = importlib.import_module("fastdream.stages.command")
         if parsed.dry_run:
-            dry_run(parsed.config)
+            trains.dry_run(parsed.config)
         else:
-            train(parsed.config, shlex.join(["python", "-m", "fastdream.train", *args]))
+            trains.train(parsed.config, shlex.join(["python", "-m", "fastdream.train", *args]))
     except (ValueError, StorageError) as error:
         cli.fail(str(error))
     except (EnvironmentFailed, NonFinite, RestartedTooOften) as error:

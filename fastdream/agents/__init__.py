@@ -17,6 +17,7 @@ AGENTS = {
     "dreamer_v1": ("fastdream.agents.dreamer_v1", "DreamerV1"),
     "dreamer_v2": ("fastdream.agents.dreamer_v2", "DreamerV2"),
     "dreamer_v3": ("fastdream.agents.dreamer_v3", "DreamerV3"),
+    "world_models": ("fastdream.agents.world_models", "WorldModels"),
 }
 
 
