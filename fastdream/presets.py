@@ -253,7 +253,8 @@ def describe(agent: str = "dreamer_v3") -> str:
         config = make()
         facts = f"{config.size:>5}  {config.steps:>14,} steps  {config.env.count:>2} envs"
         about = (make.__doc__ or "").splitlines()[0]
-        lines.append(f"{name:12} {facts}  ratio {config.train.ratio:<6g} {about}")
+        learns = "in stages   " if agent in agents.STAGED else f"ratio {config.train.ratio:<6g}"
+        lines.append(f"{name:12} {facts}  {learns} {about}")
     return "\n".join(lines)
 
 

@@ -53,11 +53,11 @@ def take_cover_small() -> Config:
     """Doom's fireballs within an hour of two CPU cores: four tics a step, smaller nets, few rollouts."""
     dreamer = AgentConfig(
         collect=CollectConfig(hold=3, shortest=25),
-        vision=VisionConfig(passes=2.0, lr=1e-3),
-        memory=MemoryConfig(passes=60.0, batch=32, length=100, decay=0.998),
-        control=ControlConfig(length=525, generations=60, test_every=10, test_rollouts=256),
+        vision=VisionConfig(passes=4.0, lr=1e-3),
+        memory=MemoryConfig(passes=60.0, batch=32, length=100, decay=0.995),
+        control=ControlConfig(length=525, generations=40, population=32, test_every=10, test_rollouts=256),
     )
-    config = replace(take_cover(), size="small", steps=50_000, dreamer=dreamer)
+    config = replace(take_cover(), size="small", steps=20_000, dreamer=dreamer)
     return replace(config, env=EnvConfig(count=2), log=LogConfig(save_every=60.0))
 
 

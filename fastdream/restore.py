@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from fastdream import checkpoint, config
+from fastdream import agents, checkpoint, config
 from fastdream.build import Agent, choose_device, make_agent, make_replay, spaces_from_json, step_spec
 from fastdream.checkpoint import CheckpointError, Damaged, Loaded
 from fastdream.config import Config
@@ -38,7 +38,7 @@ def open_loop(
     The replay is the one that was saved with the parameters, or the newest if that is gone: the best parameters
     are kept longer than their replay. Returns the step that it was saved at, too. ValueError if there is none.
     """
-    if getattr(agent, "staged", False):
+    if settings.agent in agents.STAGED:
         from fastdream.stages import pictures
 
         return pictures.of_run(logdir, agent, seed), loaded.step

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -51,13 +50,14 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     try:
         parsed = cli.parse(args)
-        trains: Any = sys.modules[__name__]
-        if getattr(agents.find(parsed.config.agent), "staged", False):
-            trains = importlib.import_module("fastdream.stages.command")
+        run, try_out = train, dry_run
+        if parsed.config.agent in agents.STAGED:
+            stages = importlib.import_module("fastdream.stages.command")
+            run, try_out = stages.train, stages.dry_run
         if parsed.dry_run:
-            trains.dry_run(parsed.config)
+            try_out(parsed.config)
         else:
-            trains.train(parsed.config, shlex.join(["python", "-m", "fastdream.train", *args]))
+            run(parsed.config, shlex.join(["python", "-m", "fastdream.train", *args]))
     except (ValueError, StorageError) as error:
         cli.fail(str(error))
     except (EnvironmentFailed, NonFinite, RestartedTooOften) as error:

@@ -20,6 +20,9 @@ AGENTS = {
     "world_models": ("fastdream.agents.world_models", "WorldModels"),
 }
 
+# Those that learn in the stages of fastdream.stages, from rollouts on disk, and not while they act.
+STAGED = ("world_models",)
+
 
 def find(name: str) -> Any:
     """The class of an agent; ValueError with the nearest name if there is none."""

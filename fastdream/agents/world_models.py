@@ -39,7 +39,6 @@ class WorldModels:
     seed      of the initial parameters and of all later draws.
     """
 
-    staged = True  # learns in the stages of fastdream.stages, from rollouts on disk
     replay_context = 0
     capturable = False  # as a CUDA graph: see fastdream.graphs
     dtype = torch.float32
