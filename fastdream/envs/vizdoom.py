@@ -63,11 +63,11 @@ class TakeCover:
         self._game.set_sound_enabled(False)
         self._game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         self._game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
-        self._game.set_episode_timeout(options.length + 1)  # it begins to count at 1
         # Otherwise an ini file appears in whatever folder this happens to run in.
         self._game.set_doom_config_path(os.devnull)
         self._game.init()
         self._screen = np.zeros((120, 160, 3), np.uint8)
+        self._tics = 0
         self.obs_space = {"image": Space("image", (options.size, options.size, 3))}
         self.act_space = {"action": Space("discrete", (), len(BUTTONS))}
 
@@ -77,13 +77,17 @@ class TakeCover:
             self._rng = np.random.default_rng(seed)
         self._game.set_seed(int(self._rng.integers(2**31)))
         self._game.new_episode()
+        self._tics = 0
         return transition(self._look(), first=True)
 
     def step(self, action: Action) -> Obs:
         """Holds a direction for `repeat` tics, or until the episode is over."""
-        reward = self._game.make_action(BUTTONS[int(action["action"])], self._options.repeat)
-        terminal, last = self._game.is_player_dead(), self._game.is_episode_finished()
-        return transition(self._look(), reward, last=last or terminal, terminal=terminal)
+        tics = min(self._options.repeat, self._options.length - self._tics)
+        reward = self._game.make_action(BUTTONS[int(action["action"])], tics)
+        self._tics += tics
+        terminal = self._game.is_episode_finished()
+        last = terminal or self._tics >= self._options.length
+        return transition(self._look(), reward, last=last, terminal=terminal)
 
     def render(self) -> np.ndarray:
         """The whole screen."""
