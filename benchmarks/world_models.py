@@ -13,6 +13,7 @@ there already are not made again.
 import argparse
 import csv
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdream.build import environment
+from fastdream.build import environment, in_processes
 from fastdream.config import Config
 from fastdream.evaluate import Scores, evaluate
 from fastdream.recording import Recording
@@ -51,8 +52,9 @@ class RandomAgent:
 
 def real(agent: Any, config: Config, episodes: int) -> Scores:
     """Scores of as many episodes, the same ones for every agent."""
-    make_env, seed = environment(config), config.seed + 1_000_003
-    return evaluate(agent, make_env, episodes, count=4, parallel=True, seed=seed, task=config.task)
+    seed, parallel = config.seed + 1_000_003, in_processes(config)
+    make_env = environment(config)
+    return evaluate(agent, make_env, episodes, count=4, parallel=parallel, seed=seed, task=config.task)
 
 
 def evolved(
@@ -85,7 +87,7 @@ def done(path: Path) -> set[str]:
         return {row["temperature"] for row in csv.DictReader(file)}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=0, help="those of the run if not given")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     agent, config, _ = load_agent(args.logdir)
     models: Any = agent
     set_up(config)

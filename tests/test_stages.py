@@ -27,6 +27,7 @@ from fastdream.stages.fit import FitMemory, Latents
 from fastdream.stages.session import Session
 
 from .run_tools import CPU
+from .test_benchmarks import load as load_benchmark
 from .test_resume import equal
 
 COMMAND = ["--agent", "world_models", "--task", "dummy_image", "--env.parallel", "no"]
@@ -182,6 +183,20 @@ def test_memory_sees_every_step_once_a_pass_and_each_where_the_last_batch_ended(
         assert not np.array_equal(fit.rows(0), fit.rows(fit.chunks))  # another order
 
     opened(config, tmp_path, use)
+
+
+def test_the_benchmark_scores_each_temperature_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train.main([*COMMAND, "--logdir", str(tmp_path / "run"), "--log.outputs", "jsonl"])
+    args = ["--logdir", str(tmp_path / "run"), "--episodes", "2", "--out", str(tmp_path / "scores.csv")]
+    benchmark = load_benchmark("world_models")
+    benchmark.main([*args, "--temperatures", "1.0", "1.5", "--generations", "2"])
+    head, *lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert head == "temperature,generations,dream,dream_std,real,real_std,episodes"
+    assert [line.split(",")[:2] for line in lines] == [["random", "0"], ["1.0", "2"], ["1.5", "2"]]
+    assert all(line.endswith(",2") and np.isfinite(float(line.split(",")[4])) for line in lines)
+    benchmark.main([*args, "--temperatures", "1.5"])
+    assert (tmp_path / "scores.csv").read_text().splitlines() == [head, *lines]
+    assert "tau 1.0: generation 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("actions", ["held", "networks"])
