@@ -121,7 +121,7 @@ class Config:
 
     task: str = "gym_CartPole-v1"
     """What to learn: gym_<id>, atari_<game>, atari100k_<game>, dmc_<domain>_<task>, crafter_reward, minigrid_<id>,
-    or module:callable that makes an environment."""
+    vizdoom_take_cover, car_racing, or module:callable that makes an environment."""
     dataset: str = ""
     """Learn from episodes instead of a task: a folder of npz files, V-D4RL's hdf5 files, a run of this library, or
     minari:<id>. The task, if one is given, is for evaluation alone, and steps are updates."""
@@ -130,14 +130,14 @@ class Config:
     preset: str = ""
     """Settings to start from; follows from task or dataset if not given; 'list' prints them."""
     agent: str = "dreamer_v3"
-    """The algorithm: dreamer_v1, dreamer_v2 or dreamer_v3; or, for datasets, offline_dv2."""
+    """The algorithm: world_models, dreamer_v1, dreamer_v2 or dreamer_v3; or, for datasets, offline_dv2."""
     size: str = ""
     """Model size: debug, tiny, 1m, 12m, 25m, 50m, 100m, 200m or 400m (dreamer_v2: debug, tiny, 15m, 22m, 31m;
-    dreamer_v1: debug, tiny, 6m); the preset's if not given."""
+    dreamer_v1: debug, tiny, 6m; world_models: debug, small, 5m, 6m); the preset's if not given."""
     variant: Variant = "current"
     """The official code as it is today, or as it was for the published scores (dreamer_v3 alone)."""
     steps: int = 10_000_000_000
-    """Steps of all environments together."""
+    """Steps of all environments together; of world_models those that are recorded, from which all else is learned."""
     seed: int = 0
     """Of everything that is random."""
     logdir: str = ""

@@ -18,7 +18,7 @@ so again; one that dies again and again does so, too (RestartedTooOften).
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -135,6 +135,15 @@ class Driver:
     def step(self, actions: dict[str, np.ndarray]) -> Obs:
         """`send` and `recv`."""
         self.send(actions)
+        return self.recv()
+
+    def restart(self, seeds: Sequence[int]) -> Obs:
+        """Breaks off all episodes and begins one in each environment, with these seeds; gives its observations."""
+        assert len(seeds) == self.n, (len(seeds), self.n)
+        self.recv()
+        for lane, seed in zip(self._lanes, seeds, strict=True):
+            lane.begin(self.record and lane is self._lanes[0], int(seed))
+        self._finished.clear()
         return self.recv()
 
     def episodes(self) -> list[Episode]:

@@ -53,7 +53,7 @@ def wanted(choice: Graph, device: torch.device, kind: Any) -> bool:
 
 def captured(agent: Any) -> bool:
     """Whether an agent's updates are replayed."""
-    return isinstance(agent.update, Captured)
+    return isinstance(getattr(agent, "update", None), Captured)
 
 
 class Recorder(Protocol):

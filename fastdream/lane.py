@@ -90,13 +90,15 @@ class Lane:
         self._asked = ""
         self._obs: Obs = {}
 
-    def begin(self, record: bool = False) -> None:
-        """Asks for a reset."""
+    def begin(self, record: bool = False, seed: int | None = None) -> None:
+        """Asks for a reset, with the next seed or with one from elsewhere, from which nothing can be resumed."""
         self._episode += 1
         self._tally = Tally()
-        self._actions = [] if self._keep else None
+        self._actions = [] if self._keep and seed is None else None
         self._frames = [] if record else None
-        self._ask("reset", episode_seed(self._seed, self._index, self._episode), record)
+        if seed is None:
+            seed = episode_seed(self._seed, self._index, self._episode)
+        self._ask("reset", seed, record)
 
     def act(self, action: Action, record: bool) -> None:
         """Asks for a step, or for a reset if the episode is over; then the action is ignored."""

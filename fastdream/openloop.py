@@ -48,15 +48,19 @@ def open_loop(
     for key, pred in dec.pred(dec(deter, stoch)).items():
         kind = dec.spaces[key].kind
         if kind == "image":
-            pictures[key] = _video(batch[key], pred, half)
+            pictures[key] = clip(batch[key], pred, half)
         elif kind == "vector":
             pair = torch.stack([batch[key][0].float(), pred[0].float()]).reshape(2, action.shape[1], -1)
             pictures[key] = pair.cpu().numpy()
     return pictures
 
 
-def _video(truth: Tensor, pred: Tensor, half: int) -> np.ndarray:
-    """[B, T, H, W, C] each, truth in 0..255 and pred in 0..1 -> [T, 3 (H + 4), B (W + 4), 3]."""
+def clip(truth: Tensor, pred: Tensor, half: int) -> np.ndarray:
+    """Truth, prediction and error below each other, framed in red where nothing but the prediction goes on.
+
+    truth in 0..255 and pred in 0..1, [B, T, H, W, C] each -> uint8 [T, 3 (H + 4), B (W + 4), 3]; the first `half`
+    steps are framed in green.
+    """
     true = truth.short()
     model = (pred.float() * 255).clamp(0, 255).to(torch.int16)
     error = (model - true + 255) // 2

@@ -10,7 +10,13 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from fastdream import agents, presets_dreamer_v1, presets_dreamer_v2, presets_offline_dv2
+from fastdream import (
+    agents,
+    presets_dreamer_v1,
+    presets_dreamer_v2,
+    presets_offline_dv2,
+    presets_world_models,
+)
 from fastdream.agents.dreamer_v3_config import variant
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
 from fastdream.envs import options_of
@@ -185,6 +191,7 @@ CATALOGUES = {
             ("dreamer_v2", presets_dreamer_v2),
             ("dreamer_v1", presets_dreamer_v1),
             ("offline_dv2", presets_offline_dv2),
+            ("world_models", presets_world_models),
         )
     },
 }
@@ -276,7 +283,8 @@ def describe(agent: str = "dreamer_v3") -> str:
         config = make()
         facts = f"{config.size:>5}  {config.steps:>14,} steps  {config.env.count:>2} envs"
         about = (make.__doc__ or "").splitlines()[0]
-        lines.append(f"{name:12} {facts}  ratio {config.train.ratio:<6g} {about}")
+        learns = "in stages   " if agent in agents.STAGED else f"ratio {config.train.ratio:<6g}"
+        lines.append(f"{name:12} {facts}  {learns} {about}")
     return "\n".join(lines)
 
 

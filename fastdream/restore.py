@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from fastdream import checkpoint, config
+from fastdream import agents, checkpoint, config
 from fastdream.build import Agent, choose_device, make_agent, make_replay, step_spec
 from fastdream.checkpoint import CheckpointError, Damaged, Loaded
 from fastdream.config import Config
@@ -41,6 +41,10 @@ def open_loop(
     are kept longer than their replay. Of a run that learned from a dataset it is that. Returns the step that it was
     saved at, too. ValueError if there is none.
     """
+    if settings.agent in agents.STAGED:
+        from fastdream.stages import pictures
+
+        return pictures.of_run(logdir, agent, seed), loaded.step
     spaces = json.loads((logdir / "config.json").read_text())["spaces"]
     spec = step_spec(spaces_from_json(spaces["obs"]), spaces_from_json(spaces["act"]), agent)
     if settings.dataset:

@@ -1,5 +1,6 @@
 """python -m fastdream.train: train an agent, resume it, and see how well it does."""
 
+import importlib
 import json
 import platform
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 import fastdream
-from fastdream import checkpoint, cli, ops, rundir
+from fastdream import agents, checkpoint, cli, ops, rundir
 from fastdream import config as configs
 from fastdream.allocator import keep_freed_memory
 from fastdream.build import (
@@ -50,10 +51,14 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     try:
         parsed = cli.parse(args)
+        run, try_out = train, dry_run
+        if parsed.config.agent in agents.STAGED:
+            stages = importlib.import_module("fastdream.stages.command")
+            run, try_out = stages.train, stages.dry_run
         if parsed.dry_run:
-            dry_run(parsed.config)
+            try_out(parsed.config)
         else:
-            train(parsed.config, shlex.join(["python", "-m", "fastdream.train", *args]))
+            run(parsed.config, shlex.join(["python", "-m", "fastdream.train", *args]))
     except (ValueError, StorageError) as error:
         cli.fail(str(error))
     except (EnvironmentFailed, NonFinite, RestartedTooOften) as error:

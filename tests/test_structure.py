@@ -48,6 +48,8 @@ LAYERS = {
         "presets_dataset",
         "presets_offline_dv2",
         "offline",
+        "presets_world_models",
+        "stages",
         "doctor",
         "cli",
         "build",
@@ -81,8 +83,9 @@ MAY_SYNC = {
     ("transfer.py", "arrays"): "what has arrived in host memory",
     ("agents/dreamer_v3.py", "load_state_dict"): "a checkpoint is loaded before training",
     ("dreamer.py", "load_state_dict"): "likewise",
+    ("agents/world_models.py", "load_state_dict"): "likewise",
     ("openloop.py", "open_loop"): "a report is pictures for people, outside of training",
-    ("openloop.py", "_video"): "likewise",
+    ("openloop.py", "clip"): "likewise",
     ("official.py", "to_official"): "conversion of checkpoints",
 }
 
@@ -142,7 +145,7 @@ def test_agents_do_not_know_each_other():
             assert not other or other[1] == own or other[1].startswith(f"{own}_"), (
                 f"{name} imports {imported}"
             )
-    assert families == {"dreamer_v1", "dreamer_v2", "dreamer_v3"}
+    assert families == {"dreamer_v1", "dreamer_v2", "dreamer_v3", "world_models"}
 
 
 def test_files_are_short():

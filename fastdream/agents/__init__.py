@@ -18,7 +18,11 @@ AGENTS = {
     "dreamer_v2": ("fastdream.agents.dreamer_v2", "DreamerV2"),
     "dreamer_v3": ("fastdream.agents.dreamer_v3", "DreamerV3"),
     "offline_dv2": ("fastdream.agents.dreamer_v2_offline", "OfflineDV2"),
+    "world_models": ("fastdream.agents.world_models", "WorldModels"),
 }
+
+# Those that learn in the stages of fastdream.stages, from rollouts on disk, and not while they act.
+STAGED = ("world_models",)
 
 
 def find(name: str) -> Any:

@@ -20,6 +20,8 @@ SUITES: Mapping[str, tuple[str, str, str, str]] = {
     "dmc": ("dmc", "make", "Options", "dmc_<domain>_<task>: DeepMind Control, dmc_walker_walk"),
     "crafter": ("crafter", "make", "Options", "crafter_reward, crafter_noreward"),
     "minigrid": ("minigrid", "make", "Options", "minigrid_<id>: grid worlds, minigrid_DoorKey-5x5"),
+    "vizdoom": ("vizdoom", "make", "Options", "vizdoom_take_cover: dodge fireballs, as World Models does"),
+    "car": ("car", "make", "Options", "car_racing: CarRacing without its dashboard, as World Models sees it"),
     "dummy": ("dummy", "make", "Options", "dummy_<name>: to try things out with, dummy_vector"),
 }
 CUSTOM = (

@@ -1,0 +1,99 @@
+"""car_racing: Gymnasium's CarRacing as World Models takes it, from its picture without the dashboard.
+
+The lower 12 of 96 rows show speed and steering as bars; they are cut off. Actions in [-1, 1] are steering, gas (from
+none at -1 to all at 1) and brake (none below 0).
+"""
+
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+
+from fastdream.envs.base import Action, EnvError, Obs, need, transition, unknown
+from fastdream.envs.images import resize
+from fastdream.spaces import Space
+
+ROWS = 84  # above the dashboard
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of car_racing."""
+
+    size: int = 64
+    """Height and width of the picture."""
+    repeat: int = 1
+    """Frames that each action is held for; the reward is their sum."""
+    length: int = 1000
+    """Frames after which an episode is cut short."""
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.repeat, self.length) < 1:
+            raise EnvError(f"need size, repeat and length >= 1, got {self}")
+
+
+def names() -> list[str]:
+    """There is one."""
+    return ["racing"]
+
+
+def make(name: str, seed: int, options: Options) -> "CarRacing":
+    """The race by its name."""
+    if name not in names():
+        raise unknown("car", name, names())
+    return CarRacing(seed, options)
+
+
+class CarRacing:
+    """A track of random bends: 1000 points for all of its tiles, less a tenth for every frame.
+
+    Leaving the playing field is terminal; having driven over all tiles ends the episode and is not.
+    """
+
+    deterministic = True
+
+    def __init__(self, seed: int, options: Options) -> None:
+        need("Box2D", "box2d")
+        need("pygame", "box2d")
+        self._options = options
+        self._first_seed: int | None = seed
+        self._env = gymnasium.make(
+            "CarRacing-v3",
+            max_episode_steps=options.length,
+            render_mode="rgb_array",
+            disable_env_checker=True,
+        )
+        self._frame = np.zeros((96, 96, 3), np.uint8)
+        self.obs_space = {"image": Space("image", (options.size, options.size, 3))}
+        self.act_space = {"action": Space("vector", (3,), low=-1, high=1)}
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begins an episode on a new track."""
+        seed, self._first_seed = self._first_seed if seed is None else seed, None
+        self._frame, _ = self._env.reset(seed=seed)
+        return transition(self._picture(), first=True)
+
+    def step(self, action: Action) -> Obs:
+        """Holds steering, gas and brake for `repeat` frames, or until the episode is over."""
+        steering, gas, brake = np.clip(np.asarray(action["action"], np.float64), -1, 1)
+        taken = np.array([steering, (gas + 1) / 2, max(brake, 0)])
+        total, terminal, last = 0.0, False, False
+        for _ in range(self._options.repeat):
+            self._frame, reward, terminated, truncated, info = self._env.step(taken)
+            total += float(reward)
+            last = terminated or truncated
+            terminal = terminated and not info.get("lap_finished", False)
+            if last:
+                break
+        return transition(self._picture(), total, last=last, terminal=terminal)
+
+    def render(self) -> np.ndarray:
+        """The picture with its dashboard."""
+        return self._frame
+
+    def close(self) -> None:
+        """Frees what pygame holds."""
+        self._env.close()
+
+    def _picture(self) -> Obs:
+        return {"image": resize(self._frame[:ROWS], self._options.size)}

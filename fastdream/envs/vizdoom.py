@@ -1,0 +1,104 @@
+"""vizdoom_take_cover: dodge the fireballs of a row of monsters for as long as you can, seen through one's own eyes.
+
+The task of World Models (Ha & Schmidhuber 2018): each tic survived is worth 1, 35 of them are a second, and after 2100
+the episode is cut short. What the player sees above the edge of the floor (the upper five sixths) is shown.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastdream.envs.base import Action, EnvError, Obs, need, transition, unknown
+from fastdream.envs.images import resize
+from fastdream.spaces import Space
+
+TASKS = ("take_cover",)
+
+# Left, stay, right: the state of the buttons MOVE_LEFT and MOVE_RIGHT.
+BUTTONS = ([1.0, 0.0], [0.0, 0.0], [0.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of vizdoom_take_cover."""
+
+    size: int = 64
+    """Height and width of the picture."""
+    repeat: int = 1
+    """Tics that each action is held for; the reward is the number of tics that were survived."""
+    length: int = 2100
+    """Tics after which an episode is cut short."""
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.repeat, self.length) < 1:
+            raise EnvError(f"need size, repeat and length >= 1, got {self}")
+
+
+def names() -> list[str]:
+    """All scenarios that are served."""
+    return list(TASKS)
+
+
+def make(name: str, seed: int, options: Options) -> "TakeCover":
+    """A scenario by its name."""
+    if name not in TASKS:
+        raise unknown("vizdoom", name, TASKS)
+    return TakeCover(seed, options)
+
+
+class TakeCover:
+    """The scenario that comes with ViZDoom, without a window. Identical seeds and actions give identical episodes."""
+
+    deterministic = True
+
+    def __init__(self, seed: int, options: Options) -> None:
+        vizdoom = need("vizdoom", "vizdoom")
+        self._options = options
+        self._rng = np.random.default_rng(seed)
+        self._game: Any = vizdoom.DoomGame()
+        self._game.load_config(os.path.join(vizdoom.scenarios_path, "take_cover.cfg"))
+        self._game.set_window_visible(False)
+        self._game.set_sound_enabled(False)
+        self._game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+        self._game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
+        # Otherwise an ini file appears in whatever folder this happens to run in.
+        self._game.set_doom_config_path(os.devnull)
+        self._game.init()
+        self._screen = np.zeros((120, 160, 3), np.uint8)
+        self._tics = 0
+        self.obs_space = {"image": Space("image", (options.size, options.size, 3))}
+        self.act_space = {"action": Space("discrete", (), len(BUTTONS))}
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begins an episode."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        self._game.set_seed(int(self._rng.integers(2**31)))
+        self._game.new_episode()
+        self._tics = 0
+        return transition(self._look(), first=True)
+
+    def step(self, action: Action) -> Obs:
+        """Holds a direction for `repeat` tics, or until the episode is over."""
+        tics = min(self._options.repeat, self._options.length - self._tics)
+        reward = self._game.make_action(BUTTONS[int(action["action"])], tics)
+        self._tics += tics
+        terminal = self._game.is_episode_finished()
+        last = terminal or self._tics >= self._options.length
+        return transition(self._look(), reward, last=last, terminal=terminal)
+
+    def render(self) -> np.ndarray:
+        """The whole screen."""
+        return self._screen
+
+    def close(self) -> None:
+        """Ends the game's process."""
+        self._game.close()
+
+    def _look(self) -> Obs:
+        """What is on the screen; at the end of an episode there is nothing new to see."""
+        if (state := self._game.get_state()) is not None:
+            self._screen = state.screen_buffer
+        return {"image": resize(self._screen[:100], self._options.size)}

@@ -1,0 +1,68 @@
+"""Evolution of a vector of parameters by CMA-ES, as the `cma` package does it."""
+
+import importlib
+import pickle
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Normal:
+    """Standard normal numbers in the form that `cma` asks for them, from a generator that is kept with the rest."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, *shape: int) -> Array:
+        return self.rng.standard_normal(shape)
+
+
+def require() -> ModuleType:
+    """The package that does it; ValueError, with what installs it, where it is missing."""
+    try:
+        return importlib.import_module("cma")
+    except ModuleNotFoundError as error:
+        raise ValueError("evolution needs the package cma: pip install 'fastdream[evolution]'") from error
+
+
+class Evolution:
+    """Maximises: `ask` for a generation, `tell` how fit each of it is; `mean` is the centre of what comes next.
+
+    Raises as `require` does.
+    """
+
+    def __init__(self, size: int, population: int, sigma: float, seed: int) -> None:
+        # Without a seed of its own, which would be one of NumPy's global generator.
+        options = {"popsize": population, "randn": Normal(seed), "seed": np.nan, "verbose": -9}
+        self._es: Any = require().CMAEvolutionStrategy(np.zeros(size), sigma, options)
+        self._asked: list[Array] = []
+
+    def ask(self) -> Array:
+        """Parameters [population, size]."""
+        self._asked = self._es.ask()
+        return np.stack(self._asked)
+
+    def tell(self, fitness: Array) -> None:
+        """How fit each of those that were asked for is [population]; more is better."""
+        self._es.tell(self._asked, list(-np.asarray(fitness, np.float64)))
+
+    @property
+    def mean(self) -> Array:
+        """Centre of the distribution [size]."""
+        return np.array(self._es.mean)
+
+    @property
+    def sigma(self) -> float:
+        """Its step size."""
+        return float(self._es.sigma)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, between two generations."""
+        return {"pickle": pickle.dumps(self._es)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there. What was saved is unpickled, which can run code: load only what you saved yourself."""
+        self._es = pickle.loads(state["pickle"])

@@ -1,0 +1,120 @@
+"""The first stage: rollouts of a random policy."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastdream.agents.world_models import WorldModels
+from fastdream.build import Parts
+from fastdream.config import Config
+from fastdream.recording import Recording
+from fastdream.replay_store import Array
+
+
+class RandomActions:
+    """Actions [A] in [-1, 1] of one episode: drawn and held, or what a random network makes of noise.
+
+    The networks are what random weights of V, M and C come to in the authors' code, where those of V and M are next
+    to nothing: a linear map of standard normal noise through tanh, with weights of a Cauchy distribution times a scale
+    below 0.01.
+    """
+
+    def __init__(self, agent: WorldModels, rng: np.random.Generator) -> None:
+        self.settings, self.actions, self.rng = agent.config.collect, agent.controller.actions, rng
+        self.left, self.action = 0, np.zeros(self.actions, np.float32)
+        shape = self.actions, agent.config.latents + 1
+        self.weights = rng.standard_cauchy(shape) * rng.uniform(0, 0.01)
+
+    def __call__(self) -> Array:
+        if self.settings.actions == "networks":
+            seen = [*self.rng.standard_normal(self.weights.shape[1] - 1), 1.0]
+            return np.tanh(self.weights @ seen).astype(np.float32)
+        if not self.left:
+            self.left = int(self.rng.integers(1, self.settings.hold + 1))
+            self.action = self.rng.uniform(-1, 1, self.actions).astype(np.float32)
+        self.left -= 1
+        return self.action
+
+
+class Collect:
+    """Records episodes of a random policy until they have so many steps; interruptions change nothing about them."""
+
+    def __init__(self, config: Config, parts: Parts, agent: WorldModels, recording: Recording) -> None:
+        self.config, self.parts, self.agent, self.recording = config, parts, agent, recording
+        self.units = config.steps
+        n = parts.driver.n
+        self.finished = np.bincount([e["worker"] for e in recording.episodes], minlength=n)
+        # Every environment begins the episode after those that are recorded of it.
+        begun = {str(i): {"episode": int(count), "exact": 0} for i, count in enumerate(self.finished)}
+        parts.driver.load_state_dict(begun)
+        self.policies = [self.policy(worker) for worker in range(n)]
+        self.steps: list[list[dict[str, Any]]] = [[] for _ in range(n)]
+
+    @property
+    def done(self) -> int:
+        """Steps that are recorded."""
+        return self.recording.rows
+
+    def policy(self, worker: int) -> RandomActions:
+        """Of the worker's current episode."""
+        seed = self.config.seed, 0, worker, int(self.finished[worker])
+        return RandomActions(self.agent, np.random.default_rng(seed))
+
+    def advance(self) -> None:
+        """One step of every environment."""
+        driver, controller = self.parts.driver, self.agent.controller
+        obs = driver.recv()
+        ended = driver.episodes()
+        actions = np.stack([policy() for policy in self.policies])
+        for worker, steps in enumerate(self.steps):
+            steps.append(self.row(obs, worker, actions[worker]))
+        for episode in ended:
+            self.finish_episode(episode.worker, episode.score, episode.length, episode.crashed)
+        driver.send(controller.decode(actions))
+
+    def row(self, obs: Mapping[str, Array], worker: int, action: Array) -> dict[str, Any]:
+        """A step as it is recorded: the observation, and the action that follows it."""
+        flags = {key: obs[f"is_{key}"][worker] for key in ("first", "terminal")}
+        return {"image": obs[self.agent.key][worker], "action": action, **flags}
+
+    def finish_episode(self, worker: int, score: float, length: int, crashed: bool) -> None:
+        """Record the episode, unless it was too short, and make another policy."""
+        steps, self.steps[worker] = self.steps[worker], []
+        long = len(steps) >= self.agent.config.collect.shortest and not crashed
+        episode = {key: np.stack([step[key] for step in steps]) for key in steps[0]} if long else None
+        self.recording.add(episode, worker=worker, score=score, length=length)
+        self.finished[worker] += 1
+        self.policies[worker] = self.policy(worker)
+        self.parts.logger.episode(min(self.done, self.units), score, length)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: what is recorded is on the disk."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What is recorded was read already."""
+
+    def metrics(self) -> dict[str, float]:
+        """How the random policy does."""
+        scores = [episode["score"] for episode in self.recording.episodes]
+        return {"collect/score": float(np.mean(scores))} if scores else {}
+
+    def finish(self) -> str:
+        """What came of it."""
+        scores = [episode["score"] for episode in self.recording.episodes]
+        kept = len(self.recording.lengths())
+        return (
+            f"recorded {self.recording.rows:,} steps in {kept:,} of {len(scores):,} episodes; the random policy "
+            f"scored {np.mean(scores):.1f} ± {np.std(scores):.1f}"
+        )
+
+
+def recording_spec(agent: WorldModels) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """What is recorded of a step."""
+    return {
+        "image": (agent.obs_space[agent.key].shape, np.dtype(np.uint8)),
+        "action": ((agent.controller.actions,), np.dtype(np.float32)),
+        "first": ((), np.dtype(bool)),
+        "terminal": ((), np.dtype(bool)),
+    }

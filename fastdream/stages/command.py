@@ -1,0 +1,160 @@
+"""What python -m fastdream.train does for an agent that learns in stages."""
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from fastdream import config as configs
+from fastdream import evolution, rundir
+from fastdream.agents.world_models import WorldModels
+from fastdream.build import Parts, choose_device, environment, make_agent
+from fastdream.checkpoint import Checkpoint
+from fastdream.config import Config, ReplayConfig, TrainConfig
+from fastdream.driver import Driver, Voice
+from fastdream.envs.base import EnvError
+from fastdream.evaluate import counted
+from fastdream.lane import RestartedTooOften
+from fastdream.learner import Agent, NonFinite
+from fastdream.logger import Logger
+from fastdream.outputs import WandbOptions
+from fastdream.progress import Goal
+from fastdream.recording import Recording
+from fastdream.replay import Replay
+from fastdream.run import EnvironmentFailed
+from fastdream.rundir import RunLock
+from fastdream.schedule import Stop
+from fastdream.stages.collect import Collect, recording_spec
+from fastdream.stages.fit import Encode, FitMemory, FitVision, Latents
+from fastdream.stages.session import Session, Stage, planned
+from fastdream.summary import header, memory, served
+from fastdream.train import (
+    describe,
+    directory,
+    last_good,
+    make_driver,
+    refuse_other_spaces,
+    resume_hint,
+    set_up,
+)
+
+
+def train(config: Config, command: str = "") -> None:
+    """Go through all stages, continuing what the run's directory holds; then evaluate. Raises as `train.train` does."""
+    device, why = choose_device(config.device)
+    set_up(config)
+    voice = Voice()
+    # All that can be refused is refused before there is a directory.
+    evolution.require()
+    refuse_unread(config)
+    with make_driver(config, voice) as driver:
+        driver.recv()  # an environment that cannot even begin says so here
+        agent = make_agent(config, driver.obs_space, driver.act_space, device)
+        logdir = directory(config)
+        with RunLock(logdir), Stop() as stop:
+            refuse_other_spaces(logdir, driver)
+            parts, models, recording = assemble(config, driver, agent, device, logdir)
+            print(header(config, parts, why), flush=True)
+            describe(config, parts, command)
+            voice.say = parts.logger.print
+            try:
+                result = go_through(config, parts, models, recording, stop)
+            finally:
+                parts.logger.close()
+    print(result, flush=True)
+
+
+def refuse_unread(config: Config) -> None:
+    """Raise ValueError for settings that are of agents that learn while they act."""
+    given = {"replay": (config.replay, ReplayConfig()), "train": (config.train, TrainConfig())}
+    if changed := [name for name, (asked, default) in given.items() if asked != default]:
+        raise ValueError(
+            f"{config.agent} learns in stages, and reads nothing of {' and '.join(f'--{n}.*' for n in changed)}: "
+            "what it has instead is --dreamer.*"
+        )
+
+
+def assemble(
+    config: Config, driver: Driver, agent: Agent, device: torch.device, logdir: Path
+) -> tuple[Parts, WorldModels, Recording]:
+    """The parts of a run; recordings stand where the replay of other agents is."""
+    models = cast(WorldModels, agent)
+    recording = Recording(logdir / "rollouts", recording_spec(models))
+    wandb = WandbOptions(project=config.log.wandb_project)
+    facts = configs.to_dict(config)
+    logger = Logger(logdir, config.log.outputs, wandb=wandb, config=facts, interval=config.log.every)
+    kept = cast(Replay, recording)  # of which nothing but its description is asked
+    checkpoint = Checkpoint(logdir / "ckpt")
+    parts = Parts(agent, kept, driver, environment(config), logger, checkpoint, device, logdir)
+    return parts, models, recording
+
+
+def go_through(config: Config, parts: Parts, agent: WorldModels, recording: Recording, stop: Stop) -> str:
+    """All stages and the evaluation; how it went, in words."""
+    try:
+        session = Session(config, parts, agent, recording)
+        total = sum(planned(config).values())
+        place = str(parts.device), str(parts.logdir), served(parts)
+        parts.logger.start(Goal(config.task, total, session.step, *place))
+        for note in session.notes():
+            parts.logger.print(note)
+        if not session.run(stop):
+            name = session.names[session.at]
+            return f"stopped by {stop.reason} in stage {name}; {resume_hint(parts.logdir)}"
+        return final_evaluation(config, session, stop)
+    except (EnvError, RestartedTooOften) as error:
+        raise EnvironmentFailed(f"{error}\n{resume_hint(parts.logdir)}") from error
+    except NonFinite as error:
+        raise NonFinite(error.name, error.update, f". {last_good(parts)}") from error
+
+
+def final_evaluation(config: Config, session: Session, stop: Stop) -> str:
+    """Evaluate the controller in the real environment; keep the score in `eval.json` and with the checkpoint."""
+    logdir = session.parts.logdir
+    done = f"done after all stages; run: {logdir}"
+    if not config.eval.final_episodes:
+        return done
+    session.log.print(f"evaluating over {counted(config.eval.final_episodes)}")
+    result = session.evaluate(stop)
+    if not result.scores:
+        return done
+    session.save(result.mean)
+    session.log.scalars(session.step, result.metrics())
+    facts = {"step": session.step, **result.summary(), "mode": config.eval.mode}
+    rundir.write_atomic(logdir / "eval.json", json.dumps(facts, indent=1).encode())
+    return f"{done}\nevaluation: {result} ({config.eval.mode} actions)"
+
+
+def dry_run(config: Config) -> None:
+    """Build everything, record until there are episodes to learn from, update V and M once, and say what it took."""
+    device, why = choose_device(config.device)
+    set_up(config)
+    collect = replace(config.dreamer.collect, shortest=1)
+    config = replace(
+        config, log=replace(config.log, outputs=()), dreamer=replace(config.dreamer, collect=collect)
+    )
+    with tempfile.TemporaryDirectory() as folder, make_driver(config, Voice()) as driver:
+        logdir = Path(folder)
+        agent = make_agent(config, driver.obs_space, driver.act_space, device)
+        parts, models, recording = assemble(config, driver, agent, device, logdir)
+        print(header(config, parts, why), flush=True)
+        stage: Stage = Collect(config, parts, models, recording)
+        while recording.rows < 2:
+            stage.advance()
+        vision = FitVision(config, models, recording)
+        vision.advance()
+        encode = Encode(models, recording, logdir / "latents.npz")
+        while encode.done < encode.units:
+            encode.advance()
+        encode.finish()
+        fit = FitMemory(config, models, recording, Latents(encode.path, recording.rows))
+        fit.advance()
+        losses = vision.metrics() | fit.metrics()
+        parts.logger.close()
+    said = ", ".join(
+        f"{key.removeprefix('loss/')} {losses[key]:.3f}" for key in losses if key.endswith("_loss")
+    )
+    print(f"one update of V and of M: {said}; {memory(device)}", flush=True)

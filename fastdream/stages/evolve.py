@@ -1,0 +1,132 @@
+"""The last stage: CMA-ES evolves C, by how long it lasts in dreams or by what it scores in the environment."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdream.agents.world_models import WorldModels
+from fastdream.agents.world_models_nets import draw
+from fastdream.config import Config
+from fastdream.driver import Driver
+from fastdream.evolution import Evolution
+from fastdream.replay_store import Array
+from fastdream.stages.fit import Latents, stream
+
+
+class Dreams:
+    """Fitness in dreams alone: steps survived, at most `length`. All of a generation dream in one batch."""
+
+    def __init__(self, config: Config, agent: WorldModels, latents: Latents, starts: Array) -> None:
+        self.config, self.agent, self.latents, self.starts = config, agent, latents, starts
+
+    def __call__(self, controls: Array, seeds: Array, key: tuple[int, ...]) -> Array:
+        """Of controllers [N, P], each in the dream of a seed [N]; key: of the random numbers behind the seeds."""
+        settings, agent = self.agent.config.control, self.agent
+        rng, host = stream(self.config, *key)
+        count = int(seeds.max()) + 1
+        first = self.latents.at(rng.choice(self.starts, count), torch.device("cpu"))
+        start = draw(first["mean"], first["logvar"], torch.randn(first["mean"].shape, generator=host))
+        generator = torch.Generator(agent.device).manual_seed(host.initial_seed())
+        lasted = agent.dream(
+            torch.from_numpy(controls).to(agent.device, torch.float32),
+            start[torch.from_numpy(seeds)].to(agent.device),
+            torch.from_numpy(seeds).to(agent.device),
+            generator,
+            settings.temperature,
+            settings.length,
+        )
+        return lasted.double().cpu().numpy()
+
+
+class Races:
+    """Fitness in the environment: scores of episodes, as many at once as there are environments."""
+
+    def __init__(self, config: Config, agent: WorldModels, driver: Driver) -> None:
+        self.config, self.agent, self.driver = config, agent, driver
+
+    def __call__(self, controls: Array, seeds: Array, key: tuple[int, ...]) -> Array:
+        """Of controllers [N, P], each in the episode of a seed [N]."""
+        rng, host = stream(self.config, *key)
+        self.agent.generators["policy"].manual_seed(host.initial_seed())
+        episode_seeds = rng.integers(2**31, size=int(seeds.max()) + 1)[seeds]
+        scores, n = np.zeros(len(seeds)), self.driver.n
+        for begin in range(0, len(seeds), n):
+            # The last environments may have nothing new to do.
+            rows = np.minimum(np.arange(begin, begin + n), len(seeds) - 1)
+            scores[rows] = self.play(controls[rows], episode_seeds[rows])
+        return scores
+
+    def play(self, controls: Array, seeds: Array) -> Array:
+        """An episode in each environment, with a controller of its own: scores [n]."""
+        agent, driver, n = self.agent, self.driver, self.driver.n
+        weights = torch.from_numpy(controls).to(agent.device, torch.float32)
+        carry, obs = agent.init_policy(n), driver.restart(seeds.tolist())
+        scores = np.full(n, np.nan)
+        while np.isnan(scores).any():
+            carry, action, _ = agent.control(weights, carry, obs)
+            obs = driver.step(action)
+            for episode in driver.episodes():
+                if np.isnan(scores[episode.worker]):
+                    scores[episode.worker] = episode.score
+        return scores
+
+
+class Evolve:
+    """Generation after generation; now and then the distribution's mean is tested, and the best mean is kept."""
+
+    def __init__(self, config: Config, agent: WorldModels, fitness: Dreams | Races) -> None:
+        self.config, self.agent, self.fitness = config, agent, fitness
+        self.settings = settings = agent.config.control
+        self.units, self.done = settings.generations, 0
+        self.evolution = Evolution(
+            agent.controller.count, settings.population, settings.sigma, seed=config.seed
+        )
+        self.best = -np.inf  # of the tests
+        self.recent: dict[str, float] = {}
+
+    def advance(self) -> None:
+        """One generation."""
+        settings = self.settings
+        controls = self.evolution.ask()
+        # Antithetic: both halves of the population meet the same dreams or episodes.
+        pairs = np.arange(settings.population) % (settings.population // 2)
+        seeds = pairs[:, None] * settings.rollouts + np.arange(settings.rollouts)
+        scores = self.fitness(controls.repeat(settings.rollouts, 0), seeds.ravel(), (4, self.done))
+        fitness = scores.reshape(settings.population, settings.rollouts).mean(1)
+        self.evolution.tell(fitness)
+        self.done += 1
+        self.recent = {"mean": fitness.mean(), "best": fitness.max(), "sigma": self.evolution.sigma}
+        if self.done % settings.test_every == 0 or self.done == self.units:
+            self.test()
+
+    def test(self) -> None:
+        """Test the distribution's mean; the agent's controller is the mean that did best."""
+        count, mean = self.settings.test_rollouts, self.evolution.mean
+        controls = np.broadcast_to(mean, (count, len(mean))).copy()
+        score = float(self.fitness(controls, np.arange(count), (5, self.done)).mean())
+        self.recent |= {"test": score}
+        if score > self.best:
+            self.best = score
+            self.agent.controls.copy_(torch.from_numpy(mean))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generations so far, the evolution, and the best test."""
+        return {"done": self.done, "best": self.best, "evolution": self.evolution.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.done, self.best = int(state["done"]), float(state["best"])
+        self.evolution.load_state_dict(state["evolution"])
+
+    def metrics(self) -> dict[str, float]:
+        """Fitness in the last generation, and in a test if there was one since the last call."""
+        values = {f"control/{key}": float(value) for key, value in self.recent.items()}
+        self.recent.pop("test", None)
+        return values
+
+    def finish(self) -> str:
+        """What came of it."""
+        where = "dreams" if self.settings.where == "dream" else "the environment"
+        return f"C's best mean scored {self.best:.1f} in {where} after {self.done:,} generations"

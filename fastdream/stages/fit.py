@@ -1,0 +1,227 @@
+"""The stages between rollouts and evolution: fit V to pictures, encode them all, fit M to what they became.
+
+A batch is a function of the run's seed and of the update's number, so that a resumed run goes on with the same ones.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdream import rundir
+from fastdream.adam import Adam, AdamConfig
+from fastdream.agents.world_models import WorldModels
+from fastdream.config import Config
+from fastdream.learner import Metrics
+from fastdream.recording import Recording
+from fastdream.replay_store import Array
+
+ENCODED = 256  # pictures that are encoded at once
+
+
+def stream(config: Config, *key: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Random numbers that belong to a place in the run: for choosing rows on the host, and for noise, there too."""
+    seed = np.random.SeedSequence((config.seed, *key))
+    torch_seed = int(seed.generate_state(1, np.uint64)[0] >> 1)
+    return np.random.default_rng(seed), torch.Generator().manual_seed(torch_seed)
+
+
+class FitVision:
+    """V, on pictures drawn from all rollouts."""
+
+    def __init__(self, config: Config, agent: WorldModels, recording: Recording) -> None:
+        self.config, self.agent, self.recording = config, agent, recording
+        self.settings = agent.config.vision
+        self.units, self.done = vision_updates(config), 0
+        self.opt = Adam(
+            dict(agent.vision.named_parameters()), AdamConfig(self.settings.lr, clip=0.0, eps=1e-8)
+        )
+        self.losses = Metrics()
+
+    def advance(self) -> None:
+        """One update."""
+        rng, generator = stream(self.config, 1, self.done)
+        rows = np.sort(rng.choice(self.recording.rows, self.settings.batch))
+        image = torch.from_numpy(self.recording["image"][rows]).to(self.agent.device)
+        noise = torch.randn(len(rows), self.agent.config.latents, generator=generator)
+        loss, metrics = self.agent.vision_loss(image, noise.to(self.agent.device))
+        loss.backward()
+        self.opt.step()
+        self.losses.add({f"loss/vision_{k}": v for k, v in metrics.items()}, self.done)
+        self.done += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Updates so far and the optimiser."""
+        self.losses.check()
+        return {"done": self.done, "opt": self.opt.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.done = int(state["done"])
+        self.opt.load_state_dict(state["opt"])
+
+    def metrics(self) -> dict[str, float]:
+        """Mean losses since the last call; raises NonFinite."""
+        return self.losses.fetch()
+
+    def finish(self) -> str:
+        """What came of it."""
+        return f"V has seen {self.done * self.settings.batch:,} pictures"
+
+
+def vision_updates(config: Config) -> int:
+    """Updates that V's passes take."""
+    settings = config.dreamer.vision
+    return max(1, round(settings.passes * config.steps / settings.batch))
+
+
+class Encode:
+    """Means and log variances of every picture's latent vector, in half precision, into one file."""
+
+    def __init__(self, agent: WorldModels, recording: Recording, path: Path) -> None:
+        self.agent, self.recording, self.path = agent, recording, path
+        self.units, self.done = recording.rows, 0
+        shape = 2, recording.rows, agent.config.latents
+        self.encoded = np.zeros(shape, np.float16)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Some hundred pictures."""
+        rows = slice(self.done, min(self.done + ENCODED, self.units))
+        image = torch.from_numpy(np.array(self.recording["image"][rows])).to(self.agent.device)
+        for place, values in zip(self.encoded[:, rows], self.agent.vision.encode(image), strict=True):
+            place[:] = values.cpu().numpy()
+        self.done = rows.stop
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: it is soon done again."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """It begins anew."""
+
+    def metrics(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def finish(self) -> str:
+        """Write the file."""
+        buffer = io.BytesIO()
+        np.savez(buffer, mean=self.encoded[0], logvar=self.encoded[1])
+        rundir.write_atomic(self.path, buffer.getvalue())
+        return f"encoded {self.done:,} pictures"
+
+
+class Latents:
+    """What V made of all pictures, mean and logvar [rows, Z]."""
+
+    def __init__(self, path: Path, rows: int) -> None:
+        try:
+            with np.load(path) as file:
+                self.mean, self.logvar = file["mean"], file["logvar"]
+        except (OSError, KeyError, ValueError) as error:
+            raise rundir.StorageError(f"{path} cannot be read: {error}; restore it, or train anew") from error
+        if len(self.mean) != rows:
+            raise rundir.StorageError(
+                f"{path} has {len(self.mean):,} rows, and {rows:,} were recorded: restore either, or train anew"
+            )
+
+    def at(self, rows: Array, device: torch.device) -> dict[str, Tensor]:
+        """mean and logvar [*rows.shape, Z] in float32."""
+        both = {"mean": self.mean[rows], "logvar": self.logvar[rows]}
+        return {key: torch.from_numpy(value).to(device).float() for key, value in both.items()}
+
+
+class FitMemory:
+    """M, on as many streams as a batch has sequences: all episodes in an order of their own in every pass.
+
+    The LSTM's state is carried from one batch to the next within a pass.
+    """
+
+    def __init__(self, config: Config, agent: WorldModels, recording: Recording, latents: Latents) -> None:
+        self.config, self.agent, self.recording, self.latents = config, agent, recording, latents
+        self.settings = agent.config.memory
+        self.units, self.done = memory_updates(config), 0
+        # Few rollouts make short streams, or few of them.
+        self.streams = max(1, min(self.settings.batch, recording.rows // 2))
+        self.width = recording.rows // self.streams  # steps of each
+        self.length = min(self.settings.length, self.width - 1)
+        self.chunks = max(1, (self.width - 1) // self.length)
+        self.state = agent.memory.initial(self.streams)
+        self.opt = Adam(
+            dict(agent.memory.named_parameters()), AdamConfig(self.settings.lr, clip=0.0, eps=1e-8)
+        )
+        self.losses = Metrics()
+        self._order: tuple[int, Array] = -1, np.zeros(0, int)
+
+    @cached_property
+    def flags(self) -> dict[str, Array]:
+        """What is small enough to be kept in memory."""
+        return {key: np.array(self.recording[key]) for key in ("action", "first", "terminal")}
+
+    def rows(self, update: int) -> Array:
+        """Rows [streams, length + 1] of an update's batch."""
+        sweep, chunk = divmod(update, self.chunks)
+        if self._order[0] != sweep:
+            rng, _ = stream(self.config, 2, sweep)
+            starts, lengths = self.recording.starts(), self.recording.lengths()
+            order = rng.permutation(len(starts))
+            every = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in order])
+            self._order = sweep, every[: self.streams * self.width].reshape(self.streams, self.width)
+        begin = chunk * self.length
+        return self._order[1][:, begin : begin + self.length + 1]
+
+    def advance(self) -> None:
+        """One update."""
+        rows, device = self.rows(self.done), self.agent.device
+        if self.done % self.chunks == 0:
+            self.state = self.agent.memory.initial(self.streams)
+        _, generator = stream(self.config, 3, self.done)
+        batch = self.latents.at(rows, device)
+        batch |= {key: torch.from_numpy(value[rows]).to(device) for key, value in self.flags.items()}
+        noise = torch.randn(batch["mean"].shape, generator=generator).to(device)
+        loss, self.state, metrics = self.agent.memory_loss(batch, noise, self.state)
+        loss.backward()
+        for param in self.opt.params:
+            assert param.grad is not None, "no gradient reached M"
+            param.grad.clamp_(-self.settings.clip, self.settings.clip)
+        settings = self.settings
+        rate = (settings.lr - settings.lr_end) * settings.decay**self.done + settings.lr_end
+        self.opt.config = replace(self.opt.config, lr=rate)
+        self.opt.step()
+        self.losses.add({f"loss/memory_{k}": v for k, v in metrics.items()}, self.done)
+        self.done += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Updates so far, the optimiser, and the LSTM's state."""
+        self.losses.check()
+        hidden, cell = self.state
+        return {"done": self.done, "opt": self.opt.state_dict(), "hidden": hidden, "cell": cell}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.done = int(state["done"])
+        self.opt.load_state_dict(state["opt"])
+        hidden, cell = (state[key].to(self.agent.device) for key in ("hidden", "cell"))
+        self.state = hidden, cell
+
+    def metrics(self) -> dict[str, float]:
+        """Mean losses since the last call; raises NonFinite."""
+        return self.losses.fetch()
+
+    def finish(self) -> str:
+        """What came of it."""
+        steps = self.done * self.streams * self.length
+        return f"M has seen {steps:,} steps"
+
+
+def memory_updates(config: Config) -> int:
+    """Updates that M's passes take."""
+    settings = config.dreamer.memory
+    return max(1, round(settings.passes * config.steps / (settings.batch * settings.length)))

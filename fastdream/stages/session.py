@@ -1,0 +1,180 @@
+"""A run in stages: which one is next, what is saved, logged and drawn beside it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from fastdream.agents.world_models import WorldModels
+from fastdream.build import Parts, in_processes
+from fastdream.checkpoint import Loaded
+from fastdream.config import Config
+from fastdream.driver import Voice
+from fastdream.evaluate import Scores, evaluate
+from fastdream.recording import Recording
+from fastdream.schedule import EverySeconds, Stop
+from fastdream.stages import pictures
+from fastdream.stages.collect import Collect
+from fastdream.stages.evolve import Dreams, Evolve, Races
+from fastdream.stages.fit import Encode, FitMemory, FitVision, Latents, memory_updates, vision_updates
+
+
+class Stage(Protocol):
+    """A piece of work that can be interrupted: `done` of `units`, more with every `advance`."""
+
+    units: int
+
+    @property
+    def done(self) -> int: ...
+    def advance(self) -> None: ...
+    def metrics(self) -> dict[str, float]: ...
+    def finish(self) -> str: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Session:
+    """All stages in their order, from the beginning or from where the last checkpoint stands.
+
+    Steps, as they are logged: steps recorded, then updates of V, updates of M and generations on top of them.
+    """
+
+    def __init__(self, config: Config, parts: Parts, agent: WorldModels, recording: Recording) -> None:
+        self.config, self.parts, self.log = config, parts, parts.logger
+        self.agent, self.recording = agent, recording
+        self.encoded = parts.logdir / "latents.npz"
+        self.makers: dict[str, Callable[[], Stage]] = {
+            "collect": lambda: Collect(config, parts, agent, recording),
+            "vision": lambda: FitVision(config, agent, recording),
+            "encode": lambda: Encode(agent, recording, self.encoded),
+            "memory": lambda: FitMemory(config, agent, recording, self.latents()),
+            "control": lambda: Evolve(config, agent, self.fitness()),
+        }
+        self.names, self.at = list(self.makers), 0
+        self.planned = [*planned(config).values()]
+        self.log_due, self.save_due = EverySeconds(config.log.every), EverySeconds(config.log.save_every)
+        self.voice = Voice(lambda text: self.log.print(f"in evaluation, {text}"))
+        self.resumed_from = parts.checkpoint.load()
+        if self.resumed_from is not None:
+            self.stage = self.restored(self.resumed_from)
+        else:
+            self.stage = self.makers[self.names[0]]()
+        self.log.resume(self.step)
+
+    def restored(self, loaded: Loaded) -> Stage:
+        """The stage that a checkpoint was saved in; parameters before it, because stages are made from them."""
+        self.agent.load_state_dict(loaded.tree["agent"])
+        self.at = self.names.index(loaded.tree["session"]["stage"])
+        stage = self.makers[self.names[self.at]]()
+        stage.load_state_dict(loaded.tree["session"]["state"])
+        return stage
+
+    def latents(self) -> Latents:
+        """What V made of the rollouts."""
+        return Latents(self.encoded, self.recording.rows)
+
+    def dreams(self) -> Dreams:
+        """Dreams that begin where recorded episodes did."""
+        return Dreams(self.config, self.agent, self.latents(), self.recording.starts())
+
+    def fitness(self) -> Dreams | Races:
+        """Where C is evolved."""
+        if self.agent.config.control.where == "dream":
+            return self.dreams()
+        return Races(self.config, self.agent, self.parts.driver)
+
+    @property
+    def step(self) -> int:
+        """Where the run is."""
+        before, planned = sum(self.planned[: self.at]), self.planned[self.at]
+        return before + min(planned, self.stage.done)
+
+    def run(self, stop: Stop) -> bool:
+        """All that is left to do; whether it is done, which it is not if `stop` came before. Saves in any case."""
+        while True:
+            name = self.names[self.at]
+            while self.stage.done < self.stage.units and not stop:
+                self.stage.advance()
+                self.aside()
+            if stop:
+                break
+            self.write_metrics()
+            self.log.print(f"{name}: {self.stage.finish()}")
+            self.draw(name)
+            if self.at == len(self.names) - 1:
+                break
+            self.at += 1
+            self.stage = self.makers[self.names[self.at]]()
+            self.save()
+        self.write_metrics()
+        self.save()
+        return not stop
+
+    def aside(self) -> None:
+        """What is due between two pieces of work and changes nothing of what is learned."""
+        self.log.progress(self.step, self.step - min(self.step, self.planned[0]))
+        if self.log_due():
+            self.write_metrics()
+        if self.save_due():
+            self.save()
+
+    def write_metrics(self) -> None:
+        """How the stage is doing. Raises NonFinite if a loss is not finite."""
+        if values := self.stage.metrics():
+            self.log.scalars(self.step, values)
+
+    def draw(self, name: str) -> None:
+        """Pictures of what a stage has learned."""
+        agent, step, seed = self.agent, self.step, self.config.seed
+        if name == "vision":
+            self.log.image(step, "reconstructions", pictures.reconstructions(agent, self.recording))
+        if name == "memory":
+            try:
+                self.log.picture(step, "openloop", pictures.open_loop(agent, self.recording, seed))
+            except ValueError as error:
+                self.log.print(f"no open-loop predictions: {error}")
+        if name == "control" and agent.config.memory.ends:
+            real = pictures.episode(agent, self.parts.make_env, seed)
+            self.log.video(
+                step, "real_dream", pictures.side_by_side(real, pictures.dream(agent, self.dreams(), seed))
+            )
+
+    def evaluate(self, stop: Stop) -> Scores:
+        """Episodes in the real environment, on environments of their own."""
+        config = self.config
+        return evaluate(
+            self.parts.agent,
+            self.parts.make_env,
+            config.eval.final_episodes,
+            count=config.eval.count,
+            parallel=in_processes(config),
+            seed=config.seed + 1_000_003,
+            mode=config.eval.mode,
+            stop=stop,
+            on_restart=self.voice,
+            task=config.task,
+        )
+
+    def save(self, score: float | None = None) -> None:
+        """Write a checkpoint, unless a loss is not finite: then raise NonFinite."""
+        session = {"stage": self.names[self.at], "state": self.stage.state_dict()}
+        tree = {"agent": self.agent.state_dict(), "session": session}
+        self.parts.checkpoint.save(tree, step=self.step, score=score)
+        self.log.saved()
+
+    def notes(self) -> list[str]:
+        """What the user should know of how this run begins."""
+        if self.resumed_from is None:
+            return []
+        name = self.names[self.at]
+        place = f"{name}, {self.stage.done:,} of {self.stage.units:,}"
+        return [*self.resumed_from.notes, f"resumed in stage {place}, from {self.resumed_from.path}"]
+
+
+def planned(config: Config) -> dict[str, int]:
+    """How many pieces of work each stage is counted as."""
+    return {
+        "collect": config.steps,
+        "vision": vision_updates(config),
+        "encode": 0,
+        "memory": memory_updates(config),
+        "control": config.dreamer.control.generations,
+    }

@@ -1,0 +1,82 @@
+"""The two worlds of World Models: they step, keep to what the paper sees, and come back to the same states."""
+
+import numpy as np
+import pytest
+
+from fastdream.envs import make
+from fastdream.envs.base import EnvError
+
+from .test_envs_suites import alike, comes_back, roll
+
+
+class TestTakeCover:
+    @pytest.fixture(autouse=True)
+    def _package(self, tmp_path, monkeypatch):
+        pytest.importorskip("vizdoom", reason="the suite's package")
+        pytest.importorskip("PIL", reason="what resizes")
+        monkeypatch.chdir(tmp_path)  # the game makes a folder where it runs
+
+    def test_comes_back_to_the_same_states(self):
+        assert comes_back("vizdoom_take_cover", steps=40, repeat=2)
+        assert not alike(
+            roll(make("vizdoom_take_cover"), 40, seed=3), roll(make("vizdoom_take_cover"), 40, seed=4)
+        )
+
+    def test_every_tic_survived_is_worth_one(self):
+        obs = roll(make("vizdoom_take_cover", repeat=4), 600)
+        assert obs[0]["image"].shape == (64, 64, 3) and obs[0]["image"].max() > 50
+        assert {o["reward"] for o in obs[1:-1]} == {4.0} and obs[-1]["reward"] <= 4
+        assert obs[-1]["is_terminal"] and obs[-1]["is_last"]
+
+    def test_a_time_limit_is_last_but_not_terminal(self):
+        *before, last = roll(make("vizdoom_take_cover", length=12, repeat=4), 9)
+        assert len(before) == 3 and sum(o["reward"] for o in [*before, last]) == 12
+        assert last["is_last"] and not last["is_terminal"]
+
+    def test_left_and_right_are_opposite_directions(self):
+        vizdoom = pytest.importorskip("vizdoom", reason="the suite's package")
+
+        def place(action):
+            env = make("vizdoom_take_cover")
+            env.reset(seed=0)
+            for _ in range(15):
+                env.step({"action": np.int32(action)})
+            return env.env._game.get_game_variable(vizdoom.GameVariable.POSITION_Y)
+
+        left, stay, right = (place(action) for action in range(3))
+        assert abs((left + right) / 2 - stay) < 1 and abs(left - right) > 20
+
+    def test_unknown_scenarios_are_named(self):
+        with pytest.raises(
+            EnvError, match="unknown task 'vizdoom_take_cove'; did you mean 'vizdoom_take_cover'"
+        ):
+            make("vizdoom_take_cove")
+
+
+class TestCarRacing:
+    @pytest.fixture(autouse=True)
+    def _package(self):
+        pytest.importorskip("Box2D", reason="the suite's physics")
+        pytest.importorskip("pygame", reason="what draws the suite")
+        pytest.importorskip("PIL", reason="what resizes")
+
+    def test_comes_back_to_the_same_states(self):
+        assert comes_back("car_racing", steps=4)
+
+    def test_the_dashboard_is_cut_off_and_gas_moves_the_car(self):
+        env = make("car_racing")
+
+        def drive(gas):
+            env.reset(seed=0)
+            obs = [env.step({"action": np.array([0, gas, -1], np.float32)}) for _ in range(40)]
+            return obs[-1]["image"], sum(o["reward"] for o in obs)
+
+        image, far = drive(1)
+        assert image.shape == (64, 64, 3) and env.render().shape == (96, 96, 3)
+        dashboard = env.render()[-8:].mean()
+        assert image[-4:].mean() > 60 > dashboard  # grass and road end the picture, not the black dashboard
+        assert far > drive(-1)[1]
+
+    def test_a_time_limit_is_last_but_not_terminal_and_repeats_add_up(self):
+        *before, last = roll(make("car_racing", length=7, repeat=3), 9)
+        assert len(before) == 3 and last["is_last"] and not last["is_terminal"]

@@ -1,0 +1,65 @@
+"""Rollouts on disk: what comes back, what a killed process leaves, what is missing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastdream.recording import Recording
+from fastdream.rundir import StorageError
+
+SPEC = {
+    "image": ((2, 3), np.dtype(np.uint8)),
+    "first": ((), np.dtype(bool)),
+    "x": ((1,), np.dtype(np.float32)),
+}
+
+
+def episode(rows: int, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    first = np.arange(rows) == 0
+    return {"image": rng.integers(0, 256, (rows, 2, 3), np.uint8), "first": first, "x": rng.random((rows, 1))}
+
+
+def test_episodes_come_back_one_after_another(tmp_path: Path) -> None:
+    one = Recording(tmp_path, SPEC)
+    assert one.rows == len(one["image"]) == len(one.starts()) == 0
+    parts = [episode(4, 1), episode(3, 2)]
+    one.add(parts[0], score=1.5)
+    one.add(None, score=0.5)
+    one.add(parts[1], score=2.5)
+    for recording in (one, Recording(tmp_path, SPEC)):
+        assert recording.rows == 7
+        assert recording.starts().tolist() == [0, 4] and recording.lengths().tolist() == [4, 3]
+        assert [e["score"] for e in recording.episodes] == [1.5, 0.5, 2.5]
+        for key, (_, dtype) in SPEC.items():
+            assert recording[key].dtype == dtype
+            assert np.array_equal(recording[key], np.concatenate([p[key] for p in parts]).astype(dtype))
+
+
+def test_what_was_not_finished_is_cut_off(tmp_path: Path) -> None:
+    recording = Recording(tmp_path, SPEC)
+    recording.add(episode(4, 1), score=1.0)
+    with (tmp_path / "image.bin").open("ab") as file:
+        file.write(b"half an episode")
+    with (tmp_path / "episodes.jsonl").open("a") as file:
+        file.write('{"rows": 3, "sc')
+    again = Recording(tmp_path, SPEC)
+    again.add(episode(2, 2), score=2.0)
+    assert (tmp_path / "image.bin").stat().st_size == 6 * 6
+    assert np.array_equal(Recording(tmp_path, SPEC)["image"][4:], episode(2, 2)["image"])
+
+
+def test_missing_rows_are_an_error_that_names_the_file(tmp_path: Path) -> None:
+    Recording(tmp_path, SPEC).add(episode(4))
+    (tmp_path / "x.bin").write_bytes(b"1234")
+    with pytest.raises(
+        StorageError, match=r"x.bin holds 4 bytes, and the episodes .* have 16: restore the file"
+    ):
+        Recording(tmp_path, SPEC)
+
+
+def test_a_wrong_shape_is_caught(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="image"):
+        Recording(tmp_path, SPEC).add(episode(4) | {"image": np.zeros((4, 3, 2), np.uint8)})

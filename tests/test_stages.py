@@ -1,0 +1,293 @@
+"""Training in stages: it ends, stops and goes on as if it had not stopped, and says what it cannot do."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastdream import cli, eval, presets, train
+from fastdream.agents import load
+from fastdream.agents.world_models import WorldModels
+from fastdream.config import Config
+from fastdream.driver import Driver, Voice
+from fastdream.learner import NonFinite
+from fastdream.recording import Recording
+from fastdream.schedule import Stop
+from fastdream.stages import pictures
+from fastdream.stages.collect import RandomActions, recording_spec
+from fastdream.stages.command import assemble
+from fastdream.stages.evolve import Races
+from fastdream.stages.fit import FitMemory, Latents
+from fastdream.stages.session import Session
+
+from .run_tools import CPU
+from .test_benchmarks import load as load_benchmark
+from .test_resume import equal
+
+COMMAND = ["--agent", "world_models", "--task", "dummy_image", "--env.parallel", "no"]
+
+
+@pytest.fixture(autouse=True)
+def _package() -> None:
+    pytest.importorskip("cma", reason="what the last stage is done by")
+
+
+def tiny(**control: Any) -> Config:
+    config = presets.resolve("dummy_image", agent="world_models")
+    dreamer = replace(config.dreamer, control=replace(config.dreamer.control, **control))
+    log = replace(config.log, outputs=(), every=1e9, save_every=1e9)
+    return replace(config, dreamer=dreamer, log=log, env=replace(config.env, parallel="no"))
+
+
+class StopIn(Stop):
+    """Becomes true when so much of a stage is done."""
+
+    def __init__(self, stage: str, done: int) -> None:
+        super().__init__()
+        self.place, self.session = (stage, done), None
+
+    def __bool__(self) -> bool:
+        assert self.session is not None, "asked before the session was there"
+        session: Session = self.session
+        if session.names[session.at] == self.place[0] and session.stage.done >= self.place[1]:
+            self.reason = "test"
+        return bool(self.reason)
+
+
+def opened(config: Config, logdir: Path, use: Callable[[Session], Any]) -> Any:
+    """What `use` returns of a session in that folder."""
+    driver = train.make_driver(config, Voice())
+    with driver:
+        agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
+        parts, models, recording = assemble(config, driver, agent, CPU, logdir)
+        try:
+            return use(Session(config, parts, models, recording))
+        finally:
+            parts.logger.close()
+
+
+def run(config: Config, logdir: Path, stop: Stop | None = None) -> tuple[bool, dict[str, Any]]:
+    """Whether it was done, and the agent's state."""
+
+    def use(session: Session) -> tuple[bool, dict[str, Any]]:
+        if isinstance(stop, StopIn):
+            stop.session = session
+        done = session.run(Stop() if stop is None else stop)
+        return done, session.agent.state_dict()
+
+    return opened(config, logdir, use)
+
+
+def test_the_command_goes_through_all_stages_and_can_be_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train.main([*COMMAND, "--logdir", str(tmp_path), "--log.every", "0"])
+    text = capsys.readouterr().out
+    assert "agent     world_models current, preset debug, size debug" in text and "evaluation: " in text
+    for stage in (
+        "collect: recorded",
+        "vision: V has",
+        "encode: ",
+        "memory: M has",
+        "control: C's best mean",
+    ):
+        assert stage in text
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = {key for entry in metrics for key in entry}
+    assert {"loss/vision_error", "loss/memory_end", "control/test", "eval/score"} <= logged
+    media = [path.name.rpartition("_")[0] for path in (tmp_path / "media").iterdir()]
+    assert sorted(media) == ["openloop", "real_dream", "reconstructions"]
+    # The same command once more has nothing left to do but to evaluate, with the same result.
+    scores = json.loads((tmp_path / "eval.json").read_text())["scores"]
+    train.main(["--logdir", str(tmp_path)])
+    assert "resumed in stage control, 3 of 3" in capsys.readouterr().out
+    assert json.loads((tmp_path / "eval.json").read_text())["scores"] == scores
+    agent = load(tmp_path)
+    assert isinstance(agent, WorldModels) and agent.controls.any()
+    eval.main(["--logdir", str(tmp_path), "--episodes", "2", "--video", "--json", "--checkpoint", "best"])
+    facts = json.loads(capsys.readouterr().out)
+    assert len(facts["scores"]) == 2
+    assert any("openloop_image" in file for file in facts["videos"])
+
+
+def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path: Path):
+    config = tiny()
+    done, whole = run(config, tmp_path / "whole")
+    assert done
+    folder = tmp_path / "parts"
+    for place in (("collect", 21), ("vision", 2), ("encode", 0), ("memory", 2), ("control", 1)):
+        done, _ = run(config, folder, StopIn(*place))
+        stage, so_far = opened(
+            config, folder, lambda session: (session.names[session.at], session.stage.done)
+        )
+        assert not done and (stage, so_far >= place[1], so_far > 0) == (place[0], True, place[1] > 0)
+    done, resumed = run(config, folder)
+    assert done
+    both = [Recording(path / "rollouts", {}).episodes for path in (tmp_path / "whole", folder)]
+    assert both[0] == both[1]
+    assert equal(resumed, whole)
+
+
+def test_evolution_in_the_environment(tmp_path: Path):
+    done, state = run(tiny(where="real", rollouts=1, test_rollouts=3, generations=2), tmp_path)
+    assert done and state["controls"].any()
+
+
+def test_antithetic_halves_meet_the_same_episodes_of_their_own_controllers():
+    config = tiny(where="real")
+    with train.make_driver(replace(config, env=replace(config.env, count=3)), Voice()) as driver:
+        agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
+        races = Races(config, agent, driver)  # type: ignore[arg-type]
+        controls = np.zeros((8, agent.controller.count))  # type: ignore[attr-defined]
+        controls[4:] = np.random.default_rng(0).standard_normal(controls[4:].shape)
+        scores = races(controls, np.array([0, 1, 2, 3] * 2), (4, 0))
+        again = races(controls, np.array([0, 1, 2, 3] * 2), (4, 0))
+        same = races(np.zeros((8, controls.shape[1])), np.array([0, 1, 2, 3] * 2), (4, 0))
+        other = races(np.zeros((8, controls.shape[1])), np.array([0, 1, 2, 3] * 2), (4, 1))
+    assert np.array_equal(scores, again) and len(set(scores)) > 1
+    assert np.array_equal(same[:4], same[4:]) and np.array_equal(same[:4], scores[:4])
+    assert not np.array_equal(same, other)
+
+
+def test_restarted_environments_begin_the_episodes_that_were_asked_for(tmp_path: Path):
+    config = tiny()
+    with train.make_driver(config, Voice()) as driver:
+        assert isinstance(driver, Driver)
+        first = driver.restart([5, 6])
+        driver.step({"action": np.zeros(2, np.int32)})
+        assert not driver.episodes() and first["is_first"].all()
+        again, other = driver.restart([5, 6]), driver.restart([6, 7])
+        assert np.array_equal(first["image"], again["image"])
+        assert np.array_equal(other["image"][0], again["image"][1])
+
+
+def test_memory_sees_every_step_once_a_pass_and_each_where_the_last_batch_ended(tmp_path: Path):
+    config = tiny()
+    run(config, tmp_path, StopIn("memory", 1))
+
+    def use(session: Session) -> None:
+        latents = Latents(tmp_path / "latents.npz", session.recording.rows)
+        fit = FitMemory(config, session.agent, session.recording, latents)
+        batches = [fit.rows(update) for update in range(fit.chunks)]
+        assert all(batch.shape == (4, fit.length + 1) for batch in batches)
+        for before, after in zip(batches, batches[1:], strict=False):
+            assert np.array_equal(before[:, -1], after[:, 0])
+        seen = np.concatenate([batch[:, :-1] for batch in batches], 1).ravel()
+        assert len(set(seen)) == len(seen) > 0.7 * session.recording.rows
+        assert not np.array_equal(fit.rows(0), fit.rows(fit.chunks))  # another order
+
+    opened(config, tmp_path, use)
+
+
+def test_the_benchmark_scores_each_temperature_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train.main([*COMMAND, "--logdir", str(tmp_path / "run"), "--log.outputs", "jsonl"])
+    args = ["--logdir", str(tmp_path / "run"), "--episodes", "2", "--out", str(tmp_path / "scores.csv")]
+    benchmark = load_benchmark("world_models")
+    benchmark.main([*args, "--temperatures", "1.0", "1.5", "--generations", "2"])
+    head, *lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert head == "temperature,generations,dream,dream_std,real,real_std,episodes"
+    assert [line.split(",")[:2] for line in lines] == [["random", "0"], ["1.0", "2"], ["1.5", "2"]]
+    assert all(line.endswith(",2") and np.isfinite(float(line.split(",")[4])) for line in lines)
+    benchmark.main([*args, "--temperatures", "1.5"])
+    assert (tmp_path / "scores.csv").read_text().splitlines() == [head, *lines]
+    assert "tau 1.0: generation 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("actions", ["held", "networks"])
+def test_random_policies(actions: str):
+    config = tiny().dreamer
+    config = replace(config, collect=replace(config.collect, actions=actions, hold=3))
+    with train.make_driver(tiny(), Voice()) as driver:
+        agent = WorldModels(driver.obs_space, driver.act_space, config)
+        policy = RandomActions(agent, np.random.default_rng(0))
+        taken = np.stack([policy() for _ in range(300)])[:, 0]
+        assert recording_spec(agent)["action"] == ((1,), np.float32)
+    assert abs(taken).max() <= 1 and len(set(taken)) > 50
+    runs = np.diff(np.flatnonzero(np.diff(taken) != 0))
+    assert runs.max() == (3 if actions == "held" else 1)
+    assert (abs(taken).max() > 0.5) == (actions == "held")  # networks whose weights are small do little
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path: Path):
+    config = tiny()
+    run(config, tmp_path, StopIn("vision", 2))
+
+    def use(session: Session) -> None:
+        assert session.names[session.at] == "vision", session.names[session.at]
+        with torch.no_grad():
+            session.agent.vision.mean.bias.fill_(torch.nan)
+        with pytest.raises(NonFinite, match="loss/vision_loss became NaN"):
+            session.run(Stop())
+        loaded = session.parts.checkpoint.load()
+        assert loaded is not None and loaded.tree["agent"]["vision"]["mean.bias"].isfinite().all()
+
+    opened(config, tmp_path, use)
+
+
+def test_open_loop_needs_episodes_that_are_long_enough(tmp_path: Path):
+    spec = {"image": ((64, 64, 3), np.dtype(np.uint8))}
+    with pytest.raises(ValueError, match="more than 20 steps"):
+        pictures.open_loop(None, Recording(tmp_path, spec), 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--train.ratio", "5"], r"reads nothing of --train\.\*"),
+        (["--task", "dummy_vector"], "sees one picture of 64 x 64 pixels"),
+        (["--dreamer.memory.no-ends"], "choose control.where=real"),
+        (["--size", "12m"], "unknown size '12m'"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as exit:
+        train.main([*COMMAND, "--logdir", str(tmp_path / "run"), *args])
+    text = " ".join(capsys.readouterr().err.split())
+    assert exit.value.code == 2 and re.search(message, text), text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    train.main([*COMMAND, "--dry-run"])
+    assert "one update of V and of M: vision_loss" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets_are_the_paper_s():
+    doom, car = (presets.resolve(task, agent="world_models") for task in ("vizdoom_take_cover", "car_racing"))
+    for config in (doom, car):
+        control = config.dreamer.control
+        assert (control.population, control.rollouts, control.sigma, control.test_rollouts) == (
+            64,
+            16,
+            0.1,
+            1024,
+        )
+        assert config.suite.repeat == 1 and config.dreamer.vision.lr == 1e-4
+    memory, control = doom.dreamer.memory, doom.dreamer.control
+    assert (memory.units, memory.length, memory.passes, memory.ends, control.cell) == (
+        512,
+        500,
+        400,
+        True,
+        True,
+    )
+    assert (control.where, control.temperature, control.length) == ("dream", 1.15, 2100)
+    memory, control = car.dreamer.memory, car.dreamer.control
+    assert (memory.units, memory.length, memory.ends, control.bias) == (256, 999, False, True)
+    assert (control.where, car.dreamer.collect.actions, control.cell) == ("real", "networks", False)
+    updates = memory.passes * car.steps / (memory.batch * memory.length)
+    assert abs(updates - 4000) < 10
+    assert presets.resolve("atari_pong", agent="world_models").suite.size == 64
+    assert cli.parse(["--agent", "world_models"]).config.preset == "take_cover_small"
