@@ -158,8 +158,11 @@ def directory(config: Config) -> Path:
 
 def make_driver(config: Config, voice: Voice) -> Driver | Recorded:
     """The environments, or the dataset in their place; ValueError if there is no such one or it cannot be served."""
-    if config.dataset:
-        return recorded(config)
+    return recorded(config) if config.dataset else environments(config, voice)
+
+
+def environments(config: Config, voice: Voice) -> Driver:
+    """The environments; EnvError, a ValueError, if there is no such task or it cannot be served."""
     return Driver(
         environment(config),
         config.env.count,

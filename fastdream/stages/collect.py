@@ -8,6 +8,7 @@ import numpy as np
 from fastdream.agents.world_models import WorldModels
 from fastdream.build import Parts
 from fastdream.config import Config
+from fastdream.driver import Driver
 from fastdream.recording import Recording
 from fastdream.replay_store import Array
 
@@ -43,11 +44,13 @@ class Collect:
     def __init__(self, config: Config, parts: Parts, agent: WorldModels, recording: Recording) -> None:
         self.config, self.parts, self.agent, self.recording = config, parts, agent, recording
         self.units = config.steps
-        n = parts.driver.n
+        assert isinstance(parts.driver, Driver), parts.driver
+        self.driver = parts.driver
+        n = self.driver.n
         self.finished = np.bincount([e["worker"] for e in recording.episodes], minlength=n)
         # Every environment begins the episode after those that are recorded of it.
         begun = {str(i): {"episode": int(count), "exact": 0} for i, count in enumerate(self.finished)}
-        parts.driver.load_state_dict(begun)
+        self.driver.load_state_dict(begun)
         self.policies = [self.policy(worker) for worker in range(n)]
         self.steps: list[list[dict[str, Any]]] = [[] for _ in range(n)]
 
@@ -63,7 +66,7 @@ class Collect:
 
     def advance(self) -> None:
         """One step of every environment."""
-        driver, controller = self.parts.driver, self.agent.controller
+        driver, controller = self.driver, self.agent.controller
         obs = driver.recv()
         ended = driver.episodes()
         actions = np.stack([policy() for policy in self.policies])

@@ -34,8 +34,8 @@ from fastdream.summary import header, memory, served
 from fastdream.train import (
     describe,
     directory,
+    environments,
     last_good,
-    make_driver,
     refuse_other_spaces,
     resume_hint,
     set_up,
@@ -50,7 +50,7 @@ def train(config: Config, command: str = "") -> None:
     # All that can be refused is refused before there is a directory.
     evolution.require()
     refuse_unread(config)
-    with make_driver(config, voice) as driver:
+    with environments(config, voice) as driver:
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         logdir = directory(config)
@@ -68,7 +68,9 @@ def train(config: Config, command: str = "") -> None:
 
 
 def refuse_unread(config: Config) -> None:
-    """Raise ValueError for settings that are of agents that learn while they act."""
+    """Raise ValueError for settings that are of agents that learn while they act, or from a dataset."""
+    if config.dataset:
+        raise ValueError(f"{config.agent} records rollouts of its own; give it --task, and other agents --dataset")
     given = {"replay": (config.replay, ReplayConfig()), "train": (config.train, TrainConfig())}
     if changed := [name for name, (asked, default) in given.items() if asked != default]:
         raise ValueError(
@@ -136,7 +138,7 @@ def dry_run(config: Config) -> None:
     config = replace(
         config, log=replace(config.log, outputs=()), dreamer=replace(config.dreamer, collect=collect)
     )
-    with tempfile.TemporaryDirectory() as folder, make_driver(config, Voice()) as driver:
+    with tempfile.TemporaryDirectory() as folder, environments(config, Voice()) as driver:
         logdir = Path(folder)
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         parts, models, recording = assemble(config, driver, agent, device, logdir)

@@ -7,7 +7,7 @@ from fastdream.agents.world_models import WorldModels
 from fastdream.build import Parts, in_processes
 from fastdream.checkpoint import Loaded
 from fastdream.config import Config
-from fastdream.driver import Voice
+from fastdream.driver import Driver, Voice
 from fastdream.evaluate import Scores, evaluate
 from fastdream.recording import Recording
 from fastdream.schedule import EverySeconds, Stop
@@ -79,6 +79,7 @@ class Session:
         """Where C is evolved."""
         if self.agent.config.control.where == "dream":
             return self.dreams()
+        assert isinstance(self.parts.driver, Driver), self.parts.driver
         return Races(self.config, self.agent, self.parts.driver)
 
     @property
