@@ -14,7 +14,7 @@ from fastdream import ops
 from fastdream.ops import reference
 from fastdream.ops.params import GRU, RSSM, ActionHead, Actor, Categorical, Dream, Gaussian
 from fastdream.ops.triton import dream, library, step
-from fastdream.ops.triton.draw import draw_class
+from fastdream.ops.triton.draw import draw
 
 from .ops_tools import A, Maker, Sizes, leaves, mapped
 from .triton_cases import Blank, drawn, sizes
@@ -142,7 +142,7 @@ def _drawing_kernel(
 ):
     o_r, o_c = tl.arange(0, R)[:, None], tl.arange(0, BC)[None, :]
     b_x = tl.load(logit + o_r * C + o_c, mask=o_c < C, other=float("nan"))
-    tl.store(out + tl.arange(0, R), draw_class(b_x, tl.load(noise + o_r), C, UNIMIX))
+    tl.store(out + o_r, draw(b_x, tl.load(noise + o_r), o_c, 1 - UNIMIX, UNIMIX / C, C, 1))
 
 
 @pytest.mark.parametrize("unimix", [0.0, 0.01])
@@ -160,6 +160,13 @@ def test_draws_are_the_inverse_cdf(classes: int, unimix: float):
     assert not far(logit[differ], noise[differ, None][:, 0], unimix).any() and differ.float().mean() < 0.02
     if not unimix:
         assert (logit.gather(1, out[:, None]) > -1e3).all()
+
+
+def test_draws_from_what_is_no_number_are_classes_all_the_same():
+    out = torch.empty(16, dtype=torch.int64, device=DEVICE)
+    logit = torch.full((16, 5), float("nan"), device=DEVICE)
+    _drawing_kernel[(1,)](logit, torch.rand(16, device=DEVICE), out, R=16, C=5, BC=8, UNIMIX=0.01)
+    assert ((out >= 0) & (out < 5)).all()
 
 
 class Calls(TorchDispatchMode):
