@@ -83,7 +83,7 @@ def make_agent(config: Config, obs_space: Spaces, act_space: Spaces, device: tor
     kernels = ops.load(config.ops, device=device)
     agent: Agent = kind(obs_space, act_space, config.dreamer, kernels, device=device, seed=config.seed)
     if captured:
-        graphs.capture(agent)
+        graphs.capture(agent, check=partial(ops.check, device))
     return agent
 
 

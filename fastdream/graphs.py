@@ -24,8 +24,6 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.resident_op import check_earlier
-
 Tensors = dict[str, Tensor]
 Results = tuple[Tensors, ...]
 Graph = Literal["auto", "on", "off"]
@@ -141,10 +139,13 @@ class Captured:
 
     function   dictionaries of tensors -> dictionaries of tensors; further keyword arguments choose what it does.
     agent      whose state it changes: `state_dict`, `load_state_dict` and `generators`.
+    check      asked before every replay; raises if the device has said that earlier work failed.
     """
 
-    def __init__(self, function: Callable[..., Results], agent: Any, recorder: Recorder) -> None:
-        self.function, self.agent, self.recorder = function, agent, recorder
+    def __init__(
+        self, function: Callable[..., Results], agent: Any, recorder: Recorder, check: Callable[[], None]
+    ) -> None:
+        self.function, self.agent, self.recorder, self.check = function, agent, recorder, check
         self.recordings: OrderedDict[Any, _Recording] = OrderedDict()
 
     @torch.no_grad()
@@ -162,7 +163,7 @@ class Captured:
         for static, given in zip(recording.inputs, inputs, strict=True):
             if static:
                 torch._foreach_copy_(list(static.values()), list(given.values()))
-        check_earlier(self.agent.device)  # as each call does that is not recorded
+        self.check()
         recording.replay()
         return recording.outputs.copies()
 
@@ -199,14 +200,15 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
 
 
-def capture(agent: Any, recorder: Recorder | None = None) -> None:
+def capture(agent: Any, recorder: Recorder | None = None, check: Callable[[], None] = lambda: None) -> None:
     """Let `agent.act` and `agent.update` be recorded and replayed; without a recorder, by CUDA on the agent's device.
 
     Nothing else changes: `policy` calls `act`, and evaluation, reports and checkpoints work as before.
+    check   as in `Captured`: ops that are called ask by themselves, recorded ones cannot.
     """
     recorder = CudaGraphs(agent.device) if recorder is None else recorder
     for name in ("act", "update"):
-        setattr(agent, name, Captured(getattr(agent, name), agent, recorder))
+        setattr(agent, name, Captured(getattr(agent, name), agent, recorder, check))
 
 
 def _clone(tree: Any) -> Any:

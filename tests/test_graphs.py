@@ -4,6 +4,7 @@ A tape stands in for CUDA's graphs here; see graph_tools.py. test_gpu_graphs.py 
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_a_loaded_checkpoint_is_what_replays_go_on_from() -> None:
 
 def test_a_launch_that_gave_up_is_said_at_the_next_replay() -> None:
     agent = make()
-    capture(agent, Tapes())
+    capture(agent, Tapes(), partial(fd.check, agent.device))
     learned(agent, 1)
     failed = resident_op._failed(agent.device)
     failed.fill_(1)

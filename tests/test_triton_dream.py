@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,10 +12,9 @@ from fastdream import ops
 from fastdream.ops import reference
 from fastdream.ops.params import GRU, RSSM, ActionHead, Actor, Categorical, Dream, Gaussian
 from fastdream.ops.triton import dream, library, step
-from fastdream.ops.triton.draw import draw
 
 from .ops_tools import A, Maker, Sizes, leaves, mapped
-from .triton_cases import Blank, drawn, sizes
+from .triton_cases import Blank, drawn, far, sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = Sizes(deter=48, hidden=20, stoch=5, classes=6, embed=9, blocks=8, units=24)
@@ -75,12 +72,6 @@ def noises(n: int, length: int, kinds: tuple[tuple[int, int], ...]) -> tuple[Ten
     return torch.rand(n, length, SIZES.stoch).to(DEVICE), torch.cat(parts, -1).to(DEVICE)
 
 
-def far(logit: Tensor, noise: Tensor, unimix: float) -> Tensor:
-    """[N] where no draw of a row is so near to a limit between classes that rounding may decide."""
-    cdf = reference.unimix_log_probs(logit.double(), unimix).exp().cumsum(-1)
-    return ((cdf - noise[..., None]).abs() > 1e-5).flatten(1).all(1)
-
-
 def certain(rssm: RSSM, actor: Actor, true: Dream, noise: Tensor, action_noise: Tensor) -> Tensor:
     """[N] rows in which nothing was drawn by rounding."""
     assert isinstance(rssm.latent, Categorical)
@@ -134,40 +125,6 @@ def test_rollouts_start_anywhere_and_stop(poison: list[str]):
     assert far(true.logit, noise, 0.01).all() and poison
     for got, want in zip(ours, true, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-
-
-@triton.jit
-def _drawing_kernel(
-    logit, noise, out, R: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, UNIMIX: tl.constexpr
-):
-    o_r, o_c = tl.arange(0, R)[:, None], tl.arange(0, BC)[None, :]
-    b_x = tl.load(logit + o_r * C + o_c, mask=o_c < C, other=float("nan"))
-    tl.store(out + o_r, draw(b_x, tl.load(noise + o_r), o_c, 1 - UNIMIX, UNIMIX / C, C, 1))
-
-
-@pytest.mark.parametrize("unimix", [0.0, 0.01])
-@pytest.mark.parametrize("classes", [2, 5, 24, 96])
-def test_draws_are_the_inverse_cdf(classes: int, unimix: float):
-    rows, cols = 512, triton.next_power_of_2(classes)
-    logit = 3 * torch.randn(rows, classes, device=DEVICE)
-    logit[: rows // 2, ::2] = -1e4  # no probability but for unimix
-    noise = torch.rand(rows, device=DEVICE)
-    noise[::5], noise[1::5] = 0.0, 1 - 2**-24
-    out = torch.empty(rows, dtype=torch.int64, device=DEVICE)
-    _drawing_kernel[(1,)](logit, noise, out, R=rows, C=classes, BC=cols, UNIMIX=unimix)
-    _, true = reference.categorical_sample(logit, noise, unimix)
-    differ = out != true
-    assert not far(logit[differ], noise[differ, None][:, 0], unimix).any() and differ.float().mean() < 0.02
-    if not unimix:
-        assert (logit.gather(1, out[:, None]) > -1e3).all()
-
-
-@pytest.mark.filterwarnings("ignore:invalid value")
-def test_draws_from_what_is_no_number_are_classes_all_the_same():
-    out = torch.empty(16, dtype=torch.int64, device=DEVICE)
-    logit = torch.full((16, 5), float("nan"), device=DEVICE)
-    _drawing_kernel[(1,)](logit, torch.rand(16, device=DEVICE), out, R=16, C=5, BC=8, UNIMIX=0.01)
-    assert ((out >= 0) & (out < 5)).all()
 
 
 class Calls(TorchDispatchMode):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import SIZES
-from fastdream.ops import twohot_bins
+from fastdream.ops import reference, twohot_bins
 
 from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
@@ -210,3 +210,9 @@ def names(
         for case, preset, dtype in product(cases, presets, precisions)
         if dtype == torch.float32 or case[0] not in FULL_PRECISION
     ]
+
+
+def far(logit: Tensor, noise: Tensor, unimix: float) -> Tensor:
+    """[N] where no draw of a row is so near to a limit between classes that rounding may decide."""
+    cdf = reference.unimix_log_probs(logit.double(), unimix).exp().cumsum(-1)
+    return ((cdf - noise[..., None]).abs() > 1e-5).flatten(1).all(1)

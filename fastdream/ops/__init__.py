@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastdream.ops import reference
 from fastdream.ops.auto import LIMITS, route
+from fastdream.ops.native.resident_op import check_earlier
 from fastdream.ops.params import (
     GRU,
     MDNRNN,
@@ -164,6 +165,14 @@ def format_table(ops: Ops) -> str:
     return "\n".join(f"{row.op:<{wide}}  {row.backend:<9}  {row.reason}".rstrip() for row in ops.rows)
 
 
+def check(device: torch.device) -> None:
+    """RuntimeError if an earlier launch on the device failed and what it returned is wrong.
+
+    Waits for nothing. Ops ask by themselves when they are called; in a graph that is replayed none is.
+    """
+    check_earlier(device)
+
+
 def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choice:
     """The first backend that has the op and works on the device."""
     order = _FASTEST.get(device.type, ("reference",)) if backend == "auto" else (backend, "reference")
@@ -247,6 +256,7 @@ __all__ = [
     "actor_trunk",
     "categorical_entropy",
     "categorical_log_prob",
+    "check",
     "dense",
     "format_table",
     "gaussian_std",

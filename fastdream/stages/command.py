@@ -70,7 +70,9 @@ def train(config: Config, command: str = "") -> None:
 def refuse_unread(config: Config) -> None:
     """Raise ValueError for settings that are of agents that learn while they act, or from a dataset."""
     if config.dataset:
-        raise ValueError(f"{config.agent} records rollouts of its own; give it --task, and other agents --dataset")
+        raise ValueError(
+            f"{config.agent} records rollouts of its own; give it --task, and other agents --dataset"
+        )
     given = {"replay": (config.replay, ReplayConfig()), "train": (config.train, TrainConfig())}
     if changed := [name for name, (asked, default) in given.items() if asked != default]:
         raise ValueError(
