@@ -43,12 +43,14 @@ def imagine(
     model = flatten("imagine", rssm.core, rssm.prior, latent, False, deter, width)
     check_net("imagine", "prior", rssm.prior, deter.shape[-1], rssm.latent)
     start = stoch = match(stoch, dtype)
-    deters, stochs, logits, actions = [deter], [start], [], []
+    deters, stochs = [deter], [start]
+    logits: list[Tensor] = []
+    actions: list[Tensor] = []
     for time in range(length + 1):
         feat = Feat(deter, stoch.flatten(1))
         features = feat if latent.classes else torch.cat(feat, -1)  # one-hots are multiplied entry by entry
-        given = (None if x is None else x[:, time] for x in (action_noise, action))
-        actions.append(act(actor, features, *given, mlps))
+        eps, given = (None if x is None else x[:, time] for x in (action_noise, action))
+        actions.append(act(actor, features, eps, given, mlps))
         if time == length:
             break
         led = match(actions[-1], dtype).unsqueeze(1)
