@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops import MDNRNN, Actor, reference, twohot_bins
-from fastdream.ops.params import Feat, Gaussian, Layer
+from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
 
 from .ops_tools import A, Maker, chain, mapped
 
@@ -169,6 +169,19 @@ def imagine(core: Any, acting: bool, m: Maker, n: int) -> Arguments:
     return rssm, actor, *m.state(n), T, None, noise, index
 
 
+def learned(core: Any, family: str, kind: Any, detach: bool, m: Maker, n: int) -> Arguments:
+    """A dream that gradients flow through; of mixed actions the discrete one is certain."""
+    rssm, *state, _, _, _, _, index = observe(core, family, False, m, n)
+    width = m.sizes.deter + state[1].shape[1:].numel()
+    actor = sure(m.actor(width))
+    if kind != "mixed":
+        out = m.layer(m.sizes.units, A, "none", "none"), m.layer(m.sizes.units, A, "none", "none")
+        actor = actor._replace(heads=(ActionHead(kind, A, 0, out),))
+    drawn = None if family == "classes" else m.normal(n, T, m.sizes.stoch).detach()
+    noise = 0.1 + 0.8 * m.uniform(n, T + 1, 2 if kind == "mixed" else A)
+    return rssm, actor._replace(detach=detach), *state, T, drawn, noise, index
+
+
 def policy_step(core: Any, encoded: bool, m: Maker, n: int) -> Arguments:
     """The most likely class of the discrete action, whose logits lie far apart."""
     actor = sure(m.actor())
@@ -248,7 +261,9 @@ CASES: dict[str, dict[str, Case]] = {
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),
     "imagine_step": cases(imagine_step, CORES, gradients=False),
-    "imagine": cases(imagine, CORES, [False, True], gradients=False),
+    "imagine": cases(imagine, CORES, [False, True], gradients=False)
+    | cases(learned, ["gru", "layernorm"], FAMILIES[:2], ["mixed"], [False, True])
+    | cases(learned, ["block"], FAMILIES[2:], ["tanh_normal", "trunc_normal"], [True]),
     "rollout": cases(rollout, CORES, gradients=False),
     "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
     "lstm_mdn_step": cases(lstm_mdn, [False, True], [1.0, 1.3], gradients=False),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastdream import ops
 from fastdream.ops import auto, reference
@@ -85,15 +86,24 @@ def test_models_that_only_the_reference_computes(op: str):
         assert served(op, maker.rssm("layernorm", gaussian), torch.zeros(2, D)) == "reference"
 
 
-def test_dreams_with_gradients_go_to_the_reference():
+def test_dreams_with_gradients():
+    """Native's where there are many, the actor included; along given actions the reference's."""
     maker = Maker(dtype=torch.float32)
     rssm, actor, state = maker.rssm(), maker.actor(), maker.state(2)
     fixed = tuple(x.detach() for x in state)
     plain = reference.twohot_bins(5)  # any tensor without gradient
-    for op, args in {"imagine": (rssm, actor), "rollout": (rssm,), "imagine_step": (rssm,)}.items():
-        assert served(op, *args, *state) == served(op, *args, *fixed) == "reference"
-        with torch.no_grad():
-            assert served(op, *args, *state) == "native"
+    many = maker.state(auto.LEAST_LEARNED)
+    assert served("imagine", rssm, actor, *many) == served("imagine", rssm, actor, *map(Tensor.detach, many))
+    assert served("imagine", rssm, actor, *many) == served("imagine", rssm, actor, deter=many[0]) == "native"
+    assert served("imagine", rssm, actor, *state) == served("imagine", rssm, actor, *fixed) == "reference"
+    gru, cut = maker.rssm("gru", Gaussian(S)), actor.heads[0]._replace(kind="tanh_normal")
+    assert served("imagine", gru, actor._replace(heads=(cut,)), *many) == "native"
+    assert served("imagine", rssm._replace(prior=9 * rssm.prior), actor, *many) == "reference"
+    for op in ("rollout", "imagine_step"):
+        assert served(op, rssm, *state) == served(op, rssm, *fixed) == "reference"
+    with torch.no_grad():
+        assert served("imagine", rssm, actor, *state) == served("rollout", rssm, *state) == "native"
+        assert served("imagine", gru, actor, *state) == "reference"
     frozen = rssm._replace(core=None, prior=(), post=())
     assert served("rollout", frozen, *fixed, plain, noise=plain) == "native"
     assert served("rollout", frozen, *fixed, plain, noise=maker.normal(2, A)) == "reference"

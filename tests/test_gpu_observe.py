@@ -9,8 +9,8 @@ from torch import Tensor
 from fastdream.ops import reference
 from fastdream.ops.native import resident, resident_op
 
+from .observe_tools import assert_as_good, results
 from .ops_tools import leaves
-from .test_native_observe import assert_as_good, results
 from .test_native_resident import Case
 
 pytestmark = pytest.mark.gpu

@@ -219,18 +219,39 @@ def test_opcheck(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
 
 def test_gradients_are_refused_with_the_remedy(native: ModuleType):
     make = Maker(11)
-    args = replay(make, make.rssm(), make.actor(), 3, 2)
-    with pytest.raises(ValueError, match=r"native imagine has no gradient.*no_grad.*imagine=\"reference\""):
-        native.imagine(*args)
+    rssm, _, deter, stoch, _, _, _, index, action = replay(make, make.rssm(), make.actor(), 3, 2)
+    given = rssm, deter, stoch, action[:, :2], None, index
+    with pytest.raises(ValueError, match=r"native rollout has no gradient.*no_grad.*rollout=\"reference\""):
+        native.rollout(*given)
     with torch.no_grad():
-        assert not native.imagine(*args).deter.requires_grad
+        assert not native.rollout(*given).deter.requires_grad
+
+
+def test_dreams_have_a_gradient_where_one_is_wanted(native: ModuleType):
+    """Values and gradients are in the parity matrix."""
+    make = Maker(11)
+    args = replay(make, make.rssm(), make.actor(), 3, 2)
+    dream = native.imagine(*args)
+    assert dream.deter.requires_grad
+    with torch.no_grad():
+        plain_dream = native.imagine(*args)
+    assert not plain_dream.deter.requires_grad
+    for ours, theirs in zip(dream, plain_dream, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs)
+    with pytest.raises(ValueError, match="needs noise to draw with"):
+        native.imagine(*args[:7], None, args[8])
+    with pytest.raises(ValueError, match="the action that it should replay"):
+        native.imagine(*args[:8])
+    deter = torch.autograd.grad(dream.deter.sum(), args[2], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(deter.sum(), args[3])
 
 
 def _bad(change: str, args: list[Any]) -> list[Any]:
     rssm, actor, deter, stoch, _, _, _, index, action = args
     changes: dict[str, tuple[int, Any]] = {
         "gaussian": (0, rssm._replace(latent=Gaussian(S))),
-        "gru": (0, rssm._replace(core=Maker().core("gru"))),
+        "gru": (0, rssm._replace(core=plain(Maker().core("gru"), torch.float32))),
         "classes": (0, rssm._replace(latent=Categorical(S, C + 1))),
         "deter": (2, deter[:, :-1]),
         "stoch": (3, stoch[:, :-1]),

@@ -16,8 +16,8 @@ from fastdream.ops import reference
 from fastdream.ops.native import resident, resident_op
 from fastdream.ops.params import RSSM, BlockGRU, Gaussian, Step
 
+from .observe_tools import assert_as_good, results
 from .ops_tools import A, Maker, Sizes, mapped
-from .test_native_observe import assert_as_good, results
 
 ROOT = Path(__file__).parents[1]
 DTYPES = torch.float32, torch.bfloat16

@@ -16,7 +16,7 @@ struct LookupGradient {
   int64_t units() const { return lookup.layer.out; }
 
   void lay_out(Arena& arena) {
-    if (lookup.classes) table = arena.take<T>(lookup.width() * units());
+    if (lookup.classes && weight) table = arena.take<T>(lookup.width() * units());
   }
 
   void clear(const Team& team) {
@@ -53,7 +53,7 @@ struct LookupGradient {
   }
 
   void finish(const Team& team) const {
-    if (!weight || !table) return;
+    if (!table) return;
     const Share mine = share(team, units());
     for (int64_t n = mine.first; n < mine.last; ++n) {
       for (int64_t k = 0; k < lookup.width(); ++k) weight[n * lookup.layer.in + k] = table[k * units() + n];

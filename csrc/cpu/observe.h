@@ -97,6 +97,17 @@ void over_runs(int64_t batch, int64_t length, Share rows, int64_t from, int64_t 
   for (int64_t b = rows.first; b < rows.last; ++b) body(Run{from * batch + b, batch, to - from, b * length + from});
 }
 
+// Calls body(Split) for some of a thread's rows at a time, so that what they compute stays in the cache; for all of them
+// where threads share columns, and wait for each other.
+template <typename Body>
+void over_blocks(const Split& split, Body body) {
+  constexpr int64_t kBlock = 64;
+  if (split.columns) return body(split);
+  for (int64_t m = split.rows.first; m < split.rows.last; m += kBlock) {
+    body(split_rows(*split.team, {m, m + kBlock < split.rows.last ? m + kBlock : split.rows.last}));
+  }
+}
+
 template <typename T>
 Rows<T> view(Rows<T> x, const Run& run) {
   return x.data ? x.from(run.first).every(run.every) : x;

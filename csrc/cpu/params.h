@@ -63,8 +63,8 @@ struct Core {
   int64_t units() const { return stoch.out; }       // of what the inputs are projected to
 };
 
-// sizes: kind;  then layers  block GRU: deter, stoch, action, gates, count and hidden;  LayerNorm GRU: inputs, gates;
-// plain GRU: recurrent product, inputs, product of the input
+// sizes: kind;  then layers  block GRU: deter, stoch, action, gates, count and hidden;  LayerNorm GRU: inputs, gates;  plain
+// GRU: recurrent product, inputs, product of the input
 template <typename T>
 Core<T> read_core(Call& call) {
   Core<T> core;

@@ -159,7 +159,7 @@ class Memory {
 }  // namespace
 
 // pointers: hidden, cell, latent, action, restart, uniform, normal | hidden, cell, latent, ends, then the layers of the
-// input, of hidden and of the output;  sizes: rows, latent, action, 1 if restart is an input, mixtures, then the layers';
+// input, of hidden and of the output;  sizes: rows, latent, action, 1 if restart is an input, mixtures, then the layers'
 // scalars: temperature, then the layers'
 template <typename T>
 void lstm_mdn_step(Call& call) {

@@ -44,13 +44,15 @@ class Scan {
     const Split shares = split(team, model_.batch);
     begin(shares.rows);
     team.barrier();
-    for (int64_t t = 0; t < model_.length; ++t) {
-      const int64_t end = t + kAhead < model_.length ? t + kAhead : model_.length;
-      if (t % kAhead == 0) {
-        over_runs(model_.batch, model_.length, shares.rows, t, end, [&](const Run& run) { enter(run); });
+    over_blocks(shares, [&](const Split& part) {
+      for (int64_t t = 0; t < model_.length; ++t) {
+        const int64_t end = t + kAhead < model_.length ? t + kAhead : model_.length;
+        if (t % kAhead == 0) {
+          over_runs(model_.batch, model_.length, part.rows, t, end, [&](const Run& run) { enter(run); });
+        }
+        step(part, t);
       }
-      step(shares, t);
-    }
+    });
   }
 
  private:

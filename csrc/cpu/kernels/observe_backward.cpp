@@ -59,7 +59,9 @@ class BackwardScan {
     team.barrier();
     for (int64_t end = model_.length; end > 0; end -= steps_) {
       const int64_t begin = end > steps_ ? end - steps_ : 0;
-      for (int64_t t = end - 1; t >= begin; --t) step(shares, t, t - begin);
+      over_blocks(shares, [&](const Split& part) {
+        for (int64_t t = end - 1; t >= begin; --t) step(part, t, t - begin);
+      });
       team.barrier();
       over_runs(model_.batch, model_.length, shares.rows, begin, end, [&](const Run& run) { enter(team, run, begin); });
       team.barrier();

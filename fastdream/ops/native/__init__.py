@@ -5,7 +5,8 @@ import torch
 from fastdream.ops.native import resident
 from fastdream.ops.native.categorical import categorical_sample, gumbel_sample
 from fastdream.ops.native.dense import mlp, mlps
-from fastdream.ops.native.dream import imagine, imagine_step, prior, rollout
+from fastdream.ops.native.dream import imagine_step, prior, rollout
+from fastdream.ops.native.dream_gradient import imagine
 from fastdream.ops.native.images import conv_pool, spread_norm_act
 from fastdream.ops.native.kl import categorical_kl, gaussian_kl
 from fastdream.ops.native.layers import norm_act

@@ -18,12 +18,12 @@ from fastdream.ops.native.params import (
     latent_shape,
     padded,
 )
-from fastdream.ops.params import GRU, RSSM, BlockGRU, Categorical, Core, LayerNormGRU, Layers, Step
+from fastdream.ops.params import GRU, RSSM, BlockGRU, Categorical, Core, Latent, LayerNormGRU, Layers, Step
 from fastdream.ops.reference.layers import match
 
 
-class _Model(NamedTuple):
-    """A core and a posterior as the ops below take them."""
+class Model(NamedTuple):
+    """A core and a net for the latent as torch.ops.fastdream.observe takes them."""
 
     params: list[Tensor]
     filled: list[int]  # which tensors of every layer are there, see `Flat.present`
@@ -50,7 +50,7 @@ def _saved_width(core: Core, width: int, action: int, latent: LatentShape, post:
     return sum(padded(n) for n in kept)
 
 
-def _flatten(
+def flatten(
     op: str,
     core: Core,
     post: Layers,
@@ -58,7 +58,7 @@ def _flatten(
     absolute: bool,
     deter: Tensor,
     action: int,
-) -> _Model:
+) -> Model:
     flat = Flat([], [], [])
     widths = latent.stoch * max(1, latent.classes), action
     add = add_gru if isinstance(core, GRU) else add_core
@@ -69,7 +69,7 @@ def _flatten(
     check_shape(op, "deter", deter, *deter.shape[:-1], width)
     saved = _saved_width(core, width, action, latent, post)
     layout = [*latent[:3], int(absolute), int(post != ()), saved]
-    return _Model(params, filled, flat.sizes, [*flat.scalars, *latent[3:]], layout)
+    return Model(params, filled, flat.sizes, [*flat.scalars, *latent[3:]], layout)
 
 
 def observe(
@@ -127,7 +127,7 @@ def _observe(
     if noise is None and index is None:
         raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
     dtype, latent = deter.dtype, latent_shape(op, rssm.latent)
-    model = _flatten(op, rssm.core, rssm.post, latent, rssm.absolute, deter, action.shape[-1])
+    model = flatten(op, rssm.core, rssm.post, latent, rssm.absolute, deter, action.shape[-1])
     check_post(op, rssm, deter.shape[-1], embed.shape[-1])
     index = match(index, torch.int64) if drawn and index is not None else None
     noise = None if noise is None or index is not None else match(noise.detach(), dtype)
@@ -138,18 +138,23 @@ def _observe(
 
 def check_post(op: str, rssm: RSSM, deter: int, embed: int) -> None:
     """The posterior's layers fit one another, and the last is linear."""
-    expected, latent = embed if rssm.absolute else deter + embed, rssm.latent
-    for i, layer in enumerate(rssm.post):
+    check_net(op, "post", rssm.post, embed if rssm.absolute else deter + embed, rssm.latent)
+
+
+def check_net(op: str, name: str, layers: Layers, inputs: int, latent: Latent) -> None:
+    """Layers from `inputs` features to the latent's logits fit one another, and the last is linear."""
+    expected = inputs
+    for i, layer in enumerate(layers):
         out, inp = layer.weight.shape
         if inp != expected:
-            raise ValueError(f"{op}: post[{i}] takes {inp} features, expected {expected}")
+            raise ValueError(f"{op}: {name}[{i}] takes {inp} features, expected {expected}")
         expected = out
-    if expected != latent_shape(op, latent).logits or not rssm.post:
+    if expected != latent_shape(op, latent).logits or not layers:
         factors = (latent.stoch, latent.classes) if isinstance(latent, Categorical) else (2, latent.stoch)
         wanted = f"{factors[0]} * {factors[1]}"
-        raise ValueError(f"{op}: the posterior gives {expected} logits, expected {wanted}")
-    if rssm.post[-1].norm != "none" or rssm.post[-1].act != "none":
-        raise ValueError(f"{op}: the posterior's last layer must be linear; use the reference for others")
+        raise ValueError(f"{op}: {name} gives {expected} logits, expected {wanted}")
+    if layers[-1].norm != "none" or layers[-1].act != "none":
+        raise ValueError(f"{op}: the last layer of {name} must be linear; use the reference for others")
 
 
 def block_gru(core: BlockGRU, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
@@ -169,6 +174,6 @@ def gru(core: GRU, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
 
 def _single(op: str, core: Core, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
     dtype, latent = deter.dtype, LatentShape(stoch.shape[-1], 0, 0, 0.0, 0.0)
-    model = _flatten(op, core, (), latent, False, deter, action.shape[-1])
+    model = flatten(op, core, (), latent, False, deter, action.shape[-1])
     inputs = match(stoch, dtype), match(action, dtype).unsqueeze(1)
     return torch.ops.fastdream.observe(*model, deter, *inputs, None, None, None, None)[0].squeeze(1)

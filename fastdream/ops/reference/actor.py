@@ -88,13 +88,20 @@ def actor_mode(outputs: Sequence[tuple[Tensor, ...]]) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def actor(actor: Actor, feat: Tensor, noise: Tensor | None, action: Tensor | None = None) -> Tensor:
+def actor(
+    actor: Actor,
+    feat: Tensor | Feat,
+    noise: Tensor | None,
+    action: Tensor | None = None,
+    mlps: Callable[..., tuple[Tensor, ...]] = mlps,
+) -> Tensor:
     """The policy's action at feat [..., F]: flat one-hots and continuous samples [..., A], float32 at least.
 
     noise [..., M], M = sum of the heads' elements: one uniform in [0, 1) for a discrete element (inverse CDF, with the
     gradient of `categorical_sample` or of `score_sample`) and for a trunc_normal one (`trunc_normal_sample`), one
     standard normal for the other continuous ones (mean + std * noise, not clipped; its tanh if tanh_normal). A given
-    action [..., A] is returned as it is, without gradient. Raises ValueError when noise and action are both None.
+    action [..., A] is returned as it is, without gradient. `mlps` computes the layers. Raises ValueError when noise and action are both
+    None.
     Source: DreamerV3 `heads.py`; DreamerV2 `TruncNormalDist`; DreamerV1 `ActionDecoder`.
     """
     if action is not None:
@@ -103,7 +110,7 @@ def actor(actor: Actor, feat: Tensor, noise: Tensor | None, action: Tensor | Non
         raise ValueError("actor needs noise to draw with, or the action that it should replay")
     noises = noise.split([head.elements for head in actor.heads], -1)
     flat = []
-    for head, outputs, eps in zip(actor.heads, actor_outputs(actor, feat), noises, strict=True):
+    for head, outputs, eps in zip(actor.heads, actor_outputs(actor, feat, mlps), noises, strict=True):
         if len(outputs) == 1:
             sample = score_sample if head.kind == "score" else categorical_sample
             flat.append(sample(upcast(outputs[0]), eps, head.unimix)[0].flatten(-2))
