@@ -30,6 +30,10 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
         lambda d: d.update(action=d["action"][1:]),
         r"the arrays differ in length \(action/action 12, .*vector 13\); the action at t leads to the observation at t",
     ),
+    "a short discount": (
+        lambda d: d.update(discount=np.ones(9)),
+        r"differ in length \(action/action 13, discount 9",
+    ),
     "a scalar": (lambda d: d.update(vector=np.float32(1)), "'vector' is one number"),
     "rewards of two columns": (
         lambda d: d.update(reward=np.zeros((13, 2))),

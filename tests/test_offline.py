@@ -55,7 +55,9 @@ class Run:
     def __init__(self, logdir: Path) -> None:
         self.logdir, self.metrics = logdir, []
 
-    def __call__(self, config: Config) -> Training:
+    def __call__(self, config: Config, interrupt: int = 0) -> Training:
+        """Train; asked to stop, as by Ctrl-C, in the update of that number."""
+        stop = Stop()
         data = recorded(config)
         agent = make_agent(config, data.obs_space, data.act_space, CPU)
         spec = step_spec(data.obs_space, data.act_space, agent)
@@ -68,12 +70,14 @@ class Run:
         def noting(*args: Any) -> Any:
             out = update(*args)
             self.metrics.append({key: value.item() for key, value in out[2].items()})
+            if len(self.metrics) == interrupt:
+                stop.reason = "SIGINT"
             return out
 
         agent.update = noting  # type: ignore[method-assign]
         training = Training(config, parts)
         try:
-            training.run(Stop())
+            training.run(stop)
         finally:
             training.close()
         return training
@@ -153,7 +157,8 @@ def test_a_stopped_run_computes_the_same_losses(agent: str, folder: Path, tmp_pa
     config = settings(folder, agent, steps=50)
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
     end = whole(config)
-    parts(replace(config, steps=10))
+    stopped = parts(config, interrupt=3)
+    assert stopped.loop.step == BLOCK and stopped.parts.checkpoint.load() is not None
     # Looked at on the way, and stopped within the second phase, where there is one.
     parts(replace(config, steps=30, log=replace(config.log, report_every=10)))
     resumed = parts(config)
@@ -232,8 +237,13 @@ def test_settings_follow_from_the_dataset(folder: Path, tmp_path: Path):
         assert not config.replay.online and config.train.prefill == 0
         config = cli.parse(["--agent", agent, "--dataset", str(pictures), "--task", "dmc_walker_walk"]).config
         assert (config.preset, config.suite.obs, config.suite.repeat) == ("offline_vision", "vision", 2)
-    with pytest.raises(ValueError, match="preset 'offline' is for learning from a dataset: give --dataset"):
-        cli.parse(["--preset", "offline"])
+    message = "preset 'offline' of {} is for learning from a dataset: give --dataset"
+    for args in (["--preset", "offline"], ["--preset", "offline", "--task", "gym_CartPole-v1"]):
+        with pytest.raises(ValueError, match=message.format("dreamer_v3")):
+            cli.parse(args)
+    for args in ([], ["--task", "gym_CartPole-v1"]):
+        with pytest.raises(ValueError, match=message.format("offline_dv2")):
+            cli.parse(["--agent", "offline_dv2", *args])
     # Any other preset serves, too; its task is not that of the dataset.
     assert cli.parse(["--preset", "dmc_proprio", "--dataset", str(folder)]).config.task == ""
 
@@ -251,7 +261,7 @@ def test_pictures_of_84_pixels_are_learned_from_at_64(
     text = capsys.readouterr().out
     assert "observes  image (64 × 64 × 3 pixels)" in text and "done after 10 steps" in text
     with pytest.raises(ValueError, match="is of a dataset alone: for environments see --suite.size"):
-        cli.parse(["--picture-size", "64"])
+        Config(picture_size=64)
 
 
 def test_offline_dv2_as_v_d4rl_has_it():

@@ -11,11 +11,11 @@ python -m fastdream.datasets check DATASET and export DATASET ID are the same fr
 from pathlib import Path
 
 from fastdream.datasets import hdf5, minari, npz, runs
-from fastdream.datasets.episodes import DatasetError, Source, episodes, standard
+from fastdream.datasets.check import Survey, survey
 from fastdream.datasets.infer import Inference
+from fastdream.datasets.layout import DatasetError, Source, episodes, standard
 from fastdream.datasets.recorded import Recorded
 from fastdream.datasets.resized import Resized
-from fastdream.datasets.survey import Survey, survey
 
 LAYOUTS = (
     "a folder of .npz files (one episode each), V-D4RL's .hdf5 files, a Minari dataset (minari:<id>, or its folder), "

@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium.spaces as gs
 import numpy as np
 
-from fastdream.datasets.episodes import Array, Arrays, Source, episodes
-from fastdream.datasets.survey import Survey, survey
+from fastdream.datasets.check import Survey, survey
+from fastdream.datasets.layout import Array, Arrays, Source, episodes
 from fastdream.envs.base import need
 from fastdream.spaces import Space, Spaces
 

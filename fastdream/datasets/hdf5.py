@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdream.datasets.episodes import DatasetError, Raw
+from fastdream.datasets.layout import DatasetError, Raw
 from fastdream.envs.base import need
 from fastdream.spaces import Spaces
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdream.datasets.episodes import ACTION_SLACK, Array, Arrays, action_keys, observation_keys, onehot
+from fastdream.datasets.layout import ACTION_SLACK, Array, Arrays, action_keys, observation_keys, onehot
 from fastdream.spaces import Space, Spaces
 
 SMALLEST_PICTURE = 16

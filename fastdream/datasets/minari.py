@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdream.datasets.episodes import Arrays, DatasetError, Raw
+from fastdream.datasets.layout import Arrays, DatasetError, Raw
 from fastdream.envs.base import need
 from fastdream.envs.convert import action_encoder, observation
 from fastdream.spaces import Spaces

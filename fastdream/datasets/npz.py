@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdream.datasets.episodes import DatasetError, Raw
+from fastdream.datasets.layout import DatasetError, Raw
 from fastdream.spaces import Spaces
 
 

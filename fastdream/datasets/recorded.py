@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fastdream.datasets.episodes import DatasetError, Source, episodes
-from fastdream.datasets.survey import Survey, survey
+from fastdream.datasets.check import Survey, survey
+from fastdream.datasets.layout import DatasetError, Source, episodes
 from fastdream.episodes import Episode
 from fastdream.replay import Replay
 from fastdream.replay_store import Array

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastdream.datasets.episodes import Array, Raw, Source
 from fastdream.datasets.infer import is_picture
+from fastdream.datasets.layout import Array, Raw, Source
 from fastdream.envs.images import resize
 from fastdream.spaces import Spaces
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastdream import checkpoint
 from fastdream.checkpoint import CheckpointError, Damaged, Loaded
-from fastdream.datasets.episodes import DatasetError, Raw
+from fastdream.datasets.layout import DatasetError, Raw
 from fastdream.replay import CorruptReplay, Replay
 from fastdream.spaces import FLAGS, Spaces, spaces_from_json
 

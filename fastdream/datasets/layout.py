@@ -50,9 +50,10 @@ def standard(raw: Raw) -> tuple[Arrays, list[str]]:
     data = {key: value for key, value in raw.data.items() if _kept(key)}
     if "action" in data:
         data["action/action"] = data.pop("action")
-    problems = _missing(raw, data) or _misshapen(raw.place, data)
+    discount = {"discount": raw.data["discount"]} if "discount" in raw.data else {}
+    problems = _missing(raw, data) or _misshapen(raw.place, data | discount)
     if not problems:
-        data |= _flags(data, raw.data)
+        data |= _flags(data, discount.get("discount"))
         problems = _not_finite(raw.place, data)
     return data, problems
 
@@ -82,7 +83,7 @@ def _misshapen(place: str, data: Arrays) -> list[str]:
             problems.append(f"{place}: {key!r} is of dtype {value.dtype}; numbers are needed")
         elif value.ndim == 0:
             problems.append(f"{place}: {key!r} is one number; an entry for every step is needed")
-        elif key in ("reward", *FLAGS) and value.ndim != 1:
+        elif key in ("reward", "discount", *FLAGS) and value.ndim != 1:
             problems.append(f"{place}: {key!r} has shape {list(value.shape)}; one number a step is needed")
     if problems:
         return problems
@@ -97,13 +98,12 @@ def _misshapen(place: str, data: Arrays) -> list[str]:
     return []
 
 
-def _flags(data: Arrays, raw: Arrays) -> Arrays:
+def _flags(data: Arrays, discount: Array | None) -> Arrays:
     """Where episodes begin, end and are over: as it is said, or as follows from discount and length."""
     first = data.get("is_first", np.zeros(len(data["reward"]))).astype(bool)
     last = data.get("is_last", np.zeros(len(first))).astype(bool)
-    discount = np.asarray(raw.get("discount", ()))
-    terminal = data.get("is_terminal", discount == 0 if discount.shape == first.shape else ~first & False)
-    terminal = terminal.astype(bool)
+    ended = np.zeros(len(first)) if discount is None else discount == 0
+    terminal = data.get("is_terminal", ended).astype(bool)
     last |= terminal
     first[0] = last[-1] = True
     first[1:] |= last[:-1]

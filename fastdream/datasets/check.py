@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdream.datasets.episodes import Arrays, DatasetError, Source, records, standard
 from fastdream.datasets.infer import Inference
+from fastdream.datasets.layout import Arrays, DatasetError, Source, records, standard
 from fastdream.spaces import Spaces
 
 SHOWN = 10  # problems that are listed; of the others only the number is said
