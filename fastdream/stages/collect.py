@@ -44,7 +44,7 @@ class Collect:
         self.config, self.parts, self.agent, self.recording = config, parts, agent, recording
         self.units = config.steps
         n = parts.driver.n
-        self.finished = np.bincount([e["worker"] for e in recording.episodes], minlength=n)
+        self.finished = np.bincount([e["worker"] for e in recording.episodes], minlength=n)[:n]
         # Every environment begins the episode after those that are recorded of it.
         begun = {str(i): {"episode": int(count), "exact": 0} for i, count in enumerate(self.finished)}
         parts.driver.load_state_dict(begun)
