@@ -124,9 +124,9 @@ class Config:
     vizdoom_take_cover, car_racing, or module:callable that makes an environment."""
     dataset: str = ""
     """Learn from episodes instead of a task: a folder of npz files, V-D4RL's hdf5 files, a run of this library, or
-    minari:<id>. The task, if one is given, is for evaluation alone, and steps are updates."""
-    picture_size: int = 0
-    """Height and width that a dataset's pictures are resized to; 0 leaves them as they are."""
+    minari:<id>. A task is then for evaluation alone, and steps are updates."""
+    resize: int = 0
+    """Height and width to make of a dataset's pictures; 0: as they are."""
     preset: str = ""
     """Settings to start from; follows from task or dataset if not given; 'list' prints them."""
     agent: str = "dreamer_v3"
@@ -168,9 +168,9 @@ class Config:
             raise ValueError(
                 f"need steps >= 1, seed >= 0 and threads >= 0, got {self.steps}, {self.seed}, {self.threads}"
             )
-        if self.picture_size < 0 or (self.picture_size and not self.dataset):
+        if self.resize < 0 or (self.resize and not self.dataset):
             raise ValueError(
-                f"picture_size={self.picture_size} must not be negative, and is of a dataset alone: for environments "
+                f"resize={self.resize} must not be negative, and is of a dataset alone: for environments "
                 "see --suite.size"
             )
 

@@ -74,8 +74,8 @@ def recorded(config: Config) -> Recorded:
     Raises DatasetError, a ValueError, for all that is wrong with it, and EnvError for a task that there is not.
     """
     source: Source = find(config.dataset)
-    if config.picture_size:
-        source = Resized(source, config.picture_size)
+    if config.resize:
+        source = Resized(source, config.resize)
     if not config.task:
         return Recorded(config.dataset, source)
     with Driver(environment(config), 1, parallel=in_processes(config), task=config.task) as driver:

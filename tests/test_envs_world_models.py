@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from fastdream import train
+from fastdream.agents import load
 from fastdream.envs import make
 from fastdream.envs.base import EnvError
 
@@ -80,3 +82,30 @@ class TestCarRacing:
     def test_a_time_limit_is_last_but_not_terminal_and_repeats_add_up(self):
         *before, last = roll(make("car_racing", length=7, repeat=3), 9)
         assert len(before) == 3 and last["is_last"] and not last["is_terminal"]
+
+
+TINY = "--preset debug --env.parallel no --steps 40 --dreamer.collect.shortest 5 --eval.final-episodes 1"
+TINY += " --log.outputs jsonl"
+TINY += " --dreamer.control.generations 1 --dreamer.control.rollouts 1 --dreamer.control.test-rollouts 2"
+REAL = (
+    " --dreamer.memory.no-ends --dreamer.control.no-cell --dreamer.control.bias --dreamer.control.where real"
+)
+
+
+@pytest.mark.parametrize(
+    ("package", "args"),
+    [
+        ("vizdoom", "--task vizdoom_take_cover --suite.length 40"),
+        ("Box2D", "--task car_racing --suite.length 25 --dreamer.collect.actions networks" + REAL),
+    ],
+)
+def test_world_models_goes_through_all_stages_in_it(package, args, tmp_path, monkeypatch, capsys):
+    for needed in (package, "PIL", "cma"):
+        pytest.importorskip(needed, reason="what the run is made with")
+    monkeypatch.chdir(tmp_path)
+    train.main(["--agent", "world_models", "--logdir", str(tmp_path / "run"), *args.split(), *TINY.split()])
+    text = capsys.readouterr().out
+    assert (
+        "evaluation: " in text and ("in the environment after 1" if "racing" in args else "in dreams") in text
+    )
+    assert load(tmp_path / "run").controls.any()

@@ -261,7 +261,7 @@ def test_pictures_of_84_pixels_are_learned_from_at_64(
     text = capsys.readouterr().out
     assert "observes  image (64 × 64 × 3 pixels)" in text and "done after 10 steps" in text
     with pytest.raises(ValueError, match="is of a dataset alone: for environments see --suite.size"):
-        Config(picture_size=64)
+        Config(resize=64)
 
 
 def test_offline_dv2_as_v_d4rl_has_it():

@@ -123,6 +123,9 @@ class Config:
 
     latents: int = 64
     """Dimensions of the latent vector z."""
+    start: str = ""
+    """Directory of a run whose rollouts, V and M this one goes on from: what is recorded and learned here comes on top
+    of them, as in the paper's iterative procedure. From nothing if not given."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

@@ -47,7 +47,7 @@ class Collect:
         assert isinstance(parts.driver, Driver), parts.driver
         self.driver = parts.driver
         n = self.driver.n
-        self.finished = np.bincount([e["worker"] for e in recording.episodes], minlength=n)
+        self.finished = np.bincount([e["worker"] for e in recording.episodes], minlength=n)[:n]
         # Every environment begins the episode after those that are recorded of it.
         begun = {str(i): {"episode": int(count), "exact": 0} for i, count in enumerate(self.finished)}
         self.driver.load_state_dict(begun)

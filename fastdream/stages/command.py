@@ -1,6 +1,7 @@
 """What python -m fastdream.train does for an agent that learns in stages."""
 
 import json
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import cast
 
 import torch
 
+from fastdream import checkpoint, evolution, rundir
 from fastdream import config as configs
-from fastdream import evolution, rundir
 from fastdream.agents.world_models import WorldModels
 from fastdream.build import Parts, choose_device, environment, make_agent
 from fastdream.checkpoint import Checkpoint
@@ -56,15 +57,47 @@ def train(config: Config, command: str = "") -> None:
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
             refuse_other_spaces(logdir, driver)
+            if config.dreamer.start and not (logdir / "rollouts").exists():
+                take_over(Path(config.dreamer.start).expanduser(), logdir)
             parts, models, recording = assemble(config, driver, agent, device, logdir)
             print(header(config, parts, why), flush=True)
             describe(config, parts, command)
             voice.say = parts.logger.print
             try:
+                if config.dreamer.start and not checkpoint.any_in(logdir / "ckpt"):
+                    warm(models, Path(config.dreamer.start).expanduser())
                 result = go_through(config, parts, models, recording, stop)
             finally:
                 parts.logger.close()
     print(result, flush=True)
+
+
+def take_over(start: Path, logdir: Path) -> None:
+    """Copy the rollouts of another run; ValueError if it has none."""
+    if not (start / "rollouts").is_dir():
+        raise ValueError(
+            f"--dreamer.start {start} holds no rollouts: give the directory of a world_models run"
+        )
+    # Whole or not at all, however this ends.
+    partial = logdir / "rollouts.tmp"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(start / "rollouts", partial)
+        partial.rename(logdir / "rollouts")
+    except OSError as error:
+        raise rundir.refusal(logdir, error, rundir.StorageError) from error
+
+
+def warm(agent: WorldModels, start: Path) -> None:
+    """Give V and M the parameters of another run; ValueError if that one's have other shapes."""
+    loaded = checkpoint.load(start / "ckpt")
+    if loaded is None:
+        raise ValueError(f"--dreamer.start {start} holds no checkpoint yet")
+    try:
+        agent.vision.load_state_dict(loaded.tree["agent"]["vision"])
+        agent.memory.load_state_dict(loaded.tree["agent"]["memory"])
+    except RuntimeError as error:
+        raise ValueError(f"--dreamer.start {start} is a run of another size: {error}") from error
 
 
 def refuse_unread(config: Config) -> None:
@@ -91,8 +124,8 @@ def assemble(
     facts = configs.to_dict(config)
     logger = Logger(logdir, config.log.outputs, wandb=wandb, config=facts, interval=config.log.every)
     kept = cast(Replay, recording)  # of which nothing but its description is asked
-    checkpoint = Checkpoint(logdir / "ckpt")
-    parts = Parts(agent, kept, driver, environment(config), logger, checkpoint, device, logdir)
+    kept_in = Checkpoint(logdir / "ckpt")
+    parts = Parts(agent, kept, driver, environment(config), logger, kept_in, device, logdir)
     return parts, models, recording
 
 

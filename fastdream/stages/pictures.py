@@ -37,11 +37,14 @@ def open_loop(agent: WorldModels, recording: Recording, seed: int) -> Array:
     M sees the first steps; from then on it dreams, along the actions that were taken, at temperature 1.
     """
     rng = np.random.default_rng(seed)
-    long = np.flatnonzero(recording.lengths() > CONTEXT)
+    lengths = recording.lengths()
+    long = np.flatnonzero(lengths >= STEPS)
+    if not len(long):
+        long = np.flatnonzero(lengths > CONTEXT)
     if not len(long):
         raise ValueError(f"no recorded episode has more than {CONTEXT} steps to begin a dream from")
     chosen = rng.choice(long, min(COUNT, len(long)), replace=False)
-    steps = int(min(STEPS, recording.lengths()[chosen].min()))
+    steps = int(min(STEPS, lengths[chosen].min()))
     rows = recording.starts()[chosen][:, None] + np.arange(steps)  # [B, T]
     image, action, first = (
         torch.from_numpy(recording[key][rows]).to(agent.device) for key in ("image", "action", "first")

@@ -100,8 +100,8 @@ def actor(
     noise [..., M], M = sum of the heads' elements: one uniform in [0, 1) for a discrete element (inverse CDF, with the
     gradient of `categorical_sample` or of `score_sample`) and for a trunc_normal one (`trunc_normal_sample`), one
     standard normal for the other continuous ones (mean + std * noise, not clipped; its tanh if tanh_normal). A given
-    action [..., A] is returned as it is, without gradient. `mlps` computes the layers. Raises ValueError when noise and action are both
-    None.
+    action [..., A] is returned as it is, without gradient. `mlps` computes the layers.
+    Raises ValueError when noise and action are both None.
     Source: DreamerV3 `heads.py`; DreamerV2 `TruncNormalDist`; DreamerV1 `ActionDecoder`.
     """
     if action is not None:

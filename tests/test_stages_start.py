@@ -1,0 +1,75 @@
+"""A run of World Models that goes on from another one's rollouts, V and M."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdream import checkpoint, train
+from fastdream.agents import load
+from fastdream.recording import Recording
+from fastdream.stages import command
+
+COMMAND = [
+    "--agent",
+    "world_models",
+    "--task",
+    "dummy_image",
+    "--env.parallel",
+    "no",
+    "--log.outputs",
+    "jsonl",
+]
+COMMAND += ["--eval.final-episodes", "0"]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("cma", reason="what the last stage is done by")
+    folder = tmp_path_factory.mktemp("first") / "run"
+    train.main([*COMMAND, "--logdir", str(folder)])
+    return folder
+
+
+def test_it_begins_with_what_the_other_had(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    before, seen = load(first), []
+    warm = command.warm
+
+    def noting(agent, start):
+        warm(agent, start)
+        seen.append({name: value.clone() for name, value in agent.vision.state_dict().items()})
+
+    monkeypatch.setattr(command, "warm", noting)
+    args = [*COMMAND, "--logdir", str(tmp_path / "second"), "--dreamer.start", str(first), "--steps", "200"]
+    train.main(args)
+    (vision,) = seen
+    assert all(torch.equal(vision[k], v) for k, v in before.vision.state_dict().items())
+    one, two = (Recording(folder / "rollouts", {}).episodes for folder in (first, tmp_path / "second"))
+    assert two[: len(one)] == one and len(two) > len(one)
+    after = load(tmp_path / "second")
+    assert not torch.equal(after.memory.weight_hh, before.memory.weight_hh)
+    train.main(["--logdir", str(tmp_path / "second")])  # resumes, and does not begin again
+    assert len(seen) == 1
+    assert [e["rows"] for e in Recording(tmp_path / "second/rollouts", {}).episodes] == [
+        e["rows"] for e in two
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "message"),
+    [
+        ("nowhere", "debug", "nowhere holds no rollouts"),
+        ("first", "small", "is a run of another size"),
+        ("unsaved", "debug", "holds no checkpoint yet"),
+    ],
+)
+def test_what_cannot_be_begun_from_is_refused(
+    start: str, size: str, message: str, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "unsaved" / "rollouts").mkdir(parents=True)
+    where = first if start == "first" else tmp_path / start
+    args = [*COMMAND, "--size", size, "--logdir", str(tmp_path / "second"), "--dreamer.start", str(where)]
+    with pytest.raises(SystemExit) as exit:
+        train.main(args)
+    assert exit.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
+    assert not checkpoint.any_in(tmp_path / "second" / "ckpt")
