@@ -100,7 +100,7 @@ def test_short_help_shows_what_the_given_flags_would_choose(
     assert "random. (default: 0)" in flat and "--suite.* " in flat
     # Two columns: every line is a flag or goes on where the text of the flag began.
     rows = text.split("\n\n")[2].splitlines()
-    assert {len(re.match(r"  --\S+ +| +", row)[0]) for row in rows} == {len("  --picture-size  ")}
+    assert {len(re.match(r"  --\S+ +| +", row)[0]) for row in rows} == {len("  --dataset  ")}
 
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]):

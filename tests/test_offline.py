@@ -257,7 +257,7 @@ def test_pictures_of_84_pixels_are_learned_from_at_64(
     with pytest.raises(SystemExit):
         run(*args)
     assert "84" in capsys.readouterr().err and not (tmp_path / "run").exists()
-    run(*args, "--picture-size", "64", "--steps", "10")
+    run(*args, "--resize", "64", "--steps", "10")
     text = capsys.readouterr().out
     assert "observes  image (64 × 64 × 3 pixels)" in text and "done after 10 steps" in text
     with pytest.raises(ValueError, match="is of a dataset alone: for environments see --suite.size"):

@@ -190,7 +190,7 @@ def _unfit(value: Array, space: Space, action: bool) -> str:
     if value.shape[1:] != space.shape or value.dtype.kind not in kinds or wrong_image:
         got = f"{value.dtype} {list(value.shape[1:])}"
         remedy = (
-            "; --picture-size resizes pictures" if space.kind == "image" and value.dtype == np.uint8 else ""
+            "; --resize changes pictures" if space.kind == "image" and value.dtype == np.uint8 else ""
         )
         return f"is {got} a step where {space.dtype} {list(space.shape)} is expected{remedy}"
     if space.kind == "discrete" and (value.min() < (0 if action else -1) or value.max() >= space.classes):
