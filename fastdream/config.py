@@ -124,7 +124,8 @@ class Config:
     or module:callable that makes an environment."""
     dataset: str = ""
     """Learn from episodes instead of a task: a folder of npz files, V-D4RL's hdf5 files, a run of this library, or
-    minari:<id>. The task, if one is given, is for evaluation alone, and steps are updates."""
+    minari:<id>. The task, if one is given, is for evaluation alone, and steps are updates; what says how to collect
+    (env.count, train.ratio, replay.capacity) means nothing then."""
     picture_size: int = 0
     """Height and width that a dataset's pictures are resized to; 0 leaves them as they are."""
     preset: str = ""
