@@ -124,7 +124,8 @@ class Config:
     vizdoom_take_cover, car_racing, or module:callable that makes an environment."""
     dataset: str = ""
     """Learn from episodes instead of a task: a folder of npz files, V-D4RL's hdf5 files, a run of this library, or
-    minari:<id>. A task is then for evaluation alone, and steps are updates."""
+    minari:<id>. A task is then for evaluation alone, steps are
+    updates, and what says how to collect (env.count, train.ratio, replay.capacity) means nothing."""
     resize: int = 0
     """Height and width to make of a dataset's pictures; 0: as they are."""
     preset: str = ""

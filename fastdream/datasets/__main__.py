@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 import tyro.extras
@@ -13,14 +14,15 @@ from fastdream.datasets import Survey, find, survey
 from fastdream.datasets.export import export
 from fastdream.datasets.runs import Run
 
-Positional = tyro.conf.Positional[str]
+Dataset = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
+Id = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
 
 
 @dataclass(frozen=True)
 class Check:
     """Read all of a dataset: what it holds, or everything that is wrong with it."""
 
-    dataset: Positional
+    dataset: Dataset
     """A folder, a file, a run, or minari:<id>."""
     json: bool = False
     """Print it as one JSON object."""
@@ -30,9 +32,9 @@ class Check:
 class Export:
     """Write a run's replay, or any other dataset, as a Minari dataset."""
 
-    dataset: Positional
+    dataset: Dataset
     """A run, or a folder or file with a dataset."""
-    name: Positional
+    name: Id
     """Its id there: (namespace/)(environment/)name(-v0)."""
     root: str = ""
     """Folder that keeps it; where Minari keeps all of them if not given."""
