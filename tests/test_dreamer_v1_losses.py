@@ -117,11 +117,15 @@ def test_actor_and_critic_loss(act: Spaces, pcont: bool) -> None:
     assert float(metrics["ret"].detach()) == pytest.approx(ret.mean(), **NEAR)
 
 
-@pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
+@pytest.mark.parametrize(
+    ("act", "discrete"),
+    [(DISCRETE, "categorical"), (DISCRETE, "score"), (CONTINUOUS, "categorical")],
+    ids=["straight-through", "score", "continuous"],
+)
 @pytest.mark.parametrize("pcont", [False, True])
-def test_gradient_of_the_actor(act: Spaces, pcont: bool) -> None:
+def test_gradient_of_the_actor(act: Spaces, discrete: str, pcont: bool) -> None:
     """As of a plain loop, in which the actor sees states without gradient and everything else is constant."""
-    agent = make(VECTOR, act, pcont=pcont)
+    agent = make(VECTOR, act, pcont=pcont, discrete=discrete)
     data, noise, nets, model = batch(agent, B, T), draws(agent), agent.nets, agent.model
     _, post, _ = agent.model_loss(agent.init_train(B), data, noise)
     params = list(nets.pol.parameters())

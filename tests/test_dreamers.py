@@ -94,6 +94,7 @@ def losses(agent: Any) -> Iterator[tuple[str, Tensor]]:
     ("name", "changes"),
     [
         ("dreamer_v1", {}),
+        ("dreamer_v1", {"discrete": "score"}),
         ("dreamer_v2", {}),
         ("dreamer_v2", {"actor_grad": "dynamics"}),
         ("dreamer_v2", {"actor_grad": "both"}),
