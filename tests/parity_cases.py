@@ -170,16 +170,21 @@ def imagine(core: Any, acting: bool, m: Maker, n: int) -> Arguments:
 
 
 def learned(core: Any, family: str, kind: Any, detach: bool, m: Maker, n: int) -> Arguments:
-    """A dream that gradients flow through; of mixed actions the discrete one is certain."""
+    """A dream that gradients flow through, short, as its steps magnify roundings; the discrete action is certain."""
+    length = 2
     rssm, *state, _, _, _, _, index = observe(core, family, False, m, n)
     width = m.sizes.deter + state[1].shape[1:].numel()
     actor = sure(m.actor(width))
     if kind != "mixed":
         out = m.layer(m.sizes.units, A, "none", "none"), m.layer(m.sizes.units, A, "none", "none")
         actor = actor._replace(heads=(ActionHead(kind, A, 0, out),))
-    drawn = None if family == "classes" else m.normal(n, T, m.sizes.stoch).detach()
-    noise = 0.1 + 0.8 * m.uniform(n, T + 1, 2 if kind == "mixed" else A)
-    return rssm, actor._replace(detach=detach), *state, T, drawn, noise, index
+    noise = 0.1 + 0.8 * m.uniform(n, length + 1, 2 if kind == "mixed" else A)
+    draws = (
+        (None, index[:, :length])
+        if index is not None
+        else (m.normal(n, length, m.sizes.stoch).detach(), None)
+    )
+    return rssm, actor._replace(detach=detach), *state, length, draws[0], noise, draws[1]
 
 
 def policy_step(core: Any, encoded: bool, m: Maker, n: int) -> Arguments:
