@@ -50,14 +50,15 @@ def car_racing() -> Config:
 
 
 def take_cover_small() -> Config:
-    """Doom's fireballs within an hour of two CPU cores: four tics a step, smaller nets, few rollouts."""
+    """Doom's fireballs, sized for an hour of two CPU cores: four tics a step, smaller nets, few rollouts."""
+    # Actions are held for long, so that the walls at both ends are seen: in dreams of what was never seen nobody dies.
     dreamer = AgentConfig(
-        collect=CollectConfig(hold=3, shortest=25),
-        vision=VisionConfig(passes=4.0, lr=1e-3),
-        memory=MemoryConfig(passes=60.0, batch=32, length=100, decay=0.995),
-        control=ControlConfig(length=525, generations=40, population=32, test_every=10, test_rollouts=256),
+        collect=CollectConfig(hold=10, shortest=25),
+        vision=VisionConfig(passes=4.0, batch=32, lr=1e-3),
+        memory=MemoryConfig(passes=60.0, batch=16, length=64, decay=0.998),
+        control=ControlConfig(length=525, generations=100, population=32, test_every=10, test_rollouts=256),
     )
-    config = replace(take_cover(), size="small", steps=20_000, dreamer=dreamer)
+    config = replace(take_cover(), size="small", steps=40_000, dreamer=dreamer)
     return replace(config, env=EnvConfig(count=2), log=LogConfig(save_every=60.0))
 
 
