@@ -189,9 +189,7 @@ def _unfit(value: Array, space: Space, action: bool) -> str:
     wrong_image = space.kind == "image" and value.dtype != np.uint8
     if value.shape[1:] != space.shape or value.dtype.kind not in kinds or wrong_image:
         got = f"{value.dtype} {list(value.shape[1:])}"
-        remedy = (
-            "; --resize changes pictures" if space.kind == "image" and value.dtype == np.uint8 else ""
-        )
+        remedy = "; --resize changes pictures" if space.kind == "image" and value.dtype == np.uint8 else ""
         return f"is {got} a step where {space.dtype} {list(space.shape)} is expected{remedy}"
     if space.kind == "discrete" and (value.min() < (0 if action else -1) or value.max() >= space.classes):
         return f"holds {value.min()} to {value.max()} where the classes are 0 to {space.classes - 1}"
