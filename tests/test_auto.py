@@ -32,7 +32,8 @@ def _named(function: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize("op", [op for op in auto.RULES if op in ops.OPS])
 def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
     """Of the tensor that decides: the first of an op, or a model's deter."""
-    x, rule, maker = torch.zeros(2, D, dtype=dtype), auto.RULES[op], Maker()
+    rows, rule, maker = 2 + auto.LEAST.get(op, 0) // D, auto.RULES[op], Maker()
+    x = torch.zeros(rows, D, dtype=dtype)
     models = auto._discrete, auto._observed, auto._forward, auto._dreaming
     model = maker.rssm() if rule.serves in models else maker.core("block")
     args: list[Any] = [x] if rule.at == 0 else [model, *[None] * (rule.at - 1), x]
