@@ -76,7 +76,7 @@ def evolved(
     count = control.test_rollouts
     controls = agent.controls.double().cpu().numpy()[None].repeat(count, 0)
     lasted = dreams(controls, np.arange(count), (6,))
-    return lasted.mean(), lasted.std()
+    return float(lasted.mean()), float(lasted.std())
 
 
 def done(path: Path) -> set[str]:
