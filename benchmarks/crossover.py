@@ -18,6 +18,8 @@ from types import ModuleType
 from typing import Any
 
 BATCHES = ((1, 1), (1, 4), (4, 4), (4, 16), (16, 64))
+CELLS = "gru", "layernorm_gru", "block_gru"  # one step of a core, from one row to all states of a batch
+ROWS = ((1, 1), (16, 1), (64, 1), (256, 1), (1024, 1))
 ROUNDS, NOISE = 7, 1.05  # a loss is more than what two runs of the same differ by
 
 
@@ -60,16 +62,19 @@ def main(names: list[str]) -> None:
     import torch
 
     from benchmarks.calls import PLANS
+    from fastdream.allocator import keep_freed_memory
     from fastdream.ops import native
     from fastdream.ops.auto import RULES
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    keep_freed_memory()  # as training does
     table: dict[str, int] = {}
     for op in names or [op for op in RULES if hasattr(native, op)]:
         ratios = []
         for i, preset in enumerate(PLANS[op].presets):
-            found = list(measure(op, preset, BATCHES[: -1 if i else None]))
+            batches = ROWS if op in CELLS else BATCHES
+            found = list(measure(op, preset, batches[: -1 if i else None]))
             words = ", ".join(f"{size}: {ratio:.2f}" for size, ratio in found)
             print(f"{op} at {preset}: {words}", file=sys.stderr, flush=True)
             ratios += found

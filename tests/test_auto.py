@@ -39,6 +39,8 @@ def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
     args: list[Any] = [x] if rule.at == 0 else [model, *[None] * (rule.at - 1), x]
     if op in ("laprop_", "gaussian_kl"):
         args = [[x, x]]
+    if op == "spread_norm_act":
+        args = [torch.zeros(1, 2, 2, 4 * auto.LEAST_CHANNELS, dtype=dtype)]
     if op == "mlp":
         args = [x, (maker.layer(D, H),)]
     if op == "mlps":
@@ -123,6 +125,12 @@ def test_sizes_at_which_native_loses(monkeypatch: pytest.MonkeyPatch):
     assert served("symlog", torch.zeros(10, 10)) == "native"
     _, but = auto.route("symlog", reference.symlog, reference.symlog)
     assert but == "reference for half precision, less than 100 elements"
+
+
+def test_images_of_few_channels_go_to_the_reference():
+    channels = 4 * auto.LEAST_CHANNELS
+    assert served("spread_norm_act", torch.zeros(64, 2, 2, channels)) == "native"
+    assert served("spread_norm_act", torch.zeros(64, 2, 2, channels - 4)) == "reference"
 
 
 def test_arguments_may_be_named():

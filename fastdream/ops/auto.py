@@ -21,7 +21,9 @@ from fastdream.ops.triton.limits import unserved, unserved_actor
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
-LEAST: dict[str, int] = {"gru": 100_000}
+LEAST: dict[str, int] = {"layernorm_gru": 51_200, "gru": 12_800, "norm_act": 8192}
+# Channels of the image that `spread_norm_act` makes from which it does: with 8 of them half a vector is empty.
+LEAST_CHANNELS = 32
 
 # Dreams from which native's gradient through them takes less time than the reference's: with a plain GRU of 96 or 200
 # units it lost at up to 480 of them and won at 960 and more; with a LayerNorm GRU it won at 256 and more.
@@ -42,6 +44,10 @@ def _dense(x: Tensor | Feat, layers: Layers) -> bool:
 
 def _all_dense(x: Tensor | Feat, nets: Sequence[Layers]) -> bool:
     return all(_dense(x, layers) for layers in nets)
+
+
+def _broad(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return x.shape[-1] >= 4 * LEAST_CHANNELS
 
 
 def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
@@ -97,7 +103,7 @@ _FORWARD = f"{_MODELS}, gradients"
 RULES: dict[str, Rule] = {
     "norm_act": Rule(),
     "conv_pool": Rule(),
-    "spread_norm_act": Rule(),
+    "spread_norm_act": Rule(serves=_broad, but=f"fewer than {LEAST_CHANNELS} channels"),
     "mlp": Rule(serves=_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
     "mlps": Rule(serves=_all_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
     "block_gru": Rule(at=1),
