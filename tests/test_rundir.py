@@ -43,8 +43,8 @@ import os, sys, time
 from pathlib import Path
 from fastdream.rundir import RunLock
 lock = RunLock(Path(sys.argv[1]))
-child = os.fork()
-print(os.getpid(), child, flush=True) if child else None
+if not os.fork():  # the child says so, which has then let go of what it inherited
+    print(os.getppid(), os.getpid(), flush=True)
 time.sleep(60)
 """
 

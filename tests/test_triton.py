@@ -12,18 +12,32 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdream import ops
+from fastdream.ops import auto
 from fastdream.ops import triton as backend
 
 from . import triton_cases
 from .ops_tools import Maker
-from .parity_cases import CASES
+from .parity_cases import CASES, Case
 from .parity_tools import SIZES, changed, check, results, strided, tensors
 from .triton_cases import PRECISIONS, PRESETS, in_precision, made, names
 
 # What is masked out may be infinite, and its differences not a number.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-HERE = {op: cases for op, cases in CASES.items() if op in backend.OPS}
+
+
+def computes(op: str, case: Case) -> bool:
+    """Whether `auto` gives such a call to Triton."""
+    rule = auto.TRITON_RULES.get(op)
+    with torch.set_grad_enabled(case.gradients):
+        return rule is None or rule.serves(*case.make(Maker(2, torch.float32), 2))
+
+
+HERE = {
+    op: {name: case for name, case in cases.items() if computes(op, case)}
+    for op, cases in CASES.items()
+    if op in backend.OPS
+}
 NAMES = [(op, name) for op, cases in HERE.items() for name in cases]
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 # float16 cannot hold the gradients of means in the thousands of millions.
