@@ -123,10 +123,10 @@ def cartpole() -> Config:
     """CartPole on two CPU cores.
 
     Advantages are not normalised, and at a reward of 1 a step returns reach 200: so the entropy weighs much more than
-    it does for rewards within a tanh.
+    it does for rewards within a tanh. At 20,000 steps one seed of three was not there yet.
     """
     config = gym()
-    return replace(config, steps=20_000, dreamer=replace(config.dreamer, actent="0.5"))
+    return replace(config, steps=30_000, dreamer=replace(config.dreamer, actent="0.5"))
 
 
 def offline() -> Config:
