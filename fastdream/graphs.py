@@ -76,9 +76,11 @@ class CudaGraphs:
     def warm_up(self, work: Callable[[], object], strict: bool) -> None:
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream), waiting_is_an_error() if strict else nullcontext():
-            work()
-        current.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream), waiting_is_an_error() if strict else nullcontext():
+                work()
+        finally:  # what was begun before an error goes on, and whoever undoes it must come after it
+            current.wait_stream(self.stream)
 
     def record(
         self, work: Callable[[], T], generators: Iterable[torch.Generator]
