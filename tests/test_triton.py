@@ -200,3 +200,17 @@ def test_optimiser_is_captured_in_a_graph():
     graph.replay()
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(tensors(states[0]), tensors(states[1]), strict=True))
+
+
+@pytest.mark.gpu
+def test_optimiser_is_captured_anew_after_calls_with_tensors_that_are_known():
+    """Those need no new table; the next capture needs one all the same."""
+    params, grads, nu, mu = ([torch.ones(300, device="cuda") for _ in range(2)] for _ in range(4))
+    step = torch.tensor(3, device="cuda")
+    for _ in range(3):
+        implemented("laprop_")(params, grads, nu, mu, step, 1e-2)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            implemented("laprop_")(params, [g * 2 for g in grads], nu, mu, step, 1e-2)
+        graph.replay()
+    assert all(x.isfinite().all() for x in params)

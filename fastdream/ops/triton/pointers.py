@@ -22,29 +22,30 @@ def addresses(tensors: Sequence[Tensor]) -> Tensor:
     """Where each tensor begins, int64 on the tensors' device; copied in the current stream without waiting for it.
 
     A captured graph copies the table at each replay. So that it finds page-locked memory for that, a list of as many
-    tensors must have been used once before the capture.
+    tensors must have been used once since the capture before.
     """
     device, numbers = tensors[0].device, tuple(x.data_ptr() for x in tensors)
     if device.type != "cuda":
         return torch.tensor(numbers, dtype=torch.int64, device=device)
     key, capturing = (device, numbers), torch.cuda.is_current_stream_capturing()
+    if (
+        not capturing and len(numbers) not in _spare
+    ):  # also where the table is known: the capture's will be another
+        _spare[len(numbers)] = _page_locked(len(numbers))
     if key in _tables:
         _tables.move_to_end(key)
         if capturing:
             _captured.append((_tables[key],))
         return _tables[key]
-    locked = _spare.pop(len(numbers), None)
+    locked = _spare.pop(len(numbers), None) if capturing else _page_locked(len(numbers))
     if locked is None:
-        if capturing:
-            raise RuntimeError("call the op once with as many tensors before its graph is captured")
-        locked = _page_locked(len(numbers))
+        raise RuntimeError("call the op once with as many tensors before its graph is captured")
     locked.copy_(torch.tensor(numbers, dtype=torch.int64))
     table = torch.empty(len(numbers), dtype=torch.int64, device=device)
     table.copy_(locked, non_blocking=True)
     if capturing:
         _captured.append((locked, table))
     else:
-        _spare[len(numbers)] = _page_locked(len(numbers))
         _tables[key] = table
         if len(_tables) > KEPT:
             _tables.popitem(last=False)
