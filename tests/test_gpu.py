@@ -75,7 +75,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
         return Place(torch.device("cpu"), 6, 4)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    return Place(torch.device("cuda", torch.cuda.current_device()), 1000, 8)
+    return Place(torch.device("cuda", torch.cuda.current_device()), 300, 8)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -97,7 +97,8 @@ def test_replays_are_the_eager_calls(place: Place, obs: Any, dtype: str) -> None
 
 
 def test_many_replays_neither_drift_nor_leak_nor_repeat_their_noise(place: Place) -> None:
-    captured, eager = place.agent(), place.agent()
+    # In bfloat16 two draws of two numbers are the same one now and then.
+    captured, eager = place.agent(dtype="float32"), place.agent(dtype="float32")
     capture(captured, place.recorder())
     data = place.batch(eager, 0)
     obs = observation(eager, 2)
