@@ -26,6 +26,14 @@ from .shapes import Job, random_batch
 
 T = TypeVar("T")
 OURS = "fastdream"
+# What Triton's launcher, which names errors by the driver's words, says of those that a process does not survive.
+LOST = (
+    "illegal memory access",
+    "misaligned address",
+    "launch failure",
+    "illegal instruction",
+    "launch timed out",
+)
 
 
 class Again:
@@ -189,7 +197,7 @@ class Bench:
 
 def fatal(error: str) -> bool:
     """Whether a process can use the GPU no more after an error with these `words`."""
-    return "CUDA error" in error or error.startswith("AcceleratorError")
+    return any(sign in error for sign in ("CUDA error", "AcceleratorError", *LOST))
 
 
 def words(error: BaseException) -> str:

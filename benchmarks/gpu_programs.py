@@ -14,6 +14,7 @@ from .gpu_bench import Bench
 
 HERE = Path(__file__).parent
 PROBE = HERE / "probes" / "hardware.cu"
+PROBE_LIMIT = 45  # seconds
 
 
 def first_update(name: str, bench: Bench) -> dict[str, Any]:
@@ -34,7 +35,10 @@ def hardware(bench: Bench) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         program = bench.probe or compile_probe(Path(folder))
         options = ["--list"] if bench.dry else []
-        done = subprocess.run([str(program.resolve()), *options], capture_output=True, text=True)
+        # A barrier that nobody leaves must not keep the device from the parts that follow.
+        done = subprocess.run(
+            [str(program.resolve()), *options], capture_output=True, text=True, timeout=PROBE_LIMIT
+        )
     if done.returncode:
         raise RuntimeError(f"{program.name} ended with status {done.returncode}: {done.stderr.strip()}")
     return {"hardware": done.stdout.split() if bench.dry else json.loads(done.stdout)}

@@ -6,11 +6,13 @@ import os
 import platform
 import queue
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,11 +55,14 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> i
         return 2
     if bench.dry:
         os.environ["TRITON_INTERPRET"] = "1"  # of the workers
-    results = run(chosen, command(argv), time.monotonic() + 60 * args.minutes)
-    data = {"command": words_of(argv), **about(bench, args.commit), "parts": results}
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(data, indent=1) + "\n")
+    data: dict[str, Any] = {"command": words_of(argv), **about(bench, args.commit), "parts": {}}
+    results: dict[str, Any] = data["parts"]
+    for name, result in run(chosen, command(argv), time.monotonic() + 60 * args.minutes):
+        results[name] = result
+        # Part by part: whoever gives up on this program still finds what it measured.
+        if args.output is not None:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(json.dumps(data, indent=1) + "\n")
     print(page(data))
     failed = [name for name, result in results.items() if errors(result)]
     for name in failed:
@@ -101,33 +106,32 @@ def select(found: list[Part], only: list[str]) -> list[Part]:
     return [part for part in found if not only or {part.name, part.section} & set(only)]
 
 
-def run(chosen: list[Part], worker: list[str], deadline: float) -> dict[str, Any]:
-    """Results by part. A worker does them in their order, and a fresh one what comes after one that failed it."""
-    results: dict[str, Any] = {}
+def run(chosen: list[Part], worker: list[str], deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each part and its result. A worker does them in their order, and a fresh one those after one that failed it."""
     process: Worker | None = None
     for part in chosen:
         left = deadline - time.monotonic()
         if left <= 0:
-            results[part.name] = {"error": LATE}
+            yield part.name, {"error": LATE}
             continue
         print(f"{part.name}, {left:.0f} s left", file=sys.stderr, flush=True)
         process = process or Worker(worker)
         start = time.monotonic()
         result = process.do(part.name, min(part.limit, left))
-        results[part.name] = {**result, "took": round(time.monotonic() - start, 1)}
+        yield part.name, {**result, "took": round(time.monotonic() - start, 1)}
         if result.get("fatal"):
             process.end()
             process = None
     if process:
         process.end()
-    return results
 
 
 class Worker:
     """A process that does parts: a name on its stdin asks for one, which it answers with a line of JSON."""
 
     def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, process_group=0)
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -148,13 +152,14 @@ class Worker:
         return result
 
     def end(self) -> None:
-        """By the end of what it reads; if it is still at work, at once."""
+        """By the end of what it reads; if it is still at work, at once, and with it what it has started."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.close()
             self.process.wait(timeout=5)
         except (subprocess.TimeoutExpired, BrokenPipeError):
-            self.process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def _read(self) -> None:

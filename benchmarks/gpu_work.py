@@ -44,8 +44,8 @@ def update(name: str, bench: Bench) -> dict[str, Any]:
     """One update of a whole agent, as it is called and as a graph."""
     task, makers = job(name), {}
     for key, table in bench.tables().items():
-        makers[f"{key} + graph"] = partial(bench.learner, task, table, True)
         makers[key] = partial(bench.learner, task, table, False)
+        makers[f"{key} + graph"] = partial(bench.learner, task, table, True)
     agent = task.agent(fd.load("reference"))
     floor = floors.update(agent, random_batch(agent, task.batch, task.length), task.batch, task.length)
     del agent
@@ -63,9 +63,9 @@ def op(plan: str, size: str, bench: Bench) -> dict[str, Any]:
         except ValueError:
             continue
         function = getattr(table, name)
-        makers[f"{backend} + graph"] = lambda f=function: bench.graph(partial(run, f))  # type: ignore[misc]
         if backend == "reference":
             makers[backend] = lambda f=function: partial(run, f)  # type: ignore[misc]
+        makers[f"{backend} + graph"] = lambda f=function: bench.graph(partial(run, f))  # type: ignore[misc]
     return {"floor": floor_of(floor), "candidates": bench.candidates(makers)}
 
 
@@ -109,8 +109,8 @@ def policy(name: str, n: int, bench: Bench) -> dict[str, Any]:
 
     makers = {}
     for key, table in bench.tables().items():
-        makers[f"{key} + graph"] = partial(acting, table, True)
         makers[key] = partial(acting, table, False)
+        makers[f"{key} + graph"] = partial(acting, table, True)
     floor = floors.policy(task.agent(fd.load("reference")), n)
     return {"floor": floor_of(floor), "candidates": bench.candidates(makers)}
 

@@ -72,7 +72,7 @@ def test_everything_runs_without_a_gpu_and_without_what_a_gpu_machine_may_lack(t
 def test_a_part_that_crashes_hangs_or_breaks_the_gpu_leaves_the_others():
     names = ("first", "second", "crash", "third", "hang", "fourth", "broken", "fifth")
     chosen = [part(name, 2 if name == "hang" else 20) for name in names]
-    results = gpu_run.run(chosen, [sys.executable, "-c", WORKER], time.monotonic() + 60)
+    results = dict(gpu_run.run(chosen, [sys.executable, "-c", WORKER], time.monotonic() + 60))
     assert "status -11" in results["a:crash"]["error"]
     assert "given up after 2 s" in results["a:hang"]["error"]
     assert "illegal memory access" in results["a:broken"]["error"]
@@ -82,9 +82,8 @@ def test_a_part_that_crashes_hangs_or_breaks_the_gpu_leaves_the_others():
 
 
 def test_what_the_deadline_leaves_no_time_for_is_an_error():
-    results = gpu_run.run(
-        [part("first"), part("second")], [sys.executable, "-c", WORKER], time.monotonic() - 1
-    )
+    chosen = [part("first"), part("second")]
+    results = dict(gpu_run.run(chosen, [sys.executable, "-c", WORKER], time.monotonic() - 1))
     assert results == {"a:first": {"error": gpu_run.LATE}, "a:second": {"error": gpu_run.LATE}}
 
 
@@ -104,7 +103,9 @@ def test_nothing_more_is_tried_in_a_process_that_lost_its_gpu():
 
     found = gpu_bench.Bench(dry=True).candidates({"lost": lost, "next": lambda: lambda: None})
     assert list(found) == ["lost"] and gpu_bench.fatal(gpu_run.errors({"candidates": found})[0])
+    assert gpu_bench.fatal("RuntimeError: Triton Error [CUDA]: an illegal memory access was encountered")
     assert not gpu_bench.fatal("ValueError: no kernel for this")
+    assert not gpu_bench.fatal("RuntimeError: Triton Error [CUDA]: invalid argument")
 
 
 def test_the_most_valuable_parts_come_first_and_all_named_work_is_there():
