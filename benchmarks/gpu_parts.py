@@ -40,7 +40,8 @@ def parts(bench: Bench) -> list[Part]:
     learned = jobs if dry else [jobs[0], jobs[3], *large]
     first, last = learned[0], learned[1]
     found = [Part("machine", "", 40, machine)]
-    found += [Part("update", name, 90, partial(update, name)) for name in learned]
+    # Each makes five agents on the host and compiles all kernels of its widths, which takes most of the time.
+    found += [Part("update", name, 240 if name in large else 120, partial(update, name)) for name in learned]
     found += [Part("observe", size, 60, partial(op, "observe", size)) for size in sizes("12m", "1m", "50m")]
     found += [Part("imagine", size, 60, partial(op, "imagine", size)) for size in sizes("12m", "1m", "50m")]
     found += [Part("hardware", "", 90, hardware)]
