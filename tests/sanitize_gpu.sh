@@ -9,6 +9,9 @@ sanitizer=${SANITIZER:-$(command -v compute-sanitizer || true)}
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 for tool in memcheck racecheck synccheck; do
   echo "$tool"
-  "$sanitizer" --tool "$tool" --target-processes all --error-exitcode 9 \
+  # What kernels do is at issue: libraries ask drivers for what these may not have, and go on without it.
+  options=()
+  [ "$tool" != memcheck ] || options=(--report-api-errors no)
+  "$sanitizer" --tool "$tool" "${options[@]}" --target-processes all --error-exitcode 9 \
     "${PYTHON:-python}" -m pytest -q -p no:cacheprovider -k agrees_with_reference tests/test_triton.py "$@"
 done

@@ -224,6 +224,8 @@ def test_refuses_what_it_cannot_do(native: ModuleType):
         resident.observe(*case.trees, case.reset, None)
     with pytest.raises(ValueError, match=r"noise has shape \[5, 4, 3\], expected \[5, 4, 4\]"):
         resident.observe(*case.trees, case.reset, case.noise[..., :3])
+    with pytest.raises(ValueError, match="noise is on meta, expected cpu like deter"):
+        resident.observe(*case.trees, case.reset, case.noise.to("meta"))
 
 
 def test_a_barrier_that_failed_is_an_error_at_the_next_call(native: ModuleType):
@@ -240,14 +242,15 @@ def test_a_barrier_that_failed_is_an_error_at_the_next_call(native: ModuleType):
 def test_a_device_that_cannot_run_the_clusters_says_so(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
     """12m takes clusters of 8 where those of 16 do not fit, and none where neither does."""
     case, device = Case("12m", 2, 1, torch.bfloat16), torch.device("cuda:0")
-    fits = {16: 1, 8: 1}
+    fits = {16: (1, ""), 8: (1, "")}
     monkeypatch.setattr(resident, "_teams", lambda shape, device: fits[shape.ranks])
     assert resident._choose(case.rssm, device) == (resident.SHAPES["12m"], "")
-    fits[16] = 0
+    fits[16] = 0, ""
     assert resident._choose(case.rssm, device) == (resident.SHAPES["12m by 8"], "")
-    fits[8] = -801
+    fits[8] = 0, "operation not supported"
     reason = resident.why_not(case.rssm, torch.bfloat16, 2, device)
-    assert reason == "cuda:0, which cannot run 8 clusters of 16 CTAs or 8 clusters of 8 CTAs at once"
+    clusters = "8 clusters of 16 CTAs or 8 clusters of 8 CTAs"
+    assert reason == f"cuda:0, which cannot run {clusters} at once: operation not supported"
     assert "torch.float32" in resident.why_not(case.rssm, torch.float32, 2, device)
 
 

@@ -109,8 +109,12 @@ int launch(void (*kernel)(Args), const Args& args, uintptr_t stream) {
   if (args.rows <= 0 || args.steps <= 0) return cudaSuccess;
   const int64_t blocks = (args.rows + kRows - 1) / kRows;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(args);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.stream = reinterpret_cast<cudaStream_t>(stream);
+  // Its status is this launch's own: that of cudaGetLastError may be what an earlier call left there.
+  return cudaLaunchKernelEx(&config, kernel, args);
 }
 
 }  // namespace

@@ -76,8 +76,13 @@ struct DeviceCta {
   }
   __device__ void fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-  // Past the first cache, which does not see what others write.
-  __device__ float fresh(const float* p) { return __ldcg(p); }
+  // Past the first cache, which does not see what others write; volatile, for the same address holds something else at
+  // the next step (not every toolkit's __ldcg is).
+  __device__ float fresh(const float* p) {
+    float value;
+    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(p));
+    return value;
+  }
 };
 
 }  // namespace fastdream::resident

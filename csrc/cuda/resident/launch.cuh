@@ -48,6 +48,7 @@ int teams(void (*kernel)(Args), size_t shared) {
   Launch<Args> launch;
   int clusters = 0;
   cudaError_t status = launch.prepare(S{}, kernel, shared, 1, 0);
+  launch.config.numAttrs = 1;  // the clusters' size alone, all that this question is documented for
   if (status == cudaSuccess) status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config);
   return status == cudaSuccess ? clusters * S::cluster / S::team : -int(status);
 }

@@ -40,15 +40,16 @@ def unavailable(device: torch.device) -> str | None:
 
 
 # What devices have answered, so that a compiler, which cannot ask them, finds the answers of `ops.load`.
-_TEAMS: dict[tuple[Shape, int | None], int] = {}
+_TEAMS: dict[tuple[Shape, int | None], tuple[int, str]] = {}
 
 
-def _teams(shape: Shape, device: torch.device) -> int:
-    """How many tiles of a batch the device takes at once; minus an error if it cannot be asked."""
+def _teams(shape: Shape, device: torch.device) -> tuple[int, str]:
+    """How many tiles of a batch the device takes at once; or 0 and an error's words if it cannot be asked."""
     if (shape, device.index) not in _TEAMS:
         assert C is not None
         with torch.cuda.device(device):
-            _TEAMS[shape, device.index] = C.cuda_resident_teams(shape)
+            count = C.cuda_resident_teams(shape)
+        _TEAMS[shape, device.index] = (count, "") if count >= 0 else (0, C.error_string(-count))
     return _TEAMS[shape, device.index]
 
 
@@ -58,11 +59,14 @@ def _choose(rssm: RSSM, device: torch.device) -> tuple[Shape | None, str]:
     if not shapes:
         known = ", ".join(f"{name} {tuple(shape[:5])}" for name, shape in SHAPES.items())
         return None, f"sizes (blocks, D, H, S, C) = {_sizes(rssm)}; compiled are {known}"
+    words: list[str] = []
     for shape in shapes:
-        if device.type == "cpu" or _teams(shape, device) > 0:
+        count, error = (1, "") if device.type == "cpu" else _teams(shape, device)
+        if count > 0:
             return shape, ""
+        words += [f": {error}"] if error else []
     clusters = " or ".join(f"{shape.blocks} clusters of {shape.ranks} CTAs" for shape in shapes)
-    return None, f"{device}, which cannot run {clusters} at once"
+    return None, f"{device}, which cannot run {clusters} at once{''.join(words)}"
 
 
 def why_not(rssm: RSSM, dtype: torch.dtype, batch: int, device: torch.device) -> str:

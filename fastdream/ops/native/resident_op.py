@@ -33,7 +33,7 @@ PLAYED_ORDER = 0
 @cache
 def _failed(device: torch.device) -> Tensor:
     """A word that kernels on the device set when they waited in vain, and that the host reads without waiting."""
-    return torch.zeros((), dtype=torch.int32, pin_memory=device.type == "cuda")
+    return torch.zeros((), dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
 
 
 def check_earlier(device: torch.device) -> None:
@@ -121,6 +121,8 @@ def _forward_fake(
             given[name], tensors[name] = (*lead, s.stoch), x
     for name, x in tensors.items():
         check_shape("observe", name, x, *given[name])
+        if x.device != deter.device:
+            raise ValueError(f"observe: {name} is on {x.device}, expected {deter.device} like deter")
     latents = *lead, s.stoch
     widths = 2 * s.hidden, s.deter, 3 * s.deter, s.hidden, 2 * s.hidden, s.deter, s.hidden
     return (
