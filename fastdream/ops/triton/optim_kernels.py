@@ -27,7 +27,7 @@ def bounds(owner, begin, count, PIECE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N"])
 def square_sums_kernel(
-    params,  # [N] addresses, with those of nu and mu behind them
+    changed,  # [N] addresses of params, with those of nu and mu behind them
     grads,  # [N] addresses
     owner,  # [P]
     begin,  # [P]
@@ -39,7 +39,7 @@ def square_sums_kernel(
     BLOCK: tl.constexpr,
 ):
     i_t, i_from, i_to, i_whole = bounds(owner, begin, count, PIECE, BLOCK)
-    p_p, p_g = pointer(params, i_t, ALIGNED), pointer(grads, i_t, ALIGNED)
+    p_p, p_g = pointer(changed, i_t, ALIGNED), pointer(grads, i_t, ALIGNED)
     o_b = tl.arange(0, BLOCK)
     b_gg, b_pp = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for i in range(i_from, i_whole, BLOCK):
@@ -105,7 +105,7 @@ def stepped(b_p, b_g, b_nu, b_mu, c, MOMENTUM: tl.constexpr, NESTEROV: tl.conste
 
 @triton.jit(do_not_specialize=["N"])
 def laprop_kernel(
-    params,  # [N] addresses, with those of nu and mu behind them
+    changed,  # [N] addresses of params, with those of nu and mu behind them
     grads,  # [N] addresses
     owner,  # [P]
     begin,  # [P]
@@ -129,8 +129,8 @@ def laprop_kernel(
     BLOCK: tl.constexpr,
 ):
     i_t, i_from, i_to, i_whole = bounds(owner, begin, count, PIECE, BLOCK)
-    p_p, p_g = pointer(params, i_t, ALIGNED), pointer(grads, i_t, ALIGNED)
-    p_nu, p_mu = pointer(params, N + i_t, ALIGNED), pointer(params, 2 * N + i_t, ALIGNED)
+    p_p, p_g = pointer(changed, i_t, ALIGNED), pointer(grads, i_t, ALIGNED)
+    p_nu, p_mu = pointer(changed, N + i_t, ALIGNED), pointer(changed, 2 * N + i_t, ALIGNED)
     steps = tl.load(step).to(tl.float32)
     c = (
         tl.load(lr),
