@@ -25,7 +25,8 @@ def problem(rssm: RSSM) -> str | None:
     if (units := inputs.weight.shape[0]) > UNITS:
         return f"input layers of {units}, only of {UNITS}"
     widths = [layer.weight.shape[0] for layer in rssm.post[:-1]]
-    widths += [layer.bias.shape[0] if layer.bias is not None else 0 for layer in hidden]
+    if isinstance(core, BlockGRU):
+        widths.append(core.hidden[0].weight.shape[0] * core.hidden[0].weight.shape[2])
     if max(widths) > WIDEST:
         return f"layers of {max(widths)}, only of {WIDEST}"
     if isinstance(core, BlockGRU) and core.deter[4:] != core.stoch[4:]:
