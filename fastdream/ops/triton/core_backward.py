@@ -36,7 +36,7 @@ def core_backward(
 def gradient_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     """Tiles of products whose first operand is made of two tensors while it is loaded."""
     tiles = product_tiles(min(rows, 16), width, segment, itemsize)
-    return tiles._replace(k=128 // itemsize, warps=4)
+    return tiles._replace(k=512 // itemsize, warps=4, stages=3)
 
 
 class BlockBackward:

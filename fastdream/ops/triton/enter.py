@@ -65,6 +65,7 @@ def gather(
         m_s = m_row[:, None] & (o_s < S)[None, :]
         b_i = tl.load(index + o_row[:, None] * s_index + o_s[None, :], mask=m_s, other=0)
         m_s = m_s & (b_i >= 0) & (b_i < C)
+        b_i = b_i.to(tl.int32)  # one register less for every element
         p_w = weight + (o_s[None, :] * C + b_i)[:, :, None] * H + o_h[None, None, :]
         b_w = tl.load(p_w, mask=m_s[:, :, None] & (o_h < H)[None, None, :], other=0.0)
         b_sum += tl.sum(b_w.to(tl.float32), 1)

@@ -24,7 +24,7 @@ from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
 
 BM = 16  # rows of a program's product, the least that tensor cores take
-GATHERED = 4096  # elements of rows that a program adds up at a time
+GATHERED = 8192  # elements of rows that a program adds up at a time
 
 
 class PosteriorTiles(NamedTuple):
@@ -42,7 +42,7 @@ def posterior_tiles(units: int, stoch: int, classes: int, itemsize: int) -> Post
     columns = power_of_two(classes)
     rows = 2 if units * stoch * classes <= 2**20 else 4
     variables = max(1, min(64 // columns, power_of_two(stoch)))
-    return PosteriorTiles(rows, variables, 128 // itemsize, 4, 4)
+    return PosteriorTiles(rows, variables, 512 // itemsize, 8, 3)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -78,6 +78,7 @@ def state_gradient_kernel(
     X_TILES: tl.constexpr = (H + BN - 1) // BN
     P_TILES: tl.constexpr = (P + BN - 1) // BN
     CHUNKS: tl.constexpr = (K + BK - 1) // BK
+    BLOCKS: tl.constexpr = BK // K if BK > K and BK % K == 0 else 1  # of a piece
     dense = i_n < LAYERS * X_TILES
     i_g = tl.where(dense, 0, (i_n - LAYERS * X_TILES) // P_TILES)
     i_t = tl.where(dense, i_n % X_TILES, (i_n - LAYERS * X_TILES) % P_TILES)
@@ -88,10 +89,15 @@ def state_gradient_kernel(
     b_mean, b_rstd = moments(sums, o_m, M, eps, G * K, K, TILE, BT, NORM)
     b_dot, b_sum = mean_dots(dots, o_m, M, G * K, TILES, BD, NORM)
     b_out = tl.zeros([BM, BN], tl.float32)
-    for i_k in range(tl.where(dense, G * CHUNKS, CHUNKS)):
-        i_b = i_g + i_k // CHUNKS
-        o_k = i_k % CHUNKS * BK + tl.arange(0, BK)
-        m_k = o_k < K
+    for i_k in range(tl.where(dense, (G * CHUNKS + BLOCKS - 1) // BLOCKS, CHUNKS)):
+        # A piece is of one block, or of as many small ones as it is long: those of other blocks only where dense.
+        o_c = i_k % CHUNKS * BK + tl.arange(0, BK)
+        if BLOCKS == 1:
+            i_b, m_k = i_g + i_k // CHUNKS, o_c < K
+        else:
+            m_k = o_c < tl.where(dense, BK, K)
+            i_b, o_c = i_g + i_k * BLOCKS + o_c // K, o_c % K
+            m_k = m_k & (i_b < G)
         b_d = load_gradient(
             d_n,
             hidden,
@@ -102,13 +108,13 @@ def state_gradient_kernel(
             b_sum,
             o_row,
             m_m,
-            i_b * K + o_k,
+            i_b * K + o_c,
             m_k,
             s_dn,
             s_hidden,
             NORM,
         )
-        p_w = weight + i_b * s_g + o_r[None, :] * s_r + o_k[:, None] * s_k
+        p_w = weight + (i_b * s_g + o_c * s_k)[:, None] + o_r[None, :] * s_r
         b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
         b_out = tl.dot(b_d.to(b_w.dtype), b_w, b_out, input_precision="ieee")
 
