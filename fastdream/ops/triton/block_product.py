@@ -30,6 +30,7 @@ from fastdream.ops.params import Layer
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import PLANES, moments, normalize_tile, row_tiles, store_sums
 
 
@@ -108,7 +109,9 @@ def block_product_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     o_m = i_m * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)

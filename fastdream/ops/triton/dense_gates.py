@@ -16,6 +16,7 @@ from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.gates import gated
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
 
 BM, BN = 4, 128  # rows and columns of deter of a program
@@ -63,7 +64,9 @@ def dense_gates_kernel(
     BT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     o_m = tl.program_id(1) * BM + tl.arange(0, BM)
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)
     o_row = o_m.to(tl.int64)

@@ -13,6 +13,7 @@ from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.dense_gates import load_gate
 from fastdream.ops.triton.gates_gradient import gate_gradients, through_layer
 from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, row_tiles
 from fastdream.ops.triton.rowwise_gradient import Later, store_gradient
 
@@ -59,7 +60,9 @@ def dense_gates_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     i_n, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)

@@ -16,6 +16,7 @@ from fastdream.ops.native.library import check_shape, empty_like
 from fastdream.ops.triton import interpreted
 
 DEVICES = ("CPU", "CUDA") if interpreted() else ("CUDA",)
+OVERLAPPING = True  # kernels that can, with the one before; see `overlap`
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -25,6 +26,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     constants: constexpr arguments, and Triton's options num_warps, num_stages, enable_fp_fusion, launch_pdl.
     """
     device = next(x.device for x in args if isinstance(x, Tensor))
+    if "PDL" in kernel.arg_names:
+        overlaps = OVERLAPPING and capability(device) >= 90
+        constants |= {"PDL": overlaps} | ({"launch_pdl": True} if overlaps else {})
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         run(kernel, grid, args, {"enable_fp_fusion": True, "num_stages": 1} | constants)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastdream.ops.params import Categorical, Layer
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments
 from fastdream.ops.triton.rowwise_gradient import Later, load_gradient, mean_dots
 
@@ -51,7 +52,9 @@ def logit_gradient_kernel(
     BV: tl.constexpr,
     BC: tl.constexpr,
     BK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     i_v, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)

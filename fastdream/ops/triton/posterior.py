@@ -21,6 +21,7 @@ from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.enter import Entering, enter, gather
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
 
 BM = 16  # rows of a program's product, the least that tensor cores take
@@ -42,7 +43,7 @@ def posterior_tiles(units: int, stoch: int, classes: int, itemsize: int) -> Post
     columns = power_of_two(classes)
     rows = 2 if units * stoch * classes <= 2**20 else 4
     variables = max(1, min(64 // columns, power_of_two(stoch)))
-    return PosteriorTiles(rows, variables, 512 // itemsize, 8, 3)
+    return PosteriorTiles(rows, variables, 256 // itemsize, 8, 3)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -104,7 +105,9 @@ def posterior_kernel(
     BK: tl.constexpr,
     BS: tl.constexpr,
     BH: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     i_v, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BR + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)

@@ -15,6 +15,7 @@ from fastdream.ops.params import Layer
 from fastdream.ops.triton.block_product import Tiles
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, row_tiles
 from fastdream.ops.triton.rowwise_gradient import Later, load_gradient, mean_dots, store_gradient
 
@@ -68,7 +69,9 @@ def state_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    begin(PDL)
     i_n, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
