@@ -14,7 +14,18 @@ import torch
 
 import fastdream
 
-from .triton_cases import BUDGETS, CAPABILITIES, CASES, DRAWN, PRECISIONS, PRESETS, USUAL, Budget, names
+from .triton_cases import (
+    BUDGETS,
+    CAPABILITIES,
+    CASES,
+    DRAWN,
+    FULL_PRECISION,
+    PRECISIONS,
+    PRESETS,
+    USUAL,
+    Budget,
+    names,
+)
 
 # This folder as a package, whatever else of that name is installed.
 START = """
@@ -51,7 +62,9 @@ def check_budgets(cases: list[tuple]) -> None:
 
 
 def test_usual_size_within_budget():
-    check_budgets([(*case, 90) for case in names((USUAL,), (torch.bfloat16,), DRAWN)])
+    usual = names((USUAL,), (torch.bfloat16,), DRAWN)
+    usual += [case for case in names((USUAL,), (torch.float32,)) if case[0] in FULL_PRECISION]
+    check_budgets([(*case, 90) for case in usual])
 
 
 @pytest.mark.slow

@@ -26,6 +26,8 @@ from fastdream.ops.triton import library
 from . import triton_cases as cases
 from .parity_tools import results
 
+# What the launcher that Triton generates calls its own variables.
+TAKEN = {"params", "specialization", "options"}
 TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
@@ -49,6 +51,7 @@ class Launch(NamedTuple):
 
 def specialised(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> Launch:
     """A launch as Triton's own launcher would compile it."""
+    assert not TAKEN & set(kernel.arg_names), f"{kernel.fn.__name__}: Triton's launcher uses one of {TAKEN}"
     named = dict(zip(kernel.arg_names, args, strict=False)) | constants
     signature, fixed, aligned = {}, {}, []
     for i, param in enumerate(kernel.params):
