@@ -78,25 +78,24 @@ LambdaReturnBackward<T> backward_args(const Pointers<9>& p, int64_t rows, int64_
 using Sizes = std::vector<int64_t>;
 using Scalars = std::vector<double>;
 
-// The last arguments of many calls that differ in their first ones alone: lists of a model's parameters take longer to
-// convert than a small model takes to act.
-struct Model {
-  std::vector<uintptr_t> pointers;
+// `policy_step` of a model's parameters and sizes, which take longer to convert than a small model takes to act.
+struct PolicyStep {
+  int itemsize;
+  std::vector<uintptr_t> pointers;  // of the model
   Sizes sizes;
   Scalars scalars;
-};
 
-int policy_step_of(int itemsize, std::vector<uintptr_t> pointers, Sizes sizes, const Model& model,
-                   int threads) {
-  pointers.insert(pointers.end(), model.pointers.begin(), model.pointers.end());
-  sizes.insert(sizes.end(), model.sizes.begin(), model.sizes.end());
-  cpu::Call call(pointers.data(), int64_t(pointers.size()), sizes.data(), int64_t(sizes.size()), model.scalars.data(),
-                 int64_t(model.scalars.size()), threads);
-  return with_type(itemsize, [&](auto type) {
-    FD_DISPATCH(policy_step, decltype(type), call);
-    return 0;
-  });
-}
+  // May be called by several threads at once.
+  int operator()(std::vector<uintptr_t> first, int threads) const {
+    first.insert(first.end(), pointers.begin(), pointers.end());
+    cpu::Call call(first.data(), int64_t(first.size()), sizes.data(), int64_t(sizes.size()), scalars.data(),
+                   int64_t(scalars.size()), threads);
+    return with_type(itemsize, [&](auto type) {
+      FD_DISPATCH(policy_step, decltype(type), call);
+      return 0;
+    });
+  }
+};
 
 void bind_kernels(py::module_& m) {
 #define FD_KERNEL(name)                                                                                           \
@@ -112,8 +111,9 @@ void bind_kernels(py::module_& m) {
   });
 #include "cpu/kernels.inc"
 #undef FD_KERNEL
-  py::class_<Model>(m, "Model").def(py::init<std::vector<uintptr_t>, Sizes, Scalars>());
-  m.def("cpu_policy_step_of", &policy_step_of, py::call_guard<py::gil_scoped_release>());
+  py::class_<PolicyStep>(m, "PolicyStep")
+      .def(py::init<int, std::vector<uintptr_t>, Sizes, Scalars>())
+      .def("__call__", &PolicyStep::operator(), py::call_guard<py::gil_scoped_release>());
   m.def("use_openmp", &cpu::use_openmp);
   m.def("isa", [] { return cpu::name_of(cpu::isa()); });
   m.def("isas", [] {

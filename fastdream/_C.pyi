@@ -29,13 +29,12 @@ def __getattr__(
     name: str,
 ) -> Callable[[int, Sequence[int], Sequence[int], Sequence[float], int], int]: ...
 
-# As cpu_policy_step with the parameters' arguments after those that are given.
-class Model:
-    def __init__(self, pointers: Sequence[int], sizes: Sequence[int], scalars: Sequence[float]) -> None: ...
-
-def cpu_policy_step_of(
-    itemsize: int, pointers: Sequence[int], sizes: Sequence[int], model: Model, threads: int
-) -> int: ...
+# cpu_policy_step of a model's parameters, to be called with the pointers before them and threads.
+class PolicyStep:
+    def __init__(
+        self, itemsize: int, pointers: Sequence[int], sizes: Sequence[int], scalars: Sequence[float]
+    ) -> None: ...
+    def __call__(self, first: Sequence[int], threads: int) -> int: ...
 
 # Only where cuda is true.
 def cuda_lambda_return(itemsize: int, pointers: Sequence[int], rows: int, steps: int, stream: int) -> int: ...

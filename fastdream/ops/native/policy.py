@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -36,12 +37,14 @@ class _Model(NamedTuple):
     params: list[Tensor]  # contiguous, perhaps copies
     original: bool  # they are no copies
     addresses: list[int]  # of params
+    pointers: list[int]  # these, and 0 for each that is not there; empty where no kernel is called on them
     filled: list[int]
     sizes: list[int]
     scalars: list[float]
     layout: list[int]
-    kept: Any  # pointers, sizes and scalars as the compiled module keeps them
-    fitting: list[Any]  # what the inputs were like that were checked last
+    fitting: list[
+        tuple[Any, Any]
+    ]  # one: what the inputs that were checked last were like, the kernel for such
 
 
 # Of the models that acted last, by identity. Reading all parameters anew takes as long as a small model takes to act.
@@ -70,28 +73,57 @@ def policy_step(
     """
     if noise is None and index is None:
         raise ValueError("policy_step needs noise to draw with, or the index of an earlier draw")
-    dtype = deter.dtype
-    state = deter, match(stoch, dtype), match(action, dtype), match(features, dtype), reset
-    noise = None if noise is None or index is not None else match(noise, dtype)
-    index = None if index is None else match(index, torch.int64)
-    inputs = *state, noise, index, None if action_noise is None else match(action_noise, dtype)
+    noise = noise if index is None else None
+    inputs: Inputs = deter, stoch, action, features, reset, noise, index, action_noise
     if plain(deter):
         model = _known(encoder, rssm, actor, deter)
-        described: list[Any] = [None if x is None else (x.shape, x.dtype, x.is_cpu) for x in inputs]
-        described.append(vectors)
-        if described != model.fitting:
-            _check(model.params, model.layout, vectors, inputs)
-            model.fitting[:] = described
+        fitting, kernel = model.fitting[0]
+        if _described(inputs, vectors) != fitting:
+            inputs = _matched(inputs)
+            kernel = _fit(model, inputs, vectors)
         outputs = _empty(model.layout, deter)
-        _launch(model.kept, model.layout, vectors, inputs, outputs)
+        _launch(kernel, model.layout, inputs, outputs)
     else:
         model = _flatten(encoder, rssm, actor, deter)
         params = [x.detach() for x in model.params]
         static = model.filled, model.sizes, model.scalars, model.layout
         outputs = torch.ops.fastdream.policy_step(
-            params, *static, vectors, *(x if x is None else x.detach() for x in inputs)
+            params, *static, vectors, *(x if x is None else x.detach() for x in _matched(inputs))
         )
-    return Step(*outputs[:4]), outputs[4]
+    new_deter, new_stoch, logit, drawn, new_action = outputs
+    return Step(new_deter, new_stoch, logit, drawn), new_action
+
+
+# In this order: deter, stoch, action, features, reset, noise, index, action_noise.
+Inputs = Sequence[Tensor | None]
+_FACTS = attrgetter("shape", "dtype", "is_cpu")
+
+
+def _described(inputs: Inputs, vectors: Sequence[int]) -> list[Any]:
+    """All that decides whether inputs fit a model."""
+    return [vectors, *[x if x is None else _FACTS(x) for x in inputs]]
+
+
+def _matched(inputs: Inputs) -> Inputs:
+    """The same with floats in deter's dtype."""
+    deter, stoch, action, features, reset, noise, index, action_noise = inputs
+    assert deter is not None
+    dtype = deter.dtype
+
+    def cast(x: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:
+        return None if x is None else match(x, dtype)
+
+    state = deter, cast(stoch), cast(action), cast(features), reset
+    return *state, cast(noise), cast(index, torch.int64), cast(action_noise)
+
+
+def _fit(model: _Model, inputs: Inputs, vectors: Sequence[int]) -> Any:
+    """The kernel for such inputs, kept for the next ones. ValueError if they do not fit."""
+    assert inputs[0] is not None
+    _check(model.params, model.layout, vectors, inputs)
+    kernel = _compiled(model.pointers, model.sizes, model.scalars, model.layout, vectors, inputs[0])
+    model.fitting[0] = _described(inputs, vectors), kernel
+    return kernel
 
 
 def _known(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model:
@@ -139,21 +171,19 @@ def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model
         params=params,
         original=original,
         addresses=[p for p in pointers if p],
+        pointers=pointers,
         filled=filled,
         sizes=flat.sizes,
         scalars=scalars,
         layout=list(layout),
-        kept=_keep(pointers, flat.sizes, scalars) if pointers else None,
-        fitting=[],
+        fitting=[(None, None)],
     )
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _check(
-    params: list[Tensor], layout: list[int], vectors: Sequence[int], inputs: Sequence[Tensor | None]
-) -> None:
+def _check(params: list[Tensor], layout: list[int], vectors: Sequence[int], inputs: Inputs) -> None:
     """ValueError unless the inputs fit the model and one another."""
     width, stoch, classes, action, features, _, elements, _ = layout
     deter = inputs[0]
@@ -184,14 +214,9 @@ def _check(
 
 def _empty(layout: list[int], deter: Tensor) -> Outputs:
     _, stoch, classes, action, *_ = layout
-    rows, width = deter.shape
-    return (
-        deter.new_empty(rows, width),
-        deter.new_empty(rows, stoch, classes),
-        deter.new_empty(rows, stoch, classes),
-        torch.empty(rows, stoch, dtype=torch.int64, device=deter.device),
-        deter.new_empty(rows, action),
-    )
+    (rows, width), new = deter.shape, deter.new_empty
+    index = new(rows, stoch, dtype=torch.int64)
+    return new(rows, width), new(rows, stoch, classes), new(rows, stoch, classes), index, new(rows, action)
 
 
 def _fake(
@@ -207,27 +232,28 @@ def _fake(
     return _empty(layout, inputs[0])
 
 
-def _keep(pointers: list[int], sizes: list[int], scalars: list[float]) -> Any:
-    """A model's arguments, converted once."""
-    assert C is not None, WHY_NOT
-    return C.Model(pointers, sizes, scalars)
-
-
-def _launch(
-    model: Any,
+def _compiled(
+    pointers: list[int],
+    sizes: list[int],
+    scalars: list[float],
     layout: list[int],
     vectors: Sequence[int],
-    inputs: Sequence[Tensor | None],
-    outputs: Outputs,
-) -> None:
-    check_index("policy_step", inputs[6], layout[2])
-    deter = outputs[0]
-    whole = [x if x is None or x.is_contiguous() else x.contiguous() for x in inputs]
-    given = addresses((*whole, *outputs))
-    sizes = [len(deter), *layout, len(vectors), *vectors]
+    deter: Tensor,
+) -> Any:
+    """The kernel for one model and inputs of one kind; takes the addresses of inputs and outputs, and threads."""
     assert C is not None, WHY_NOT
-    status = C.cpu_policy_step_of(deter.element_size(), given, sizes, model, torch.get_num_threads())
-    if status != 0:
+    first = len(deter), *layout, len(vectors), *vectors
+    return C.PolicyStep(deter.element_size(), pointers, [*first, *sizes], scalars)
+
+
+def _launch(kernel: Any, layout: list[int], inputs: Inputs, outputs: Outputs) -> None:
+    if inputs[6] is not None:
+        check_index("policy_step", inputs[6], layout[2])
+    whole = [x if x is None or x.is_contiguous() else x.contiguous() for x in inputs]
+    given = [0 if x is None else x.data_ptr() for x in whole]
+    given += map(Tensor.data_ptr, outputs)
+    if (status := kernel(given, torch.get_num_threads())) != 0:
+        assert C is not None, WHY_NOT
         raise RuntimeError(f"policy_step: {C.error_string(status)}")
 
 
@@ -242,8 +268,8 @@ def _kernel(
 ) -> Outputs:
     outputs = _fake(params, filled, sizes, scalars, layout, vectors, *inputs)
     whole = [x.contiguous() for x in params]
-    model = _keep(addresses(with_gaps(whole, filled)), sizes, scalars)
-    _launch(model, layout, vectors, inputs, outputs)
+    pointers = addresses(with_gaps(whole, filled))
+    _launch(_compiled(pointers, sizes, scalars, layout, vectors, outputs[0]), layout, inputs, outputs)
     return outputs
 
 
