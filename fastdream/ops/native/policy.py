@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,16 @@ from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_chain, add_latent_net
 from fastdream.ops.native.dream import check_index
-from fastdream.ops.native.library import WHY_NOT, C, addresses, check_shape, plain, register
+from fastdream.ops.native.library import (
+    TENSORS_SHARED,
+    WHY_NOT,
+    C,
+    addresses,
+    check_shape,
+    plain,
+    register,
+    run,
+)
 from fastdream.ops.native.params import Flat, add_core, check_params, with_gaps
 from fastdream.ops.params import RSSM, Actor, Categorical, Layers, Step
 from fastdream.ops.reference.actor import action_width
@@ -30,6 +38,14 @@ class Layout(NamedTuple):
     absolute: int
 
 
+class _Kernel(NamedTuple):
+    """The compiled step of a model for inputs of one shape."""
+
+    rows: int
+    vectors: tuple[int, ...]
+    run: Any
+
+
 class _Model(NamedTuple):
     """Parameters as the kernel takes them. They are those of `source` while its tensors are at the same addresses."""
 
@@ -42,9 +58,7 @@ class _Model(NamedTuple):
     sizes: list[int]
     scalars: list[float]
     layout: list[int]
-    fitting: list[
-        tuple[Any, Any]
-    ]  # one: what the inputs that were checked last were like, the kernel for such
+    last: list["_Kernel"]  # the one that ran last
 
 
 # Of the models that acted last, by identity. Reading all parameters anew takes as long as a small model takes to act.
@@ -75,55 +89,54 @@ def policy_step(
         raise ValueError("policy_step needs noise to draw with, or the index of an earlier draw")
     noise = noise if index is None else None
     inputs: Inputs = deter, stoch, action, features, reset, noise, index, action_noise
-    if plain(deter):
-        model = _known(encoder, rssm, actor, deter)
-        fitting, kernel = model.fitting[0]
-        if _described(inputs, vectors) != fitting:
-            inputs = _matched(inputs)
-            kernel = _fit(model, inputs, vectors)
-        outputs = _empty(model.layout, deter)
-        _launch(kernel, model.layout, inputs, outputs)
+    if TENSORS_SHARED and plain(deter):
+        outputs = _run(_known(encoder, rssm, actor, deter), deter, inputs, vectors)
     else:
         model = _flatten(encoder, rssm, actor, deter)
         params = [x.detach() for x in model.params]
         static = model.filled, model.sizes, model.scalars, model.layout
         outputs = torch.ops.fastdream.policy_step(
-            params, *static, vectors, *(x if x is None else x.detach() for x in _matched(inputs))
+            params, *static, vectors, *(x if x is None else x.detach() for x in _matched(deter, inputs))
         )
     new_deter, new_stoch, logit, drawn, new_action = outputs
     return Step(new_deter, new_stoch, logit, drawn), new_action
 
 
 # In this order: deter, stoch, action, features, reset, noise, index, action_noise.
-Inputs = Sequence[Tensor | None]
-_FACTS = attrgetter("shape", "dtype", "is_cpu")
+Inputs = tuple[Tensor | None, ...]
 
 
-def _described(inputs: Inputs, vectors: Sequence[int]) -> list[Any]:
-    """All that decides whether inputs fit a model."""
-    return [vectors, *[x if x is None else _FACTS(x) for x in inputs]]
+def _run(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...]) -> "Outputs":
+    """What the kernel gives that ran last, or, if these inputs do not fit it, one for them."""
+    if inputs[6] is not None:
+        check_index("policy_step", inputs[6], model.layout[2])
+    for kernel in model.last:
+        if kernel.vectors == vectors:
+            outputs = _empty(model.layout, kernel.rows, deter)
+            if kernel.run((*inputs, *outputs), torch.get_num_threads()) == 0:
+                return outputs
+    inputs = tuple([x if x is None else x.contiguous() for x in _matched(deter, inputs)])
+    _check(model.params, model.layout, vectors, inputs)
+    rows = len(deter)
+    assert C is not None, WHY_NOT
+    sizes = [rows, *model.layout, len(vectors), *vectors, *model.sizes]
+    step = C.PolicyStep(deter.element_size(), model.pointers, sizes, model.scalars)
+    model.last[:] = [_Kernel(rows, vectors, step)]
+    outputs = _empty(model.layout, rows, deter)
+    if (status := step((*inputs, *outputs), torch.get_num_threads())) != 0:
+        raise RuntimeError(f"policy_step: {C.error_string(status)}")
+    return outputs
 
 
-def _matched(inputs: Inputs) -> Inputs:
+def _matched(deter: Tensor, inputs: Inputs) -> Inputs:
     """The same with floats in deter's dtype."""
-    deter, stoch, action, features, reset, noise, index, action_noise = inputs
-    assert deter is not None
-    dtype = deter.dtype
 
-    def cast(x: Tensor | None, dtype: torch.dtype = dtype) -> Tensor | None:
+    def cast(x: Tensor | None, dtype: torch.dtype = deter.dtype) -> Tensor | None:
         return None if x is None else match(x, dtype)
 
+    _, stoch, action, features, reset, noise, index, action_noise = inputs
     state = deter, cast(stoch), cast(action), cast(features), reset
     return *state, cast(noise), cast(index, torch.int64), cast(action_noise)
-
-
-def _fit(model: _Model, inputs: Inputs, vectors: Sequence[int]) -> Any:
-    """The kernel for such inputs, kept for the next ones. ValueError if they do not fit."""
-    assert inputs[0] is not None
-    _check(model.params, model.layout, vectors, inputs)
-    kernel = _compiled(model.pointers, model.sizes, model.scalars, model.layout, vectors, inputs[0])
-    model.fitting[0] = _described(inputs, vectors), kernel
-    return kernel
 
 
 def _known(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model:
@@ -176,7 +189,7 @@ def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model
         sizes=flat.sizes,
         scalars=scalars,
         layout=list(layout),
-        fitting=[(None, None)],
+        last=[],
     )
 
 
@@ -212,9 +225,9 @@ def _check(params: list[Tensor], layout: list[int], vectors: Sequence[int], inpu
             )
 
 
-def _empty(layout: list[int], deter: Tensor) -> Outputs:
-    _, stoch, classes, action, *_ = layout
-    (rows, width), new = deter.shape, deter.new_empty
+def _empty(layout: list[int], rows: int, like: Tensor) -> Outputs:
+    width, stoch, classes, action, *_ = layout
+    new = like.new_empty
     index = new(rows, stoch, dtype=torch.int64)
     return new(rows, width), new(rows, stoch, classes), new(rows, stoch, classes), index, new(rows, action)
 
@@ -229,32 +242,7 @@ def _fake(
     *inputs: Any,
 ) -> Outputs:
     _check(params, layout, vectors, inputs)
-    return _empty(layout, inputs[0])
-
-
-def _compiled(
-    pointers: list[int],
-    sizes: list[int],
-    scalars: list[float],
-    layout: list[int],
-    vectors: Sequence[int],
-    deter: Tensor,
-) -> Any:
-    """The kernel for one model and inputs of one kind; takes the addresses of inputs and outputs, and threads."""
-    assert C is not None, WHY_NOT
-    first = len(deter), *layout, len(vectors), *vectors
-    return C.PolicyStep(deter.element_size(), pointers, [*first, *sizes], scalars)
-
-
-def _launch(kernel: Any, layout: list[int], inputs: Inputs, outputs: Outputs) -> None:
-    if inputs[6] is not None:
-        check_index("policy_step", inputs[6], layout[2])
-    whole = [x if x is None or x.is_contiguous() else x.contiguous() for x in inputs]
-    given = [0 if x is None else x.data_ptr() for x in whole]
-    given += map(Tensor.data_ptr, outputs)
-    if (status := kernel(given, torch.get_num_threads())) != 0:
-        assert C is not None, WHY_NOT
-        raise RuntimeError(f"policy_step: {C.error_string(status)}")
+    return _empty(layout, len(inputs[0]), inputs[0])
 
 
 def _kernel(
@@ -267,9 +255,9 @@ def _kernel(
     *inputs: Any,
 ) -> Outputs:
     outputs = _fake(params, filled, sizes, scalars, layout, vectors, *inputs)
-    whole = [x.contiguous() for x in params]
-    pointers = addresses(with_gaps(whole, filled))
-    _launch(_compiled(pointers, sizes, scalars, layout, vectors, outputs[0]), layout, inputs, outputs)
+    check_index("policy_step", inputs[6], layout[2])
+    tensors = [x if x is None else x.contiguous() for x in (*inputs, *outputs, *with_gaps(params, filled))]
+    run("policy_step", tensors, [len(inputs[0]), *layout, len(vectors), *vectors, *sizes], scalars)
     return outputs
 
 
