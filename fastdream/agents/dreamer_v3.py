@@ -22,6 +22,7 @@ from fastdream.normalize import Slow
 from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.optim import LaProp
+from fastdream.pages import use_large_pages
 from fastdream.spaces import Spaces
 from fastdream.transfer import Inputs
 
@@ -63,6 +64,7 @@ class DreamerV3:
         self.nets = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(self.device)
         self.slow = Slow(self.nets.val, self.nets.slowval, config.slowvalue)
         self.slow.copy()
+        use_large_pages(self.nets.parameters())
         self.opt = LaProp(self.ops, self.nets.learned(), config.opt)
         # Acting and learning draw from generators of their own, so that neither depends on how often the other
         # is called.
