@@ -117,7 +117,7 @@ class Networks(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Take in one observation of n environments: the next carry, with the flat action, and classes [n, S]."""
         reset = obs["is_first"].bool()
-        n = len(reset)
+        n = reset.shape[0]
         noise = self.latent.noise(n, generator=generator)
         action_noise = None if greedy else self._action_noise(n, generator=generator)
         encoder, rssm, actor = self._acting.get()
