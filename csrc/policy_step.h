@@ -46,8 +46,8 @@ struct Wanted {
   }
 };
 
-// `policy_step` of one model for inputs of one shape. It looks at tensors itself: asking them from Python takes as long as
-// a third of a small model's products.
+// `policy_step` of one model for inputs of one shape. It looks at tensors itself: asking them from Python takes
+// 4 us, of 75 that a small model takes to act.
 class PolicyStep {
  public:
   // The arguments of the kernel after inputs and outputs; all sizes.

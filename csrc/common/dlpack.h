@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-// What is used here of DLPack's C interface, version 1: how a library says where a tensor of its own lies and what it is
-// like, to code that has none of its headers.
+// What is used here of DLPack's C interface, version 1: how a library says where a tensor of its own lies and what it
+// is like, to code that has none of its headers.
 namespace fastdream::dlpack {
 
 struct Device {
