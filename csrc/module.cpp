@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "calls.h"
 #include "cpu/lambda_return.h"
 #include "cpu/resident.h"
 #include "cpu/team.h"
+#include "policy_step.h"
 #ifdef FASTDREAM_CUDA
 #include "cuda/lambda_return.h"
 #include "cuda/runtime.h"
@@ -26,25 +28,16 @@ using namespace fastdream;
 
 namespace {
 
-constexpr int kBadItemsize = -1;
-
 // The words for a status of ours, null for others.
 const char* own_error(int status) {
   if (status == kBadItemsize) return "unsupported itemsize";
+  if (status == kMisfit) return "a tensor does not fit";
   if (status == resident::kNoShape) return "nothing is compiled for these sizes";
   return nullptr;
 }
 
 template <size_t N>
 using Pointers = std::array<uintptr_t, N>;
-
-// Calls run(T{}) with the floating-point type of that many bytes.
-template <typename Run>
-int with_type(int itemsize, Run run) {
-  if (itemsize == sizeof(float)) return run(float{});
-  if (itemsize == sizeof(double)) return run(double{});
-  return kBadItemsize;
-}
 
 template <typename T>
 T* at(uintptr_t address) {
@@ -64,40 +57,6 @@ LambdaReturnBackward<T> backward_args(const Pointers<9>& p, int64_t rows, int64_
           at<T>(p[6]), at<T>(p[7]), at<T>(p[8]), rows,        steps};
 }
 
-// Calls the kernel of that name in the instruction set in use.
-#ifdef FD_X86
-#define FD_DISPATCH(name, T, call)                                          \
-  (cpu::isa() == cpu::Isa::avx512 ? cpu::avx512::name<T>(call)              \
-                                  : cpu::isa() == cpu::Isa::avx2            \
-                                        ? cpu::avx2::name<T>(call)          \
-                                        : cpu::portable::name<T>(call))
-#else
-#define FD_DISPATCH(name, T, call) cpu::portable::name<T>(call)
-#endif
-
-using Sizes = std::vector<int64_t>;
-using Scalars = std::vector<double>;
-
-// The last arguments of many calls that differ in their first ones alone: lists of a model's parameters take longer to
-// convert than a small model takes to act.
-struct Model {
-  std::vector<uintptr_t> pointers;
-  Sizes sizes;
-  Scalars scalars;
-};
-
-int policy_step_of(int itemsize, std::vector<uintptr_t> pointers, Sizes sizes, const Model& model,
-                   int threads) {
-  pointers.insert(pointers.end(), model.pointers.begin(), model.pointers.end());
-  sizes.insert(sizes.end(), model.sizes.begin(), model.sizes.end());
-  cpu::Call call(pointers.data(), int64_t(pointers.size()), sizes.data(), int64_t(sizes.size()), model.scalars.data(),
-                 int64_t(model.scalars.size()), threads);
-  return with_type(itemsize, [&](auto type) {
-    FD_DISPATCH(policy_step, decltype(type), call);
-    return 0;
-  });
-}
-
 void bind_kernels(py::module_& m) {
 #define FD_KERNEL(name)                                                                                           \
   m.def("cpu_" #name, [](int itemsize, const std::vector<uintptr_t>& pointers, const Sizes& sizes,                \
@@ -112,8 +71,7 @@ void bind_kernels(py::module_& m) {
   });
 #include "cpu/kernels.inc"
 #undef FD_KERNEL
-  py::class_<Model>(m, "Model").def(py::init<std::vector<uintptr_t>, Sizes, Scalars>());
-  m.def("cpu_policy_step_of", &policy_step_of, py::call_guard<py::gil_scoped_release>());
+  bind_policy_step(m);
   m.def("use_openmp", &cpu::use_openmp);
   m.def("isa", [] { return cpu::name_of(cpu::isa()); });
   m.def("isas", [] {

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 version: str
 cuda: bool
 resident: bool  # whether observing with weights that stay on chip was compiled for CUDA
@@ -29,13 +31,16 @@ def __getattr__(
     name: str,
 ) -> Callable[[int, Sequence[int], Sequence[int], Sequence[float], int], int]: ...
 
-# As cpu_policy_step with the parameters' arguments after those that are given.
-class Model:
-    def __init__(self, pointers: Sequence[int], sizes: Sequence[int], scalars: Sequence[float]) -> None: ...
+# cpu_policy_step of a model; called with inputs and outputs. Its status is not 0, and nothing is done, if one of them
+# has another shape or type than the sizes say, is strided, or is not on the CPU.
+class PolicyStep:
+    def __init__(
+        self, itemsize: int, pointers: Sequence[int], sizes: Sequence[int], scalars: Sequence[float]
+    ) -> None: ...
+    def __call__(self, tensors: tuple[Tensor | None, ...], threads: int) -> int: ...
 
-def cpu_policy_step_of(
-    itemsize: int, pointers: Sequence[int], sizes: Sequence[int], model: Model, threads: int
-) -> int: ...
+# Takes torch.Tensor and its __dlpack_c_exchange_api__, without which no PolicyStep runs; False if it is of no use.
+def use_tensors(tensor: type, interface: object) -> bool: ...
 
 # Only where cuda is true.
 def cuda_lambda_return(itemsize: int, pointers: Sequence[int], rows: int, steps: int, stream: int) -> int: ...

@@ -35,7 +35,8 @@ class BoundedNormal:
 
     def noise(self, *shape: int, generator: torch.Generator) -> Tensor:
         """Standard normal numbers."""
-        return torch.randn(*shape, generator=generator, device=generator.device)
+        # The numbers of torch.randn, which takes a microsecond longer to say the same.
+        return torch.empty(*shape, device=generator.device).normal_(generator=generator)
 
     def log_prob(self, event: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Log density of an event."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdream import ops as fd
-from fastdream.nets import decode_action
+from fastdream.nets import ActionDecoder
 from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.spaces import Spaces
@@ -54,7 +54,8 @@ class Dreamer(ABC):
         auto = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.dtype: torch.dtype = auto if dtype == "auto" else getattr(torch, dtype)
         self.ops = fd.load(device=self.device) if ops is None else ops
-        self.inputs = Inputs(self.device)
+        self.inputs, self._decode = Inputs(self.device), ActionDecoder(act_space)
+        self._seen = *obs_space, "is_first"
         # Acting and learning draw from generators of their own, so that neither depends on how often the other
         # is called.
         self.generators = {
@@ -89,10 +90,10 @@ class Dreamer(ABC):
         """
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
-        inputs = self.inputs({k: obs[k] for k in (*self.obs_space, "is_first")})
+        inputs = self.inputs({k: obs[k] for k in self._seen})
         carry, made = self.act(carry, inputs, greedy=mode == "mode")
         (host,) = self.inputs.back(made)
-        return carry, decode_action(self.act_space, host["action"]), {}
+        return carry, self._decode(host["action"]), {}
 
     def report(
         self, carry: Carry, batch: Mapping[str, Tensor]

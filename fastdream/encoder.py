@@ -115,7 +115,10 @@ class Encoder(nn.Module):
         self.ops, self.config, self.dtype = ops, config, dtype
         self.vectors, self.images = vector_spaces(obs_space), image_spaces(obs_space)
         self.embed_width = 0
-        self._raw = all(space.kind == "vector" for space in self.vectors.values()) and config.symlog
+        prepared = config.symlog and all(space.kind == "vector" for space in self.vectors.values())
+        # What `raw` leaves to the op, in its order: keys with their shapes, and widths.
+        self._raw = [(key, self.vectors[key].shape) for key in sorted(self.vectors)] if prepared else []
+        self._widths = tuple(self.vectors[key].size for key, _ in self._raw)
         if self.vectors:
             self._make_dense(generator)
         if self.images:
@@ -167,14 +170,15 @@ class Encoder(nn.Module):
 
         It prepares vectors of float32 itself; those of other types and discrete entries are prepared here.
         """
-        parts, widths = [], []
-        for key in sorted(self.vectors):
-            x, shape = obs[key], self.vectors[key].shape
-            if not self._raw or x.dtype != torch.float32 or x.shape[1:] != shape:
+        parts = []
+        for key, shape in self._raw:
+            x = obs[key]
+            if x.dtype != torch.float32 or x.shape[1:] != shape:
                 return self.features(obs), ()
             parts.append(x if len(shape) == 1 else x.reshape(len(x), -1))
-            widths.append(parts[-1].shape[1])
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, -1)), tuple(widths)
+        if not parts:
+            return self.features(obs), ()
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, -1)), self._widths
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Entries [..., *space.shape] (images uint8) -> [..., E] in `dtype`. Further keys are ignored."""

@@ -46,7 +46,8 @@ class Categorical:
 
     def entropy(self, logit: Tensor) -> Tensor:
         """Entropy in nats [...], summed over the S variables."""
-        return fd.categorical_entropy(logit, self.params.unimix).sum(-1)
+        # Classes first: over a short last axis, PyTorch's softmax takes six times as long on a CPU.
+        return fd.categorical_entropy(logit.movedim(-1, 0).contiguous(), self.params.unimix, 0).sum(-1)
 
 
 class Gaussian:

@@ -210,14 +210,25 @@ def encode_action(
     return flatten_inputs(act_space, action, dtype=dtype)
 
 
-def decode_action(act_space: Spaces, flat: np.ndarray) -> dict[str, np.ndarray]:
-    """Flat action [..., A] -> dictionary of int32 classes and float32 values, entries [..., *space.shape]."""
-    action, start = {}, 0
-    for key in sorted(act_space):
-        space, batch = act_space[key], flat.shape[:-1]
-        x, start = flat[..., start : start + space.width], start + space.width
-        if space.kind == "discrete":
-            action[key] = x.reshape(*batch, *space.shape, space.classes).argmax(-1).astype(np.int32)
-        else:
-            action[key] = x.reshape(batch + space.shape).astype(np.float32, copy=False)
-    return action
+class ActionDecoder:
+    """Flat actions [..., A] -> dictionaries of int32 classes and float32 values, entries [..., *space.shape].
+
+    What the spaces say is asked once: their keys' order and widths take longer to find than a few numbers to convert.
+    """
+
+    def __init__(self, act_space: Spaces) -> None:
+        self._parts: list[tuple[str, slice, tuple[int, ...], bool]] = []
+        start = 0
+        for key in sorted(act_space):
+            space = act_space[key]
+            discrete = space.kind == "discrete"
+            shape = (*space.shape, space.classes) if discrete else space.shape
+            self._parts.append((key, slice(start, start + space.width), shape, discrete))
+            start += space.width
+
+    def __call__(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        batch, action = flat.shape[:-1], {}
+        for key, part, shape, discrete in self._parts:
+            x = flat[..., part].reshape(batch + shape)
+            action[key] = x.argmax(-1).astype(np.int32) if discrete else x.astype(np.float32, copy=False)
+        return action

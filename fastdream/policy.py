@@ -59,7 +59,7 @@ class ActorHeads(nn.Module):
 
     Discrete keys: `head.<key>.logits`. Continuous keys: `head.<key>.mean` and `.stddev` of the family `continuous`;
     None takes a BoundedNormal with the limits of the configuration. Actions are flat vectors [..., A] of one-hots
-    and raw values, as ops.imagine makes them and `nets.decode_action` reads them. `detach` keeps gradients out of
+    and raw values, as ops.imagine makes them and `nets.ActionDecoder` reads them. `detach` keeps gradients out of
     the features, also in a dream. `discrete` says whose gradient a discrete sample has: see `ops.ActionHead`.
     """
 

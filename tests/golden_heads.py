@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdream import distributions as dist
 from fastdream import ops as fd
 from fastdream.heads import BinaryHead, HeadConfig, TwoHotConfig, TwoHotHead
-from fastdream.nets import decode_action, encode_action
+from fastdream.nets import ActionDecoder, encode_action
 from fastdream.official import from_official, name_map
 from fastdream.ops import Ops
 from fastdream.policy import ActorHeads, PolicyConfig
@@ -129,7 +129,7 @@ def test_policy(heads: Golden, head_ops: Ops) -> None:
     entropy = head.entropy(outs)
     assert_close({"logp": log_prob}, {"logp": sum(heads[f"pol/out/{key}/logp"] for key in spaces)})
     assert_close(entropy, {key: heads[f"pol/out/{key}/entropy"] for key in spaces})
-    modes = decode_action(spaces, head.mode(outs).detach().numpy())
+    modes = ActionDecoder(spaces)(head.mode(outs).detach().numpy())
     preds = {key: heads[f"pol/out/{key}/pred"] for key in spaces}
     assert_close({key: torch.from_numpy(mode) for key, mode in modes.items()}, preds)
     (log_prob.mean() + 0.3 * sum(e.mean() for e in entropy.values())).backward()

@@ -148,6 +148,39 @@ def test_parameters_may_change_in_every_way(native: ModuleType):
         native.policy_step(*args)
 
 
+def test_inputs_may_change_in_every_way(native: ModuleType):
+    """After others of the same model: rows, strides, dtypes, how they are drawn and prepared."""
+    args, noise = list(plain(raw_arguments(3, (2, 3)), torch.float32)), torch.rand(5, S)
+    more = list(plain(raw_arguments(5, (2, 3), seed=7), torch.float32))
+    more[:3] = args[:3]
+    strided = [
+        *args[:3],
+        *mapped(lambda x: x.repeat_interleave(2, -1)[..., ::2], tuple(more[3:6])),
+        *more[6:],
+    ]
+    double = [*more[:4], *(x.double() for x in more[4:7]), *more[7:]]
+    drawn = [*more[:8], noise, torch.rand(5, 2), None, (2, 3)]
+    prepared = [*more[:6], more[6].clamp(-9), *more[7:-1], ()]
+    for case in (args, more, strided, more, double, drawn, prepared, [*more[:-1], (5,)], args):
+        ours, theirs = native.policy_step(*case), reference.policy_step(*case)
+        torch.testing.assert_close(ours[0].logit, theirs[0].logit)
+        torch.testing.assert_close(ours[1], theirs[1])
+    for i, other in ((3, more[3].to("meta")), (4, more[4].to("meta")), (7, more[7].numpy())):
+        with pytest.raises((ValueError, AttributeError)):
+            native.policy_step(*more[:i], other, *more[i + 1 :])
+
+
+def test_tensors_that_cannot_be_looked_at(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    """Where torch does not say how, it is asked itself."""
+    args = plain(arguments(3), torch.float32)
+    with monkeypatch.context() as patched:
+        patched.setattr(native.policy, "TENSORS_SHARED", False)
+        asked = leaves(native.policy_step(*args))
+    assert native.library.TENSORS_SHARED
+    for got, want in zip(leaves(native.policy_step(*args)), asked, strict=True):
+        assert torch.equal(got, want)
+
+
 def test_models_take_turns(native: ModuleType):
     models = [plain(arguments(2, seed=seed), torch.float32) for seed in range(4)]
     for args in models * 2:

@@ -13,10 +13,10 @@ from torch import nn
 from fastdream import ops as fd
 from fastdream.nets import (
     MLP,
+    ActionDecoder,
     Children,
     Dense,
     NormAct,
-    decode_action,
     encode_action,
     flatten_inputs,
     trunc_normal_in_,
@@ -160,7 +160,7 @@ def test_actions_survive_encoding(seed: int, batch: list[int]) -> None:
     }
     flat = encode_action(ACT, action)
     assert flat.shape == (*batch, sum(space.width for space in ACT.values()))
-    decoded = decode_action(ACT, flat.numpy())
+    decoded = ActionDecoder(ACT)(flat.numpy())
     assert list(decoded) == sorted(ACT)
     for key, space in ACT.items():
         np.testing.assert_array_equal(decoded[key], action[key].numpy())

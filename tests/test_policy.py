@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal
 
 from fastdream import ops as fd
-from fastdream.nets import decode_action, encode_action
+from fastdream.nets import ActionDecoder, encode_action
 from fastdream.policy import ActorHeads, PolicyConfig
 from fastdream.spaces import Space, Spaces
 
@@ -47,7 +47,7 @@ def test_keys_are_sorted_and_parameters_carry_their_names() -> None:
 def test_log_probability_and_entropy_are_those_of_torch(batch: tuple[int, ...]) -> None:
     pol, feat = policy(unimix=0.1), torch.randn(*batch, FEAT)
     outs, flat = pol(feat), sample(pol, feat)
-    action, entropy = decode_action(ACT, flat.detach().numpy()), pol.entropy(outs)
+    action, entropy = ActionDecoder(ACT)(flat.detach().numpy()), pol.entropy(outs)
     assert flat.shape == (*batch, pol.width)
     expected = torch.zeros(batch)
     for (key, space), out in zip(pol.spaces.items(), outs, strict=True):

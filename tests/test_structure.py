@@ -33,6 +33,7 @@ LAYERS = {
         "continuous",
         "keras",
         "strided",
+        "pages",
     },
     "model": {"rssm", "behavior", "openloop", "official", "dreamer"},
     "agents": {"agents"},

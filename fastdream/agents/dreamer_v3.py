@@ -17,11 +17,12 @@ from fastdream.agents.dreamer_v3_behavior import actor_critic_loss, replay_criti
 from fastdream.agents.dreamer_v3_config import Config, loss_weights, size, variant
 from fastdream.agents.dreamer_v3_nets import Draws, Networks
 from fastdream.heads import outputs_at
-from fastdream.nets import decode_action
+from fastdream.nets import ActionDecoder
 from fastdream.normalize import Slow
 from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.optim import LaProp
+from fastdream.pages import use_large_pages
 from fastdream.spaces import Spaces
 from fastdream.transfer import Inputs
 
@@ -57,11 +58,13 @@ class DreamerV3:
         auto = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.dtype: torch.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
         self.ops = fd.load(device=self.device) if ops is None else ops
-        self.inputs = Inputs(self.device)
+        self.inputs, self._decode = Inputs(self.device), ActionDecoder(act_space)
+        self._seen = *obs_space, "is_first"
         self.scales = loss_weights(config, obs_space)
         self.nets = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(self.device)
         self.slow = Slow(self.nets.val, self.nets.slowval, config.slowvalue)
         self.slow.copy()
+        use_large_pages(self.nets.parameters())
         self.opt = LaProp(self.ops, self.nets.learned(), config.opt)
         # Acting and learning draw from generators of their own, so that neither depends on how often the other
         # is called.
@@ -102,13 +105,13 @@ class DreamerV3:
         """
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
-        inputs = self.inputs({k: obs[k] for k in (*self.obs_space, "is_first")})
+        inputs = self.inputs({k: obs[k] for k in self._seen})
         carry, made = self.act(carry, inputs, greedy=mode == "mode")
         (host,) = self.inputs.back(made)
         # NumPy converts to the same numbers as torch, whose calls take longer on so few.
         kept = ("deter", np.float16), ("stoch", np.uint8)
         latents: dict[str, np.ndarray] = {key: host[key].astype(dtype) for key, dtype in kept}
-        return carry, decode_action(self.act_space, host["action"]), latents
+        return carry, self._decode(host["action"]), latents
 
     def act(
         self, carry: Carry, obs: Mapping[str, Tensor], greedy: bool = False

@@ -87,6 +87,8 @@ class Networks(nn.Module):
         self.valnorm = Normalize(config.valnorm)
         self.advnorm = Normalize(config.advnorm)
         self._acting = Kept(self._policy_params, self.enc, self.dyn, self.pol)
+        # Acting calls these at every step, and a module looks its parts up slowly.
+        self._raw, self._action_noise = self.enc.raw, self.pol.noise
 
     def _policy_params(self) -> tuple[fd.Layers, fd.RSSM, fd.Actor]:
         # Images go through convolutions, which are no layers of an op: the embedding is then its input.
@@ -115,10 +117,11 @@ class Networks(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Take in one observation of n environments: the next carry, with the flat action, and classes [n, S]."""
         reset = obs["is_first"].bool()
-        noise = self.latent.noise(len(reset), generator=generator)
-        action_noise = None if greedy else self.pol.noise(len(reset), generator=generator)
+        n = reset.shape[0]
+        noise = self.latent.noise(n, generator=generator)
+        action_noise = None if greedy else self._action_noise(n, generator=generator)
         encoder, rssm, actor = self._acting.get()
-        features, vectors = self.enc.raw(obs) if encoder else (self._embed(obs), ())
+        features, vectors = self._raw(obs) if encoder else (self._embed(obs), ())
         state = carry["deter"], carry["stoch"], carry["action"], features, reset
         draws = noise, action_noise, None
         step, action = self.ops.policy_step(encoder, rssm, actor, *state, *draws, vectors)

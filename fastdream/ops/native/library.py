@@ -55,8 +55,15 @@ def _share_threads(module: ModuleType) -> bool:
     return True
 
 
+def _share_tensors(module: ModuleType) -> bool:
+    """Let the module look at tensors by itself. False where torch does not say how in a way that it knows."""
+    interface = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    return interface is not None and module.use_tensors(Tensor, interface)
+
+
 C, WHY_NOT = _load()
 THREADS_SHARED = C is not None and _share_threads(C)
+TENSORS_SHARED = C is not None and _share_tensors(C)
 
 
 def cpu_kernels() -> str:

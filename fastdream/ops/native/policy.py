@@ -9,7 +9,16 @@ from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_chain, add_latent_net
 from fastdream.ops.native.dream import check_index
-from fastdream.ops.native.library import WHY_NOT, C, addresses, check_shape, plain, register
+from fastdream.ops.native.library import (
+    TENSORS_SHARED,
+    WHY_NOT,
+    C,
+    addresses,
+    check_shape,
+    plain,
+    register,
+    run,
+)
 from fastdream.ops.native.params import Flat, add_core, check_params, with_gaps
 from fastdream.ops.params import RSSM, Actor, Categorical, Layers, Step
 from fastdream.ops.reference.actor import action_width
@@ -29,6 +38,14 @@ class Layout(NamedTuple):
     absolute: int
 
 
+class _Kernel(NamedTuple):
+    """The compiled step of a model for inputs of one shape."""
+
+    rows: int
+    vectors: tuple[int, ...]
+    run: Any
+
+
 class _Model(NamedTuple):
     """Parameters as the kernel takes them. They are those of `source` while its tensors are at the same addresses."""
 
@@ -36,12 +53,12 @@ class _Model(NamedTuple):
     params: list[Tensor]  # contiguous, perhaps copies
     original: bool  # they are no copies
     addresses: list[int]  # of params
+    pointers: list[int]  # these, and 0 for each that is not there; empty where no kernel is called on them
     filled: list[int]
     sizes: list[int]
     scalars: list[float]
     layout: list[int]
-    kept: Any  # pointers, sizes and scalars as the compiled module keeps them
-    fitting: list[Any]  # what the inputs were like that were checked last
+    last: list["_Kernel"]  # the one that ran last
 
 
 # Of the models that acted last, by identity. Reading all parameters anew takes as long as a small model takes to act.
@@ -70,28 +87,56 @@ def policy_step(
     """
     if noise is None and index is None:
         raise ValueError("policy_step needs noise to draw with, or the index of an earlier draw")
-    dtype = deter.dtype
-    state = deter, match(stoch, dtype), match(action, dtype), match(features, dtype), reset
-    noise = None if noise is None or index is not None else match(noise, dtype)
-    index = None if index is None else match(index, torch.int64)
-    inputs = *state, noise, index, None if action_noise is None else match(action_noise, dtype)
-    if plain(deter):
-        model = _known(encoder, rssm, actor, deter)
-        described: list[Any] = [None if x is None else (x.shape, x.dtype, x.is_cpu) for x in inputs]
-        described.append(vectors)
-        if described != model.fitting:
-            _check(model.params, model.layout, vectors, inputs)
-            model.fitting[:] = described
-        outputs = _empty(model.layout, deter)
-        _launch(model.kept, model.layout, vectors, inputs, outputs)
+    noise = noise if index is None else None
+    inputs: Inputs = deter, stoch, action, features, reset, noise, index, action_noise
+    if TENSORS_SHARED and plain(deter):
+        outputs = _run(_known(encoder, rssm, actor, deter), deter, inputs, vectors)
     else:
         model = _flatten(encoder, rssm, actor, deter)
         params = [x.detach() for x in model.params]
         static = model.filled, model.sizes, model.scalars, model.layout
         outputs = torch.ops.fastdream.policy_step(
-            params, *static, vectors, *(x if x is None else x.detach() for x in inputs)
+            params, *static, vectors, *(x if x is None else x.detach() for x in _matched(deter, inputs))
         )
-    return Step(*outputs[:4]), outputs[4]
+    new_deter, new_stoch, logit, drawn, new_action = outputs
+    return Step(new_deter, new_stoch, logit, drawn), new_action
+
+
+# In this order: deter, stoch, action, features, reset, noise, index, action_noise.
+Inputs = tuple[Tensor | None, ...]
+
+
+def _run(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...]) -> "Outputs":
+    """What the kernel gives that ran last, or, if these inputs do not fit it, one for them."""
+    if inputs[6] is not None:
+        check_index("policy_step", inputs[6], model.layout[2])
+    for kernel in model.last:
+        if kernel.vectors == vectors:
+            outputs = _empty(model.layout, kernel.rows, deter)
+            if kernel.run((*inputs, *outputs), torch.get_num_threads()) == 0:
+                return outputs
+    inputs = tuple([x if x is None else x.contiguous() for x in _matched(deter, inputs)])
+    _check(model.params, model.layout, vectors, inputs)
+    rows = len(deter)
+    assert C is not None, WHY_NOT
+    sizes = [rows, *model.layout, len(vectors), *vectors, *model.sizes]
+    step = C.PolicyStep(deter.element_size(), model.pointers, sizes, model.scalars)
+    model.last[:] = [_Kernel(rows, vectors, step)]
+    outputs = _empty(model.layout, rows, deter)
+    if (status := step((*inputs, *outputs), torch.get_num_threads())) != 0:
+        raise RuntimeError(f"policy_step: {C.error_string(status)}")
+    return outputs
+
+
+def _matched(deter: Tensor, inputs: Inputs) -> Inputs:
+    """The same with floats in deter's dtype."""
+
+    def cast(x: Tensor | None, dtype: torch.dtype = deter.dtype) -> Tensor | None:
+        return None if x is None else match(x, dtype)
+
+    _, stoch, action, features, reset, noise, index, action_noise = inputs
+    state = deter, cast(stoch), cast(action), cast(features), reset
+    return *state, cast(noise), cast(index, torch.int64), cast(action_noise)
 
 
 def _known(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model:
@@ -139,21 +184,19 @@ def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model
         params=params,
         original=original,
         addresses=[p for p in pointers if p],
+        pointers=pointers,
         filled=filled,
         sizes=flat.sizes,
         scalars=scalars,
         layout=list(layout),
-        kept=_keep(pointers, flat.sizes, scalars) if pointers else None,
-        fitting=[],
+        last=[],
     )
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _check(
-    params: list[Tensor], layout: list[int], vectors: Sequence[int], inputs: Sequence[Tensor | None]
-) -> None:
+def _check(params: list[Tensor], layout: list[int], vectors: Sequence[int], inputs: Inputs) -> None:
     """ValueError unless the inputs fit the model and one another."""
     width, stoch, classes, action, features, _, elements, _ = layout
     deter = inputs[0]
@@ -182,16 +225,11 @@ def _check(
             )
 
 
-def _empty(layout: list[int], deter: Tensor) -> Outputs:
-    _, stoch, classes, action, *_ = layout
-    rows, width = deter.shape
-    return (
-        deter.new_empty(rows, width),
-        deter.new_empty(rows, stoch, classes),
-        deter.new_empty(rows, stoch, classes),
-        torch.empty(rows, stoch, dtype=torch.int64, device=deter.device),
-        deter.new_empty(rows, action),
-    )
+def _empty(layout: list[int], rows: int, like: Tensor) -> Outputs:
+    width, stoch, classes, action, *_ = layout
+    new = like.new_empty
+    index = new(rows, stoch, dtype=torch.int64)
+    return new(rows, width), new(rows, stoch, classes), new(rows, stoch, classes), index, new(rows, action)
 
 
 def _fake(
@@ -204,31 +242,7 @@ def _fake(
     *inputs: Any,
 ) -> Outputs:
     _check(params, layout, vectors, inputs)
-    return _empty(layout, inputs[0])
-
-
-def _keep(pointers: list[int], sizes: list[int], scalars: list[float]) -> Any:
-    """A model's arguments, converted once."""
-    assert C is not None, WHY_NOT
-    return C.Model(pointers, sizes, scalars)
-
-
-def _launch(
-    model: Any,
-    layout: list[int],
-    vectors: Sequence[int],
-    inputs: Sequence[Tensor | None],
-    outputs: Outputs,
-) -> None:
-    check_index("policy_step", inputs[6], layout[2])
-    deter = outputs[0]
-    whole = [x if x is None or x.is_contiguous() else x.contiguous() for x in inputs]
-    given = addresses((*whole, *outputs))
-    sizes = [len(deter), *layout, len(vectors), *vectors]
-    assert C is not None, WHY_NOT
-    status = C.cpu_policy_step_of(deter.element_size(), given, sizes, model, torch.get_num_threads())
-    if status != 0:
-        raise RuntimeError(f"policy_step: {C.error_string(status)}")
+    return _empty(layout, len(inputs[0]), inputs[0])
 
 
 def _kernel(
@@ -241,9 +255,9 @@ def _kernel(
     *inputs: Any,
 ) -> Outputs:
     outputs = _fake(params, filled, sizes, scalars, layout, vectors, *inputs)
-    whole = [x.contiguous() for x in params]
-    model = _keep(addresses(with_gaps(whole, filled)), sizes, scalars)
-    _launch(model, layout, vectors, inputs, outputs)
+    check_index("policy_step", inputs[6], layout[2])
+    tensors = [x if x is None else x.contiguous() for x in (*inputs, *outputs, *with_gaps(params, filled))]
+    run("policy_step", tensors, [len(inputs[0]), *layout, len(vectors), *vectors, *sizes], scalars)
     return outputs
 
 

@@ -7,15 +7,15 @@ from fastdream.ops.params import Clamp
 from fastdream.ops.reference.layers import match, upcast
 
 
-def _mixed_probs(logit: Tensor, unimix: float) -> Tensor:
+def _mixed_probs(logit: Tensor, unimix: float, dim: int = -1) -> Tensor:
     """(1 - unimix) * softmax + unimix / C in float32 at least."""
-    probs = torch.softmax(upcast(logit), -1)
-    return probs * (1 - unimix) + unimix / logit.shape[-1] if unimix else probs
+    probs = torch.softmax(upcast(logit), dim)
+    return probs * (1 - unimix) + unimix / logit.shape[dim] if unimix else probs
 
 
-def unimix_log_probs(logit: Tensor, unimix: float) -> Tensor:
-    """log((1 - unimix) * softmax(logit) + unimix / C), logit [..., C] -> [..., C] in float32 at least."""
-    return _mixed_probs(logit, unimix).log() if unimix else torch.log_softmax(upcast(logit), -1)
+def unimix_log_probs(logit: Tensor, unimix: float, dim: int = -1) -> Tensor:
+    """log((1 - unimix) * softmax(logit) + unimix / C), C classes along dim, logit -> its shape in float32 at least."""
+    return _mixed_probs(logit, unimix, dim).log() if unimix else torch.log_softmax(upcast(logit), dim)
 
 
 def inverse_cdf(probs: Tensor, noise: Tensor) -> Tensor:
@@ -88,10 +88,10 @@ def gumbel_sample(
     return _straight_through(index, torch.softmax(perturbed / tau, -1), logit.dtype), index
 
 
-def categorical_entropy(logit: Tensor, unimix: float = 0.0) -> Tensor:
-    """Entropy in nats of the mixed distribution, logit [..., C] -> [...] in float32 at least."""
-    log_probs = unimix_log_probs(logit, unimix)
-    return -(log_probs.exp() * log_probs).sum(-1)
+def categorical_entropy(logit: Tensor, unimix: float = 0.0, dim: int = -1) -> Tensor:
+    """Entropy in nats of the mixed distribution, logit [..., C] -> [...], or with C at dim, in float32 at least."""
+    log_probs = unimix_log_probs(logit, unimix, dim)
+    return -(log_probs.exp() * log_probs).sum(dim)
 
 
 def categorical_log_prob(logit: Tensor, index: Tensor, unimix: float = 0.0) -> Tensor:
