@@ -187,7 +187,6 @@ BUDGETS: dict[str, Budget] = {
     "imagine": STEPS,
     "rollout": STEPS,
     "policy_step": STEPS,
-    "conv_pool": Budget(168),  # of four pixels a thread has to write one
     "norm_act": Budget(spilled=8),  # of rows of 6144 on sm_80: ptxas prefers a second program on the SM
 }
 

@@ -129,9 +129,10 @@ def pool_norm_act_bwd_kernel(
         b_scale = tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
     if shift is not None:
         b_shift = tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
-    b_dbias = tl.zeros([1, BN], tl.float32)
-    b_dscale = tl.zeros([1, BN], tl.float32)
-    b_dshift = tl.zeros([1, BN], tl.float32)
+    # Rows are added up at the end alone: a thread has one or two of them, and warps need not wait for each other.
+    b_dbias = tl.zeros([BM, BN], tl.float32)
+    b_dscale = tl.zeros([BM, BN], tl.float32)
+    b_dshift = tl.zeros([BM, BN], tl.float32)
 
     for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
         i_m = tl.cast(i_t, tl.int64) * BM
@@ -144,20 +145,22 @@ def pool_norm_act_bwd_kernel(
         else:
             b_x, b_rstd = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
             b_g = activate_grad(b_x * b_scale + b_shift, b_g, ACT)
-            b_dscale += tl.sum(b_g * b_x, 0, keep_dims=True)
-            b_dshift += tl.sum(b_g, 0, keep_dims=True)
+            if scale is not None:
+                b_dscale += b_g * b_x
+            if shift is not None:
+                b_dshift += b_g
             b_g *= b_scale
             b_dx = b_g - b_x * (tl.sum(b_g * b_x, 1, keep_dims=True) / N)
             if NORM == "layer":
                 b_dx -= tl.sum(b_g, 1, keep_dims=True) / N
             b_dx *= b_rstd
-        b_dbias += tl.sum(b_dx, 0, keep_dims=True)
+        b_dbias += b_dx
         p_dx = d_x + first_pixel(i_m + o_m, H, W, FOLDED) * N + o_n
         for q in tl.static_range(4):
             b_q = tl.where(b_place == q, b_dx, 0.0).to(d_x.dtype.element_ty)
             tl.store(p_dx + next_pixel(q, W, FOLDED) * N, b_q, mask=m_x)
 
     p_partial = partial + i_p * 3 * N + o_n
-    tl.store(p_partial, b_dbias, mask=m_n)
-    tl.store(p_partial + N, b_dscale, mask=m_n)
-    tl.store(p_partial + 2 * N, b_dshift, mask=m_n)
+    tl.store(p_partial, tl.sum(b_dbias, 0, keep_dims=True), mask=m_n)
+    tl.store(p_partial + N, tl.sum(b_dscale, 0, keep_dims=True), mask=m_n)
+    tl.store(p_partial + 2 * N, tl.sum(b_dshift, 0, keep_dims=True), mask=m_n)
