@@ -21,6 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # The tensors of tests are tiny: a second thread only costs, and makes sums depend on the machine.
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    # Nor may a convolution's error or its last bits depend on what cuDNN prefers on some GPU.
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

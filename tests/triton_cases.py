@@ -77,6 +77,15 @@ def spread(norm: str, act: str, m: Maker, n: int) -> Arguments:
     return ops.images(4, norm, act, m, n // 64)
 
 
+def convolved(layer: str, m: Maker, n: int) -> Arguments:
+    """The encoder's first convolution, of RGB, or its second, of small images."""
+    depth = m.sizes.embed // 64
+    inp, out = (3, 2 * depth) if layer == "first" else (2 * depth, 3 * depth)
+    m.sizes = m.sizes._replace(deter=out)
+    weight, bias = m.normal(out, inp, 5, 5, scale=(25 * inp) ** -0.5), m.normal(out)
+    return m.normal(n // 64, 8, 8, inp), weight, bias, *ops.norm_act("rms", "silu", m, 1)[1:]
+
+
 def scan(function: Any, core: str, m: Maker, n: int) -> Arguments:
     """16 sequences, and a posterior of one hidden layer, as the agents have."""
     rssm, *rest = function(core, "classes", False, m, SEQUENCES)
@@ -117,6 +126,7 @@ CASES: dict[str, dict[str, Case]] = {
         ("layer", "elu", "units"),
         ("none", "silu", "units"),
     ),
+    "conv_pool": ops.cases(convolved, ["first", "second"]),
     "spread_norm_act": ops.cases(spread, ["rms"], ["silu"]),
     "observe": {core: Case(partial(scan, ops.observe, core)) for core in ops.CORES},
     "observe_step": {core: Case(partial(scan, ops.observe_step, core)) for core in ops.CORES},
@@ -152,6 +162,7 @@ DRAWN: dict[str, dict[str, Case]] = {"imagine": {"drawn": Case(drawn, False)}}
 # Positions of arguments that stay float32 where the others are in half precision.
 WIDE: dict[str, tuple[int, ...]] = {
     "norm_act": (1, 2),
+    "conv_pool": (1, 2, 3, 4),
     "spread_norm_act": (1, 2),
     "observe": (0,),
     "observe_step": (0,),

@@ -39,6 +39,9 @@ TYPES = {
 }
 
 
+target = [0]  # the capability of the GPU that is compiled for
+
+
 class Launch(NamedTuple):
     """What Triton specialises a kernel on."""
 
@@ -104,7 +107,7 @@ def launches(op: Callable[..., Any], args: tuple[Any, ...], gradients: bool, cap
     """Every launch of the op and of its gradient."""
     found: list[Launch] = []
     library.run = lambda kernel, grid, args, constants: found.append(specialised(kernel, args, constants))
-    library.capability = lambda device: capability
+    target[0] = capability
     results(op, args, gradients)
     return found
 
@@ -119,7 +122,7 @@ def on_tensors_without_memory(schema: str, kernel: Callable, fake: Callable) -> 
 
 def main() -> None:
     assert not backend.interpreted(), "TRITON_INTERPRET is set"
-    library.register = on_tensors_without_memory
+    library.register, library.capability = on_tensors_without_memory, lambda device: target[0]
     compiled: dict[tuple[Launch, int], dict[str, Any]] = {}
     taken = []
     for op, case, preset, dtype, capability in json.load(sys.stdin):

@@ -146,6 +146,10 @@ def _narrow(*args: Any, **kwargs: Any) -> bool:
     return x.dim() > 0 and 0 < x.shape[-1] <= WIDEST
 
 
+def _pooled(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return 0 < len(weight) <= WIDEST
+
+
 def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return scan_limits.problem(rssm) is None
 
@@ -180,6 +184,7 @@ _STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
 
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
+    "conv_pool": Rule(serves=_pooled, but=f"over {WIDEST} channels"),
     "spread_norm_act": Rule(serves=_narrow, but=_WIDE),
     "observe": Rule(1, _scanned, scan_limits.LIMITS),
     "observe_step": Rule(1, _scanned, scan_limits.LIMITS),

@@ -17,6 +17,7 @@ OLDEST = (3, 6)  # of Triton, the version that comes with torch 2.11
 # Which file of this package has the op. No file is named like an op: importing it would hide the function.
 _FILES = {
     "norm_act": "layers",
+    "conv_pool": "images",
     "spread_norm_act": "layers",
     "observe": "scan",
     "observe_step": "scan",

@@ -1,0 +1,218 @@
+"""A convolution, by torch, then max-pool, norm and activation: one pass over what it gives, one over its gradient.
+
+What is kept for the gradient is the maxima and their places: less than half of what the convolution gives.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+import triton
+from torch import Tensor
+
+from fastdream.ops.native.layers import code, spread
+from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.params import Act, Norm
+from fastdream.ops.triton.config import WIDEST, Tile, row_tile
+from fastdream.ops.triton.folding import Folding
+from fastdream.ops.triton.library import (
+    capability,
+    check_floats,
+    check_shape,
+    contiguous,
+    empty_like,
+    launch,
+    register,
+    register_once_differentiable,
+)
+from fastdream.ops.triton.pool_kernels import pool_norm_act_bwd_kernel, pool_norm_act_fwd_kernel
+
+PROGRAMS = 1024  # of the backward pass: each adds up its own pixels' gradients of bias, scale and shift
+
+Optional = Tensor | None
+
+
+def conv_pool(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: Norm = "rms",
+    act: Act = "silu",
+    eps: float = 1e-4,
+) -> Tensor:
+    """As `fastdream.ops.reference.conv_pool`, x float32 or half precision, out at most 16384. Differentiable once.
+
+    The bias is added in float32, after the pool.
+    """
+    code(NORMS, norm, "norm"), code(ACTS, act, "activation")
+    if norm == "none":
+        scale = shift = None  # they belong to the norm
+    return torch.ops.fastdream.triton_conv_pool(x, weight, bias, scale, shift, norm, act, eps)[0]
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: str,
+    act: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the maxima that it is the norm and activation of, without bias, and their places."""
+    check_floats("conv_pool", x=x, weight=weight, bias=bias, scale=scale, shift=shift)
+    if x.dim() != 4:
+        raise ValueError(f"conv_pool: x has shape {list(x.shape)}, expected [B, H, W, in]")
+    if weight.dim() != 4 or not 0 < len(weight) <= WIDEST:
+        raise ValueError(
+            f"conv_pool: weight has shape {list(weight.shape)}, expected [out, in, k, k] with out from 1 to {WIDEST}"
+        )
+    (batch, height, width, inp), (out, *_, kernel) = x.shape, weight.shape
+    check_shape("conv_pool", "weight", weight, out, inp, kernel, kernel)
+    for name, p in (("bias", bias), ("scale", scale), ("shift", shift)):
+        if p is not None:
+            check_shape("conv_pool", name, p, out)
+    shape = batch, height // 2, width // 2, out
+    return x.new_empty(shape), x.new_empty(shape), x.new_empty(shape, dtype=torch.uint8)
+
+
+class Pixels(NamedTuple):
+    """Pixels that are left by the pool, of images of height x width before it, and how many a program has at a time."""
+
+    number: int
+    height: int
+    width: int
+    tile: Tile
+
+    @classmethod
+    def of(cls, x: Tensor, out: int, tensors: int) -> Self:
+        batch, height, width, _ = x.shape
+        tile = row_tile(out, capability(x.device), tensors)
+        return cls(batch * (height // 2) * (width // 2), height, width, tile)
+
+    @property
+    def tiles(self) -> int:
+        return triton.cdiv(self.number, self.tile.rows)
+
+
+def _launch(
+    kernel: Any, grid: int, tensors: Sequence[Optional], eps: float, pixels: Pixels, **options: Any
+) -> None:
+    launch(
+        kernel,
+        (grid,),
+        *tensors,
+        eps,
+        pixels.number,
+        pixels.height,
+        pixels.width,
+        BM=pixels.tile.rows,
+        BN=pixels.tile.cols,
+        num_warps=pixels.tile.warps,
+        **options,
+    )
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: str,
+    act: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs, folding = _fake(x, weight, bias, scale, shift, norm, act, eps), Folding.of(x, weight)
+    pixels = Pixels.of(x, len(weight), tensors=2)
+    tensors = folding.forward(x, weight), *contiguous(bias, scale, shift), *outputs
+    options = {"N": len(weight), "NORM": norm, "ACT": act, "FOLDED": folding.folded}
+    _launch(pool_norm_act_fwd_kernel, pixels.tiles, tensors, eps, pixels, **options)
+    return outputs
+
+
+def _backward_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: str,
+    act: str,
+    eps: float,
+    top: Tensor,
+    place: Tensor,
+    grad: Tensor,
+    want_x: bool,
+) -> list[Tensor]:
+    """Gradients of weight and bias, then of scale and shift where they are there, and of x where it is wanted."""
+    op = "conv_pool_backward"
+    y, _, like = _fake(x, weight, bias, scale, shift, norm, act, eps)
+    check_floats(op, x=x, top=top, grad=grad)
+    for name, given, expected in (("top", top, y), ("grad", grad, y), ("place", place, like)):
+        check_shape(op, name, given, *expected.shape)
+    params = weight, bias, scale, shift, x if want_x else None
+    return [empty_like(p) for p in params if p is not None]
+
+
+def _backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: str,
+    act: str,
+    eps: float,
+    top: Tensor,
+    place: Tensor,
+    grad: Tensor,
+    want_x: bool,
+) -> list[Tensor]:
+    _backward_fake(x, weight, bias, scale, shift, norm, act, eps, top, place, grad, want_x)
+    folding, (batch, height, width, _), out = Folding.of(x, weight), x.shape, len(weight)
+    shape = (batch, height // 2, width // 2, 4 * out) if folding.folded else (batch, height, width, out)
+    d_y = x.new_zeros(shape) if height % 2 or width % 2 else x.new_empty(shape)  # a last odd row stays 0
+    pixels = Pixels.of(x, out, tensors=4)
+    programs = min(PROGRAMS, pixels.tiles)
+    partial = x.new_empty(programs, 3, out, dtype=torch.float32)
+    tensors = *contiguous(top, place, bias, scale, shift, grad), d_y, partial
+    options = {"N": out, "NORM": norm, "ACT": act, "FOLDED": folding.folded}
+    _launch(pool_norm_act_bwd_kernel, programs, tensors, eps, pixels, **options)
+    d_x, d_weight = folding.backward(x, weight, d_y, want_x)
+    sums = zip(partial.sum(0), (bias, scale, shift), strict=True)
+    d_params = [d_weight.to(weight.dtype).contiguous(), *(d.to(p.dtype) for d, p in sums if p is not None)]
+    return d_params if d_x is None else [*d_params, d_x]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, scale, shift, *ctx.statics = inputs
+    ctx.save_for_backward(x, weight, bias, scale, shift, *output[1:])
+    ctx.set_materialize_grads(False)  # those of what is kept never come
+
+
+def _gradient(ctx: Any, grad: Optional, *_: Optional) -> tuple[Optional, ...]:
+    if grad is None:
+        return (None,) * 8
+    *params, top, place = ctx.saved_tensors
+    want_x = ctx.needs_input_grad[0]
+    gradients = torch.ops.fastdream.triton_conv_pool_backward(*params, *ctx.statics, top, place, grad, want_x)
+    d_x = gradients[-1] if want_x else None
+    return d_x, *spread(gradients, [p is not None for p in params[1:]]), None, None, None
+
+
+_INPUTS = "Tensor x, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, str norm, str act, float eps"
+register_once_differentiable(
+    register(f"conv_pool({_INPUTS}) -> (Tensor, Tensor, Tensor)", _forward, _fake),
+    register(
+        f"conv_pool_backward({_INPUTS}, Tensor top, Tensor place, Tensor grad, bool want_x) -> Tensor[]",
+        _backward,
+        _backward_fake,
+    ),
+    _gradient,
+    _save,
+    "conv_pool",
+)
