@@ -11,23 +11,37 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdream import ops
 from fastdream.ops import reference
 from fastdream.ops.params import GRU, RSSM, ActionHead, Actor, Categorical, Dream, Gaussian
-from fastdream.ops.triton import dream, library, step
+from fastdream.ops.triton import config, dream, library, step
+from fastdream.ops.triton.config import TailCut
 
 from .ops_tools import A, Maker, Sizes, leaves, mapped
 from .triton_cases import Blank, drawn, far, sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = Sizes(deter=48, hidden=20, stoch=5, classes=6, embed=9, blocks=8, units=24)
-WIDEST = (512, 0)  # layers up to which the tail is one kernel: all of these, or none
+# How the tail is cut: in parts, or one kernel that takes in layers in pieces of some widths, or at once.
+CUTS: dict[str, TailCut | None] = {
+    "in parts": None,
+    "usual": config.PRECISE_TAIL,
+    "pieces": config.PRECISE_TAIL._replace(stage=2048, depth=16, drawn=16),
+    "at once": config.TAIL_CUTS[90],
+}
 
 
 def plain(tree: Any) -> Any:
     return mapped(lambda x: x.detach().to(DEVICE), tree)
 
 
-@pytest.fixture(params=WIDEST, ids=("fused", "in parts"))
+def cut_tail(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if cut := CUTS[name]:
+        monkeypatch.setattr(step, "tail_cut", lambda *_: cut)
+    else:
+        monkeypatch.setattr(step, "FUSED", 0)
+
+
+@pytest.fixture(params=CUTS)
 def tail(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "FUSED", request.param)
+    cut_tail(request.param, monkeypatch)
 
 
 @pytest.fixture
@@ -88,20 +102,23 @@ MIXED = (1, 0), (2, 5), (4, 0), (1, 2)
 
 
 @pytest.mark.parametrize(
-    ("core", "kinds", "widest"),
+    ("core", "kinds", "cut"),
     [
-        ("block", ((1, 4),), 512),
-        ("block", ((3, 0),), 512),
-        ("block", MIXED, 512),
-        ("layernorm", MIXED, 512),
-        ("block", MIXED, 0),
-        ("layernorm", ((1, 4),), 0),
+        ("block", ((1, 4),), "usual"),
+        ("block", ((3, 0),), "at once"),
+        ("block", MIXED, "usual"),
+        ("layernorm", MIXED, "usual"),
+        ("block", MIXED, "at once"),
+        ("layernorm", MIXED, "at once"),
+        ("block", MIXED, "pieces"),
+        ("block", MIXED, "in parts"),
+        ("layernorm", ((1, 4),), "in parts"),
     ],
 )
 def test_drawn_dreams_agree_for_every_kind_of_head(
-    core: Any, kinds: Any, widest: int, poison: list[str], monkeypatch: pytest.MonkeyPatch
+    core: Any, kinds: Any, cut: str, poison: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(step, "FUSED", widest)
+    cut_tail(cut, monkeypatch)
     n, length = 19, 2
     rssm, actor = model(core, kinds, m := Maker(len(kinds), torch.float32, SIZES))
     state, draws = plain(m.state(n)), noises(n, length, kinds)

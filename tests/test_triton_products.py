@@ -9,6 +9,7 @@ from torch import Tensor
 from fastdream.ops.reference import norm_act
 from fastdream.ops.triton.block_product import Tiles, block_product, product_sums
 from fastdream.ops.triton.gates import block_gates
+from fastdream.ops.triton.gates_sweep import Sweep, sweep_gates
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -104,12 +105,18 @@ def test_gates_after_a_product(
     offset, out, gates = normal(3 * total), nan(rows, total), nan(rows, 3 * total)
     arguments = hidden, sums, scale, shift, weight, offset, deter, zero
     block_gates(*arguments, out, gates, norm, act, 1e-3, tiles.n, tiles)
-    wide = (None if x is None else x.double() for x in (hidden, scale, shift))
+    wide = [None if x is None else x.double() for x in (hidden, scale, shift)]
     check_near(gates, blockwise(norm_act(*wide, norm, act, 1e-3), weight) + offset.double())
     check_near(out, new_deter(blocks, gates, deter.masked_fill(zero[:, None], 0.0)))
     bare = nan(rows, total)
     block_gates(*arguments, bare, None, norm, act, 1e-3, tiles.n, tiles)
     assert torch.equal(bare, out) and poison
+    swept, swept_gates = nan(rows, total), nan(rows, 3 * total)
+    settings = norm, act, 1e-3, tiles.n, Sweep(32, 16, 4, 2)
+    sweep_gates(*arguments, swept, swept_gates, *settings)
+    check_near(hidden, norm_act(*wide, norm, act, 1e-3))
+    check_near(swept_gates, gates.double())
+    check_near(swept, out.double())
 
 
 def new_deter(blocks: int, gates: Tensor, deter: Tensor) -> Tensor:

@@ -179,7 +179,8 @@ FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whate
 IN_PLACE = ("laprop_",)  # ops that change their arguments
 SCANS = ("observe", "observe_step")  # ops of many launches, which take long to interpret
 # Steps are products, and few programs: one on each SM, which may have all its registers.
-STEPS = Budget(255, 112 * 1024, 64)
+STEPS = Budget(255, 200 * 1024, 64)
+MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program may have at all
 BUDGETS: dict[str, Budget] = {
     "observe": Budget(200, 136 * 1024, 16),
     "observe_step": Budget(200, 136 * 1024, 16),

@@ -4,7 +4,9 @@ capability is `library.capability`. A GPU without an entry of its own gets the f
 Nothing is tuned at run time: results do not depend on timing, and tests compile exactly what will be launched.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+Entry = TypeVar("Entry")
 
 WIDEST = 16384  # columns of a row that one program holds
 
@@ -31,8 +33,34 @@ def row_tile(width: int, capability: int, tensors: int = 1) -> Tile:
     return Tile(rows, cols, power_of_two(warps))
 
 
-def entry(table: dict[int, int], capability: int) -> int:
-    """The number for this GPU, or the default."""
+class TailCut(NamedTuple):
+    """How the tail of a step, whose programs have whole rows, takes in weights. Sizes are in bytes of weights."""
+
+    whole: int  # of a layer that multiplies at once, and does so while its rows are in registers
+    stage: int  # of deeper layers, at a time
+    depth: int  # inputs of those, at the most, at a time
+    drawn: int  # logits of a row from which is drawn at a time
+    dense: int  # classes up to which one-hots are multiplied by; of more, rows of weights are gathered
+    warps: int
+    stages: int
+
+
+# Half precision, by capability. On Hopper few pieces, for each of them waits for memory before it computes.
+TAIL_CUTS = {
+    80: TailCut(whole=0, stage=2**14, depth=64, drawn=128, dense=0, warps=8, stages=5),
+    90: TailCut(whole=2**17, stage=2**16, depth=256, drawn=512, dense=16, warps=16, stages=3),
+}
+# Without tensor cores arithmetic takes longer than memory.
+PRECISE_TAIL = TailCut(whole=0, stage=2**15, depth=64, drawn=128, dense=0, warps=8, stages=3)
+
+
+def tail_cut(capability: int, itemsize: int) -> TailCut:
+    """That of a GPU, for weights of `itemsize` bytes."""
+    return entry(TAIL_CUTS, capability) if itemsize == 2 else PRECISE_TAIL
+
+
+def entry(table: dict[int, Entry], capability: int) -> Entry:
+    """What the table has for this GPU, or the default."""
     return table.get(capability, next(iter(table.values())))
 
 

@@ -7,15 +7,17 @@ from fastdream.ops.triton.rows import row_gather, row_load, row_norm_act, row_pr
 
 
 @triton.jit
-def stoch_product(start, index, length, time, weight, o_m, m_m, TAIL: tl.constexpr, layer: tl.constexpr):
-    """stoch times the layer's weight: that of the classes drawn, or any that imagination starts from."""
-    if start is None:
+def stoch_product(
+    rows, stride, index, length, time, weight, o_m, m_m, TAIL: tl.constexpr, layer: tl.constexpr
+):
+    """stoch times the layer's weight: rows [n, stride] of it, or if None the one-hots of the classes drawn."""
+    if rows is None:
         b_y = row_gather(
             index + time * TAIL.stoch, length * TAIL.stoch, weight, o_m, m_m, TAIL.stoch, TAIL.classes, layer
         )
     else:
         o_n = tl.arange(0, layer.cols)[None, :]
-        b_y = row_product(start, layer.inp, weight, o_m, m_m, o_n, o_n < layer.out, layer)
+        b_y = row_product(rows, stride, weight, o_m, m_m, o_n, o_n < layer.out, layer)
     return b_y
 
 
@@ -40,7 +42,8 @@ def action_product(action, actions, at, weight, o_m, m_m, TAIL: tl.constexpr):
 def enter_core(
     product,
     entered,
-    start,
+    rows,
+    stride,
     reset,
     x,
     weight,
@@ -57,7 +60,7 @@ def enter_core(
 ):
     """The core's inputs [n, inputs]: its layers on deter, stoch and action side by side, or one on the latter two.
 
-    entered [n, out]: stoch's product if it was made elsewhere.
+    entered [n, out]: stoch's product if it was made elsewhere. rows, stride: as in `stoch_product`.
     """
     layer: tl.constexpr = TAIL.enter
     m_kept = m_m
@@ -66,7 +69,7 @@ def enter_core(
     if entered is not None:
         b_stoch = row_load(entered, layer.out, o_m, m_m, layer)
     else:
-        b_stoch = stoch_product(start, index, length, time, weight, o_m, m_kept, TAIL, layer)
+        b_stoch = stoch_product(rows, stride, index, length, time, weight, o_m, m_kept, TAIL, layer)
     if len(TAIL.deter) == 1:
         deter: tl.constexpr = TAIL.deter[0]
         act: tl.constexpr = TAIL.action

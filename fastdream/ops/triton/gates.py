@@ -46,6 +46,26 @@ def gated(b_reset, b_cand, b_update, b_deter):
     return b_deter + b_u * (tanh(tl.sigmoid(b_reset) * b_cand) - b_deter)
 
 
+@triton.jit
+def write_gates(
+    b_r, b_c, b_u, b_deter, out, gates, s_out, s_gates, o_row, m_m, o_n, m_n, i_g, P: tl.constexpr
+):
+    """The gates of a tile, if wanted, and the new deter."""
+    m_out = m_m[:, None] & m_n[None, :]
+    if gates is not None:
+        # What the gradient will see is what the new deter is made of.
+        b_r = b_r.to(gates.dtype.element_ty)
+        b_c = b_c.to(gates.dtype.element_ty)
+        b_u = b_u.to(gates.dtype.element_ty)
+        p_gates = gates + o_row[:, None] * s_gates + (i_g * 3 * P + o_n)[None, :]
+        tl.store(p_gates, b_r, mask=m_out)
+        tl.store(p_gates + P, b_c, mask=m_out)
+        tl.store(p_gates + 2 * P, b_u, mask=m_out)
+    b_out = gated(b_r.to(tl.float32), b_c.to(tl.float32), b_u.to(tl.float32), b_deter)
+    p_out = out + o_row[:, None] * s_out + (i_g * P + o_n)[None, :]
+    tl.store(p_out, b_out.to(out.dtype.element_ty), mask=m_out)
+
+
 @triton.jit(do_not_specialize=["M"])
 def block_gates_kernel(
     hidden,  # [M, G*P]
@@ -105,28 +125,17 @@ def block_gates_kernel(
         b_c = tl.dot(b_y, tl.load(p_w + P * s_n, mask=m_w, other=0.0), b_c, input_precision="ieee")
         b_u = tl.dot(b_y, tl.load(p_w + 2 * P * s_n, mask=m_w, other=0.0), b_u, input_precision="ieee")
 
-    o_p = i_g * 3 * P + o_n
     if bias is not None:
-        b_r += tl.load(bias + o_p, mask=m_n, other=0.0).to(tl.float32)[None, :]
-        b_c += tl.load(bias + o_p + P, mask=m_n, other=0.0).to(tl.float32)[None, :]
-        b_u += tl.load(bias + o_p + 2 * P, mask=m_n, other=0.0).to(tl.float32)[None, :]
-    m_out = m_m[:, None] & m_n[None, :]
-    if gates is not None:
-        # What the gradient will see is what the new deter is made of.
-        b_r = b_r.to(gates.dtype.element_ty)
-        b_c = b_c.to(gates.dtype.element_ty)
-        b_u = b_u.to(gates.dtype.element_ty)
-        p_gates = gates + o_row[:, None] * s_gates + o_p[None, :]
-        tl.store(p_gates, b_r, mask=m_out)
-        tl.store(p_gates + P, b_c, mask=m_out)
-        tl.store(p_gates + 2 * P, b_u, mask=m_out)
-    m_old = m_out
+        p_bias = bias + i_g * 3 * P + o_n
+        b_r += tl.load(p_bias, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        b_c += tl.load(p_bias + P, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        b_u += tl.load(p_bias + 2 * P, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    m_old = m_m[:, None] & m_n[None, :]
     if reset is not None:
-        m_old = m_out & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)[:, None]
+        m_old = m_old & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)[:, None]
     o_d = i_g * P + o_n
     b_deter = tl.load(deter + o_row[:, None] * s_deter + o_d[None, :], mask=m_old, other=0.0).to(tl.float32)
-    b_out = gated(b_r.to(tl.float32), b_c.to(tl.float32), b_u.to(tl.float32), b_deter)
-    tl.store(out + o_row[:, None] * s_out + o_d[None, :], b_out.to(out.dtype.element_ty), mask=m_out)
+    write_gates(b_r, b_c, b_u, b_deter, out, gates, s_out, s_gates, o_row, m_m, o_n, m_n, i_g, P)
 
 
 def block_gates(

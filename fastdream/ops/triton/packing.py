@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.params import Act, Layer, Norm
-from fastdream.ops.triton.config import power_of_two
+from fastdream.ops.triton.config import TailCut, power_of_two
 
 ALIGNED = 64  # elements: every packed tensor begins at a cache line
-STAGE = 8192  # weights of a product on whole rows that a program takes in at a time
+COLS = (
+    32  # of a tile of outputs: more than rows, or else Triton gives every warp all columns of every product
+)
 
 
 class Row(NamedTuple):
@@ -26,7 +28,7 @@ class Row(NamedTuple):
     out: int
     gathered: bool  # the inputs are one-hots
     cols: int  # of its tile of outputs: a power of two
-    depth: int  # inputs that are multiplied at a time
+    depth: int  # inputs that are multiplied at a time; `inp` or more if all of them are
     norm: Norm
     act: Act
     eps: float
@@ -84,8 +86,10 @@ class Place(NamedTuple):
 class Packer:
     """Collects parameters: weights to be copied in the dtype of products, vectors in float32."""
 
-    def __init__(self) -> None:
+    def __init__(self, cut: TailCut, itemsize: int) -> None:
+        """itemsize: of the dtype of products."""
         self.weights, self.vectors = Flat(), Flat()
+        self.cut, self._itemsize = cut, itemsize
 
     def row(self, layer: Layer, weight: Tensor | None = None, *, gathered: bool = False) -> Row:
         """Describe a layer that multiplies rows by `weight`, all or some columns of its own [out, inp].
@@ -95,7 +99,14 @@ class Packer:
         out, inp = layer.weight.shape if weight is None else weight.shape
         place = -1 if weight is None else self.weights.add(weight.t() if gathered else weight)
         layer = layer if weight is not None else layer._replace(bias=None)
-        return _row(place, self._vectors(layer), inp, out, gathered, layer)
+        return self._row(place, self._vectors(layer), inp, out, gathered, layer)
+
+    def tiled(self, layer: Layer) -> Row:
+        """Describe a layer whose outputs are as many as a stage's weights make, of all inputs, at a time."""
+        row = self.row(layer, layer.weight)
+        inputs = max(16, power_of_two(row.inp)) if self.cut.whole else self.cut.depth
+        cols = max(16, min(row.cols, self.cut.stage // (inputs * self._itemsize)))
+        return row._replace(cols=cols, depth=self._depth(row.inp, cols))
 
     def _vectors(self, layer: Layer) -> tuple[int, int, int]:
         """Places of bias, scale and shift; those of a norm that is none are not there."""
@@ -112,7 +123,21 @@ class Packer:
         weights = [layer.weight for layer in layers]
         bias = self.vectors.add(*biases(layers))
         out, inp = sum(map(len, weights)), weights[0].shape[1]
-        return _row(self.weights.add(*weights), (bias, -1, -1), inp, out, False, layers[0])
+        return self._row(self.weights.add(*weights), (bias, -1, -1), inp, out, False, layers[0])
+
+    def _row(
+        self, weight: int, vectors: tuple[int, int, int], inp: int, out: int, gathered: bool, layer: Layer
+    ) -> Row:
+        cols = max(COLS, power_of_two(out))
+        depth = self._depth(inp, cols)
+        return Row(weight, *vectors, inp, out, gathered, cols, depth, layer.norm, layer.act, layer.eps)
+
+    def _depth(self, inp: int, cols: int) -> int:
+        """Inputs that are multiplied at a time, of a tile of so many outputs."""
+        all_of_them, bytes_of_one = max(16, power_of_two(inp)), cols * self._itemsize
+        if all_of_them * bytes_of_one <= self.cut.whole:
+            return all_of_them
+        return min(all_of_them, max(16, min(self.cut.depth, self.cut.stage // bytes_of_one)))
 
     def pack(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """Weights in `dtype`, and vectors."""
@@ -122,9 +147,3 @@ class Packer:
 def biases(layers: list[Layer]) -> list[Tensor]:
     """The bias of each, zeros for none."""
     return [x.weight.new_zeros(len(x.weight)) if x.bias is None else x.bias for x in layers]
-
-
-def _row(weight: int, vectors: tuple[int, int, int], inp: int, out: int, gathered: bool, layer: Layer) -> Row:
-    cols = max(16, power_of_two(out))
-    deep = min(max(16, power_of_two(inp)), max(16, min(64, STAGE // cols)))
-    return Row(weight, *vectors, inp, out, gathered, cols, deep, layer.norm, layer.act, layer.eps)

@@ -13,7 +13,7 @@ from fastdream.ops.triton.block_product import block_product, product_tiles
 from fastdream.ops.triton.core_inputs import enter_core, stoch_product
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Row, part
-from fastdream.ops.triton.rows import row_load, row_norm_act, row_store
+from fastdream.ops.triton.rows import row_load, row_norm_act, row_product, row_store
 from fastdream.ops.triton.tail import ACTOR, act_heads, draw_stoch
 
 if TYPE_CHECKING:
@@ -65,26 +65,18 @@ def draw_kernel(
     BM: tl.constexpr,
 ):
     """Draws from the logits, the actor's first layer, and the core's product with what was drawn."""
-    C: tl.constexpr = TAIL.classes
     i_m = tl.program_id(0).to(tl.int64) * BM
     o_m = i_m + tl.arange(0, BM)[:, None]
     m_m = o_m < n
-    o_g = tl.arange(0, BM * TAIL.groups)[:, None]
-    o_r, o_c = i_m + o_g // TAIL.groups, tl.arange(0, TAIL.padded)[None, :]
-    for i_s in tl.range(0, TAIL.stoch, TAIL.groups):
-        o_s = i_s + o_g % TAIL.groups
-        p_logit = logit + ((o_r * length + time) * TAIL.stoch + o_s) * C + o_c
-        b_y = tl.load(p_logit, mask=(o_r < n) & (o_s < TAIL.stoch) & (o_c < C), other=0.0).to(tl.float32)
-        draw_stoch(b_y, i_s, noise, given, index, stoch, n, length, states, time, i_m, BM, TAIL)
-    tl.debug_barrier()
+    draw_stoch(logit, noise, given, index, stoch, n, length, states, time, i_m, BM, TAIL)
     if ACT:
         layer: tl.constexpr = TAIL.chains[ACTOR][0]
         b_x = row_load(product + TAIL.columns[0], TAIL.columns[2], o_m, m_m, layer)
-        b_x += stoch_product(None, index, length, time, weight, o_m, m_m, TAIL, layer)
+        b_x += stoch_product(None, 0, index, length, time, weight, o_m, m_m, TAIL, layer)
         row_store(hidden, TAIL.wide, row_norm_act(b_x, vector, layer), o_m, m_m, layer)
     if ENTER:
         enter: tl.constexpr = TAIL.enter
-        b_s = stoch_product(None, index, length, time, weight, o_m, m_m, TAIL, enter)
+        b_s = stoch_product(None, 0, index, length, time, weight, o_m, m_m, TAIL, enter)
         row_store(entered, enter.out, b_s, o_m, m_m, enter)
 
 
@@ -116,12 +108,16 @@ def act_kernel(
     o_m = i_m + tl.arange(0, BM)[:, None]
     m_m = o_m < n
     if ACT:
-        act_heads(hidden, outs, weight, vector, action_noise, action, n, actions, at, i_m, o_m, m_m, BM, TAIL)
+        out: tl.constexpr = TAIL.out[0]
+        o_n = tl.arange(0, out.cols)[None, :]
+        b_y = row_product(hidden, TAIL.wide, weight, o_m, m_m, o_n, o_n < out.out, out)
+        act_heads(b_y, outs, vector, action_noise, action, n, actions, at, i_m, o_m, m_m, BM, TAIL)
     if ENTER:
         enter_core(
             product,
             entered,
             None,
+            0,
             reset,
             x,
             weight,

@@ -30,6 +30,21 @@ def row_product(x, stride, weight, o_m, m_m, o_n, m_n, layer: tl.constexpr):
 
 
 @triton.jit
+def row_inputs(x, stride, o_m, m_m, layer: tl.constexpr):
+    """All inputs of the layer, [BM, depth], where depth is not below their number."""
+    o_k = tl.arange(0, layer.depth)[None, :]
+    return tl.load(x + o_m * stride + o_k, mask=m_m & (o_k < layer.inp), other=0.0)
+
+
+@triton.jit
+def row_weights(weight, o_n, m_n, layer: tl.constexpr):
+    """The layer's weights for all inputs, [depth, BN], where depth is not below their number, and which are there."""
+    o_k = tl.arange(0, layer.depth)[:, None]
+    m_w = (o_k < layer.inp) & m_n
+    return tl.load(weight + layer.weight + o_n * layer.inp + o_k, mask=m_w, other=0.0), m_w
+
+
+@triton.jit
 def row_gather(index, stride, weight, o_m, m_m, S: tl.constexpr, C: tl.constexpr, layer: tl.constexpr):
     """One-hots [S, C] of index [n, stride] times the layer's weight: the sum of S of its rows, [BM, cols] float32.
 
@@ -47,21 +62,45 @@ def row_gather(index, stride, weight, o_m, m_m, S: tl.constexpr, C: tl.constexpr
 
 
 @triton.jit
-def row_norm_act(b_x, vector, layer: tl.constexpr):
+def _vector(vector, place: tl.constexpr, layer: tl.constexpr):
+    BN: tl.constexpr = layer.cols
+    o_n = tl.arange(0, BN)[None, :]
+    if place >= 0:
+        b_v = tl.load(vector + place + o_n, mask=o_n < layer.out, other=0.0)
+    else:
+        b_v = tl.zeros([1, BN], tl.float32)
+    return b_v
+
+
+@triton.jit
+def row_vectors(vector, layer: tl.constexpr):
+    """Bias, scale and shift of the layer, [1, cols] each; zeros for what is not there, which nothing reads."""
+    b_bias = _vector(vector, layer.bias, layer)
+    b_scale = _vector(vector, layer.scale, layer)
+    return b_bias, b_scale, _vector(vector, layer.shift, layer)
+
+
+@triton.jit
+def row_normed(b_x, b_bias, b_scale, b_shift, layer: tl.constexpr):
     """Bias, norm and activation of the layer on products b_x [BM, cols], which are 0 beyond out."""
     NORM: tl.constexpr = layer.norm
     ACT: tl.constexpr = layer.act
-    o_n = tl.arange(0, layer.cols)[None, :]
-    m_n = o_n < layer.out
     if layer.bias >= 0:
-        b_x += tl.load(vector + layer.bias + o_n, mask=m_n, other=0.0)
+        b_x += b_bias
     if NORM != "none":
-        b_x, _ = normalize(b_x, m_n, layer.eps, layer.out, NORM)
+        b_x, _ = normalize(b_x, tl.arange(0, layer.cols)[None, :] < layer.out, layer.eps, layer.out, NORM)
     if layer.scale >= 0:
-        b_x *= tl.load(vector + layer.scale + o_n, mask=m_n, other=0.0)
+        b_x *= b_scale
     if layer.shift >= 0:
-        b_x += tl.load(vector + layer.shift + o_n, mask=m_n, other=0.0)
+        b_x += b_shift
     return activate(b_x, ACT)
+
+
+@triton.jit
+def row_norm_act(b_x, vector, layer: tl.constexpr):
+    """As `row_normed`, of vectors that are still to be read."""
+    b_bias, b_scale, b_shift = row_vectors(vector, layer)
+    return row_normed(b_x, b_bias, b_scale, b_shift, layer)
 
 
 @triton.jit

@@ -7,7 +7,9 @@ import triton
 from torch import Tensor
 
 from fastdream.ops.params import Actor, BlockGRU, Categorical, LayerNormGRU, Layers
+from fastdream.ops.triton import library
 from fastdream.ops.triton.block_product import Tiles, block_product, product_tiles
+from fastdream.ops.triton.config import TailCut, tail_cut
 from fastdream.ops.triton.core import BlockStep, DenseStep
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Packer, part
@@ -36,6 +38,7 @@ class StepKernels(NamedTuple):
 
     core: BlockStep | DenseStep
     tail: Tail
+    cut: TailCut
     weights: Tensor
     vectors: Tensor
     of_deter: Tensor  # [1, D, columns]
@@ -62,7 +65,8 @@ class StepKernels(NamedTuple):
 
         Returns also the layers `more`, packed with the others.
         """
-        packer, rows = Packer(), len(deter)
+        rows, itemsize = len(deter), deter.element_size()
+        packer = Packer(tail_cut(library.capability(deter.device), itemsize), itemsize)
         tail, shared = bind_tail(packer, latent, net, core, actor, width)
         layers = (*core.hidden, core.gates) if isinstance(core, BlockGRU) else (core.gates,)
         places = [packer.place(layer) for layer in (*more, *layers)]
@@ -75,10 +79,11 @@ class StepKernels(NamedTuple):
         kernels = cls(
             BlockStep.bind(tuple(hidden), gates, rows) if hidden else DenseStep.bind(gates, rows),
             tail,
+            packer.cut,
             *packed,
             of_deter.t().unsqueeze(0),
             part(packed[1], shared.bias, columns).expand(rows, columns),
-            product_tiles(rows, columns, columns, deter.element_size()),
+            product_tiles(rows, columns, columns, itemsize),
             empty(rows, columns),
             empty(2, rows, tail.wide),
             empty(rows, sum(row.out for row in tail.out), dtype=torch.float32),
@@ -130,6 +135,6 @@ class StepKernels(NamedTuple):
             ACT=acts,
             ENTER=enter,
             BM=ROWS,
-            num_warps=8,
-            num_stages=5 if self.weights.element_size() == 2 else 3,
+            num_warps=self.cut.warps,
+            num_stages=self.cut.stages,
         )

@@ -1,7 +1,7 @@
 """What follows a new deter, row by row: prior, draw, actor, action, and the inputs of the core's next step.
 
-One program does all of it for some rows. Between layers the rows go through memory, where the program's own threads
-find them again after a barrier; weights stream from the L2 cache.
+One program does all of it for some rows, and weights stream from the L2 cache. Between layers that are too deep to be
+multiplied at once the rows go through memory, where the program's own threads find them again after a barrier.
 """
 
 import triton
@@ -10,96 +10,110 @@ import triton.language as tl
 from fastdream.ops.triton.core_inputs import enter_core, stoch_product
 from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.math import tanh
-from fastdream.ops.triton.rows import row_load, row_norm_act, row_product, row_store
+from fastdream.ops.triton.rows import (
+    row_inputs,
+    row_load,
+    row_norm_act,
+    row_normed,
+    row_product,
+    row_store,
+    row_vectors,
+    row_weights,
+)
 
 PRIOR = tl.constexpr(0)  # of Tail.chains
 ACTOR = tl.constexpr(1)
 
 
 @triton.jit
-def _first(b_x, hidden, vector, o_m, m_m, TAIL: tl.constexpr, CHAIN: tl.constexpr):
-    layer: tl.constexpr = TAIL.chains[CHAIN][0]
-    row_store(hidden, TAIL.wide, row_norm_act(b_x, vector, layer), o_m, m_m, layer)
-    tl.debug_barrier()
+def _deeper(
+    b_y,
+    hidden,
+    n,
+    weight,
+    vector,
+    o_m,
+    m_m,
+    TAIL: tl.constexpr,
+    before: tl.constexpr,
+    layer: tl.constexpr,
+    i_l,
+):
+    """Products of the i_l-th layer of a chain, from products b_y of the one before it.
 
-
-@triton.jit
-def _later(hidden, n, weight, vector, o_m, m_m, TAIL: tl.constexpr, CHAIN: tl.constexpr, i_l: tl.constexpr):
-    layer: tl.constexpr = TAIL.chains[CHAIN][i_l]
+    The rows go through memory, one half of `hidden` after the other. Weights that are multiplied by at once are on
+    their way meanwhile.
+    """
     o_n = tl.arange(0, layer.cols)[None, :]
-    x = hidden + (i_l - 1) % 2 * n * TAIL.wide
-    b_y = row_product(x, TAIL.wide, weight, o_m, m_m, o_n, o_n < layer.out, layer)
-    row_store(hidden + i_l % 2 * n * TAIL.wide, TAIL.wide, row_norm_act(b_y, vector, layer), o_m, m_m, layer)
-    tl.debug_barrier()
+    m_n = o_n < layer.out
+    x = hidden + i_l % 2 * n * TAIL.wide
+    b_bias, b_scale, b_shift = row_vectors(vector, before)
+    if layer.depth >= layer.inp:
+        b_w, m_w = row_weights(weight, o_n, m_n, layer)
+        row_store(x, TAIL.wide, row_normed(b_y, b_bias, b_scale, b_shift, before), o_m, m_m, before)
+        tl.debug_barrier()
+        b_h = row_inputs(x, TAIL.wide, o_m, m_m, layer)
+        # A choice that changes nothing, for which the weights are waited for here, and not where they are loaded.
+        b_out = tl.dot(b_h, tl.where(m_w, b_w, 0.0), input_precision="ieee")
+    else:
+        row_store(x, TAIL.wide, row_normed(b_y, b_bias, b_scale, b_shift, before), o_m, m_m, before)
+        tl.debug_barrier()
+        b_out = row_product(x, TAIL.wide, weight, o_m, m_m, o_n, m_n, layer)
+    return b_out
 
 
 @triton.jit
-def _hidden(b_x, hidden, n, weight, vector, o_m, m_m, TAIL: tl.constexpr, CHAIN: tl.constexpr):
-    """The chain's hidden layers from products b_x of the first. Returns where the last one is, [n, wide]."""
-    _first(b_x, hidden, vector, o_m, m_m, TAIL, CHAIN)
+def _deepest(b_y, hidden, n, weight, vector, o_m, m_m, TAIL: tl.constexpr, CHAIN: tl.constexpr):
+    """Products of the chain's last hidden layer from those of its first."""
     for i_l in tl.static_range(1, len(TAIL.chains[CHAIN])):
-        _later(hidden, n, weight, vector, o_m, m_m, TAIL, CHAIN, i_l)
-    return hidden + (len(TAIL.chains[CHAIN]) - 1) % 2 * n * TAIL.wide
+        before: tl.constexpr = TAIL.chains[CHAIN][i_l - 1]
+        layer: tl.constexpr = TAIL.chains[CHAIN][i_l]
+        b_y = _deeper(b_y, hidden, n, weight, vector, o_m, m_m, TAIL, before, layer, i_l)
+    return b_y
 
 
 @triton.jit
 def draw_stoch(
-    b_y, i_s, noise, given, index, stoch, n, length, states, time, i_m, BM: tl.constexpr, TAIL: tl.constexpr
+    logit, noise, given, index, stoch, n, length, states, time, i_m, BM: tl.constexpr, TAIL: tl.constexpr
 ):
-    """Classes and one-hots of `groups` variables from i_s on, from logits b_y [BM * groups, padded] float32."""
+    """Classes and one-hots of BM rows from i_m on, from their logits, `groups` variables at a time."""
     S: tl.constexpr = TAIL.stoch
     C: tl.constexpr = TAIL.classes
     o_g = tl.arange(0, BM * TAIL.groups)[:, None]
-    o_r, o_s = i_m + o_g // TAIL.groups, i_s + o_g % TAIL.groups
+    o_r = i_m + o_g // TAIL.groups
     o_c = tl.arange(0, TAIL.padded)[None, :]
-    m_s = (o_r < n) & (o_s < S)
-    p_s = (o_r * length + time) * S + o_s
-    if given is not None:
-        b_i = tl.load(given + p_s, mask=m_s, other=0).to(tl.int32)
-    else:
-        b_u = tl.load(noise + p_s, mask=m_s, other=0.0).to(tl.float32)
-        b_i = draw(b_y, b_u, o_c, 1 - TAIL.unimix, TAIL.unimix / C, C, 1)
-    tl.store(index + p_s, b_i.to(index.dtype.element_ty), mask=m_s)
-    p_stoch = stoch + ((o_r * states + states - length + time) * S + o_s) * C + o_c
-    tl.store(p_stoch, (o_c == b_i).to(stoch.dtype.element_ty), mask=m_s & (o_c < C))
+    for i_s in tl.range(0, S, TAIL.groups):
+        o_s = i_s + o_g % TAIL.groups
+        m_s = (o_r < n) & (o_s < S)
+        p_s = (o_r * length + time) * S + o_s
+        if given is not None:
+            b_i = tl.load(given + p_s, mask=m_s, other=0).to(tl.int32)
+        else:
+            b_u = tl.load(noise + p_s, mask=m_s, other=0.0).to(tl.float32)
+            b_y = tl.load(logit + p_s * C + o_c, mask=m_s & (o_c < C), other=0.0).to(tl.float32)
+            b_i = draw(b_y, b_u, o_c, 1 - TAIL.unimix, TAIL.unimix / C, C, 1)
+        tl.store(index + p_s, b_i.to(index.dtype.element_ty), mask=m_s)
+        p_stoch = stoch + ((o_r * states + states - length + time) * S + o_s) * C + o_c
+        tl.store(p_stoch, (o_c == b_i).to(stoch.dtype.element_ty), mask=m_s & (o_c < C))
+    tl.debug_barrier()
 
 
 @triton.jit
 def _logits(
-    h,
-    weight,
-    vector,
-    noise,
-    given,
-    index,
-    logit,
-    stoch,
-    n,
-    length,
-    states,
-    time,
-    i_m,
-    o_m,
-    m_m,
-    BM: tl.constexpr,
-    TAIL: tl.constexpr,
+    b_y, hidden, weight, vector, logit, length, time, o_m, m_m, TAIL: tl.constexpr, before: tl.constexpr
 ):
-    """Logits of the latent at hidden rows h [n, wide], and what is drawn from them."""
+    """Logits of the latent from products b_y of the last hidden layer, as many at a time as the layer's tile has."""
     layer: tl.constexpr = TAIL.logit
-    C: tl.constexpr = TAIL.classes
-    o_j = tl.arange(0, TAIL.groups * TAIL.padded)[None, :]
-    o_g, o_c = o_j // TAIL.padded, o_j % TAIL.padded
-    for i_s in tl.range(0, TAIL.stoch, TAIL.groups):
-        m_n = (i_s + o_g < TAIL.stoch) & (o_c < C)
-        o_n = (i_s + o_g) * C + o_c
-        b_y = row_product(h, TAIL.wide, weight, o_m, m_m, o_n, m_n, layer)
+    row_store(hidden, TAIL.wide, row_norm_act(b_y, vector, before), o_m, m_m, before)
+    tl.debug_barrier()
+    for i_n in tl.range(0, layer.out, layer.cols):
+        o_n = i_n + tl.arange(0, layer.cols)[None, :]
+        m_n = o_n < layer.out
+        b_l = row_product(hidden, TAIL.wide, weight, o_m, m_m, o_n, m_n, layer)
         if layer.bias >= 0:
-            b_y += tl.load(vector + layer.bias + o_n, mask=m_n, other=0.0)
-        # What is drawn is drawn from the logits that are returned, which are rounded.
-        b_y = b_y.to(logit.dtype.element_ty)
-        tl.store(logit + (o_m * length + time) * layer.out + o_n, b_y, mask=m_m & m_n)
-        b_y = tl.reshape(b_y.to(tl.float32), [BM * TAIL.groups, TAIL.padded])
-        draw_stoch(b_y, i_s, noise, given, index, stoch, n, length, states, time, i_m, BM, TAIL)
+            b_l += tl.load(vector + layer.bias + o_n, mask=m_n, other=0.0)
+        p_logit = logit + (o_m * length + time) * layer.out + o_n
+        tl.store(p_logit, b_l.to(logit.dtype.element_ty), mask=m_m & m_n)
     tl.debug_barrier()
 
 
@@ -138,9 +152,8 @@ def _act(
 
 @triton.jit
 def act_heads(
-    h,
+    b_y,
     outs,
-    weight,
     vector,
     action_noise,
     action,
@@ -153,10 +166,8 @@ def act_heads(
     BM: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """Outputs of all heads at hidden rows h [n, wide], and their actions."""
+    """The actions of all heads from products b_y of their outputs' layer."""
     out: tl.constexpr = TAIL.out[0]
-    o_n = tl.arange(0, out.cols)[None, :]
-    b_y = row_product(h, TAIL.wide, weight, o_m, m_m, o_n, o_n < out.out, out)
     row_store(outs, out.out, row_norm_act(b_y, vector, out), o_m, m_m, out)
     tl.debug_barrier()
     for i_h in tl.static_range(len(TAIL.heads)):
@@ -197,42 +208,45 @@ def tail_kernel(
     o_m = i_m + tl.arange(0, BM)[:, None]
     m_m = o_m < n
 
+    rows, stride = start, TAIL.stoch * TAIL.classes
     if start is None:
         first: tl.constexpr = TAIL.chains[PRIOR][0]
+        latest: tl.constexpr = TAIL.chains[PRIOR][len(TAIL.chains[PRIOR]) - 1]
         b_x = row_load(product, TAIL.columns[2], o_m, m_m, first)
         if embed is not None:
             b_x += row_load(embed, first.out, o_m, m_m, first)
-        h = _hidden(b_x, hidden, n, weight, vector, o_m, m_m, TAIL, PRIOR)
+        b_x = _deepest(b_x, hidden, n, weight, vector, o_m, m_m, TAIL, PRIOR)
         _logits(
-            h,
+            b_x,
+            hidden + len(TAIL.chains[PRIOR]) % 2 * n * TAIL.wide,
             weight,
             vector,
-            noise,
-            given,
-            index,
             logit,
-            stoch,
-            n,
             length,
-            states,
             time,
-            i_m,
             o_m,
             m_m,
-            BM,
             TAIL,
+            latest,
         )
+        draw_stoch(logit, noise, given, index, stoch, n, length, states, time, i_m, BM, TAIL)
+        if TAIL.dense:
+            rows, stride = stoch + (states - length + time) * TAIL.stoch * TAIL.classes, states * stride
     if ACT:
         acts: tl.constexpr = TAIL.chains[ACTOR][0]
-        b_x = row_load(product + TAIL.columns[0], TAIL.columns[2], o_m, m_m, acts)
-        b_x += stoch_product(start, index, length, time, weight, o_m, m_m, TAIL, acts)
-        h = _hidden(b_x, hidden, n, weight, vector, o_m, m_m, TAIL, ACTOR)
-        act_heads(h, outs, weight, vector, action_noise, action, n, actions, at, i_m, o_m, m_m, BM, TAIL)
+        last: tl.constexpr = TAIL.chains[ACTOR][len(TAIL.chains[ACTOR]) - 1]
+        out: tl.constexpr = TAIL.out[0]
+        b_y = row_load(product + TAIL.columns[0], TAIL.columns[2], o_m, m_m, acts)
+        b_y += stoch_product(rows, stride, index, length, time, weight, o_m, m_m, TAIL, acts)
+        b_y = _deepest(b_y, hidden, n, weight, vector, o_m, m_m, TAIL, ACTOR)
+        b_y = _deeper(b_y, hidden, n, weight, vector, o_m, m_m, TAIL, last, out, len(TAIL.chains[ACTOR]))
+        act_heads(b_y, outs, vector, action_noise, action, n, actions, at, i_m, o_m, m_m, BM, TAIL)
     if ENTER:
         enter_core(
             product,
             None,
-            start,
+            rows,
+            stride,
             reset,
             x,
             weight,

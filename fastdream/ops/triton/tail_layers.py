@@ -8,8 +8,6 @@ from fastdream.ops.triton.packing import Packer, Row, biases
 
 Rows = tuple[Row, ...]
 
-LOGITS = 128
-
 
 class Head(NamedTuple):
     """An action key: where its numbers lie in a row of outputs, of noise and of actions."""
@@ -33,8 +31,9 @@ class Tail(NamedTuple):
     stoch: int
     classes: int
     unimix: float
-    groups: int  # latent variables of a tile of logits, and columns of each: powers of two
+    groups: int  # latent variables drawn at a time, and columns of each: powers of two
     padded: int
+    dense: bool  # one-hots are multiplied by, not gathered
     chains: tuple[Rows, Rows]  # hidden layers of the latent's net, and of the actor
     logit: Row
     out: Rows  # all heads' layers as one, if there is an actor
@@ -98,10 +97,11 @@ def bind_tail(
         stoch=latent.stoch,
         classes=latent.classes,
         unimix=latent.unimix,
-        groups=max(1, min(power_of_two(latent.stoch), LOGITS // padded)),
+        groups=max(1, min(power_of_two(latent.stoch), packer.cut.drawn // padded)),
         padded=padded,
+        dense=latent.classes <= packer.cut.dense,
         chains=(prior, acts),
-        logit=packer.row(net[-1], net[-1].weight),
+        logit=packer.tiled(net[-1]),
         out=out,
         heads=heads,
         noise=sum(head.elements for head in heads),
