@@ -18,6 +18,8 @@ OLDEST = (3, 6)  # of Triton, the version that comes with torch 2.11
 _FILES = {
     "norm_act": "layers",
     "spread_norm_act": "layers",
+    "mlp": "dense",
+    "mlps": "dense",
     "observe": "scan",
     "observe_step": "scan",
     "categorical_sample": "categorical",
