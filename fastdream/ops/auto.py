@@ -144,6 +144,10 @@ def _no_wider_one(x: Tensor | Feat, layers: Layers) -> bool:
     return _no_wider(x, (layers,))
 
 
+def _narrow_prior(rssm: RSSM, deter: Tensor) -> bool:
+    return _no_wider_one(deter, rssm.prior)
+
+
 def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return scan_limits.problem(rssm) is None
 
@@ -182,6 +186,7 @@ TRITON_RULES: dict[str, Rule] = {
     "spread_norm_act": Rule(serves=_narrow, but=_WIDE),
     "mlp": Rule(serves=_no_wider_one, but=_CHAINS),
     "mlps": Rule(serves=_no_wider, but=_CHAINS),
+    "prior": Rule(1, _narrow_prior, _CHAINS),
     "observe": Rule(1, _scanned, scan_limits.LIMITS),
     "observe_step": Rule(1, _scanned, scan_limits.LIMITS),
     "categorical_sample": Rule(serves=_narrow, but=_WIDE),

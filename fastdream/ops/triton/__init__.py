@@ -20,6 +20,7 @@ _FILES = {
     "spread_norm_act": "layers",
     "mlp": "dense",
     "mlps": "dense",
+    "prior": "dense",
     "observe": "scan",
     "observe_step": "scan",
     "categorical_sample": "categorical",

@@ -1,4 +1,4 @@
-"""mlp and mlps: chains of dense layers on one input."""
+"""mlp, mlps and prior: chains of dense layers on one input."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,7 +9,8 @@ from torch import Tensor
 from fastdream.ops.native.dense import flat
 from fastdream.ops.native.layers import Flags, Optional, spread
 from fastdream.ops.native.params import ACTS, NORMS
-from fastdream.ops.params import Feat, Layer, Layers
+from fastdream.ops.params import RSSM, Feat, Layer, Layers
+from fastdream.ops.reference.state import shaped
 from fastdream.ops.triton import dense_nets
 from fastdream.ops.triton.config import WIDEST
 from fastdream.ops.triton.dense_gradients import backward
@@ -50,6 +51,11 @@ def mlps(x: Tensor | Feat, nets: Sequence[Layers]) -> tuple[Tensor, ...]:
     return tuple(
         outputs[i] if net else x if hot is None else torch.cat((x, hot), -1) for i, net in enumerate(nets)
     )
+
+
+def prior(rssm: RSSM, deter: Tensor) -> Tensor:
+    """As `fastdream.ops.reference.prior`, under the conditions of `mlp`."""
+    return shaped(rssm.latent, mlp(deter, rssm.prior))
 
 
 def _learns(x: Tensor, hot: Optional, net: Layers) -> bool:
