@@ -40,6 +40,7 @@ class Normalize(nn.Module):
     first: Tensor
     second: Tensor
     corr: Tensor
+    one: Tensor
 
     def __init__(self, config: NormConfig) -> None:
         super().__init__()
@@ -47,6 +48,7 @@ class Normalize(nn.Module):
         # lo and hi, or mean and mean square; `corr` is the total weight of the average so far.
         for name in ("first", "second", "corr"):
             self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("one", torch.ones(()), persistent=False)
 
     def forward(self, x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """Update by `x` if training, then give `stats`."""
@@ -65,19 +67,14 @@ class Normalize(nn.Module):
             first, second = _percentile(x, config.perclo), _percentile(x, config.perchi)
         else:
             first, second = x.mean(), x.square().mean()
-        for buffer, value in (
-            (self.first, first),
-            (self.second, second),
-            (self.corr, torch.ones_like(first)),
-        ):
-            buffer.copy_((1 - config.rate) * buffer + config.rate * value)
+        torch._foreach_lerp_([self.first, self.second, self.corr], [first, second, self.one], config.rate)
 
     def stats(self) -> tuple[Tensor, Tensor]:
         """Offset and scale, 0-d float32."""
         config = self.config
         if config.impl == "none":
-            return torch.zeros_like(self.first), torch.ones_like(self.first)
-        corr = 1 / self.corr.clamp(min=config.rate) if config.debias else torch.ones_like(self.corr)
+            return self.first, self.one  # the first stays 0
+        corr = 1 / self.corr.clamp(min=config.rate) if config.debias else self.one
         first, second = self.first * corr, self.second * corr
         if config.impl == "perc":
             return first, (second - first).clamp(min=config.limit)

@@ -119,6 +119,19 @@ def test_block_layers_go_to_the_reference():
     assert auto._all_dense(x, [(dense,), (dense, dense)]) and not auto._all_dense(x, [(dense,), (block,)])
 
 
+def test_chains_that_triton_leaves_to_the_reference():
+    """Block layers, and rows too wide for one program."""
+    maker = Maker()
+    rules = {op: auto.TRITON_RULES[op].serves for op in ("mlp", "mlps", "prior")}
+    dense, block = maker.layer(D, D), maker.layer(D, D, blocks=2)
+    broad = dense._replace(weight=torch.empty(auto.WIDEST + 1, D, device="meta"))
+    x, model = torch.zeros(2, D), maker.rssm()
+    for last, served in ((dense, True), (block, False), (broad, False)):
+        assert rules["mlp"](x, (dense, last)) is served
+        assert rules["mlps"](x, [(dense,), (dense, last)]) is served
+        assert rules["prior"](model._replace(prior=(dense, last)), x) is served
+
+
 def test_sizes_at_which_native_loses(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(auto.LEAST, "symlog", 100)
     assert served("symlog", torch.zeros(99)) == "reference"

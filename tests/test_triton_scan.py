@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdream.ops import reference
 from fastdream.ops import triton as backend
 from fastdream.ops.params import RSSM, Gaussian
-from fastdream.ops.triton import library, scan_backward, scan_forward, scan_gradients, scan_model
+from fastdream.ops.triton import scan_backward, scan_forward, scan_gradients, scan_model
 
 from . import triton_cases
+from .launch_tools import Launches
 from .ops_tools import SMALL, A, Maker, Sizes
 from .parity_tools import changed, results
 from .triton_cases import PRESETS
@@ -32,33 +33,6 @@ def arguments(core: Any = "block", batch: int = BATCH, steps: int = STEPS, sizes
     inputs = m.normal(batch, steps, A, scale=2.0), m.normal(batch, steps, sizes.embed)
     noise, reset = m.uniform(batch, steps, sizes.stoch), m.uniform(batch, steps) < 0.3
     return changed(lambda x: x.to(DEVICE), (rssm, *m.state(batch), *inputs, reset, noise))
-
-
-class Launches(TorchDispatchMode):
-    """Counts what starts work on a device: Triton's kernels, and torch's ops that are neither views nor allocations."""
-
-    count = 0
-
-    def __enter__(self) -> "Launches":
-        self.run = library.run
-
-        def counted(*args: Any) -> None:
-            self.count += 1
-            with torch.utils._python_dispatch._disable_current_modes():
-                self.run(*args)
-
-        library.run = counted
-        return super().__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        library.run = self.run
-        super().__exit__(*exception)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        views = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
-        name = func._schema.name.partition("::")[2]
-        self.count += not (views or "empty" in name or name in ("detach", "_unsafe_view"))
-        return func(*args, **(kwargs or {}))
 
 
 def model_of(rssm: RSSM) -> scan_model.Model:

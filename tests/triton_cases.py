@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import SIZES
 from fastdream.ops import reference, twohot_bins
+from fastdream.ops.params import Feat
 
 from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
@@ -92,6 +93,16 @@ def scan(function: Any, core: str, m: Maker, n: int) -> Arguments:
     return rssm._replace(post=(rssm.post[0], rssm.post[-1]), prior=()), *rest
 
 
+def heads(apart: bool, m: Maker, n: int) -> Arguments:
+    """As many and as deep as those of a dream: actor, critic, and without gradients the reward's, the slow critic's."""
+    width = m.sizes.deter + m.sizes.stoch * m.sizes.classes
+    outs = (3, 18), (3, 255), (1, 255), (3, 255)
+    nets = [ops.chain(m, width, *[m.sizes.units] * depth, out) for depth, out in outs]
+    fixed = [ops.mapped(Tensor.detach, net) for net in nets[2:]]
+    deter, stoch = m.normal(n, m.sizes.deter), m.onehot(n, m.sizes.stoch).detach().flatten(1)
+    return (Feat(deter, stoch) if apart else torch.cat([deter, stoch], -1)), (*nets[:2], *fixed)
+
+
 def gumbel(unimix: float, m: Maker, n: int) -> Arguments:
     """Drawn, and not replayed: noise that lets one class win by far."""
     logit, noise, *_ = ops.gumbel(unimix, 1.0, m, n)
@@ -128,6 +139,9 @@ CASES: dict[str, dict[str, Case]] = {
     ),
     "conv_pool": ops.cases(convolved, ["first", "second"]),
     "spread_norm_act": ops.cases(spread, ["rms"], ["silu"]),
+    "mlp": ops.cases(ops.mlp, ["rms"], ["silu"]) | ops.cases(ops.mlp, ["layer"], ["elu"]),
+    "mlps": ops.cases(heads, [False, True]),
+    "prior": ops.cases(ops.prior),
     "observe": {core: Case(partial(scan, ops.observe, core)) for core in ops.CORES},
     "observe_step": {core: Case(partial(scan, ops.observe_step, core)) for core in ops.CORES},
     "categorical_sample": ops.cases(ops.categorical, [0.01], [False, True]),
@@ -164,6 +178,9 @@ WIDE: dict[str, tuple[int, ...]] = {
     "norm_act": (1, 2),
     "conv_pool": (1, 2, 3, 4),
     "spread_norm_act": (1, 2),
+    "mlp": (1,),
+    "mlps": (1,),
+    "prior": (0,),
     "observe": (0,),
     "observe_step": (0,),
     "categorical_sample": (1,),

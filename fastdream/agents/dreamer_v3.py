@@ -61,6 +61,7 @@ class DreamerV3:
         self.inputs, self._decode = Inputs(self.device), ActionDecoder(act_space)
         self._seen = *obs_space, "is_first"
         self.scales = loss_weights(config, obs_space)
+        self.scale = torch.tensor(list(self.scales.values()), device=self.device)
         self.nets = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(self.device)
         self.slow = Slow(self.nets.val, self.nets.slowval, config.slowvalue)
         self.slow.copy()
@@ -167,7 +168,7 @@ class DreamerV3:
         assert losses.keys() == self.scales.keys(), (sorted(losses), sorted(self.scales))
         trace |= {"embed": embed, "post": post, "losses": losses}
         means = {k: v.mean() for k, v in losses.items()}
-        total = torch.stack([means[k] * scale for k, scale in self.scales.items()]).sum()
+        total = (torch.stack([means[k] for k in self.scales]) * self.scale).sum()
         metrics |= imagined | {f"loss/{k}": v for k, v in means.items()} | {"opt/loss": total}
         return total, post, {k: v.detach() for k, v in metrics.items()}
 
@@ -184,10 +185,8 @@ class DreamerV3:
         dyn, rep = nets.latent.kl(post.logit, prior, config.dyn.free_nats)
         losses = {"dyn": dyn, "rep": rep, "rew": nets.rew.loss(rew, batch["reward"])}
         losses |= {"con": nets.con.loss(con, self.continuation(batch))} | nets.dec.loss(recon, batch)
-        metrics = {
-            "dyn_ent": nets.latent.entropy(prior).mean(),
-            "rep_ent": nets.latent.entropy(post.logit).mean(),
-        }
+        entropy = nets.latent.entropy(torch.stack([prior, post.logit]).detach()).flatten(1).mean(1)
+        metrics = dict(zip(("dyn_ent", "rep_ent"), entropy, strict=True))
         trace |= {"prior": prior, "recon": recon, "rew": rew, "con": con}
         return losses, metrics
 

@@ -56,11 +56,8 @@ def actor_critic_loss(
 
     stats = dict(adv=adv, rew=rew, con=cont, ret=ret_normed, val=val, tar=tar, weight=weight, slowval=slowval)
     metrics = {k: v.mean() for k, v in stats.items()} | {"adv_mag": adv.abs().mean()}
-    metrics |= {
-        "adv_std": adv.std(correction=0),
-        "ret_min": ret_normed.min(),
-        "ret_max": ret_normed.max(),
-    }
+    least, most = ret_normed.aminmax()
+    metrics |= {"adv_std": adv.std(correction=0), "ret_min": least, "ret_max": most}
     metrics["ret_rate"] = (ret_normed.abs() >= 1).float().mean()
     for key, (low, high) in nets.pol.entropy_range().items():
         mean = ents[key].mean()

@@ -150,6 +150,18 @@ def _pooled(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
     return 0 < len(weight) <= WIDEST
 
 
+def _no_wider(x: Tensor | Feat, nets: Sequence[Layers]) -> bool:
+    return _all_dense(x, nets) and all(len(layer.weight) <= WIDEST for net in nets for layer in net)
+
+
+def _no_wider_one(x: Tensor | Feat, layers: Layers) -> bool:
+    return _no_wider(x, (layers,))
+
+
+def _narrow_prior(rssm: RSSM, deter: Tensor) -> bool:
+    return _no_wider_one(deter, rssm.prior)
+
+
 def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return scan_limits.problem(rssm) is None
 
@@ -180,12 +192,16 @@ CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_O
 
 
 _WIDE = f"rows of over {WIDEST}"
+_CHAINS = f"block layers, more than {dense.MAX_LAYERS}, {_WIDE}"
 _STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
 
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
     "conv_pool": Rule(serves=_pooled, but=f"over {WIDEST} channels"),
     "spread_norm_act": Rule(serves=_narrow, but=_WIDE),
+    "mlp": Rule(serves=_no_wider_one, but=_CHAINS),
+    "mlps": Rule(serves=_no_wider, but=_CHAINS),
+    "prior": Rule(1, _narrow_prior, _CHAINS),
     "observe": Rule(1, _scanned, scan_limits.LIMITS),
     "observe_step": Rule(1, _scanned, scan_limits.LIMITS),
     "categorical_sample": Rule(serves=_narrow, but=_WIDE),

@@ -11,6 +11,7 @@ from fastdream.ops.native.layers import code, spread
 from fastdream.ops.native.params import ACTS, NORMS
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.triton.config import WIDEST, Tile, row_tile
+from fastdream.ops.triton.dense_kernels import add_rows
 from fastdream.ops.triton.library import (
     capability,
     check_floats,
@@ -145,7 +146,7 @@ def _register(op: str, spreads: bool) -> None:
         partial = [p.new_empty(programs, rows.width, dtype=torch.float32) for p in d_params]
         tensors = *contiguous(x, scale, shift, grad), d_x, *spread(partial, wanted)
         _launch(norm_act_bwd_kernel, programs, tensors, eps, rows, NORM=norm, ACT=act)
-        return [d_x, *(p.sum(0).to(d.dtype) for p, d in zip(partial, d_params, strict=True))]
+        return [d_x, *(add_rows(p).to(d.dtype) for p, d in zip(partial, d_params, strict=True))]
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, scale, shift, *ctx.statics = inputs

@@ -1,0 +1,211 @@
+"""What lies between the products of dense layers: bias, norm and activation, and all gradients, in one pass each.
+
+z = x + bias,    y = act(norm(z))
+
+x       [M, N]          what the weights gave, rows `stride(0)` apart
+grad    [M, N]          of y, contiguous
+d_x     [M, N]          written, rows `stride(0)` apart
+sums    [P, columns]    written: what each of P programs has added up of the gradients of bias, scale and shift
+
+`add_rows` adds the programs' sums in an order that is always the same.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdream.ops.params import Layer
+from fastdream.ops.triton.config import entry, row_tile
+from fastdream.ops.triton.library import capability, launch
+from fastdream.ops.triton.norm_kernels import activate, activate_grad, normalize
+
+# Programs of a backward pass, by capability: four on an SM.
+PROGRAMS = {0: 432, 80: 432, 90: 528}
+ADDED = 64, 32  # rows and columns of a program that adds up sums
+
+
+@triton.jit
+def biased(x, bias, i_m, o_m, o_n, m_x, m_n, s_x):
+    """z of a tile."""
+    b_x = tl.load(x + (i_m + o_m) * s_x + o_n, mask=m_x, other=0.0).to(tl.float32)
+    if bias is not None:
+        b_x += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
+        b_x = tl.where(m_x, b_x, 0.0)
+    return b_x
+
+
+@triton.jit(do_not_specialize=["M"])
+def dense_act_kernel(
+    x,  # [M, N]
+    bias,  # [N] or None
+    scale,  # [N] or None
+    shift,  # [N] or None
+    y,  # [M, N], contiguous
+    eps,
+    M,
+    s_x,
+    N: tl.constexpr,
+    NORM: tl.constexpr,
+    ACT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_n = tl.arange(0, BN)[None, :]
+    m_n = o_n < N
+    m_x = (o_m < M - i_m) & m_n
+    b_x = biased(x, bias, i_m, o_m, o_n, m_x, m_n, s_x)
+    if NORM != "none":
+        b_x, _ = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
+    if scale is not None:
+        b_x *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
+    if shift is not None:
+        b_x += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
+    tl.store(y + (i_m + o_m) * N + o_n, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_x)
+
+
+@triton.jit(do_not_specialize=["M"])
+def dense_act_gradient_kernel(
+    x,  # [M, N] or None where nothing but the bias is added
+    bias,  # [N] or None
+    scale,  # [N] or None
+    shift,  # [N] or None
+    grad,  # [M, N], contiguous
+    d_x,  # [M, N], or None where it is grad
+    d_bias,  # [P, N] or None
+    d_scale,  # [P, N] or None
+    d_shift,  # [P, N] or None
+    eps,
+    M,
+    s_x,
+    s_d,
+    s_sums,
+    N: tl.constexpr,
+    NORM: tl.constexpr,
+    ACT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    i_p = tl.program_id(0)
+    o_m = tl.arange(0, BM)[:, None]
+    o_n = tl.arange(0, BN)[None, :]
+    m_n = o_n < N
+    b_scale = tl.full([1, BN], 1.0, tl.float32)
+    b_shift = tl.zeros([1, BN], tl.float32)
+    if scale is not None:
+        b_scale = tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
+    if shift is not None:
+        b_shift = tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
+    # Whole tiles, whose rows are added up once at the end: until then no thread waits for another.
+    b_dbias = tl.zeros([BM, BN], tl.float32)
+    b_dscale = tl.zeros([BM, BN], tl.float32)
+    b_dshift = tl.zeros([BM, BN], tl.float32)
+
+    for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
+        i_m = tl.cast(i_t, tl.int64) * BM
+        m_x = (o_m < M - i_m) & m_n
+        b_d = tl.load(grad + (i_m + o_m) * N + o_n, mask=m_x, other=0.0).to(tl.float32)
+        if x is not None:
+            b_x = biased(x, bias, i_m, o_m, o_n, m_x, m_n, s_x)
+            if NORM == "none":
+                b_d = activate_grad(b_x, b_d, ACT)
+            else:
+                b_x, b_rstd = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
+                b_d = activate_grad(b_x * b_scale + b_shift, b_d, ACT)
+                b_dscale += b_d * b_x
+                b_dshift += b_d
+                b_d *= b_scale
+                b_dx = b_d - b_x * (tl.sum(b_d * b_x, 1, keep_dims=True) / N)
+                if NORM == "layer":
+                    b_dx -= tl.sum(b_d, 1, keep_dims=True) / N
+                b_d = tl.where(m_x, b_dx * b_rstd, 0.0)
+        b_dbias += b_d
+        if d_x is not None:
+            tl.store(d_x + (i_m + o_m) * s_d + o_n, b_d.to(d_x.dtype.element_ty), mask=m_x)
+
+    if d_bias is not None:
+        tl.store(d_bias + i_p * s_sums + o_n, tl.sum(b_dbias, 0, keep_dims=True), mask=m_n)
+    if d_scale is not None:
+        tl.store(d_scale + i_p * s_sums + o_n, tl.sum(b_dscale, 0, keep_dims=True), mask=m_n)
+    if d_shift is not None:
+        tl.store(d_shift + i_p * s_sums + o_n, tl.sum(b_dshift, 0, keep_dims=True), mask=m_n)
+
+
+@triton.jit(do_not_specialize=["M", "N"])
+def add_rows_kernel(x, y, M, N, BM: tl.constexpr, BN: tl.constexpr):
+    o_m = tl.arange(0, BM)[:, None]
+    o_n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)[None, :]
+    b_y = tl.zeros([BM, BN], tl.float32)
+    for i_m in range(0, M, BM):
+        o_x = (i_m + o_m) * N + o_n
+        b_y += tl.load(x + o_x, mask=(i_m + o_m < M) & (o_n < N), other=0.0)
+    tl.store(y + o_n, tl.sum(b_y, 0, keep_dims=True), mask=o_n < N)
+
+
+def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
+    """Compute y [M, N], contiguous, of x [M, N] as above. The layer's weight is not looked at."""
+    rows, width = x.shape
+    tile = row_tile(width, capability(x.device))
+    launch(
+        dense_act_kernel,
+        (triton.cdiv(rows, tile.rows),),
+        x,
+        *layer[1:4],
+        y,
+        layer.eps,
+        rows,
+        x.stride(0),
+        N=width,
+        NORM=layer.norm,
+        ACT=layer.act,
+        BM=tile.rows,
+        BN=tile.cols,
+        num_warps=tile.warps,
+    )
+
+
+def dense_act_gradient(
+    x: Tensor | None, layer: Layer, grad: Tensor, d_x: Tensor | None, sums: list[Tensor | None]
+) -> None:
+    """Compute d_x, if it is there, and those of the sums for bias, scale and shift [P, N] that are.
+
+    x None: the layer has neither norm nor activation.
+    """
+    rows, width = grad.shape
+    present = [p for p in sums if p is not None]
+    tile = row_tile(width, capability(grad.device), tensors=4)
+    launch(
+        dense_act_gradient_kernel,
+        (len(present[0]) if present else programs(grad),),
+        x,
+        *layer[1:4],
+        grad,
+        d_x,
+        *sums,
+        layer.eps,
+        rows,
+        0 if x is None else x.stride(0),
+        0 if d_x is None else d_x.stride(0),
+        present[0].stride(0) if present else 0,
+        N=width,
+        NORM=layer.norm,
+        ACT=layer.act,
+        BM=tile.rows,
+        BN=tile.cols,
+        num_warps=tile.warps,
+    )
+
+
+def programs(x: Tensor) -> int:
+    """How many of them a pass over the gradient of x [M, ...] has, whatever its width: none where there are no rows."""
+    return min(entry(PROGRAMS, capability(x.device)), len(x))
+
+
+def add_rows(x: Tensor) -> Tensor:
+    """x [M, N] float32, contiguous -> [N]."""
+    rows, width = x.shape
+    y = x.new_empty(width)
+    bm, bn = ADDED
+    launch(add_rows_kernel, (triton.cdiv(width, bn),), x, y, rows, width, BM=bm, BN=bn, num_warps=4)
+    return y
