@@ -53,7 +53,7 @@ def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     depth = 128 // itemsize
     if rows <= 16:
         n = next((n for n in (64, 32) if width // n >= 96 and segment % n == 0), 16)
-        return Tiles(16, n, 4 * depth, 2 if n == 16 else 4, 3)
+        return Tiles(16, n, 2 * depth, 2 if n == 16 else 4, 4)
     shapes = (128, 128), (128, 64), (64, 64), (64, 32), (32, 32)
     fitting = [(m, n) for m, n in shapes if n <= segment]
     enough = [

@@ -43,7 +43,7 @@ def posterior_tiles(units: int, stoch: int, classes: int, itemsize: int) -> Post
     columns = power_of_two(classes)
     rows = 2 if units * stoch * classes <= 2**20 else 4
     variables = max(1, min(64 // columns, power_of_two(stoch)))
-    return PosteriorTiles(rows, variables, 256 // itemsize, 8, 3)
+    return PosteriorTiles(rows, variables, 256 // itemsize, 4, 4)
 
 
 @triton.jit(do_not_specialize=["M"])
