@@ -277,7 +277,7 @@ def test_auto_on_cuda_says_and_gives_the_rest_to_the_reference(
 
 
 # Registers a thread of each direction; at 255 ptxas begins to spill. Shared memory is held by the sources themselves.
-@pytest.mark.parametrize("direction, registers", [("forward", 224), ("backward", 248)])
+@pytest.mark.parametrize("direction, registers", [("forward", 224), ("backward", 240)])
 def test_resident_kernels_do_not_spill(direction: str, registers: int, tmp_path: Path):
     nvcc = shutil.which("nvcc")
     if nvcc is None:

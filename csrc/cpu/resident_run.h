@@ -72,10 +72,6 @@ struct HostCta {
   void each(int n, F f) {
     for (int i = 0; i < n; ++i) f(i);
   }
-  template <class R, class F>
-  void each(int n, R read, F f) {
-    for (int i = 0; i < n; ++i) f(i, read(i));
-  }
   void sync() {}
   template <class P, typename T>
   void product(const T* left, const T* right, float* partial) {

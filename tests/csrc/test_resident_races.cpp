@@ -63,10 +63,6 @@ struct ThreadCta {
       if (i % kThreads % kPlayers == player) f(i);
     }
   }
-  template <class R, class F>
-  void each(int n, R read, F f) {
-    each(n, [&](int i) { f(i, read(i)); });
-  }
   void sync() { barrier.wait(); }
   template <class P, typename T>
   void product(const T* left, const T* right, float* partial) {

@@ -22,31 +22,21 @@ struct Backward : BackwardCta<S, T, Cta> {
     c.sync();
     float* const logits = x.partial + BackwardShared<S, T>::logits;
     float* const slopes = logits + kRows * S::own_flat;
-    struct Of {
-      float logit, slope;
-    };
-    const auto read = [&](int i) {
+    c.each(kRows * S::own_flat, [&](int i) {
       const int m = i / S::own_flat, n = i % S::own_flat;
       const int64_t from = at(m, t) * S::flat + c.rank * S::own_flat + n;
-      return Of{given(a.logit, m, from), Table::sum(x.partial, m, n) + given(a.d_stoch, m, from)};
-    };
-    c.each(kRows * S::own_flat, read, [&](int i, Of of) {
-      logits[i] = of.logit;
-      slopes[i] = of.slope;
+      logits[i] = m < rows() ? widened(a.logit[from]) : 0.0f;
+      slopes[i] = Table::sum(x.partial, m, n) + given(a.d_stoch, m, from);
     });
     c.sync();
     c.each(kRows * S::own_stoch, [&](int i) {
       straight_through<S::classes>(logits + i * S::classes, slopes + i * S::classes, a.unimix);
     });
     c.sync();
-    const auto summed = [&](int i) {
-      const int m = i / S::own_flat, k = c.rank * S::own_flat + i % S::own_flat;
-      return logits[i] + given(a.d_logit, m, at(m, t) * S::flat + k);
-    };
-    c.each(kRows * S::own_flat, summed, [&](int i, float sum) {
+    c.each(kRows * S::own_flat, [&](int i) {
       const int m = i / S::own_flat, k = c.rank * S::own_flat + i % S::own_flat;
       const int64_t to = at(m, t) * S::flat + k;
-      const T value = rounded<T>(sum);
+      const T value = rounded<T>(logits[i] + given(a.d_logit, m, to));
       x.wide[left_offset(m, k)] = value;
       if (speaks() && m < rows()) a.logits[to] = value;
     });
@@ -59,12 +49,9 @@ struct Backward : BackwardCta<S, T, Cta> {
     using Logits = typename Weights::Logits;
     c.template product<Logits>(x.wide, this->template weight<Weights::logits>(), x.partial);
     c.sync();
-    const auto read = [&](int i) {
-      return this->before_norm(i / S::own_hidden, t, i % S::own_hidden, a.post, S::hidden, 0);
-    };
-    c.each(kRows * S::own_hidden, read, [&](int i, float before) {
+    c.each(kRows * S::own_hidden, [&](int i) {
       const int m = i / S::own_hidden, j = i % S::own_hidden;
-      keep_slope(kPost, m, t, j, Logits::sum(x.partial, m, j), before, x.pair, S::hidden, 0, a.post_terms);
+      keep_slope(kPost, m, t, j, Logits::sum(x.partial, m, j), x.pair, a.post, S::hidden, 0, a.post_terms);
     });
     c.sync();
     c.each(kRows, [&](int m) { add_terms(kPost, m); });
@@ -81,22 +68,15 @@ struct Backward : BackwardCta<S, T, Cta> {
     c.sync();
     c.template product<ToDeter>(x.pair, this->template weight<Weights::to_deter>(), x.partial);
     c.sync();
-    struct Of {
-      float slope, reset, cand, update, before;
-    };
-    const auto read = [&](int i) {
-      const int m = i / S::own, n = i % S::own;
-      const float outside = given(a.d_deter, m, at(m, t) * S::deter + column(n));
-      const float slope = ToDeter::sum(x.partial, m, n) + x.carry[i] + outside;
-      const int64_t gate = at(m, t) * 3 * S::deter + c.block * 3 * S::block + c.rank * S::own + n;
-      return Of{slope, given(a.gates, m, gate), given(a.gates, m, gate + S::block),
-                given(a.gates, m, gate + 2 * S::block), this->before(m, t, n)};
-    };
-    c.each(kRows * S::own, read, [&](int i, Of of) {
+    c.each(kRows * S::own, [&](int i) {
       const int m = i / S::own, n = i % S::own;
       const bool there = m < rows();
+      const int64_t place = at(m, t) * S::deter + column(n);
+      const float slope = ToDeter::sum(x.partial, m, n) + x.carry[i] + given(a.d_deter, m, place);
       const int64_t gate = at(m, t) * 3 * S::deter + c.block * 3 * S::block + c.rank * S::own + n;
-      const GateSlopes d = gated_slopes(of.reset, of.cand, of.update, of.before, of.slope);
+      float gates[3];
+      for (int j = 0; j < 3; ++j) gates[j] = there ? widened(a.gates[gate + j * S::block]) : 0.0f;
+      const GateSlopes d = gated_slopes(gates[0], gates[1], gates[2], this->before(m, t, n), slope);
       const float slopes[3] = {d.reset, d.cand, d.update};
       for (int j = 0; j < 3; ++j) {
         const T value = rounded<T>(slopes[j]);
@@ -114,13 +94,10 @@ struct Backward : BackwardCta<S, T, Cta> {
     using Gates = typename Weights::Gates;
     c.template product<Gates>(x.wide, this->template weight<Weights::gates>(), x.partial);
     c.sync();
-    const auto read = [&](int i) {
-      return given(a.hidden, i / S::own, at(i / S::own, t) * S::deter + column(i % S::own));
-    };
-    c.each(kRows * S::own, read, [&](int i, float before) {
+    c.each(kRows * S::own, [&](int i) {
       const int m = i / S::own, n = i % S::own;
       const int64_t place = at(m, t) * S::deter + column(n);
-      const float normal = m < rows() ? before * x.roots[kHidden][m] : 0.0f;
+      const float normal = m < rows() ? widened(a.hidden[place]) * x.roots[kHidden][m] : 0.0f;
       const float scale = vector(Vectors<S>::hidden_scale)[n];
       const float slope = Gates::sum(x.partial, m, n) * silu_slope(normal * scale);
       x.normal[i] = normal;
@@ -131,10 +108,7 @@ struct Backward : BackwardCta<S, T, Cta> {
     c.each(kRows, [&](int m) {
       float sum = 0.0f;
       FD_UNROLL8
-      for (int n = 0; n < S::own; ++n) {
-        const int i = m * S::own + (n + m) % S::own;  // each row at another bank
-        sum += x.slope[i] * x.normal[i];
-      }
+      for (int n = 0; n < S::own; ++n) sum += x.slope[m * S::own + n] * x.normal[m * S::own + n];
       a.sums[(int64_t(c.tile) * S::team + cta()) * kRows + m] = sum;
     });
   }
@@ -175,22 +149,14 @@ struct Backward : BackwardCta<S, T, Cta> {
 
   // Sums over the blocks, through the activations of the state's layers. Then a narrow exchange, of their columns.
   FD_HD void slope_state(int t) {
-    struct Of {
-      float sum, before;
-    };
-    const auto read = [&](int i) {
+    c.each(kRows * 2 * S::own_hidden, [&](int i) {
       const int m = i / (2 * S::own_hidden), n = i % (2 * S::own_hidden);
       float sum = 0.0f;
       FD_UNROLL
       for (int block = 0; block < S::blocks; ++block) sum += c.fresh(a.products + this->product_at(block, m, n));
-      const int first = n / S::own_hidden * S::hidden;  // of stoch's columns
-      return Of{sum, this->before_norm(m, t, n % S::own_hidden, a.pre, 2 * S::hidden, first)};
-    };
-    c.each(kRows * 2 * S::own_hidden, read, [&](int i, Of of) {
-      const int m = i / (2 * S::own_hidden), n = i % (2 * S::own_hidden);
       const bool stoch = n >= S::own_hidden;
       T* const to = stoch ? this->stoch() : x.pair + kRows * S::hidden;  // columns from H on follow those before
-      keep_slope(stoch ? kStoch : kDeter, m, t, n % S::own_hidden, of.sum, of.before, to, 2 * S::hidden,
+      keep_slope(stoch ? kStoch : kDeter, m, t, n % S::own_hidden, sum, to, a.pre, 2 * S::hidden,
                  stoch ? S::hidden : 0, a.pre_terms);
     });
     c.sync();

@@ -79,18 +79,13 @@ struct BackwardCta {
     c.sync();
   }
 
-  // Own number j of a layer before its norm. pre: [B, T, width], the layer in columns from `first` on.
-  FD_HD float before_norm(int m, int t, int j, const T* pre, int width, int first) const {
-    return given(pre, m, at(m, t) * width + first + c.rank * S::own_hidden + j);
-  }
-
   // From the gradient of own feature j of a layer to that of its normalised number, kept at `to` and with its term of the
-  // sum. before: see before_norm; terms: shaped like its pre, for the norm's scale.
-  FD_HD void keep_slope(Norms which, int m, int t, int j, float gradient, float before, T* to, int width, int first,
+  // sum. pre: [B, T, width], the layer before its norm in columns from `first` on; terms: likewise, for the norm's scale.
+  FD_HD void keep_slope(Norms which, int m, int t, int j, float gradient, T* to, const T* pre, int width, int first,
                         T* terms) {
     const int k = c.rank * S::own_hidden + j;
     const int64_t place = at(m, t) * width + first + k;
-    const float normal = m < rows() ? before * x.roots[which][m] : 0.0f;
+    const float normal = m < rows() ? widened(pre[place]) * x.roots[which][m] : 0.0f;
     const float scale = vector(Vectors<S>::scales)[which * S::hidden + k];
     const float slope = gradient * silu_slope(normal * scale);
     to[left_offset(m, k)] = rounded<T>(slope * scale);
@@ -102,9 +97,7 @@ struct BackwardCta {
   FD_HD void add_terms(Norms which, int m) {
     float sum = 0.0f;
     FD_UNROLL8
-    for (int j = 0; j < S::own_hidden; ++j) {
-      sum += x.terms[which == kStoch][m * S::own_hidden + (j + m) % S::own_hidden];  // each row at another bank
-    }
+    for (int j = 0; j < S::own_hidden; ++j) sum += x.terms[which == kStoch][m * S::own_hidden + j];
     x.dots[which][c.rank][m] = sum;
   }
 
@@ -122,16 +115,11 @@ struct BackwardCta {
   // From the gradient of normalised numbers to that of what the norm took, in place. This rank's columns are kept at `out`,
   // which is shaped like `pre`. forget: rows that forgot their state pass nothing on.
   FD_HD void through_norm(Norms which, int t, T* activation, const T* pre, int width, int first, bool forget, T* out) {
-    const auto passed = [&](int i) {
-      const int m = left_row_at(i), k = left_column_at(i);
-      const float root = x.roots[which][m];
-      const float normal = given(pre, m, at(m, t) * width + first + k) * root;
-      return root * (widened(activation[i]) - normal * x.means[which][m]);
-    };
-    c.each(kRows * S::hidden, passed, [&](int i, float gradient) {
+    c.each(kRows * S::hidden, [&](int i) {
       const int m = left_row_at(i), k = left_column_at(i);
       const int64_t place = at(m, t) * width + first + k;
-      const T value = rounded<T>(gradient);
+      const float root = x.roots[which][m], normal = m < rows() ? widened(pre[place]) * root : 0.0f;
+      const T value = rounded<T>(root * (widened(activation[i]) - normal * x.means[which][m]));
       if (speaks() && m < rows() && k / S::own_hidden == c.rank) out[place] = value;
       activation[i] = forget && reset(m, t) ? rounded<T>(0.0f) : value;
     });

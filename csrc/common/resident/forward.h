@@ -32,15 +32,11 @@ struct Forward : ForwardCta<S, T, Cta> {
     c.template product<OfDeter>(x.deter, this->template weight<Weights::of_deter>(), x.partial);
     c.template product<OfState>(x.state, this->template weight<Weights::of_state>(), of_state);
     c.sync();
-    const auto summed = [&](int i) {
+    c.each(kRows * S::own, [&](int i) {
       const int m = i / S::own, n = i % S::own;
       // A row that forgets its state has no part of deter, whatever deter is: it is left out, not multiplied by 0.
       const float own = reset(m, t) ? 0.0f : OfDeter::sum(x.partial, m, n);
-      return widened(x.entered[i]) + OfState::sum(of_state, m, n) + own;
-    };
-    c.each(kRows * S::own, summed, [&](int i, float sum) {
-      const int m = i / S::own, n = i % S::own;
-      const T value = rounded<T>(sum);
+      const T value = rounded<T>(widened(x.entered[i]) + OfState::sum(of_state, m, n) + own);
       x.own_hidden[i] = widened(value);
       if (m < rows()) a.hidden[at(m, t) * S::deter + column(n)] = value;
     });
@@ -48,10 +44,7 @@ struct Forward : ForwardCta<S, T, Cta> {
     c.each(kRows, [&](int m) {
       float sum = 0.0f;
       FD_UNROLL8
-      for (int n = 0; n < S::own; ++n) {
-        const float value = x.own_hidden[m * S::own + (n + m) % S::own];  // each row at another bank
-        sum += value * value;
-      }
+      for (int n = 0; n < S::own; ++n) sum += x.own_hidden[m * S::own + n] * x.own_hidden[m * S::own + n];
       a.squares[(int64_t(c.tile) * S::team + cta()) * kRows + m] = sum;
     });
   }
@@ -122,15 +115,11 @@ struct Forward : ForwardCta<S, T, Cta> {
   FD_HD void combine(int t) {
     c.fetched();
     c.sync();
-    const auto summed = [&](int i) {
-      const int m = i / (2 * S::own_hidden), n = i % (2 * S::own_hidden);
+    c.each(kRows * 2 * S::own_hidden, [&](int i) {
+      const int m = i / (2 * S::own_hidden), n = i % (2 * S::own_hidden), j = n % S::own_hidden;
       float sum = 0.0f;
       FD_UNROLL
       for (int block = 0; block < S::blocks; ++block) sum += c.fresh(a.products + product_at(block, m, n));
-      return sum;
-    };
-    c.each(kRows * 2 * S::own_hidden, summed, [&](int i, float sum) {
-      const int m = i / (2 * S::own_hidden), n = i % (2 * S::own_hidden), j = n % S::own_hidden;
       const int k = c.rank * S::own_hidden + j;
       if (n < S::own_hidden) {
         const T value = rounded<T>((reset(m, t + 1) ? 0.0f : sum) + vector(Vectors<S>::deter_bias)[j]);
@@ -164,13 +153,9 @@ struct Forward : ForwardCta<S, T, Cta> {
     c.sync();
     c.template product<Logits>(x.active, this->template weight<Weights::logits>(), x.partial);
     c.sync();
-    const auto summed = [&](int i) {
+    c.each(kRows * S::own_flat, [&](int i) {
       const int m = i / S::own_flat, n = i % S::own_flat;
-      return Logits::sum(x.partial, m, n) + vector(Vectors<S>::logits_bias)[n];
-    };
-    c.each(kRows * S::own_flat, summed, [&](int i, float sum) {
-      const int m = i / S::own_flat, n = i % S::own_flat;
-      const T value = rounded<T>(sum);
+      const T value = rounded<T>(Logits::sum(x.partial, m, n) + vector(Vectors<S>::logits_bias)[n]);
       x.logits[i] = widened(value);
       if (speaks() && m < rows()) a.logit[at(m, t) * S::flat + c.rank * S::own_flat + n] = value;
       if (speaks() && m < rows() && n == 0 && c.rank == 0) a.roots[at(m, t) * 4 + 2] = x.roots[kPost][m];
@@ -198,17 +183,13 @@ struct Forward : ForwardCta<S, T, Cta> {
   FD_HD void gather(int t) {
     const T* const table = this->template weight<Weights::table>();
     const int first = S::hidden + c.rank * S::own_hidden;
-    const auto summed = [&](int i) {
+    c.each(kRows * S::own_hidden, [&](int i) {
       const int m = i / S::own_hidden, j = i % S::own_hidden;
       float sum = 0.0f;
       FD_UNROLL8
       for (int s = 0; s < S::stoch; ++s) {
         sum += widened(table[(s * S::classes + x.index[s * kRows + m]) * S::own_hidden + j]);
       }
-      return sum;
-    };
-    c.each(kRows * S::own_hidden, summed, [&](int i, float sum) {
-      const int m = i / S::own_hidden, j = i % S::own_hidden;
       const T value = rounded<T>((reset(m, t + 1) ? 0.0f : sum) + vector(Vectors<S>::stoch_bias)[j]);
       x.state[left_offset(m, first + j)] = value;
       if (speaks() && m < rows()) a.pre[at(m, t + 1) * 2 * S::hidden + first + j] = value;

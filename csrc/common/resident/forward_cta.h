@@ -100,14 +100,10 @@ struct ForwardCta {
   // Norm and activation, in place, of an activation of `count` columns that begins with the norm `which`. This rank's
   // columns are kept at `feat` [B, T, count].
   FD_HD void activate(T* activation, int count, int which, T* feat, int t) {
-    const auto normed = [&](int i) {
+    c.each(kRows * count, [&](int i) {
       const int m = left_row_at(i), k = left_column_at(i);
       const float scale = vector(Vectors<S>::scales)[which * S::hidden + k];
-      return widened(activation[i]) * x.roots[which + k / S::hidden][m] * scale;
-    };
-    c.each(kRows * count, normed, [&](int i, float normal) {
-      const int m = left_row_at(i), k = left_column_at(i);
-      const T value = rounded<T>(silu(normal));
+      const T value = rounded<T>(silu(widened(activation[i]) * x.roots[which + k / S::hidden][m] * scale));
       activation[i] = value;
       const bool mine = k % S::hidden / S::own_hidden == c.rank;
       if (speaks() && mine && m < rows()) feat[at(m, t) * count + k] = value;

@@ -11,7 +11,6 @@
 //   c.block, c.rank, c.tile          which one it is
 //   c.mine                           its shared memory
 //   c.each(n, f)                     f(0) ... f(n - 1), shared among its threads
-//   c.each(n, read, f)               f(i, read(i)); no read waits for the write of another, so several are under way
 //   c.sync()                         what its threads wrote is seen by all of them
 //   c.template product<P>(a, b, to)  a [16, K] times b [K, N], as partial results
 //   c.peer(rank, p)                  where p, in this shared memory, is in that of another CTA of the block

@@ -23,25 +23,6 @@ struct DeviceCta {
   __device__ void each(int n, F f) {
     for (int i = threadIdx.x; i < n; i += kThreads) f(i);
   }
-
-  // What f writes might be what the next read reads, for all that the compiler knows: so eight words, or two values of
-  // more, are read before one is written.
-  template <class R, class F>
-  __device__ void each(int n, R read, F f) {
-    using Value = decltype(read(0));
-    constexpr int many = sizeof(Value) > 4 ? 2 : 8;
-    for (int begin = threadIdx.x; begin < n; begin += many * kThreads) {
-      Value values[many];
-#pragma unroll
-      for (int k = 0; k < many; ++k) {
-        if (begin + k * kThreads < n) values[k] = read(begin + k * kThreads);
-      }
-#pragma unroll
-      for (int k = 0; k < many; ++k) {
-        if (begin + k * kThreads < n) f(begin + k * kThreads, values[k]);
-      }
-    }
-  }
   __device__ void sync() { __syncthreads(); }
 
   // A warp takes one of `split` shares of K and every groups-th strip. It reads a tile of the left operand once for all
