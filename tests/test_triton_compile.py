@@ -32,25 +32,27 @@ from .triton_cases import (
 START = """
 import runpy, sys, types
 sys.modules["tests"] = package = types.ModuleType("tests")
-package.__path__ = [sys.argv[1]]
-runpy.run_module("tests.triton_compile", run_name="__main__")
+package.__path__ = [sys.argv.pop(1)]
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
+SPILLED = 64  # bytes a thread, at the most, by any kernel of an agent
+
+
+def run(module: str, *args: str, given: str = "") -> Any:
+    """The JSON that a module of this folder writes, in a process where Triton does not interpret."""
+    path = [str(Path(fastdream.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    command = [sys.executable, "-c", START, str(Path(__file__).parent), f"tests.{module}", *args]
+    done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def compiled(cases: list[tuple]) -> list[list[dict[str, Any]]]:
     """What the kernels of each case take, in the order of the cases."""
-    path = [str(Path(fastdream.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    done = subprocess.run(
-        [sys.executable, "-c", START, str(Path(__file__).parent)],
-        input=json.dumps([(*case[:3], str(case[3]).removeprefix("torch."), case[4]) for case in cases]),
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    given = [(*case[:3], str(case[3]).removeprefix("torch."), case[4]) for case in cases]
+    return run("triton_compile", given=json.dumps(given))
 
 
 def check_budgets(cases: list[tuple]) -> None:
@@ -74,3 +76,25 @@ def test_usual_size_within_budget():
 @pytest.mark.parametrize("op", CASES)
 def test_every_size_within_budget(op: str, capability: int):
     check_budgets([(*case, capability) for case in names(PRESETS, PRECISIONS, DRAWN) if case[0] == op])
+
+
+def check_agent(preset: str, spaces: str, capability: int) -> None:
+    """All that an update and an action launch compiles, and fits."""
+    kernels = run("triton_agents", preset, spaces, str(capability))
+    names = {kernel["kernel"] for kernel in kernels}
+    assert {"posterior_kernel", "tail_kernel", "state_gradient_kernel", "laprop_kernel"} <= names
+    for kernel in kernels:
+        fits = kernel["shared"] <= MOST_SHARED[capability] and kernel["spilled"] <= SPILLED
+        assert fits, (preset, spaces, capability, kernel)
+
+
+def test_agent_of_usual_size_compiles():
+    check_agent(USUAL, "images", 90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("spaces", ["vectors", "images"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_agent_of_every_size_compiles(preset: str, spaces: str, capability: int):
+    check_agent(preset, spaces, capability)

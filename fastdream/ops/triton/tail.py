@@ -63,23 +63,20 @@ def _deeper(
 
 
 @triton.jit
+def _next_in_chain(
+    b_y, hidden, n, weight, vector, o_m, m_m, TAIL: tl.constexpr, CHAIN: tl.constexpr, i_l: tl.constexpr
+):
+    """As `_deeper`, of the chain's i_l-th layer. Not a loop's body: in a function a constexpr has one value."""
+    before: tl.constexpr = TAIL.chains[CHAIN][i_l - 1]
+    layer: tl.constexpr = TAIL.chains[CHAIN][i_l]
+    return _deeper(b_y, hidden, n, weight, vector, o_m, m_m, TAIL, before, layer, i_l)
+
+
+@triton.jit
 def _deepest(b_y, hidden, n, weight, vector, o_m, m_m, TAIL: tl.constexpr, CHAIN: tl.constexpr):
     """Products of the chain's last hidden layer from those of its first."""
     for i_l in tl.static_range(1, len(TAIL.chains[CHAIN])):
-        # No constexpr has a name here: a second turn would give it another value, which Triton refuses.
-        b_y = _deeper(
-            b_y,
-            hidden,
-            n,
-            weight,
-            vector,
-            o_m,
-            m_m,
-            TAIL,
-            TAIL.chains[CHAIN][i_l - 1],
-            TAIL.chains[CHAIN][i_l],
-            i_l,
-        )
+        b_y = _next_in_chain(b_y, hidden, n, weight, vector, o_m, m_m, TAIL, CHAIN, i_l)
     return b_y
 
 

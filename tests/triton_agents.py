@@ -1,0 +1,48 @@
+"""`python -m tests.triton_agents PRESET OBS CAPABILITY`: compile what an agent launches, for a GPU that is not here.
+
+Runs an update and an action of DreamerV3 with the ops that a GPU gets, computes nothing, compiles every launch that
+this leads to, and writes what its kernels take as JSON. An op's own cases do not show what only an agent's nets have:
+as many layers, such heads. Runs in a process of its own, where Triton does not interpret.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+
+import numpy as np
+
+from fastdream import ops
+from fastdream.agents.dreamer_v3 import Config, DreamerV3, size
+from fastdream.ops import triton as backend
+from fastdream.ops.triton import library
+
+from . import triton_compile
+from .agent_tools import CONTINUOUS, IMAGE, MIXED, VECTOR, batch, observation
+
+SPACES = {"vectors": (VECTOR, CONTINUOUS), "images": (IMAGE, MIXED)}
+
+
+def on_tensors_of_the_host(schema: str, kernel: Callable, fake: Callable) -> str:
+    """Instead of `library.register`: the kernels' launches run on a CPU."""
+    return library.native.register(f"triton_{schema}", kernel, fake, ("CPU",))
+
+
+def main(preset: str, spaces: str, capability: str) -> None:
+    assert not backend.interpreted(), "TRITON_INTERPRET is set"
+    library.register, library.capability = on_tensors_of_the_host, lambda device: int(capability)
+    backend.available = lambda device: None  # type: ignore[assignment]
+    found: list[triton_compile.Launch] = []
+    library.run = lambda kernel, grid, args, constants: found.append(
+        triton_compile.specialised(kernel, args, constants)
+    )
+    config = size(Config(dtype="bfloat16", imag_length=2), preset)
+    agent = DreamerV3(*SPACES[spaces], config, ops.load(device="cuda"))
+    with np.errstate(all="ignore"):  # of results that nobody computed
+        agent.update(agent.init_train(16), batch(agent, 16, 3))
+        agent.policy(agent.init_policy(2), observation(agent, 2))
+    taken = [triton_compile.resources(launch, int(capability)) for launch in dict.fromkeys(found)]
+    json.dump(taken, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
