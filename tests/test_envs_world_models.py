@@ -48,6 +48,19 @@ class TestTakeCover:
         left, stay, right = (place(action) for action in range(3))
         assert abs((left + right) / 2 - stay) < 1 and abs(left - right) > 20
 
+    def test_games_that_start_at_once_find_the_folder_that_each_would_make(self, tmp_path, monkeypatch):
+        vizdoom = pytest.importorskip("vizdoom", reason="the suite's package")
+        init, found = vizdoom.DoomGame.init, []
+
+        def begin(game):
+            found.append((tmp_path / "_vizdoom").is_dir())
+            return init(game)
+
+        monkeypatch.setattr(vizdoom.DoomGame, "init", begin)
+        for _ in range(2):
+            make("vizdoom_take_cover").close()
+        assert found == [True, True]
+
     def test_unknown_scenarios_are_named(self):
         with pytest.raises(
             EnvError, match="unknown task 'vizdoom_take_cove'; did you mean 'vizdoom_take_cover'"
