@@ -7,6 +7,7 @@ from fastdream import train
 from fastdream.agents import load
 from fastdream.envs import make
 from fastdream.envs.base import EnvError
+from fastdream.envs.images import resize
 
 from .test_envs_suites import alike, comes_back, roll
 
@@ -77,6 +78,22 @@ class TestCarRacing:
 
     def test_comes_back_to_the_same_states(self):
         assert comes_back("car_racing", steps=4)
+
+    def test_frames_that_nobody_looks_at_are_not_drawn_and_the_others_are_the_same(self):
+        gymnasium, drawn = pytest.importorskip("gymnasium"), []
+        env, plain = make("car_racing", repeat=3), gymnasium.make("CarRacing-v3", render_mode="rgb_array")
+        draw = env.env._draw
+        env.env._draw = lambda mode: drawn.append(mode) or draw(mode)
+        obs, (frame, _) = env.reset(seed=5), plain.reset(seed=5)
+        for step in range(12):
+            assert np.array_equal(obs["image"], resize(frame[:84], 64)) and len(drawn) == step + 1
+            steering = np.sin(step)
+            obs, rewards = env.step({"action": np.array([steering, 1, -1])}), []
+            for _ in range(3):
+                frame, reward, *_ = plain.step(np.array([steering, 1, 0]))
+                rewards.append(reward)
+            assert obs["reward"] == pytest.approx(sum(rewards))
+        plain.close()
 
     def test_the_dashboard_is_cut_off_and_gas_moves_the_car(self):
         env = make("car_racing")
