@@ -139,6 +139,25 @@ def test_evolution_in_the_environment(tmp_path: Path):
     assert done and state["controls"].any()
 
 
+def test_episodes_that_c_is_evolved_in_are_broken_off(tmp_path: Path):
+    config = tiny(where="real", length=3)
+    with train.make_driver(config, Voice()) as driver:
+        assert isinstance(driver, Driver)
+        agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
+        steps: list[dict[str, Any]] = []
+        step = driver.step
+
+        def counting(actions: dict[str, np.ndarray]) -> Any:
+            steps.append(step(actions))
+            return steps[-1]
+
+        driver.step = counting  # type: ignore[method-assign]
+        races = Races(config, agent, driver)  # type: ignore[arg-type]
+        scores = races(np.zeros((2, agent.controller.count)), np.arange(2), (4, 0))  # type: ignore[attr-defined]
+    assert len(steps) == 3 and not any(obs["is_last"].any() for obs in steps)
+    assert np.allclose(scores, sum(obs["reward"] for obs in steps))
+
+
 def test_antithetic_halves_meet_the_same_episodes_of_their_own_controllers():
     config = tiny(where="real")
     with train.make_driver(replace(config, env=replace(config.env, count=3)), Voice()) as driver:

@@ -77,7 +77,7 @@ class ControlConfig:
     temperature: float = 1.15
     """Of the mixtures in dreams: above 1 a dream is less certain than the memory is."""
     length: int = 2100
-    """Steps after which a dream is over."""
+    """Steps after which a dream is over, or an episode that C is evolved in is broken off."""
     generations: int = 1800
     """Of the evolution."""
     population: int = 64

@@ -59,17 +59,18 @@ class Races:
         return scores
 
     def play(self, controls: Array, seeds: Array) -> Array:
-        """An episode in each environment, with a controller of its own: scores [n]."""
+        """An episode in each environment, at most `length` steps of it, with a controller of its own: scores [n]."""
         agent, driver, n = self.agent, self.driver, self.driver.n
         weights = torch.from_numpy(controls).to(agent.device, torch.float32)
         carry, obs = agent.init_policy(n), driver.restart(seeds.tolist())
-        scores = np.full(n, np.nan)
-        while np.isnan(scores).any():
+        scores, playing = np.zeros(n), np.ones(n, bool)
+        for _ in range(agent.config.control.length):
             carry, action, _ = agent.control(weights, carry, obs)
             obs = driver.step(action)
-            for episode in driver.episodes():
-                if np.isnan(scores[episode.worker]):
-                    scores[episode.worker] = episode.score
+            scores += np.where(playing, obs["reward"], 0)
+            playing &= ~obs["is_last"]
+            if not playing.any():
+                break
         return scores
 
 
