@@ -64,7 +64,7 @@ def evolved(
     control = replace(agent.config.control, temperature=temperature, generations=generations)
     agent.config = replace(agent.config, control=control)
     recording = Recording(logdir / "rollouts", recording_spec(agent))
-    latents = Latents(logdir / "latents.npz", recording.rows)
+    latents = Latents(logdir / "latents.npy", recording.rows)
     dreams = Dreams(config, agent, latents, recording.starts())
     evolve, began = Evolve(config, agent, dreams), time.monotonic()
     while evolve.done < evolve.units:

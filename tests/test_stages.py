@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,18 @@ import torch
 from fastdream import cli, eval, presets, train
 from fastdream.agents import load
 from fastdream.agents.world_models import WorldModels
-from fastdream.config import Config
 from fastdream.driver import Driver, Voice
 from fastdream.learner import NonFinite
 from fastdream.recording import Recording
 from fastdream.schedule import Stop
-from fastdream.stages import pictures
+from fastdream.stages import fit, pictures
 from fastdream.stages.collect import RandomActions, recording_spec
-from fastdream.stages.command import assemble
 from fastdream.stages.evolve import Races
 from fastdream.stages.fit import FitMemory, Latents
 from fastdream.stages.session import Session
 
 from .run_tools import CPU
+from .stages_tools import StopIn, opened, run, tiny
 from .test_benchmarks import load as load_benchmark
 from .test_resume import equal
 
@@ -36,52 +34,6 @@ COMMAND = ["--agent", "world_models", "--task", "dummy_image", "--env.parallel",
 @pytest.fixture(autouse=True)
 def _package() -> None:
     pytest.importorskip("cma", reason="what the last stage is done by")
-
-
-def tiny(**control: Any) -> Config:
-    config = presets.resolve("dummy_image", agent="world_models")
-    dreamer = replace(config.dreamer, control=replace(config.dreamer.control, **control))
-    log = replace(config.log, outputs=(), every=1e9, save_every=1e9)
-    return replace(config, dreamer=dreamer, log=log, env=replace(config.env, parallel="no"))
-
-
-class StopIn(Stop):
-    """Becomes true when so much of a stage is done."""
-
-    def __init__(self, stage: str, done: int) -> None:
-        super().__init__()
-        self.place, self.session = (stage, done), None
-
-    def __bool__(self) -> bool:
-        assert self.session is not None, "asked before the session was there"
-        session: Session = self.session
-        if session.names[session.at] == self.place[0] and session.stage.done >= self.place[1]:
-            self.reason = "test"
-        return bool(self.reason)
-
-
-def opened(config: Config, logdir: Path, use: Callable[[Session], Any]) -> Any:
-    """What `use` returns of a session in that folder."""
-    driver = train.make_driver(config, Voice())
-    with driver:
-        agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
-        parts, models, recording = assemble(config, driver, agent, CPU, logdir)
-        try:
-            return use(Session(config, parts, models, recording))
-        finally:
-            parts.logger.close()
-
-
-def run(config: Config, logdir: Path, stop: Stop | None = None) -> tuple[bool, dict[str, Any]]:
-    """Whether it was done, and the agent's state."""
-
-    def use(session: Session) -> tuple[bool, dict[str, Any]]:
-        if isinstance(stop, StopIn):
-            stop.session = session
-        done = session.run(Stop() if stop is None else stop)
-        return done, session.agent.state_dict()
-
-    return opened(config, logdir, use)
 
 
 def test_the_command_goes_through_all_stages_and_can_be_loaded(
@@ -116,12 +68,13 @@ def test_the_command_goes_through_all_stages_and_can_be_loaded(
     assert any("openloop_image" in file for file in facts["videos"])
 
 
-def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path: Path):
+def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fit, "ENCODED", 32)
     config = tiny()
     done, whole = run(config, tmp_path / "whole")
     assert done
     folder = tmp_path / "parts"
-    for place in (("collect", 21), ("vision", 2), ("encode", 0), ("memory", 2), ("control", 1)):
+    for place in (("collect", 21), ("vision", 2), ("encode", 32), ("memory", 2), ("control", 1)):
         done, _ = run(config, folder, StopIn(*place))
         stage, so_far = opened(
             config, folder, lambda session: (session.names[session.at], session.stage.done)
@@ -131,6 +84,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path: Path):
     assert done
     both = [Recording(path / "rollouts", {}).episodes for path in (tmp_path / "whole", folder)]
     assert both[0] == both[1]
+    files = [(path / "latents.npy").read_bytes() for path in (tmp_path / "whole", folder)]
+    assert files[0] == files[1]
     assert equal(resumed, whole)
 
 
@@ -191,7 +146,7 @@ def test_memory_sees_every_step_once_a_pass_and_each_where_the_last_batch_ended(
     run(config, tmp_path, StopIn("memory", 1))
 
     def use(session: Session) -> None:
-        latents = Latents(tmp_path / "latents.npz", session.recording.rows)
+        latents = Latents(tmp_path / "latents.npy", session.recording.rows)
         fit = FitMemory(config, session.agent, session.recording, latents)
         batches = [fit.rows(update) for update in range(fit.chunks)]
         assert all(batch.shape == (4, fit.length + 1) for batch in batches)

@@ -183,7 +183,7 @@ def dry_run(config: Config) -> None:
             stage.advance()
         vision = FitVision(config, models, recording)
         vision.advance()
-        encode = Encode(models, recording, logdir / "latents.npz")
+        encode = Encode(models, recording, logdir / "latents.npy")
         while encode.done < encode.units:
             encode.advance()
         encode.finish()

@@ -40,7 +40,7 @@ class Session:
     def __init__(self, config: Config, parts: Parts, agent: WorldModels, recording: Recording) -> None:
         self.config, self.parts, self.log = config, parts, parts.logger
         self.agent, self.recording = agent, recording
-        self.encoded = parts.logdir / "latents.npz"
+        self.encoded = parts.logdir / "latents.npy"
         self.makers: dict[str, Callable[[], Stage]] = {
             "collect": lambda: Collect(config, parts, agent, recording),
             "vision": lambda: FitVision(config, agent, recording),
