@@ -170,7 +170,36 @@ def test_the_benchmark_scores_each_temperature_once(tmp_path: Path, capsys: pyte
     assert all(line.endswith(",2") and np.isfinite(float(line.split(",")[4])) for line in lines)
     benchmark.main([*args, "--temperatures", "1.5"])
     assert (tmp_path / "scores.csv").read_text().splitlines() == [head, *lines]
+    alone = tmp_path / "random.csv"
+    benchmark.main(["--logdir", args[1], "--episodes", "3", "--temperatures", "--out", str(alone)])
+    assert [line.split(",")[0] for line in alone.read_text().splitlines()] == ["temperature", "random"]
     assert "tau 1.0: generation 2" in capsys.readouterr().out
+
+
+def test_the_benchmark_draws_a_random_policy_for_every_episode():
+    config = tiny().dreamer
+    with train.make_driver(tiny(), Voice()) as driver:
+        random = load_benchmark("world_models").RandomAgent(
+            WorldModels(driver.obs_space, driver.act_space, config)
+        )
+    random.init_policy(2)
+    random.policy({}, {"is_first": np.array([True, True])})
+    before = list(random.policies)
+    random.policy({}, {"is_first": np.array([False, True])})
+    assert random.policies[0] is before[0] and random.policies[1] is not before[1]
+
+
+def test_a_test_is_logged_though_generations_follow_it_before_the_next_line(tmp_path: Path):
+    def use(session: Session) -> None:
+        stage = session.makers["control"]()
+        for _ in range(3):
+            stage.advance()
+        assert "control/test" in stage.metrics()
+        assert "control/test" not in stage.metrics()
+
+    config = tiny(test_every=2, generations=4)
+    run(config, tmp_path, StopIn("memory", 1))
+    opened(config, tmp_path, use)
 
 
 @pytest.mark.parametrize("actions", ["held", "networks"])
