@@ -98,7 +98,7 @@ class Evolve:
         fitness = scores.reshape(settings.population, settings.rollouts).mean(1)
         self.evolution.tell(fitness)
         self.done += 1
-        self.recent = {"mean": fitness.mean(), "best": fitness.max(), "sigma": self.evolution.sigma}
+        self.recent |= {"mean": fitness.mean(), "best": fitness.max(), "sigma": self.evolution.sigma}
         if self.done % settings.test_every == 0 or self.done == self.units:
             self.test()
 
@@ -122,7 +122,7 @@ class Evolve:
         self.evolution.load_state_dict(state["evolution"])
 
     def metrics(self) -> dict[str, float]:
-        """Fitness in the last generation, and in a test if there was one since the last call."""
+        """Fitness in the last generation, and in the last test if there was one since the last call."""
         values = {f"control/{key}": float(value) for key, value in self.recent.items()}
         self.recent.pop("test", None)
         return values
