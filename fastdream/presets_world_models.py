@@ -26,7 +26,7 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def take_cover() -> Config:
-    """Doom's fireballs: C is evolved in dreams alone, with the paper's sizes and times."""
+    """Doom's fireballs: C is evolved in dreams alone, with the sizes and times of the authors' code."""
     return Config(
         agent="world_models",
         task="vizdoom_take_cover",
@@ -39,7 +39,7 @@ def take_cover() -> Config:
 
 
 def car_racing() -> Config:
-    """CarRacing: C is evolved in the environment, with the paper's sizes and times."""
+    """CarRacing: C is evolved in the environment, with the sizes and times of the authors' code."""
     dreamer = AgentConfig(
         latents=32,
         collect=CollectConfig(actions="networks", shortest=2),

@@ -1,4 +1,8 @@
-"""The last stage: CMA-ES evolves C, by how long it lasts in dreams or by what it scores in the environment."""
+"""The last stage: CMA-ES evolves C, by how long it lasts in dreams or by what it scores in the environment.
+
+The paper's appendix, "Evolution Strategies". As in the authors' code it is the distribution's mean that is tested every
+25 generations; the paper speaks of the best of the population.
+"""
 
 from collections.abc import Mapping
 from typing import Any
