@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +12,15 @@ import torch
 from fastdream import cli, eval, presets, train
 from fastdream.agents import load
 from fastdream.agents.world_models import WorldModels
-from fastdream.driver import Driver, Voice
+from fastdream.driver import Voice
 from fastdream.learner import NonFinite
 from fastdream.recording import Recording
 from fastdream.schedule import Stop
 from fastdream.stages import fit, pictures
 from fastdream.stages.collect import RandomActions, recording_spec
-from fastdream.stages.evolve import Races
 from fastdream.stages.fit import FitMemory, Latents
 from fastdream.stages.session import Session
 
-from .run_tools import CPU
 from .stages_tools import StopIn, opened, run, tiny
 from .test_benchmarks import load as load_benchmark
 from .test_resume import equal
@@ -87,58 +84,6 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path: Path, monkeypatch
     files = [(path / "latents.npy").read_bytes() for path in (tmp_path / "whole", folder)]
     assert files[0] == files[1]
     assert equal(resumed, whole)
-
-
-def test_evolution_in_the_environment(tmp_path: Path):
-    done, state = run(tiny(where="real", rollouts=1, test_rollouts=3, generations=2), tmp_path)
-    assert done and state["controls"].any()
-
-
-def test_episodes_that_c_is_evolved_in_are_broken_off(tmp_path: Path):
-    config = tiny(where="real", length=3)
-    with train.make_driver(config, Voice()) as driver:
-        assert isinstance(driver, Driver)
-        agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
-        steps: list[dict[str, Any]] = []
-        step = driver.step
-
-        def counting(actions: dict[str, np.ndarray]) -> Any:
-            steps.append(step(actions))
-            return steps[-1]
-
-        driver.step = counting  # type: ignore[method-assign]
-        races = Races(config, agent, driver)  # type: ignore[arg-type]
-        scores = races(np.zeros((2, agent.controller.count)), np.arange(2), (4, 0))  # type: ignore[attr-defined]
-    assert len(steps) == 3 and not any(obs["is_last"].any() for obs in steps)
-    assert np.allclose(scores, sum(obs["reward"] for obs in steps))
-
-
-def test_antithetic_halves_meet_the_same_episodes_of_their_own_controllers():
-    config = tiny(where="real")
-    with train.make_driver(replace(config, env=replace(config.env, count=3)), Voice()) as driver:
-        agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
-        races = Races(config, agent, driver)  # type: ignore[arg-type]
-        controls = np.zeros((8, agent.controller.count))  # type: ignore[attr-defined]
-        controls[4:] = np.random.default_rng(0).standard_normal(controls[4:].shape)
-        scores = races(controls, np.array([0, 1, 2, 3] * 2), (4, 0))
-        again = races(controls, np.array([0, 1, 2, 3] * 2), (4, 0))
-        same = races(np.zeros((8, controls.shape[1])), np.array([0, 1, 2, 3] * 2), (4, 0))
-        other = races(np.zeros((8, controls.shape[1])), np.array([0, 1, 2, 3] * 2), (4, 1))
-    assert np.array_equal(scores, again) and len(set(scores)) > 1
-    assert np.array_equal(same[:4], same[4:]) and np.array_equal(same[:4], scores[:4])
-    assert not np.array_equal(same, other)
-
-
-def test_restarted_environments_begin_the_episodes_that_were_asked_for(tmp_path: Path):
-    config = tiny()
-    with train.make_driver(config, Voice()) as driver:
-        assert isinstance(driver, Driver)
-        first = driver.restart([5, 6])
-        driver.step({"action": np.zeros(2, np.int32)})
-        assert not driver.episodes() and first["is_first"].all()
-        again, other = driver.restart([5, 6]), driver.restart([6, 7])
-        assert np.array_equal(first["image"], again["image"])
-        assert np.array_equal(other["image"][0], again["image"][1])
 
 
 def test_memory_sees_every_step_once_a_pass_and_each_where_the_last_batch_ended(tmp_path: Path):
