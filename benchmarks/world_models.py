@@ -76,8 +76,10 @@ def evolved(
     latents = Latents(logdir / "latents.npy", recording.rows)
     dreams = Dreams(config, agent, latents, recording.starts())
     evolve, began = Evolve(config, agent, dreams), time.monotonic()
-    while evolve.done < evolve.units:
+    while (before := evolve.done) < evolve.units:
         evolve.advance()
+        if evolve.done == before:
+            continue  # to the test of this generation
         said = ", ".join(f"{key.removeprefix('control/')} {x:.3g}" for key, x in evolve.metrics().items())
         print(
             f"tau {temperature}: generation {evolve.done} {said} {time.monotonic() - began:.0f} s", flush=True
