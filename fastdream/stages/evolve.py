@@ -177,10 +177,9 @@ class Evolve:
         self.trial.scores[: len(scores)], self.trial.done = scores, len(scores)
 
     def metrics(self) -> dict[str, float]:
-        """Fitness in the last generation, and in the last test if there was one since the last call."""
-        values = {f"control/{key}": float(value) for key, value in self.recent.items()}
-        self.recent.pop("test", None)
-        return values
+        """Fitness in the last generation and in the last test, of those that ended since the last call."""
+        recent, self.recent = self.recent, {}
+        return {f"control/{key}": float(value) for key, value in recent.items()}
 
     def finish(self) -> str:
         """What came of it."""
