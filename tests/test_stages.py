@@ -16,7 +16,7 @@ from fastdream.driver import Voice
 from fastdream.learner import NonFinite
 from fastdream.recording import Recording
 from fastdream.schedule import Stop
-from fastdream.stages import fit, pictures
+from fastdream.stages import collect, fit, pictures
 from fastdream.stages.collect import RandomActions, recording_spec
 from fastdream.stages.fit import FitMemory, Latents
 from fastdream.stages.session import Session
@@ -160,6 +160,19 @@ def test_random_policies(actions: str):
     runs = np.diff(np.flatnonzero(np.diff(taken) != 0))
     assert runs.max() == (3 if actions == "held" else 1)
     assert (abs(taken).max() > 0.5) == (actions == "held")  # networks whose weights are small do little
+
+
+def test_episodes_that_are_all_too_short_are_not_recorded_for_ever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(collect, "HOPELESS", 4)
+    args = [*COMMAND, "--logdir", str(tmp_path), "--dreamer.collect.shortest", "1000"]
+    with pytest.raises(SystemExit) as exit:
+        train.main(args)
+    text = " ".join(capsys.readouterr().err.split())
+    assert exit.value.code == 2 and re.search(
+        r"none of 4 .* 1000 steps .* the longest had \d+: choose less", text
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path: Path):
