@@ -113,6 +113,23 @@ class TestCarRacing:
         *before, last = roll(make("car_racing", length=7, repeat=3), 9)
         assert len(before) == 3 and last["is_last"] and not last["is_terminal"]
 
+    def test_leaving_the_field_is_terminal_and_finishing_the_lap_is_not(self):
+        env = make("car_racing", repeat=8)
+        straight = {
+            "action": np.array([0, 0, -1], np.float32)
+        }  # with half of the gas: all of it spins the car
+        env.reset(seed=0)
+        obs = [env.step(straight) for _ in range(3)]
+        while not obs[-1]["is_last"]:
+            obs.append(env.step(straight))
+        assert len(obs) < 60 and obs[-1]["is_terminal"] and obs[-1]["reward"] < -99
+        assert not any(o["is_terminal"] or o["is_last"] for o in obs[:-1])
+        env.reset(seed=0)
+        race = env.env._env.unwrapped
+        race.tile_visited_count = len(race.track)
+        obs = [env.step(straight)]
+        assert obs[-1]["is_last"] and not obs[-1]["is_terminal"]
+
 
 TINY = "--preset debug --env.parallel no --steps 40 --dreamer.collect.shortest 5 --eval.final-episodes 1"
 TINY += " --log.outputs jsonl"

@@ -16,7 +16,7 @@ class VisionConfig:
     depth: int = 32
     """Channels of the first convolution; each further one doubles them."""
     passes: float = 10.0
-    """Times that it sees all pictures."""
+    """Times that it sees a picture, on average: they are drawn at random."""
     batch: int = 100
     """Pictures in a batch."""
     lr: float = 1e-4
