@@ -63,7 +63,7 @@ def take_cover_small() -> Config:
 
 
 def racing_small() -> Config:
-    """CarRacing, sized for an hour of one CPU core: four frames a step, smaller nets, few rollouts and generations.
+    """CarRacing, in some forty minutes of a CPU core: four frames a step, smaller nets, few rollouts and generations.
 
     C is evolved on the first half of episodes, in which it can leave the track as well as in the whole.
     """
