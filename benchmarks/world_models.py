@@ -4,10 +4,11 @@
     python benchmarks/world_models.py --logdir runs/doom --temperatures 0.5 1.0 1.15 1.3 --out scores.csv
 
 The second line takes V and M from the first one's run and evolves a controller at each temperature, as the run itself
-does, then plays real episodes with it; and with random actions, held as where rollouts were recorded. A line of the
-file is (temperature, generations, fitness in dreams, its standard deviation, score in the environment, its standard
-deviation, episodes); fitness is in steps of the environment's reward, so both columns have one unit. Lines that are
-there already are not made again.
+does, then plays real episodes with it; and with the policy that rollouts are recorded of. Without temperatures
+(`--temperatures` and nothing after it) that policy alone is scored, on the episodes that `fastdream.eval` plays. A line
+of the file is (temperature, generations, fitness in dreams, its standard deviation, score in the environment, its
+standard deviation, episodes); fitness is in steps of the environment's reward, so both columns have one unit. Lines
+that are there already are not made again.
 """
 
 import argparse
@@ -35,18 +36,26 @@ COLUMNS = ["temperature", "generations", "dream", "dream_std", "real", "real_std
 
 
 class RandomAgent:
-    """Acts as the policy that rollouts are recorded of."""
+    """Acts as the policy that rollouts are recorded of, another one in every episode."""
 
     def __init__(self, agent: Any) -> None:
         self.agent, self.generators = agent, {"policy": torch.Generator()}
         self.policies: list[RandomActions] = []
+        self.begun = 0
 
     def init_policy(self, n: int) -> dict[str, torch.Tensor]:
-        seed = self.generators["policy"].initial_seed()
-        self.policies = [RandomActions(self.agent, np.random.default_rng((seed, i))) for i in range(n)]
+        self.begun = 0
+        self.policies = [self.drawn() for _ in range(n)]
         return {}
 
+    def drawn(self) -> RandomActions:
+        self.begun += 1
+        seed = self.generators["policy"].initial_seed(), self.begun
+        return RandomActions(self.agent, np.random.default_rng(seed))
+
     def policy(self, carry: Any, obs: Any, mode: str = "sample") -> Any:
+        for i in np.flatnonzero(obs["is_first"]):
+            self.policies[i] = self.drawn()
         return carry, self.agent.controller.decode(np.stack([policy() for policy in self.policies])), {}
 
 
@@ -64,11 +73,13 @@ def evolved(
     control = replace(agent.config.control, temperature=temperature, generations=generations)
     agent.config = replace(agent.config, control=control)
     recording = Recording(logdir / "rollouts", recording_spec(agent))
-    latents = Latents(logdir / "latents.npz", recording.rows)
+    latents = Latents(logdir / "latents.npy", recording.rows)
     dreams = Dreams(config, agent, latents, recording.starts())
     evolve, began = Evolve(config, agent, dreams), time.monotonic()
-    while evolve.done < evolve.units:
+    while (before := evolve.done) < evolve.units:
         evolve.advance()
+        if evolve.done == before:
+            continue  # to the test of this generation
         said = ", ".join(f"{key.removeprefix('control/')} {x:.3g}" for key, x in evolve.metrics().items())
         print(
             f"tau {temperature}: generation {evolve.done} {said} {time.monotonic() - began:.0f} s", flush=True
@@ -92,13 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--logdir", type=Path, required=True)
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.5, 1.0, 1.15, 1.3])
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[0.5, 1.0, 1.15, 1.3])
     parser.add_argument("--generations", type=int, default=0, help="those of the run if not given")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
     agent, config, _ = load_agent(args.logdir)
     models: Any = agent
+    if args.temperatures and not models.config.memory.ends:
+        parser.error(f"the memory of {args.logdir} predicts no ends, so nothing can be evolved in its dreams")
     set_up(config)
     generations = args.generations or models.config.control.generations
     repeat = getattr(config.suite, "repeat", 1)

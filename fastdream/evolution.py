@@ -41,13 +41,14 @@ class Evolution:
         self._asked: list[Array] = []
 
     def ask(self) -> Array:
-        """Parameters [population, size]."""
-        self._asked = self._es.ask()
+        """Parameters [population, size]; the same ones until `tell`."""
+        self._asked = self._asked or self._es.ask()
         return np.stack(self._asked)
 
     def tell(self, fitness: Array) -> None:
         """How fit each of those that were asked for is [population]; more is better."""
         self._es.tell(self._asked, list(-np.asarray(fitness, np.float64)))
+        self._asked = []
 
     @property
     def mean(self) -> Array:
@@ -60,9 +61,9 @@ class Evolution:
         return float(self._es.sigma)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, between two generations."""
-        return {"pickle": pickle.dumps(self._es)}
+        """All of it."""
+        return {"pickle": pickle.dumps((self._es, self._asked))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there. What was saved is unpickled, which can run code: load only what you saved yourself."""
-        self._es = pickle.loads(state["pickle"])
+        self._es, self._asked = pickle.loads(state["pickle"])

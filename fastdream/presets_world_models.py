@@ -26,7 +26,7 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def take_cover() -> Config:
-    """Doom's fireballs: C is evolved in dreams alone, with the paper's sizes and times."""
+    """Doom's fireballs: C is evolved in dreams alone, with the sizes and times of the authors' code."""
     return Config(
         agent="world_models",
         task="vizdoom_take_cover",
@@ -39,7 +39,7 @@ def take_cover() -> Config:
 
 
 def car_racing() -> Config:
-    """CarRacing: C is evolved in the environment, with the paper's sizes and times."""
+    """CarRacing: C is evolved in the environment, with the sizes and times of the authors' code."""
     dreamer = AgentConfig(
         latents=32,
         collect=CollectConfig(actions="networks", shortest=2),
@@ -50,7 +50,7 @@ def car_racing() -> Config:
 
 
 def take_cover_small() -> Config:
-    """Doom's fireballs, sized for an hour of two CPU cores: four tics a step, smaller nets, few rollouts."""
+    """Doom's fireballs, in some ten minutes of a CPU core: four tics a step, smaller nets, few rollouts."""
     # Actions are held for long, so that the walls at both ends are seen: in dreams of what was never seen nobody dies.
     dreamer = AgentConfig(
         collect=CollectConfig(hold=10, shortest=25),
@@ -63,23 +63,35 @@ def take_cover_small() -> Config:
 
 
 def racing_small() -> Config:
-    """CarRacing on two CPU cores: four frames a step, smaller nets, few rollouts and generations."""
+    """CarRacing, in some forty minutes of a CPU core: four frames a step, smaller nets, few rollouts and generations.
+
+    C is evolved on the first half of episodes, in which it can leave the track as well as in the whole.
+    """
     config, small = car_racing(), take_cover_small()
+    memory, control = config.dreamer.memory, config.dreamer.control
     dreamer = replace(
         config.dreamer,
-        vision=VisionConfig(passes=2.0, lr=1e-3),
-        memory=replace(config.dreamer.memory, passes=40.0, batch=32, length=100, decay=0.998),
+        vision=VisionConfig(passes=2.0, batch=32, lr=1e-3),
+        memory=replace(memory, batch=32, length=100, decay=0.998),
         control=replace(
-            config.dreamer.control, generations=20, population=16, rollouts=2, test_every=5, test_rollouts=8
+            control,
+            length=125,
+            generations=40,
+            population=24,
+            rollouts=1,
+            test_every=10,
+            test_rollouts=16,
         ),
     )
-    return replace(small, task="car_racing", steps=20_000, dreamer=dreamer)
+    return replace(small, task="car_racing", dreamer=dreamer)
 
 
 def gym() -> Config:
     """Any other environment with pictures: random actions are recorded, C is evolved in the environment."""
     config = car_racing()
-    dreamer = replace(config.dreamer, collect=CollectConfig(shortest=2))
+    # No episode is broken off: those of Atari, which are the longest, have 108,000 frames.
+    control = replace(config.dreamer.control, length=108_000)
+    dreamer = replace(config.dreamer, collect=CollectConfig(shortest=2), control=control)
     return replace(config, task="atari_pong", steps=1_000_000, dreamer=dreamer)
 
 

@@ -29,15 +29,31 @@ class Recording:
         self.directory, self.spec = rundir.writable(Path(directory)), dict(spec)
         self._index = self.directory / "episodes.jsonl"
         self.episodes: list[dict[str, Any]] = []
-        if self._index.exists():
-            whole = self._index.read_text().rpartition("\n")[0]
-            self.episodes = [json.loads(line) for line in whole.splitlines()]
-            rundir.write_atomic(self._index, (whole + "\n" if whole else "").encode())
-        self.rows = sum(episode["rows"] for episode in self.episodes)
-        for key in self.spec:
-            self._truncate(key)
+        try:
+            self._read()
+            self.rows = sum(episode["rows"] for episode in self.episodes)
+            for key in self.spec:
+                self._truncate(key)
+        except OSError as error:
+            raise rundir.refusal(self.directory, error, rundir.StorageError) from error
+
+    def _read(self) -> None:
+        """The lines that were finished; another one is cut off."""
+        if not self._index.exists():
+            return
+        whole = self._index.read_text().rpartition("\n")[0]
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                self.episodes.append(json.loads(line))
+            except ValueError as error:
+                raise rundir.StorageError(
+                    f"line {number} of {self._index} is damaged: {error}; restore the file, or remove "
+                    f"{self.directory} to record anew"
+                ) from error
+        rundir.write_atomic(self._index, (whole + "\n" if whole else "").encode())
 
     def _truncate(self, key: str) -> None:
+        """Cut off rows of an episode without a line. Raises StorageError if there are less than the lines say."""
         path, wanted = self._path(key), self.rows * self._row(key)
         held = path.stat().st_size if path.exists() else 0
         if held < wanted:

@@ -7,6 +7,7 @@ from fastdream import train
 from fastdream.agents import load
 from fastdream.envs import make
 from fastdream.envs.base import EnvError
+from fastdream.envs.images import resize
 
 from .test_envs_suites import alike, comes_back, roll
 
@@ -48,6 +49,19 @@ class TestTakeCover:
         left, stay, right = (place(action) for action in range(3))
         assert abs((left + right) / 2 - stay) < 1 and abs(left - right) > 20
 
+    def test_games_that_start_at_once_find_the_folder_that_each_would_make(self, tmp_path, monkeypatch):
+        vizdoom = pytest.importorskip("vizdoom", reason="the suite's package")
+        init, found = vizdoom.DoomGame.init, []
+
+        def begin(game):
+            found.append((tmp_path / "_vizdoom").is_dir())
+            return init(game)
+
+        monkeypatch.setattr(vizdoom.DoomGame, "init", begin)
+        for _ in range(2):
+            make("vizdoom_take_cover").close()
+        assert found == [True, True]
+
     def test_unknown_scenarios_are_named(self):
         with pytest.raises(
             EnvError, match="unknown task 'vizdoom_take_cove'; did you mean 'vizdoom_take_cover'"
@@ -64,6 +78,22 @@ class TestCarRacing:
 
     def test_comes_back_to_the_same_states(self):
         assert comes_back("car_racing", steps=4)
+
+    def test_frames_that_nobody_looks_at_are_not_drawn_and_the_others_are_the_same(self):
+        gymnasium, drawn = pytest.importorskip("gymnasium"), []
+        env, plain = make("car_racing", repeat=3), gymnasium.make("CarRacing-v3", render_mode="rgb_array")
+        draw = env.env._draw
+        env.env._draw = lambda mode: drawn.append(mode) or draw(mode)
+        obs, (frame, _) = env.reset(seed=5), plain.reset(seed=5)
+        for step in range(12):
+            assert np.array_equal(obs["image"], resize(frame[:84], 64)) and len(drawn) == step + 1
+            steering = np.sin(step)
+            obs, rewards = env.step({"action": np.array([steering, 1, -1])}), []
+            for _ in range(3):
+                frame, reward, *_ = plain.step(np.array([steering, 1, 0]))
+                rewards.append(reward)
+            assert obs["reward"] == pytest.approx(sum(rewards))
+        plain.close()
 
     def test_the_dashboard_is_cut_off_and_gas_moves_the_car(self):
         env = make("car_racing")
@@ -82,6 +112,23 @@ class TestCarRacing:
     def test_a_time_limit_is_last_but_not_terminal_and_repeats_add_up(self):
         *before, last = roll(make("car_racing", length=7, repeat=3), 9)
         assert len(before) == 3 and last["is_last"] and not last["is_terminal"]
+
+    def test_leaving_the_field_is_terminal_and_finishing_the_lap_is_not(self):
+        env = make("car_racing", repeat=8)
+        straight = {
+            "action": np.array([0, 0, -1], np.float32)
+        }  # with half of the gas: all of it spins the car
+        env.reset(seed=0)
+        obs = [env.step(straight) for _ in range(3)]
+        while not obs[-1]["is_last"]:
+            obs.append(env.step(straight))
+        assert len(obs) < 60 and obs[-1]["is_terminal"] and obs[-1]["reward"] < -99
+        assert not any(o["is_terminal"] or o["is_last"] for o in obs[:-1])
+        env.reset(seed=0)
+        race = env.env._env.unwrapped
+        race.tile_visited_count = len(race.track)
+        obs = [env.step(straight)]
+        assert obs[-1]["is_last"] and not obs[-1]["is_terminal"]
 
 
 TINY = "--preset debug --env.parallel no --steps 40 --dreamer.collect.shortest 5 --eval.final-episodes 1"

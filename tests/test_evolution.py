@@ -31,6 +31,8 @@ def test_it_goes_on_exactly_where_it_was_whatever_the_global_generator_is() -> N
     whole, part = (Evolution(6, 12, 0.1, seed=3) for _ in range(2))
     expected = climb(whole, 30)
     climb(part, 10)
+    asked = part.ask()
+    assert np.array_equal(part.ask(), asked)  # until it is told how fit they are
     resumed = Evolution(6, 12, 0.1, seed=99)
     resumed.load_state_dict(part.state_dict())
     np.random.seed(7)

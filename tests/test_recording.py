@@ -60,6 +60,22 @@ def test_missing_rows_are_an_error_that_names_the_file(tmp_path: Path) -> None:
         Recording(tmp_path, SPEC)
 
 
+def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path) -> None:
+    recording = Recording(tmp_path, SPEC)
+    for seed in range(3):
+        recording.add(episode(2, seed))
+    index = tmp_path / "episodes.jsonl"
+    index.write_text(index.read_text().replace("{", "", 2).replace('"rows"', '{"rows"', 1))
+    with pytest.raises(StorageError, match=r"line 2 of .*episodes.jsonl is damaged: .*; restore the file"):
+        Recording(tmp_path, SPEC)
+
+
+def test_a_folder_in_the_way_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "image.bin").mkdir()
+    with pytest.raises(StorageError, match=f"cannot write {tmp_path}: "):
+        Recording(tmp_path, SPEC)
+
+
 def test_a_wrong_shape_is_caught(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="image"):
         Recording(tmp_path, SPEC).add(episode(4) | {"image": np.zeros((4, 3, 2), np.uint8)})

@@ -2,10 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +12,16 @@ import torch
 from fastdream import cli, eval, presets, train
 from fastdream.agents import load
 from fastdream.agents.world_models import WorldModels
-from fastdream.config import Config
-from fastdream.driver import Driver, Voice
+from fastdream.driver import Voice
 from fastdream.learner import NonFinite
 from fastdream.recording import Recording
 from fastdream.schedule import Stop
-from fastdream.stages import pictures
+from fastdream.stages import collect, fit, pictures
 from fastdream.stages.collect import RandomActions, recording_spec
-from fastdream.stages.command import assemble
-from fastdream.stages.evolve import Races
 from fastdream.stages.fit import FitMemory, Latents
 from fastdream.stages.session import Session
 
-from .run_tools import CPU
+from .stages_tools import StopIn, opened, run, tiny
 from .test_benchmarks import load as load_benchmark
 from .test_resume import equal
 
@@ -36,52 +31,6 @@ COMMAND = ["--agent", "world_models", "--task", "dummy_image", "--env.parallel",
 @pytest.fixture(autouse=True)
 def _package() -> None:
     pytest.importorskip("cma", reason="what the last stage is done by")
-
-
-def tiny(**control: Any) -> Config:
-    config = presets.resolve("dummy_image", agent="world_models")
-    dreamer = replace(config.dreamer, control=replace(config.dreamer.control, **control))
-    log = replace(config.log, outputs=(), every=1e9, save_every=1e9)
-    return replace(config, dreamer=dreamer, log=log, env=replace(config.env, parallel="no"))
-
-
-class StopIn(Stop):
-    """Becomes true when so much of a stage is done."""
-
-    def __init__(self, stage: str, done: int) -> None:
-        super().__init__()
-        self.place, self.session = (stage, done), None
-
-    def __bool__(self) -> bool:
-        assert self.session is not None, "asked before the session was there"
-        session: Session = self.session
-        if session.names[session.at] == self.place[0] and session.stage.done >= self.place[1]:
-            self.reason = "test"
-        return bool(self.reason)
-
-
-def opened(config: Config, logdir: Path, use: Callable[[Session], Any]) -> Any:
-    """What `use` returns of a session in that folder."""
-    driver = train.make_driver(config, Voice())
-    with driver:
-        agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
-        parts, models, recording = assemble(config, driver, agent, CPU, logdir)
-        try:
-            return use(Session(config, parts, models, recording))
-        finally:
-            parts.logger.close()
-
-
-def run(config: Config, logdir: Path, stop: Stop | None = None) -> tuple[bool, dict[str, Any]]:
-    """Whether it was done, and the agent's state."""
-
-    def use(session: Session) -> tuple[bool, dict[str, Any]]:
-        if isinstance(stop, StopIn):
-            stop.session = session
-        done = session.run(Stop() if stop is None else stop)
-        return done, session.agent.state_dict()
-
-    return opened(config, logdir, use)
 
 
 def test_the_command_goes_through_all_stages_and_can_be_loaded(
@@ -116,12 +65,13 @@ def test_the_command_goes_through_all_stages_and_can_be_loaded(
     assert any("openloop_image" in file for file in facts["videos"])
 
 
-def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path: Path):
+def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fit, "ENCODED", 32)
     config = tiny()
     done, whole = run(config, tmp_path / "whole")
     assert done
     folder = tmp_path / "parts"
-    for place in (("collect", 21), ("vision", 2), ("encode", 0), ("memory", 2), ("control", 1)):
+    for place in (("collect", 21), ("vision", 2), ("encode", 32), ("memory", 2), ("control", 1)):
         done, _ = run(config, folder, StopIn(*place))
         stage, so_far = opened(
             config, folder, lambda session: (session.names[session.at], session.stage.done)
@@ -131,40 +81,9 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path: Path):
     assert done
     both = [Recording(path / "rollouts", {}).episodes for path in (tmp_path / "whole", folder)]
     assert both[0] == both[1]
+    files = [(path / "latents.npy").read_bytes() for path in (tmp_path / "whole", folder)]
+    assert files[0] == files[1]
     assert equal(resumed, whole)
-
-
-def test_evolution_in_the_environment(tmp_path: Path):
-    done, state = run(tiny(where="real", rollouts=1, test_rollouts=3, generations=2), tmp_path)
-    assert done and state["controls"].any()
-
-
-def test_antithetic_halves_meet_the_same_episodes_of_their_own_controllers():
-    config = tiny(where="real")
-    with train.make_driver(replace(config, env=replace(config.env, count=3)), Voice()) as driver:
-        agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
-        races = Races(config, agent, driver)  # type: ignore[arg-type]
-        controls = np.zeros((8, agent.controller.count))  # type: ignore[attr-defined]
-        controls[4:] = np.random.default_rng(0).standard_normal(controls[4:].shape)
-        scores = races(controls, np.array([0, 1, 2, 3] * 2), (4, 0))
-        again = races(controls, np.array([0, 1, 2, 3] * 2), (4, 0))
-        same = races(np.zeros((8, controls.shape[1])), np.array([0, 1, 2, 3] * 2), (4, 0))
-        other = races(np.zeros((8, controls.shape[1])), np.array([0, 1, 2, 3] * 2), (4, 1))
-    assert np.array_equal(scores, again) and len(set(scores)) > 1
-    assert np.array_equal(same[:4], same[4:]) and np.array_equal(same[:4], scores[:4])
-    assert not np.array_equal(same, other)
-
-
-def test_restarted_environments_begin_the_episodes_that_were_asked_for(tmp_path: Path):
-    config = tiny()
-    with train.make_driver(config, Voice()) as driver:
-        assert isinstance(driver, Driver)
-        first = driver.restart([5, 6])
-        driver.step({"action": np.zeros(2, np.int32)})
-        assert not driver.episodes() and first["is_first"].all()
-        again, other = driver.restart([5, 6]), driver.restart([6, 7])
-        assert np.array_equal(first["image"], again["image"])
-        assert np.array_equal(other["image"][0], again["image"][1])
 
 
 def test_memory_sees_every_step_once_a_pass_and_each_where_the_last_batch_ended(tmp_path: Path):
@@ -172,7 +91,7 @@ def test_memory_sees_every_step_once_a_pass_and_each_where_the_last_batch_ended(
     run(config, tmp_path, StopIn("memory", 1))
 
     def use(session: Session) -> None:
-        latents = Latents(tmp_path / "latents.npz", session.recording.rows)
+        latents = Latents(tmp_path / "latents.npy", session.recording.rows)
         fit = FitMemory(config, session.agent, session.recording, latents)
         batches = [fit.rows(update) for update in range(fit.chunks)]
         assert all(batch.shape == (4, fit.length + 1) for batch in batches)
@@ -196,7 +115,36 @@ def test_the_benchmark_scores_each_temperature_once(tmp_path: Path, capsys: pyte
     assert all(line.endswith(",2") and np.isfinite(float(line.split(",")[4])) for line in lines)
     benchmark.main([*args, "--temperatures", "1.5"])
     assert (tmp_path / "scores.csv").read_text().splitlines() == [head, *lines]
+    alone = tmp_path / "random.csv"
+    benchmark.main(["--logdir", args[1], "--episodes", "3", "--temperatures", "--out", str(alone)])
+    assert [line.split(",")[0] for line in alone.read_text().splitlines()] == ["temperature", "random"]
     assert "tau 1.0: generation 2" in capsys.readouterr().out
+
+
+def test_the_benchmark_draws_a_random_policy_for_every_episode():
+    config = tiny().dreamer
+    with train.make_driver(tiny(), Voice()) as driver:
+        random = load_benchmark("world_models").RandomAgent(
+            WorldModels(driver.obs_space, driver.act_space, config)
+        )
+    random.init_policy(2)
+    random.policy({}, {"is_first": np.array([True, True])})
+    before = list(random.policies)
+    random.policy({}, {"is_first": np.array([False, True])})
+    assert random.policies[0] is before[0] and random.policies[1] is not before[1]
+
+
+def test_a_test_is_logged_though_generations_follow_it_before_the_next_line(tmp_path: Path):
+    def use(session: Session) -> None:
+        stage = session.makers["control"]()
+        while stage.done < 3:
+            stage.advance()
+        assert "control/test" in stage.metrics()
+        assert not stage.metrics()  # of which nothing is said twice
+
+    config = tiny(test_every=2, generations=4)
+    run(config, tmp_path, StopIn("memory", 1))
+    opened(config, tmp_path, use)
 
 
 @pytest.mark.parametrize("actions", ["held", "networks"])
@@ -212,6 +160,19 @@ def test_random_policies(actions: str):
     runs = np.diff(np.flatnonzero(np.diff(taken) != 0))
     assert runs.max() == (3 if actions == "held" else 1)
     assert (abs(taken).max() > 0.5) == (actions == "held")  # networks whose weights are small do little
+
+
+def test_episodes_that_are_all_too_short_are_not_recorded_for_ever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(collect, "HOPELESS", 4)
+    args = [*COMMAND, "--logdir", str(tmp_path), "--dreamer.collect.shortest", "1000"]
+    with pytest.raises(SystemExit) as exit:
+        train.main(args)
+    text = " ".join(capsys.readouterr().err.split())
+    assert exit.value.code == 2 and re.search(
+        r"none of 4 .* 1000 steps .* the longest had \d+: choose less", text
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path: Path):
@@ -289,5 +250,6 @@ def test_presets_are_the_paper_s():
     assert (control.where, car.dreamer.collect.actions, control.cell) == ("real", "networks", False)
     updates = memory.passes * car.steps / (memory.batch * memory.length)
     assert abs(updates - 4000) < 10
-    assert presets.resolve("atari_pong", agent="world_models").suite.size == 64
+    pong = presets.resolve("atari_pong", agent="world_models")
+    assert pong.suite.size == 64 and pong.dreamer.control.length * pong.suite.repeat >= 108_000
     assert cli.parse(["--agent", "world_models"]).config.preset == "take_cover_small"

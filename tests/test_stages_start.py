@@ -72,4 +72,6 @@ def test_what_cannot_be_begun_from_is_refused(
     with pytest.raises(SystemExit) as exit:
         train.main(args)
     assert exit.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
+    # Nothing of it stays, so that the same command with another run begins with that one's rollouts.
     assert not checkpoint.any_in(tmp_path / "second" / "ckpt")
+    assert not list((tmp_path / "second").glob("rollouts*"))

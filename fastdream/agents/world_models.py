@@ -76,7 +76,7 @@ class WorldModels:
         """What `policy` gives replay to keep: nothing."""
         return {}
 
-    # Acting: C on what V sees and M remembers.
+    # Acting: C on what V sees and M remembers ("Putting Everything Together").
 
     def init_policy(self, n: int) -> Carry:
         """State before the first observation of n environments."""
@@ -143,7 +143,7 @@ class WorldModels:
         loss = torch.stack(list(losses.values())).sum()
         return loss, (state[0].detach(), state[1].detach()), {"loss": loss, **losses}
 
-    # Evolving C in a dream.
+    # Evolving C in a dream ("Training Inside of the Dream").
 
     @torch.no_grad()
     def dream(

@@ -1,4 +1,7 @@
-"""The three parts of World Models: V sees (a variational autoencoder), M remembers (an MDN-RNN), C acts (one layer)."""
+"""The three parts of World Models: V sees (a variational autoencoder), M remembers (an MDN-RNN), C acts (one layer).
+
+Sections of the paper are named by the titles that they have in its interactive version, worldmodels.github.io.
+"""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +25,7 @@ SIDE = 64  # pixels: what the convolutions are made for
 
 
 class Vision(nn.Module):
-    """V: pictures [N, 64, 64, C] to normals of a latent vector, and back.
+    """V ("VAE (V) Model"; appendix, "Variational Autoencoder"): pictures [N, 64, 64, C] to normals of z, and back.
 
     64 pixels a side become 31, 14, 6 and 2; the latent vector becomes 1, 5, 13, 30 and 64.
     """
@@ -56,6 +59,7 @@ class Vision(nn.Module):
     def loss(self, image: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of a picture, summed over pixels, and the KL above what is tolerated; normal noise [N, Z].
 
+        The authors' code leaves some of the KL free; the paper does not say so.
         Returns the mean over pictures, and metrics.
         """
         mean, logvar = self.encode(image)
@@ -76,7 +80,10 @@ def draw(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
 
 
 class Memory(nn.Module):
-    """M: predicts the next latent vector, as a mixture for each of its dimensions, and whether the episode ends."""
+    """M: predicts the next latent vector, as a mixture for each of its dimensions, and whether the episode ends.
+
+    "MDN-RNN (M) Model"; appendix, "Mixture Density Network + Recurrent Neural Network".
+    """
 
     def __init__(self, ops: Ops, actions: int, config: Config, generator: torch.Generator) -> None:
         super().__init__()
@@ -138,7 +145,7 @@ class Memory(nn.Module):
 
 
 def mixture_loss(logit: Tensor, mean: Tensor, logstd: Tensor, target: Tensor) -> Tensor:
-    """-log probability [...] of target [...] under the mixtures [..., K] (eq. 1 of the paper's appendix)."""
+    """-log probability [...] of target [...] under the mixtures of normals [..., K]."""
     score = (target[..., None] - mean) * torch.exp(-logstd)
     normal = -0.5 * score.square() - logstd - 0.5 * math.log(2 * math.pi)
     return -torch.logsumexp(torch.log_softmax(logit, -1) + normal, -1)
@@ -147,8 +154,9 @@ def mixture_loss(logit: Tensor, mean: Tensor, logstd: Tensor, target: Tensor) ->
 class Controller:
     """C: a linear map of [z, h], or of [z, c, h], through tanh; its parameters are a vector that evolution chooses.
 
-    Each number of a continuous action and each discrete element has one output in [-1, 1], which is cut into equal
-    parts for the classes: three of them are left, stay and right as the paper has them.
+    "Controller (C) Model"; appendix, "Controller". Each number of a continuous action and each discrete element has one
+    output in [-1, 1], which is cut into equal parts for the classes: three of them are left, stay and right as in the
+    paper.
     """
 
     def __init__(self, act_space: Spaces, config: Config) -> None:

@@ -65,6 +65,8 @@ class TakeCover:
         self._game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
         # Otherwise an ini file appears in whatever folder this happens to run in.
         self._game.set_doom_config_path(os.devnull)
+        # The game makes this folder where it runs, and dies if another one does so at the same moment.
+        os.makedirs("_vizdoom", exist_ok=True)
         self._game.init()
         self._screen = np.zeros((120, 160, 3), np.uint8)
         self._tics = 0

@@ -12,6 +12,8 @@ from fastdream.driver import Driver
 from fastdream.recording import Recording
 from fastdream.replay_store import Array
 
+HOPELESS = 100  # episodes of which none was long enough
+
 
 class RandomActions:
     """Actions [A] in [-1, 1] of one episode: drawn and held, or what a random network makes of noise.
@@ -82,11 +84,20 @@ class Collect:
         return {"image": obs[self.agent.key][worker], "action": action, **flags}
 
     def finish_episode(self, worker: int, score: float, length: int, crashed: bool) -> None:
-        """Record the episode, unless it was too short, and make another policy."""
+        """Record the episode, unless it was too short, and make another policy.
+
+        Raises ValueError when so many were too short that no other can be expected.
+        """
         steps, self.steps[worker] = self.steps[worker], []
         long = len(steps) >= self.agent.config.collect.shortest and not crashed
         episode = {key: np.stack([step[key] for step in steps]) for key in steps[0]} if long else None
         self.recording.add(episode, worker=worker, score=score, length=length)
+        if not self.recording.rows and len(self.recording.episodes) >= HOPELESS:
+            longest = 1 + max(episode["length"] for episode in self.recording.episodes)  # with the first one
+            raise ValueError(
+                f"none of {HOPELESS} episodes of a random policy had the {self.agent.config.collect.shortest} steps of "
+                f"--dreamer.collect.shortest; the longest had {longest}: choose less"
+            )
         self.finished[worker] += 1
         self.policies[worker] = self.policy(worker)
         self.parts.logger.episode(min(self.done, self.units), score, length)

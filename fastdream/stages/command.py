@@ -57,27 +57,32 @@ def train(config: Config, command: str = "") -> None:
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
             refuse_other_spaces(logdir, driver)
-            if config.dreamer.start and not (logdir / "rollouts").exists():
-                take_over(Path(config.dreamer.start).expanduser(), logdir)
+            if config.dreamer.start and not checkpoint.any_in(logdir / "ckpt"):
+                begin_from(Path(config.dreamer.start).expanduser(), cast(WorldModels, agent), logdir)
             parts, models, recording = assemble(config, driver, agent, device, logdir)
             print(header(config, parts, why), flush=True)
             describe(config, parts, command)
             voice.say = parts.logger.print
             try:
-                if config.dreamer.start and not checkpoint.any_in(logdir / "ckpt"):
-                    warm(models, Path(config.dreamer.start).expanduser())
                 result = go_through(config, parts, models, recording, stop)
             finally:
                 parts.logger.close()
     print(result, flush=True)
 
 
-def take_over(start: Path, logdir: Path) -> None:
-    """Copy the rollouts of another run; ValueError if it has none."""
+def begin_from(start: Path, agent: WorldModels, logdir: Path) -> None:
+    """Begin with the rollouts, V and M of another run; ValueError if it has none, or none for this one."""
     if not (start / "rollouts").is_dir():
         raise ValueError(
             f"--dreamer.start {start} holds no rollouts: give the directory of a world_models run"
         )
+    warm(agent, start)
+    if not (logdir / "rollouts").exists():
+        take_over(start, logdir)
+
+
+def take_over(start: Path, logdir: Path) -> None:
+    """Copy the rollouts of another run. Raises StorageError if the disk refuses."""
     # Whole or not at all, however this ends.
     partial = logdir / "rollouts.tmp"
     shutil.rmtree(partial, ignore_errors=True)
@@ -183,7 +188,7 @@ def dry_run(config: Config) -> None:
             stage.advance()
         vision = FitVision(config, models, recording)
         vision.advance()
-        encode = Encode(models, recording, logdir / "latents.npz")
+        encode = Encode(models, recording, logdir / "latents.npy")
         while encode.done < encode.units:
             encode.advance()
         encode.finish()

@@ -1,6 +1,11 @@
-"""The last stage: CMA-ES evolves C, by how long it lasts in dreams or by what it scores in the environment."""
+"""The last stage: CMA-ES evolves C, by how long it lasts in dreams or by what it scores in the environment.
+
+The paper's appendix, "Evolution Strategies". As in the authors' code it is the distribution's mean that is tested every
+25 generations; the paper speaks of the best of the population.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +23,14 @@ from fastdream.stages.fit import Latents, stream
 class Dreams:
     """Fitness in dreams alone: steps survived, at most `length`. All of a generation dream in one batch."""
 
+    at_once: int | None = None  # episodes that belong together; None: all
+
     def __init__(self, config: Config, agent: WorldModels, latents: Latents, starts: Array) -> None:
         self.config, self.agent, self.latents, self.starts = config, agent, latents, starts
 
-    def __call__(self, controls: Array, seeds: Array, key: tuple[int, ...]) -> Array:
+    def __call__(self, controls: Array, seeds: Array, key: tuple[int, ...], begin: int = 0) -> Array:
         """Of controllers [N, P], each in the dream of a seed [N]; key: of the random numbers behind the seeds."""
+        assert not begin, begin
         settings, agent = self.agent.config.control, self.agent
         rng, host = stream(self.config, *key)
         count = int(seeds.max()) + 1
@@ -45,32 +53,45 @@ class Races:
 
     def __init__(self, config: Config, agent: WorldModels, driver: Driver) -> None:
         self.config, self.agent, self.driver = config, agent, driver
+        self.at_once: int | None = driver.n
 
-    def __call__(self, controls: Array, seeds: Array, key: tuple[int, ...]) -> Array:
-        """Of controllers [N, P], each in the episode of a seed [N]."""
-        rng, host = stream(self.config, *key)
-        self.agent.generators["policy"].manual_seed(host.initial_seed())
+    def __call__(self, controls: Array, seeds: Array, key: tuple[int, ...], begin: int = 0) -> Array:
+        """Of controllers [N, P], each in the episode of a seed [N], with as many before them that have the same key."""
+        rng, _ = stream(self.config, *key)
         episode_seeds = rng.integers(2**31, size=int(seeds.max()) + 1)[seeds]
         scores, n = np.zeros(len(seeds)), self.driver.n
-        for begin in range(0, len(seeds), n):
+        for first in range(0, len(seeds), n):
+            _, noise = stream(self.config, *key, begin + first)
+            self.agent.generators["policy"].manual_seed(noise.initial_seed())
             # The last environments may have nothing new to do.
-            rows = np.minimum(np.arange(begin, begin + n), len(seeds) - 1)
+            rows = np.minimum(np.arange(first, first + n), len(seeds) - 1)
             scores[rows] = self.play(controls[rows], episode_seeds[rows])
         return scores
 
     def play(self, controls: Array, seeds: Array) -> Array:
-        """An episode in each environment, with a controller of its own: scores [n]."""
+        """An episode in each environment, at most `length` steps of it, with a controller of its own: scores [n]."""
         agent, driver, n = self.agent, self.driver, self.driver.n
         weights = torch.from_numpy(controls).to(agent.device, torch.float32)
         carry, obs = agent.init_policy(n), driver.restart(seeds.tolist())
-        scores = np.full(n, np.nan)
-        while np.isnan(scores).any():
+        scores, playing = np.zeros(n), np.ones(n, bool)
+        for _ in range(agent.config.control.length):
             carry, action, _ = agent.control(weights, carry, obs)
             obs = driver.step(action)
-            for episode in driver.episodes():
-                if np.isnan(scores[episode.worker]):
-                    scores[episode.worker] = episode.score
+            scores += np.where(playing, obs["reward"], 0)
+            playing &= ~obs["is_last"]
+            if not playing.any():
+                break
         return scores
+
+
+@dataclass
+class Trial:
+    """Controllers [N, P] and the seeds [N] of what they go through; scores [N], of which the first `done` are known."""
+
+    controls: Array
+    seeds: Array
+    scores: Array
+    done: int = 0
 
 
 class Evolve:
@@ -83,48 +104,82 @@ class Evolve:
         self.evolution = Evolution(
             agent.controller.count, settings.population, settings.sigma, seed=config.seed
         )
+        self.testing, self.trial = False, self.generation()
         self.best = -np.inf  # of the tests
         self.recent: dict[str, float] = {}
 
-    def advance(self) -> None:
-        """One generation."""
-        settings = self.settings
-        controls = self.evolution.ask()
-        # Antithetic: both halves of the population meet the same dreams or episodes.
-        pairs = np.arange(settings.population) % (settings.population // 2)
-        seeds = pairs[:, None] * settings.rollouts + np.arange(settings.rollouts)
-        scores = self.fitness(controls.repeat(settings.rollouts, 0), seeds.ravel(), (4, self.done))
-        fitness = scores.reshape(settings.population, settings.rollouts).mean(1)
-        self.evolution.tell(fitness)
-        self.done += 1
-        self.recent = {"mean": fitness.mean(), "best": fitness.max(), "sigma": self.evolution.sigma}
-        if self.done % settings.test_every == 0 or self.done == self.units:
-            self.test()
+    def generation(self) -> Trial:
+        """The next generation, whose two halves meet the same dreams or episodes: antithetic."""
+        count, rollouts = self.settings.population, self.settings.rollouts
+        pairs = np.arange(count) % (count // 2)
+        seeds = (pairs[:, None] * rollouts + np.arange(rollouts)).ravel()
+        return Trial(self.evolution.ask().repeat(rollouts, 0), seeds, np.zeros(len(seeds)))
 
-    def test(self) -> None:
-        """Test the distribution's mean; the agent's controller is the mean that did best."""
+    def test(self) -> Trial:
+        """A test of the distribution's mean."""
         count, mean = self.settings.test_rollouts, self.evolution.mean
         controls = np.broadcast_to(mean, (count, len(mean))).copy()
-        score = float(self.fitness(controls, np.arange(count), (5, self.done)).mean())
+        return Trial(controls, np.arange(count), np.zeros(count))
+
+    def advance(self) -> None:
+        """As many episodes as there are environments; of dreams, a whole generation or test."""
+        trial = self.trial
+        count = len(trial.seeds)
+        rows = slice(trial.done, min(trial.done + (self.fitness.at_once or count), count))
+        key = 4 + self.testing, self.done + self.testing
+        trial.scores[rows] = self.fitness(trial.controls[rows], trial.seeds[rows], key, trial.done)
+        trial.done = rows.stop
+        if trial.done == count:
+            self.finish_test(trial) if self.testing else self.finish_generation(trial)
+
+    def finish_generation(self, trial: Trial) -> None:
+        """Tell how fit it was; a test may be due before the next one."""
+        fitness = trial.scores.reshape(self.settings.population, self.settings.rollouts).mean(1)
+        self.evolution.tell(fitness)
+        self.recent |= {"mean": fitness.mean(), "best": fitness.max(), "sigma": self.evolution.sigma}
+        count = self.done + 1
+        if count % self.settings.test_every == 0 or count == self.units:
+            self.testing, self.trial = True, self.test()
+        else:
+            self.begin_next()
+
+    def finish_test(self, trial: Trial) -> None:
+        """The agent's controller is the mean that did best."""
+        score = float(trial.scores.mean())
         self.recent |= {"test": score}
         if score > self.best:
             self.best = score
-            self.agent.controls.copy_(torch.from_numpy(mean))
+            self.agent.controls.copy_(torch.from_numpy(self.evolution.mean))
+        self.begin_next()
+
+    def begin_next(self) -> None:
+        """A generation and its test are done."""
+        self.done += 1
+        self.testing, self.trial = False, self.generation()
 
     def state_dict(self) -> dict[str, Any]:
-        """Generations so far, the evolution, and the best test."""
-        return {"done": self.done, "best": self.best, "evolution": self.evolution.state_dict()}
+        """Generations so far, the evolution, the best test, and what is known of the trial that is under way."""
+        return {
+            "done": self.done,
+            "best": self.best,
+            "evolution": self.evolution.state_dict(),
+            "testing": self.testing,
+            "scores": self.trial.scores[: self.trial.done],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.done, self.best = int(state["done"]), float(state["best"])
         self.evolution.load_state_dict(state["evolution"])
+        self.testing = bool(state["testing"])
+        self.trial = self.test() if self.testing else self.generation()
+        scores = np.asarray(state["scores"])
+        self.trial.scores[: len(scores)], self.trial.done = scores, len(scores)
 
     def metrics(self) -> dict[str, float]:
-        """Fitness in the last generation, and in a test if there was one since the last call."""
-        values = {f"control/{key}": float(value) for key, value in self.recent.items()}
-        self.recent.pop("test", None)
-        return values
+        """Fitness in the last generation and in the last test, of those that ended since the last call."""
+        recent, self.recent = self.recent, {}
+        return {f"control/{key}": float(value) for key, value in recent.items()}
 
     def finish(self) -> str:
         """What came of it."""

@@ -4,7 +4,9 @@ A batch is a function of the run's seed and of the update's number, so that a re
 """
 
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -82,60 +84,88 @@ def vision_updates(config: Config) -> int:
 
 
 class Encode:
-    """Means and log variances of every picture's latent vector, in half precision, into one file."""
+    """Mean and log variance of every picture's latent vector, float16 [rows, 2, Z], into a file in NumPy's format.
+
+    The file grows as pictures are encoded; what a checkpoint counts as done is on the disk before it is counted.
+    """
 
     def __init__(self, agent: WorldModels, recording: Recording, path: Path) -> None:
         self.agent, self.recording, self.path = agent, recording, path
         self.units, self.done = recording.rows, 0
-        shape = 2, recording.rows, agent.config.latents
-        self.encoded = np.zeros(shape, np.float16)
+        header = io.BytesIO()
+        shape, dtype = (recording.rows, 2, agent.config.latents), np.dtype(np.float16)
+        np.lib.format.write_array_header_1_0(
+            header, {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+        )
+        self.header, self.row = header.getvalue(), math.prod(shape[1:]) * dtype.itemsize
+
+    def place(self, row: int) -> int:
+        """Where in the file a row begins, in bytes."""
+        return len(self.header) + row * self.row
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Some hundred pictures."""
+        """Some hundred pictures. Raises StorageError when the file cannot be written."""
         rows = slice(self.done, min(self.done + ENCODED, self.units))
         image = torch.from_numpy(np.array(self.recording["image"][rows])).to(self.agent.device)
-        for place, values in zip(self.encoded[:, rows], self.agent.vision.encode(image), strict=True):
-            place[:] = values.cpu().numpy()
+        encoded = torch.stack(self.agent.vision.encode(image), 1).cpu().numpy().astype(np.float16)
+        with self.refusing(), self.path.open("r+b" if self.done else "wb") as file:
+            file.write(self.header)
+            file.seek(self.place(rows.start))
+            file.write(encoded.tobytes())
         self.done = rows.stop
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Errors of the disk as StorageError, with what helps."""
+        try:
+            yield
+        except OSError as error:
+            raise rundir.refusal(self.path, error, rundir.StorageError, self.place(self.units)) from error
+
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: it is soon done again."""
-        return {}
+        """Pictures so far, which are on the disk from now on."""
+        if self.done:
+            with self.refusing():
+                rundir.sync(self.path)
+                rundir.sync(self.path.parent)
+        return {"done": self.done}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """It begins anew."""
+        """Go on from there; from the beginning if the file does not hold so much."""
+        done, held = int(state["done"]), self.path.stat().st_size if self.path.exists() else 0
+        self.done = done if held >= self.place(done) else 0
 
     def metrics(self) -> dict[str, float]:
         """None."""
         return {}
 
     def finish(self) -> str:
-        """Write the file."""
-        buffer = io.BytesIO()
-        np.savez(buffer, mean=self.encoded[0], logvar=self.encoded[1])
-        rundir.write_atomic(self.path, buffer.getvalue())
+        """What came of it."""
         return f"encoded {self.done:,} pictures"
 
 
 class Latents:
-    """What V made of all pictures, mean and logvar [rows, Z]."""
+    """What V made of all pictures, mean and logvar [rows, Z], read from the disk as they are used.
+
+    Raises StorageError when the file cannot be read or has other rows than were recorded.
+    """
 
     def __init__(self, path: Path, rows: int) -> None:
         try:
-            with np.load(path) as file:
-                self.mean, self.logvar = file["mean"], file["logvar"]
-        except (OSError, KeyError, ValueError) as error:
+            encoded = np.lib.format.open_memmap(path, mode="r")
+        except (OSError, ValueError) as error:
             raise rundir.StorageError(f"{path} cannot be read: {error}; restore it, or train anew") from error
-        if len(self.mean) != rows:
+        if len(encoded) != rows:
             raise rundir.StorageError(
-                f"{path} has {len(self.mean):,} rows, and {rows:,} were recorded: restore either, or train anew"
+                f"{path} has {len(encoded):,} rows, and {rows:,} were recorded: restore either, or train anew"
             )
+        self.mean, self.logvar = encoded[:, 0], encoded[:, 1]
 
     def at(self, rows: Array, device: torch.device) -> dict[str, Tensor]:
         """mean and logvar [*rows.shape, Z] in float32."""
         both = {"mean": self.mean[rows], "logvar": self.logvar[rows]}
-        return {key: torch.from_numpy(value).to(device).float() for key, value in both.items()}
+        return {key: torch.from_numpy(np.asarray(value)).to(device).float() for key, value in both.items()}
 
 
 class FitMemory:

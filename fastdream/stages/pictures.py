@@ -19,6 +19,7 @@ COUNT = 6  # episodes side by side
 STEPS = 60  # of an open-loop prediction
 CONTEXT = 20  # of them, before the dream begins
 GAP = 4  # pixels
+LONGEST = 600  # steps of an episode or a dream
 
 
 @torch.no_grad()
@@ -72,10 +73,20 @@ def of_run(logdir: Path, agent: Any, seed: int) -> dict[str, Array]:
     return {agent.key: open_loop(agent, Recording(logdir / "rollouts", recording_spec(agent)), seed)}
 
 
+def real_and_dream(agent: WorldModels, make_env: MakeEnv, dreams: Dreams, seed: int) -> Array:
+    """A real episode of the controller beside a dream of it, as a clip [T, 64, 2 * 64 + gap, C].
+
+    The dream of a memory that knows no end lasts as long as the episode.
+    """
+    real = episode(agent, make_env, seed)
+    config = agent.config
+    length = min(LONGEST, config.control.length) if config.memory.ends else len(real)
+    return side_by_side(real, dream(agent, dreams, seed, length))
+
+
 @torch.no_grad()
-def dream(agent: WorldModels, dreams: Dreams, seed: int, longest: int = 600) -> Array:
-    """What the controller sees in a dream of its own, at the temperature that it was evolved at: [T, 64, 64, 3]."""
-    control = agent.config.control
+def dream(agent: WorldModels, dreams: Dreams, seed: int, length: int) -> Array:
+    """What the controller sees in a dream of its own, at the temperature of dreams: [at most length, 64, 64, C]."""
     generator = torch.Generator(agent.device).manual_seed(seed)
     row = np.random.default_rng(seed).choice(dreams.starts, 1)
     start = dreams.latents.at(row, agent.device)
@@ -86,21 +97,21 @@ def dream(agent: WorldModels, dreams: Dreams, seed: int, longest: int = 600) -> 
         draw(start["mean"], start["logvar"], noise),
         torch.zeros(1, dtype=torch.long, device=agent.device),
         generator,
-        control.temperature,
-        min(longest, control.length),
+        agent.config.control.temperature,
+        length,
         trail,
     )
     return to_pixels(agent.vision.decode(torch.cat(trail[: int(lasted[0])])))
 
 
-def episode(agent: WorldModels, make_env: MakeEnv, seed: int, longest: int = 600) -> Array:
-    """What the controller sees in a real episode: [T, 64, 64, 3]."""
+def episode(agent: WorldModels, make_env: MakeEnv, seed: int) -> Array:
+    """What the controller sees in a real episode: [T, 64, 64, C]."""
     env = make_env(seed)
     try:
         obs, carry = env.reset(seed), agent.init_policy(1)
         frames: list[Array] = []
         agent.generators["policy"].manual_seed(seed)
-        while len(frames) < longest:
+        while len(frames) < LONGEST:
             frames.append(obs[agent.key])
             if obs["is_last"]:
                 break

@@ -40,7 +40,7 @@ class Session:
     def __init__(self, config: Config, parts: Parts, agent: WorldModels, recording: Recording) -> None:
         self.config, self.parts, self.log = config, parts, parts.logger
         self.agent, self.recording = agent, recording
-        self.encoded = parts.logdir / "latents.npz"
+        self.encoded = parts.logdir / "latents.npy"
         self.makers: dict[str, Callable[[], Stage]] = {
             "collect": lambda: Collect(config, parts, agent, recording),
             "vision": lambda: FitVision(config, agent, recording),
@@ -132,11 +132,9 @@ class Session:
                 self.log.picture(step, "openloop", pictures.open_loop(agent, self.recording, seed))
             except ValueError as error:
                 self.log.print(f"no open-loop predictions: {error}")
-        if name == "control" and agent.config.memory.ends:
-            real = pictures.episode(agent, self.parts.make_env, seed)
-            self.log.video(
-                step, "real_dream", pictures.side_by_side(real, pictures.dream(agent, self.dreams(), seed))
-            )
+        if name == "control":
+            clip = pictures.real_and_dream(agent, self.parts.make_env, self.dreams(), seed)
+            self.log.video(step, "real_dream", clip)
 
     def evaluate(self, stop: Stop) -> Scores:
         """Episodes in the real environment, on environments of their own."""
