@@ -50,9 +50,8 @@ def conv_pool(s: Shape) -> Call:
     """The encoder's second convolution, of 64 images for 16 sequences."""
     r, inp, out, images = Source(), s.units // 8, s.units // 16 * 3, 4 * s.batch
     x, weight, bias = r.normal(images, 32, 32, inp), r.normal(out, inp, 5, 5), r.normal(out)
-    return Call(
-        (x, weight, bias, torch.ones(out).requires_grad_(), None), 2 * images * 32**2 * weight.numel()
-    )
+    scale = torch.ones(out).requires_grad_()
+    return Call((x, weight, bias, scale, None), 2 * images * 32**2 * weight.numel())
 
 
 def mlp(s: Shape, rows: int = 0) -> Call:
