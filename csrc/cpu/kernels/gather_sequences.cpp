@@ -18,6 +18,7 @@ void gather_sequences(Call& call) {
   char* out = call.pointer<char>();
   const int64_t batch = call.size(), length = call.size(), rows = call.size(), bytes = call.size();
   call.done();
+  if (bytes == 0) return;  // rows of nothing may lie nowhere, from where not even nothing may be copied
   parallel(batch * length * bytes < 2 * kGrain ? 1 : call.threads, [=](Team& team) {
     const Share mine = share(team, batch * length);
     for (int64_t to = mine.first; to < mine.last;) {
