@@ -75,7 +75,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
         return Place(torch.device("cpu"), 6, 4)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    return Place(torch.device("cuda", torch.cuda.current_device()), 300, 8)
+    return Place(torch.device("cuda", torch.cuda.current_device()), 1000, 8)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
