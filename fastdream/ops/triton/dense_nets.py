@@ -6,6 +6,9 @@ Floor of the bytes moved, for M rows and a layer of N outputs in b bytes a numbe
 reads the pre-activations and writes what they become, 2 M N b; backward reads the pre-activations and the gradient and
 writes another, 3 M N b. What the pre-activations became is kept for the weights' gradients: the forward pass wrote it
 anyway, computing it again would read and write M N b each.
+
+Outputs of a layer, and rows of its weight, are as many as `padding.padded` makes of them. Those too many are copies of
+the first, whose gradients are 0: products of odd widths are several times as slow.
 """
 
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer, Layers
 from fastdream.ops.triton.dense_kernels import dense_act
+from fastdream.ops.triton.padding import padded
 
 Optional = Tensor | None
 Parts = Sequence[Tensor]  # [M, K] each, side by side the input of the first layers
@@ -27,7 +31,9 @@ class Kept(NamedTuple):
 
     weight: Tensor  # [W, K], of their first layers, as the product took it
     first: Tensor  # [M, V] pre-activations of the first layers of all nets; none if `alone`
-    later: list[Tensor]  # of each later layer of each net: weight, input, and unless linear pre-activations
+    later: list[
+        Tensor
+    ]  # of each later layer of each net: weight, input, and unless linear pre-activations, padded
 
 
 def linear(layer: Layer) -> bool:
@@ -41,8 +47,8 @@ def alone(nets: Sequence[Layers]) -> bool:
 
 
 def columns(nets: Sequence[Layers]) -> list[slice]:
-    """Which of the outputs of all first layers are each net's."""
-    ends = accumulate((len(net[0].weight) for net in nets), initial=0)
+    """Which of the outputs of all first layers are each net's, padding included."""
+    ends = accumulate((padded(len(net[0].weight)) for net in nets), initial=0)
     return [slice(begin, end) for begin, end in pairwise(ends)]
 
 
@@ -52,8 +58,8 @@ def kept_shapes(rows: int, nets: Sequence[Layers], learned: int) -> list[tuple[i
     first = (0, 0) if alone(nets) else (rows, ends[-1])
     shapes = [(ends[learned - 1], nets[0][0].weight.shape[1]), first]
     for layer in (layer for net in nets[:learned] for layer in net[1:]):
-        out, inp = layer.weight.shape
-        shapes += [(out, inp), (rows, inp)] + [(rows, out)] * (not linear(layer))
+        inp, wide = layer.weight.shape[1], padded(len(layer.weight))
+        shapes += [(wide, inp), (rows, padded(inp))] + [(rows, wide)] * (not linear(layer))
     return shapes
 
 
@@ -63,21 +69,29 @@ class _Packed:
     def __init__(self, nets: Sequence[Layers], like: Tensor) -> None:
         inputs, places = nets[0][0].weight.shape[1], columns(nets)
         self.first = like.new_empty(places[-1].stop, inputs)
-        pairs = [(self.first[place], net[0].weight) for place, net in zip(places, nets, strict=True)]
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for place, net in zip(places, nets, strict=True):
+            pairs += _repeated(self.first[place], net[0].weight)
         self.later, self.bias = {}, {}
         for j, net in enumerate(nets):
             for i, layer in enumerate(net):
+                wide = padded(len(layer.weight))
                 if i > 0:
-                    self.later[j, i] = like.new_empty(layer.weight.shape)
-                    pairs.append((self.later[j, i], layer.weight))
+                    self.later[j, i] = like.new_empty(wide, layer.weight.shape[1])
+                    pairs += _repeated(self.later[j, i], layer.weight)
                 if linear(layer) and layer.bias is not None:
-                    self.bias[j, i] = like.new_empty(layer.bias.shape)
-                    pairs.append((self.bias[j, i], layer.bias))
+                    self.bias[j, i] = like.new_empty(wide)
+                    pairs += _repeated(self.bias[j, i], layer.bias)
         torch._foreach_copy_([y for y, _ in pairs], [x for _, x in pairs])
 
 
+def _repeated(y: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Copies, from right to left, that fill y with x and then with the first rows of x again: finite as x is."""
+    return [(part, x[: len(part)]) for part in y.split(len(x))]
+
+
 def forward(parts: Parts, nets: Sequence[Layers], learned: int) -> tuple[list[Tensor], Kept]:
-    """What each net gives [M, out]; and what gradients of the first `learned` nets need."""
+    """What each net gives, [M, padded(out)]; and what gradients of the first `learned` nets need."""
     packed, places = _Packed(nets, parts[0]), columns(nets)
     first = _product(parts, packed.first, packed.bias.get((0, 0)) if alone(nets) else None)
     outputs, later = [], []
@@ -85,7 +99,7 @@ def forward(parts: Parts, nets: Sequence[Layers], learned: int) -> tuple[list[Te
         x = first if alone(nets) else _activated(first[:, places[j]], net[0])
         for i, layer in enumerate(net[1:], start=1):
             weight = packed.later[j, i]
-            pre = _product([x], weight, packed.bias.get((j, i)))
+            pre = _product([x[:, : weight.shape[1]]], weight, packed.bias.get((j, i)))
             if j < learned:
                 later += [weight, x] if linear(layer) else [weight, x, pre]
             x = pre if linear(layer) else _activated(pre, layer)
