@@ -124,6 +124,21 @@ def lambda_return(m: Maker, n: int) -> Arguments:
     return m.normal(n, T), live, mix, m.normal(n, T)
 
 
+def policy_loss(unimix: float, m: Maker, n: int) -> Arguments:
+    """Classes of several elements, normals, and classes of one; one step more than is learned from."""
+    many, mean, raw, one = (m.normal(n, T + 1, *shape) for shape in ((2, 5), (3,), (3,), (1, 17)))
+    std = raw.detach().sigmoid().add(0.1).requires_grad_()
+    action = torch.cat([m.normal(n, T + 1, 2 * 5 + 3).detach(), m.normal(n, T + 1, 17).detach()], -1)
+    adv, weight = m.normal(n, T).detach(), m.normal(n, T).detach().sigmoid()
+    return ((many,), (mean, std), (one,)), action, adv, weight, 3e-2, unimix
+
+
+def numbers(low: float, high: float, m: Maker, n: int) -> Arguments:
+    """Of both signs, some of them equal."""
+    x = m.normal(n, T, m.sizes.deter, scale=3.0).detach()
+    return torch.where(x.abs() < 1, x.round(), x), low, high
+
+
 def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
     """Classes are replayed; normals are drawn."""
     latent = None if family == "classes" else Gaussian(m.sizes.stoch, 0.1, family)  # type: ignore[arg-type]
@@ -262,6 +277,8 @@ CASES: dict[str, dict[str, Case]] = {
     "twohot_loss": cases(twohot_loss, ("symexp", "symlog")),
     "twohot_mean": cases(twohot_mean, ("symexp", "symlog")),
     "lambda_return": cases(lambda_return),
+    "reinforce": cases(policy_loss, [0.0, 0.1]),
+    "percentiles": cases(numbers, [0.0, 5.0, 50.0], [95.0, 100.0], gradients=False),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),

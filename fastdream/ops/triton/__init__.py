@@ -33,6 +33,8 @@ _FILES = {
     "twohot_loss": "twohot",
     "twohot_mean": "twohot_means",
     "lambda_return": "returns",
+    "percentiles": "order",
+    "reinforce": "policy_loss",
     "laprop_": "optim",
     "gather_sequences": "replay",
     "imagine_step": "dream",
