@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import MDNRNN, Actor, reference, twohot_bins
+from fastdream.ops import MDNRNN, Actor, reference
 from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
 
 from .ops_tools import A, Maker, chain, mapped
+from .parity_losses import T, critic_loss, lambda_return, numbers, policy_loss, twohot_loss, twohot_mean
 
 Arguments = tuple[Any, ...]
-T = 4
 
 
 class Case(NamedTuple):
@@ -102,41 +102,6 @@ def gaussian_kl(clamp: str, free: float, m: Maker, n: int) -> Arguments:
 
 def elementwise(m: Maker, n: int) -> Arguments:
     return (m.normal(n, m.sizes.deter, scale=2.0),)
-
-
-def twohot_loss(form: str, m: Maker, n: int) -> Arguments:
-    bins = twohot_bins(41).to(m.dtype)
-    return (
-        m.normal(n, T, 41),
-        m.normal(n, T, scale=30.0).detach(),
-        bins if form == "symexp" else bins.sign() * bins.abs().log1p(),
-        form,
-    )
-
-
-def twohot_mean(form: str, m: Maker, n: int) -> Arguments:
-    logit, _, bins, _ = twohot_loss(form, m, n)
-    return logit, bins, form
-
-
-def lambda_return(m: Maker, n: int) -> Arguments:
-    live, mix = (m.normal(n, T).detach().sigmoid().requires_grad_() for _ in range(2))
-    return m.normal(n, T), live, mix, m.normal(n, T)
-
-
-def policy_loss(unimix: float, m: Maker, n: int) -> Arguments:
-    """Classes of several elements, normals, and classes of one; one step more than is learned from."""
-    many, mean, raw, one = (m.normal(n, T + 1, *shape) for shape in ((2, 5), (3,), (3,), (1, 17)))
-    std = raw.detach().sigmoid().add(0.1).requires_grad_()
-    action = torch.cat([m.normal(n, T + 1, 2 * 5 + 3).detach(), m.normal(n, T + 1, 17).detach()], -1)
-    adv, weight = m.normal(n, T).detach(), m.normal(n, T).detach().sigmoid()
-    return ((many,), (mean, std), (one,)), action, adv, weight, 3e-2, unimix
-
-
-def numbers(low: float, high: float, m: Maker, n: int) -> Arguments:
-    """Of both signs, some of them equal."""
-    x = m.normal(n, T, m.sizes.deter, scale=3.0).detach()
-    return torch.where(x.abs() < 1, x.round(), x), low, high
 
 
 def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
@@ -276,6 +241,7 @@ CASES: dict[str, dict[str, Case]] = {
     "symexp": cases(elementwise),
     "twohot_loss": cases(twohot_loss, ("symexp", "symlog")),
     "twohot_mean": cases(twohot_mean, ("symexp", "symlog")),
+    "critic_loss": cases(critic_loss, ("symexp", "symlog")),
     "lambda_return": cases(lambda_return),
     "reinforce": cases(policy_loss, [0.0, 0.1]),
     "percentiles": cases(numbers, [0.0, 5.0, 50.0], [95.0, 100.0], gradients=False),

@@ -119,6 +119,12 @@ def twohot_mean(m: Maker, n: int) -> Arguments:
     return m.normal(n, 255), twohot_bins(255), "symexp"
 
 
+def critic_loss(m: Maker, n: int) -> Arguments:
+    """Of whole dreams."""
+    target, others = m.normal(n, 15, scale=30.0).detach(), m.normal(2, n, 16).detach()[..., :-1]
+    return m.normal(n, 16, 255), target, *others, 1.0, twohot_bins(255), "symexp"
+
+
 def lambda_return(steps: int, m: Maker, n: int) -> Arguments:
     live, mix = (m.normal(n, steps).detach().sigmoid().requires_grad_() for _ in range(2))
     return m.normal(n, steps), live, mix, m.normal(n, steps)
@@ -168,6 +174,7 @@ CASES: dict[str, dict[str, Case]] = {
     "symexp": ops.cases(ops.elementwise),
     "twohot_loss": ops.cases(twohot_loss, [1, 2]),
     "twohot_mean": ops.cases(twohot_mean),
+    "critic_loss": ops.cases(critic_loss),
     "lambda_return": ops.cases(lambda_return, [15, 64]),
     "reinforce": ops.cases(policy_loss, ["atari", "classes", "forces"]),
     "percentiles": ops.cases(returns, gradients=False),
@@ -205,6 +212,7 @@ WIDE: dict[str, tuple[int, ...]] = {
     "gumbel_sample": (1,),
     "twohot_loss": (1, 2),
     "twohot_mean": (1,),
+    "critic_loss": (1, 2, 3, 5),
     "reinforce": (1, 2, 3),
     "imagine_step": (0, 4),
     "imagine": (0, 1, 5, 6),

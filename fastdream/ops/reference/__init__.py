@@ -26,7 +26,7 @@ from fastdream.ops.reference.reinforce import normal_entropy, normal_log_prob, r
 from fastdream.ops.reference.replay import gather_sequences
 from fastdream.ops.reference.returns import lambda_return
 from fastdream.ops.reference.scan import imagine, imagine_step, observe, observe_step, prior, rollout
-from fastdream.ops.reference.twohot import symexp, symlog, twohot_bins, twohot_loss, twohot_mean
+from fastdream.ops.reference.twohot import critic_loss, symexp, symlog, twohot_bins, twohot_loss, twohot_mean
 
 __all__ = [
     "actor",
@@ -39,6 +39,7 @@ __all__ = [
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
+    "critic_loss",
     "dense",
     "gather_sequences",
     "gaussian_kl",

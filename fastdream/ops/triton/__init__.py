@@ -32,6 +32,7 @@ _FILES = {
     "symexp": "pointwise",
     "twohot_loss": "twohot",
     "twohot_mean": "twohot_means",
+    "critic_loss": "critic",
     "lambda_return": "returns",
     "percentiles": "order",
     "reinforce": "policy_loss",
