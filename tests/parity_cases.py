@@ -15,7 +15,7 @@ from fastdream.ops import MDNRNN, Actor, reference
 from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
 
 from .ops_tools import A, Maker, chain, mapped
-from .parity_losses import T, critic_loss, lambda_return, numbers, policy_loss, twohot_loss, twohot_mean
+from .parity_critic import T, critic_loss, lambda_return, twohot_loss, twohot_mean
 
 Arguments = tuple[Any, ...]
 
@@ -102,6 +102,21 @@ def gaussian_kl(clamp: str, free: float, m: Maker, n: int) -> Arguments:
 
 def elementwise(m: Maker, n: int) -> Arguments:
     return (m.normal(n, m.sizes.deter, scale=2.0),)
+
+
+def policy_loss(unimix: float, m: Maker, n: int) -> Arguments:
+    """Classes of several elements, normals, and classes of one; one step more than is learned from."""
+    many, mean, raw, one = (m.normal(n, T + 1, *shape) for shape in ((2, 5), (3,), (3,), (1, 17)))
+    std = raw.detach().sigmoid().add(0.1).requires_grad_()
+    action = torch.cat([m.normal(n, T + 1, 2 * 5 + 3).detach(), m.normal(n, T + 1, 17).detach()], -1)
+    adv, weight = m.normal(n, T).detach(), m.normal(n, T).detach().sigmoid()
+    return ((many,), (mean, std), (one,)), action, adv, weight, 3e-2, unimix
+
+
+def numbers(low: float, high: float, m: Maker, n: int) -> Arguments:
+    """Of both signs, some of them equal."""
+    x = m.normal(n, T, m.sizes.deter, scale=3.0).detach()
+    return torch.where(x.abs() < 1, x.round(), x), low, high
 
 
 def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:

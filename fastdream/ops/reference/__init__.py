@@ -15,6 +15,7 @@ from fastdream.ops.reference.categorical import (
     unimix_log_probs,
 )
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
+from fastdream.ops.reference.critic import critic_loss
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std, trunc_normal_sample
 from fastdream.ops.reference.images import conv_pool, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
@@ -26,7 +27,7 @@ from fastdream.ops.reference.reinforce import normal_entropy, normal_log_prob, r
 from fastdream.ops.reference.replay import gather_sequences
 from fastdream.ops.reference.returns import lambda_return
 from fastdream.ops.reference.scan import imagine, imagine_step, observe, observe_step, prior, rollout
-from fastdream.ops.reference.twohot import critic_loss, symexp, symlog, twohot_bins, twohot_loss, twohot_mean
+from fastdream.ops.reference.twohot import symexp, symlog, twohot_bins, twohot_loss, twohot_mean
 
 __all__ = [
     "actor",

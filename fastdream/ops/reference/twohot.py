@@ -1,10 +1,8 @@
 """Symlog, and regression as classification over two-hot targets."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.ops.reference.layers import match, upcast
@@ -84,25 +82,3 @@ def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symex
     log_low = logit.gather(-1, below[..., None]).squeeze(-1) - log_norm
     log_high = logit.gather(-1, below[..., None] + 1).squeeze(-1) - log_norm
     return -((1 - above_weight) * log_low + above_weight * log_high)
-
-
-def critic_loss(
-    logit: Tensor,
-    target: Tensor,
-    slow: Tensor,
-    weight: Tensor,
-    slowreg: float,
-    bins: Tensor,
-    form: Form = "symexp",
-    twohot_loss: Callable[..., Tensor] = twohot_loss,
-) -> Tensor:
-    """weight * (twohot_loss of target + slowreg * twohot_loss of slow) of the first H of S steps -> [N, H].
-
-    logit [N, S, K]; target, slow and weight [N, H], without gradient; bins and form as in `twohot_loss`, which may be
-    another backend's. float32 at least. Source: DreamerV3, eq. 10.
-    """
-    steps = target.shape[1]
-    # Logits stay whole because cutting their last step off would copy all of them, forward and backward.
-    targets = F.pad(torch.stack([target, slow]).detach(), (0, logit.shape[1] - steps))
-    of_target, of_slow = twohot_loss(logit, targets, bins, form)[..., :steps]
-    return weight.detach() * (of_target + slowreg * of_slow)

@@ -1,8 +1,6 @@
-"""What the parity matrix calls returns and losses with."""
+"""Arguments of the parity matrix: returns, and losses over bins."""
 
 from typing import Any
-
-import torch
 
 from fastdream.ops import twohot_bins
 
@@ -37,18 +35,3 @@ def critic_loss(form: str, m: Maker, n: int) -> Arguments:
 def lambda_return(m: Maker, n: int) -> Arguments:
     live, mix = (m.normal(n, T).detach().sigmoid().requires_grad_() for _ in range(2))
     return m.normal(n, T), live, mix, m.normal(n, T)
-
-
-def policy_loss(unimix: float, m: Maker, n: int) -> Arguments:
-    """Classes of several elements, normals, and classes of one; one step more than is learned from."""
-    many, mean, raw, one = (m.normal(n, T + 1, *shape) for shape in ((2, 5), (3,), (3,), (1, 17)))
-    std = raw.detach().sigmoid().add(0.1).requires_grad_()
-    action = torch.cat([m.normal(n, T + 1, 2 * 5 + 3).detach(), m.normal(n, T + 1, 17).detach()], -1)
-    adv, weight = m.normal(n, T).detach(), m.normal(n, T).detach().sigmoid()
-    return ((many,), (mean, std), (one,)), action, adv, weight, 3e-2, unimix
-
-
-def numbers(low: float, high: float, m: Maker, n: int) -> Arguments:
-    """Of both signs, some of them equal."""
-    x = m.normal(n, T, m.sizes.deter, scale=3.0).detach()
-    return torch.where(x.abs() < 1, x.round(), x), low, high
