@@ -1,7 +1,7 @@
 """LaProp with adaptive gradient clipping, and its learning-rate schedules: DreamerV3's one optimiser."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,11 +51,19 @@ class LaProp:
     """AGC, then RMS scaling, then momentum, then decay, one fused update over all tensors (Ziyin et al. 2020).
 
     params: official-style names to parameters; only names that end in `weight` are decayed.
+    leaf: what has a parameter's gradient, in any dtype, if that is not the parameter itself.
     """
 
-    def __init__(self, ops: Ops, params: Mapping[str, nn.Parameter], config: OptConfig) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        params: Mapping[str, nn.Parameter],
+        config: OptConfig,
+        leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter,
+    ) -> None:
         self.ops, self.config = ops, config
         self.names, self.params = list(params), list(params.values())
+        self.leaves = [leaf(p) for p in self.params]
         self.decay_mask = [name.endswith("weight") for name in self.names]
         self.nu = [torch.zeros_like(p) for p in self.params]
         self.mu = [torch.zeros_like(p) for p in self.params]
@@ -64,7 +72,7 @@ class LaProp:
     @torch.no_grad()
     def step(self) -> dict[str, Tensor]:
         """Apply and clear the gradients; every parameter must have one. Returns metrics, 0-d tensors."""
-        config, grads = self.config, [p.grad for p in self.params]
+        config, grads = self.config, [x.grad for x in self.leaves]
         missing = [n for n, g in zip(self.names, grads, strict=True) if g is None]
         assert not missing, f"no gradient reached {missing}"
         present = [g for g in grads if g is not None]
@@ -86,8 +94,8 @@ class LaProp:
             momentum=config.momentum,
             nesterov=config.nesterov,
         )
-        for param in self.params:
-            param.grad = None
+        for leaf in self.leaves:
+            leaf.grad = None
         root = math.sqrt(self.param_count)
         return {
             "updates": self.count.clone(),

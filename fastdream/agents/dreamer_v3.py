@@ -16,6 +16,7 @@ from fastdream import ops as fd
 from fastdream.agents.dreamer_v3_behavior import actor_critic_loss, replay_critic_loss
 from fastdream.agents.dreamer_v3_config import Config, loss_weights, size, variant
 from fastdream.agents.dreamer_v3_nets import Draws, Networks
+from fastdream.casts import Casts
 from fastdream.heads import outputs_at
 from fastdream.nets import ActionDecoder
 from fastdream.normalize import Slow
@@ -66,7 +67,8 @@ class DreamerV3:
         self.slow = Slow(self.nets.val, self.nets.slowval, config.slowvalue)
         self.slow.copy()
         use_large_pages(self.nets.parameters())
-        self.opt = LaProp(self.ops, self.nets.learned(), config.opt)
+        self.casts = Casts(self.nets, self.dtype, self.nets.joined())
+        self.opt = LaProp(self.ops, self.nets.learned(), config.opt, self.casts.leaf)
         # Acting and learning draw from generators of their own, so that neither depends on how often the other
         # is called.
         self.generators = {
@@ -134,7 +136,8 @@ class DreamerV3:
         carry, batch, action = self.nets.context(carry, batch)
         B, T = action.shape[:2]
         draws = self.nets.draw(B, T, self.generators["train"])
-        loss, post, metrics = self.loss(carry, batch, action, draws)
+        with self.casts:
+            loss, post, metrics = self.loss(carry, batch, action, draws)
         loss.backward()
         metrics |= {f"opt/{k}": v for k, v in self.opt.step().items()}
         self.slow.update()

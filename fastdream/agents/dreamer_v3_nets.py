@@ -104,6 +104,11 @@ class Networks(nn.Module):
         """Parameters that the optimiser trains: all but the slow critic's."""
         return {n: p for n, p in self.named_parameters() if not n.startswith("slowval.")}
 
+    def joined(self) -> list[Tensor]:
+        """The first weights of all heads that see the same states in a dream."""
+        heads = self.pol, self.val, self.rew, self.con, self.slowval
+        return [head.layers[0].weight for head in heads if head.layers]
+
     def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
         """Input of every head: [..., D] and [..., S, C] as [..., D + S*C]."""
         return self.dyn.feat(deter, stoch)
