@@ -96,15 +96,10 @@ class LaProp:
         )
         for leaf in self.leaves:
             leaf.grad = None
-        root = math.sqrt(self.param_count)
-        return {
-            "updates": self.count.clone(),
-            "grad_norm": grad_norm,
-            "grad_rms": grad_norm / root,
-            "update_rms": update_norm / root,
-            "param_rms": param_norm / root,
-            "lr": lr,
-        }
+        norms = grad_norm, update_norm, param_norm
+        rms = torch._foreach_div(norms, math.sqrt(self.param_count))
+        named = dict(zip(("grad_rms", "update_rms", "param_rms"), rms, strict=True))
+        return {"updates": self.count.clone(), "grad_norm": grad_norm} | named | {"lr": lr}
 
     @property
     def param_count(self) -> int:
@@ -116,7 +111,10 @@ class LaProp:
         The cosine falls to 0.1 lr^2, not 0.1 lr: the official code hands the schedule an absolute floor where a
         relative one is expected. Kept, because its published curves have it.
         """
-        config, t = self.config, self.count.float()
+        config = self.config
+        if config.schedule == "const" and config.warmup:
+            return (config.lr * self.count / config.warmup).clamp(max=config.lr)
+        t = self.count.float()
         lr = torch.full_like(t, config.lr)
         if config.schedule != "const":
             done = ((t - config.warmup) / (config.anneal - config.warmup)).clamp(0, 1)
