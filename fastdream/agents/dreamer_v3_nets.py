@@ -113,9 +113,10 @@ class Networks(nn.Module):
         """Input of every head: [..., D] and [..., S, C] as [..., D + S*C]."""
         return self.dyn.feat(deter, stoch)
 
-    def pack(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:
-        """Latents as replay keeps them, by `latent_spec`."""
-        return {"deter": deter.half(), "stoch": self.latent.pack(stoch)}
+    def pack(self, deter: Tensor, index: Tensor | None) -> dict[str, Tensor]:
+        """Latents, of which `index` are the classes, as replay keeps them: see `latent_spec`."""
+        assert index is not None
+        return {"deter": deter.half(), "stoch": index.to(torch.uint8)}
 
     def act(
         self, carry: Mapping[str, Tensor], obs: Mapping[str, Tensor], generator: torch.Generator, greedy: bool
