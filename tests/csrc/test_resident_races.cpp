@@ -173,6 +173,7 @@ Call forward_call(Tensors& t, std::vector<int64_t>& index, std::vector<int32_t>&
   t.add(S::blocks * kRows * 2 * S::hidden, 0.0f);
   t.add_words(zeros);
   t.add_words(zeros);
+  t.pointers.push_back(0);
   return {t.pointers, {S::blocks, S::deter, S::hidden, S::stoch, S::classes, S::ranks, kBatch, kLength}, {1e-4, 1e-4, 1e-4, 0.01}};
 }
 
@@ -197,6 +198,7 @@ Call backward_call(Tensors& t, std::vector<int32_t>& resets, std::vector<int32_t
   t.add(S::blocks * kRows * 2 * S::hidden, 0.0f);
   t.add_words(zeros);
   t.add_words(zeros);
+  t.pointers.push_back(0);
   return {t.pointers, {S::blocks, S::deter, S::hidden, S::stoch, S::classes, S::ranks, kBatch, kLength}, {1e-4, 1e-4, 1e-4, 0.01}};
 }
 

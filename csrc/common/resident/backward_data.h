@@ -24,6 +24,7 @@ struct BackwardArgs {
   float* products;  // [tiles, blocks, 16, 2H] a workspace: each block's part of products over all of deter
   int32_t* barrier;
   int32_t* failed;
+  int64_t* clocks;
   int batch, length;
   float unimix;
 };

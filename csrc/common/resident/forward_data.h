@@ -28,6 +28,7 @@ struct ForwardArgs {
   float* products;       // [tiles, blocks, 16, 2H] a workspace: each block's part of the products over all of deter
   int32_t* barrier;      // [tiles] zeros
   int32_t* failed;       // set if a barrier was waited for in vain
+  int64_t* clocks;       // null, or where the first CTA notes its clock before and after every phase
   int batch, length;
   float eps_state, eps_hidden, eps_post, unimix;
 };
