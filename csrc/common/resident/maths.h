@@ -9,7 +9,9 @@ namespace fastdream::resident {
 
 FD_HD float exponential(float x) {
 #ifdef __CUDA_ARCH__
-  return __expf(x);
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
+  return power;
 #else
   return std::exp(x);
 #endif
@@ -17,7 +19,9 @@ FD_HD float exponential(float x) {
 
 FD_HD float inverse_root(float x) {
 #ifdef __CUDA_ARCH__
-  return rsqrtf(x);
+  float root;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
 #else
   return 1.0f / std::sqrt(x);
 #endif
@@ -25,7 +29,9 @@ FD_HD float inverse_root(float x) {
 
 FD_HD float divided(float x, float y) {
 #ifdef __CUDA_ARCH__
-  return __fdividef(x, y);
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+  return x * inverse;
 #else
   return x / y;
 #endif

@@ -14,12 +14,22 @@ __device__ inline void multiply(float (&c)[4], const uint4& a, uint32_t b0, uint
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+// This thread, in a way that keeps what follows from it from being computed before the scan and kept in registers.
+__device__ inline int this_thread() {
+  int thread;
+  asm volatile("mov.b32 %0, %1;" : "=r"(thread) : "r"(threadIdx.x));
+  return thread;
+}
+
 // L neighbouring lanes of a warp, of which this thread is one.
 template <int L, class State>
 struct DeviceGroup {
+  const int lane;
+  const uint32_t mask;
   State state;
-  const int lane = threadIdx.x % L;
-  const uint32_t mask = (L == kLanes ? ~0u : (1u << L % kLanes) - 1) << threadIdx.x % kLanes / L * L;
+
+  __device__ explicit DeviceGroup(int thread)
+      : lane(thread % L), mask((L == kLanes ? ~0u : (1u << L % kLanes) - 1) << thread % kLanes / L * L) {}
 
   template <class F>
   __device__ void each(F f) {
@@ -66,12 +76,13 @@ struct DeviceCta {
 
   template <class F>
   __device__ void each(int n, F f) {
-    for (int i = threadIdx.x; i < n; i += kThreads) f(i);
+    for (int i = this_thread(); i < n; i += kThreads) f(i);
   }
   template <int L, class State, class F>
   __device__ void groups(int n, F f) {
-    for (int i = threadIdx.x / L; i < n; i += kThreads / L) {
-      DeviceGroup<L, State> group;
+    const int thread = this_thread();
+    for (int i = thread / L; i < n; i += kThreads / L) {
+      DeviceGroup<L, State> group(thread);
       f(i, group);
     }
   }
@@ -82,7 +93,7 @@ struct DeviceCta {
   template <class P>
   __device__ void product(const bf16* left, const bf16* right, float* partial) {
     constexpr int pairs = P::pairs / P::split;
-    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    const int thread = this_thread(), warp = thread / kLanes, lane = thread % kLanes;
     const int share = warp % P::split, group = warp / P::split;
     const uint4* const a = reinterpret_cast<const uint4*>(left);
     const uint4* const b = reinterpret_cast<const uint4*>(right);
