@@ -206,8 +206,8 @@ struct Forward : ForwardCta<S, T, Cta> {
         if (speaks() && there && s == 0 && lane == 0) a.roots[at(m, t) * 4 + 2] = x.roots[kPost][m];
       });
       int index = 0;
-      if (there && a.replayed) {
-        const int64_t given = a.replayed[place];
+      if (a.replayed) {
+        const int64_t given = there ? a.replayed[place] : 0;
         index = given < 0 ? 0 : given < S::classes ? int(given) : S::classes - 1;
       } else {
         index = drawn<S::classes>(g, x.noise[m * S::own_stoch + own], a.unimix);

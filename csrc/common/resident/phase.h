@@ -11,7 +11,8 @@
 //   c.block, c.rank, c.tile          which one it is
 //   c.mine                           its shared memory
 //   c.each(n, f)                     f(0) ... f(n - 1), shared among its threads
-//   c.template groups<L, State>(n, f)  f(0, g) ... f(n - 1, g), shared among groups of L lanes of a warp, L a power of 2:
+//   c.template groups<L, State>(n, f)  f(0, g) ... f(n - 1, g), shared among groups of L lanes of a warp, L a power of 2 and n * L
+//                                    whole warps; groups of a warp call the same of these:
 //     g.each(f)                      f(lane, state) for each lane, with the State that it keeps
 //     g.sum(&State::x), g.top(...)   x, a float or floats, becomes the sum or the largest of all lanes'
 //     g.chain(n, x, f)               x = f(lane, state, x) for lanes 0 ... n - 1 in turn; returns the last x

@@ -18,18 +18,16 @@ __device__ inline void multiply(float (&c)[4], const uint4& a, uint32_t b0, uint
 __device__ inline int this_thread() {
   int thread;
   asm volatile("mov.b32 %0, %1;" : "=r"(thread) : "r"(threadIdx.x));
+  __builtin_assume(thread >= 0 && thread < kThreads);
   return thread;
 }
 
 // L neighbouring lanes of a warp, of which this thread is one.
 template <int L, class State>
 struct DeviceGroup {
+  static constexpr uint32_t mask = ~0u;  // whole warps have groups, or none
   const int lane;
-  const uint32_t mask;
   State state;
-
-  __device__ explicit DeviceGroup(int thread)
-      : lane(thread % L), mask((L == kLanes ? ~0u : (1u << L % kLanes) - 1) << thread % kLanes / L * L) {}
 
   template <class F>
   __device__ void each(F f) {
@@ -82,7 +80,7 @@ struct DeviceCta {
   __device__ void groups(int n, F f) {
     const int thread = this_thread();
     for (int i = thread / L; i < n; i += kThreads / L) {
-      DeviceGroup<L, State> group(thread);
+      DeviceGroup<L, State> group{thread % L, {}};
       f(i, group);
     }
   }
