@@ -52,6 +52,14 @@ def enter_state(product, b_stoch, x, vector, o_m, m_m, TAIL: tl.constexpr):
 
 
 @triton.jit
+def enter_action(action, actions, at, x, weight, vector, o_m, m_m, m_kept, TAIL: tl.constexpr):
+    """A block core's layer on the action, which is zero outside m_kept."""
+    layer: tl.constexpr = TAIL.action
+    b_y = row_norm_act(action_product(action, actions, at, weight, o_m, m_kept, TAIL), vector, layer)
+    row_store(x + TAIL.inputs - layer.out, TAIL.inputs, b_y, o_m, m_m, layer)
+
+
+@triton.jit
 def enter_core(
     product,
     entered,
@@ -85,10 +93,7 @@ def enter_core(
         b_stoch = stoch_product(rows, stride, index, length, time, weight, o_m, m_kept, TAIL, layer)
     if len(TAIL.deter) == 1:
         enter_state(product, b_stoch, x, vector, o_m, m_m, TAIL)
-        act: tl.constexpr = TAIL.action
-        b_action = action_product(action, actions, at, weight, o_m, m_kept, TAIL)
-        b_action = row_norm_act(b_action, vector, act)
-        row_store(x + TAIL.deter[0].out + layer.out, TAIL.inputs, b_action, o_m, m_m, act)
+        enter_action(action, actions, at, x, weight, vector, o_m, m_m, m_kept, TAIL)
     else:
         b_x = b_stoch + action_product(action, actions, at, weight, o_m, m_kept, TAIL)
         row_store(x, TAIL.inputs, row_norm_act(b_x, vector, layer), o_m, m_m, layer)
