@@ -201,8 +201,8 @@ SCANS = ("observe", "observe_step")  # ops of many launches, which take long to 
 STEPS = Budget(255, 200 * 1024, 64)
 MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program may have at all
 BUDGETS: dict[str, Budget] = {
-    "observe": Budget(200, 136 * 1024, 16),
-    "observe_step": Budget(200, 136 * 1024, 16),
+    "observe": Budget(200, 160 * 1024, 16),
+    "observe_step": Budget(200, 160 * 1024, 16),
     "imagine_step": STEPS,
     "imagine": STEPS,
     "rollout": STEPS,

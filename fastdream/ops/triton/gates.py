@@ -30,7 +30,7 @@ def gates_tiles(rows: int, width: int, block: int, itemsize: int) -> Tiles:
     if rows <= 16:
         n = 32 if width // 32 >= 96 and block % 32 == 0 else 16
         return Tiles(16, n, 4 * depth, 4, 4)  # latency counts: few long pieces
-    shapes = (64, 64), (64, 32), (32, 32)
+    shapes = ((128, 64),) * (itemsize == 2) + ((64, 64), (64, 32), (32, 32))
     fitting = [(m, n) for m, n in shapes if n <= block]
     enough = [
         (m, n) for m, n in fitting if triton.cdiv(rows, m) * (width // block) * triton.cdiv(block, n) >= 120
