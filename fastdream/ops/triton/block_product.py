@@ -44,6 +44,15 @@ class Tiles(NamedTuple):
     stages: int
 
 
+PIECE = 24 * 1024  # bytes of weights that a program multiplies by at a time, at the most
+
+
+def piece(most: int, inputs: int, columns: int, itemsize: int) -> int:
+    """How many of so many inputs are multiplied by weights of so many columns at a time: a power of two up to most."""
+    fitting = power_of_two(PIECE // (columns * itemsize) + 1) // 2
+    return max(16, min(most, fitting, power_of_two(inputs)))
+
+
 def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     """Tiles for a product of `rows` rows and `width` columns in segments of `segment`.
 
