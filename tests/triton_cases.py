@@ -129,6 +129,17 @@ def gather(m: Maker, n: int) -> Arguments:
     return storage, m.index(16, high=n), 64
 
 
+# Latents and units of World Models' memory: those of CarRacing, and of Doom, whose flag and end it knows.
+MEMORIES = {"car_racing": (32, 256), "take_cover": (64, 512)}
+
+
+def memory(name: str, m: Maker, n: int) -> Arguments:
+    """A step of all dreams of a generation; what DreamerV3's sizes are does not matter."""
+    latents, units = MEMORIES[name]
+    m.sizes = m.sizes._replace(deter=units, stoch=latents)
+    return ops.lstm_mdn(name == "take_cover", 1.15, m, n)
+
+
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -163,6 +174,7 @@ CASES: dict[str, dict[str, Case]] = {
     "policy_step": {
         core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
     },
+    "lstm_mdn_step": {name: Case(partial(memory, name), False) for name in MEMORIES},
 }
 
 
@@ -193,6 +205,7 @@ WIDE: dict[str, tuple[int, ...]] = {
     "imagine": (0, 1, 5, 6),
     "rollout": (0, 4),
     "policy_step": (0, 1, 2, 8, 9),
+    "lstm_mdn_step": (3, 4, 6, 7),
 }
 FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
 IN_PLACE = ("laprop_",)  # ops that change their arguments
@@ -207,6 +220,7 @@ BUDGETS: dict[str, Budget] = {
     "imagine": STEPS,
     "rollout": STEPS,
     "policy_step": STEPS,
+    "lstm_mdn_step": STEPS,
     # Of rows of 6144 on sm_80, and of dense layers' gradients at 72 registers: ptxas prefers more programs on the SM.
     **dict.fromkeys(("norm_act", "mlp", "mlps", "prior"), Budget(spilled=8)),
 }

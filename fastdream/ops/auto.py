@@ -14,10 +14,10 @@ from torch import Tensor
 from fastdream.ops.native import dense, resident
 from fastdream.ops.native.actor import HEADS, MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
-from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
+from fastdream.ops.params import GRU, MDNRNN, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
 from fastdream.ops.triton import scan_limits
 from fastdream.ops.triton.config import WIDEST
-from fastdream.ops.triton.limits import unserved, unserved_actor
+from fastdream.ops.triton.limits import ACTIONS, MIXTURES, unserved, unserved_actor, unserved_memory
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
@@ -183,6 +183,10 @@ def _acted(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any)
     return served and not rssm.absolute
 
 
+def _remembered(model: MDNRNN, *args: Any, **kwargs: Any) -> bool:
+    return not unserved_memory(model)
+
+
 def _resident(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
     return not resident.why_not(rssm, deter.dtype, deter.shape[0], deter.device)
 
@@ -220,6 +224,7 @@ TRITON_RULES: dict[str, Rule] = {
     "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
     "rollout": Rule(1, _stepped, _STEPPED),
     "policy_step": Rule(3, _acted, f"{_ACTORS}, posteriors without deter or of one layer, unusual heads"),
+    "lstm_mdn_step": Rule(1, _remembered, f"over {MIXTURES} mixtures, actions of over {ACTIONS} numbers"),
 }
 
 

@@ -41,6 +41,7 @@ _FILES = {
     "imagine": "dream",
     "rollout": "dream",
     "policy_step": "policy",
+    "lstm_mdn_step": "memory",
 }
 OPS = tuple(_FILES)
 
