@@ -72,10 +72,15 @@ def norm_acts(*triples: tuple[str, str, str]) -> dict[str, Case]:
     return {"-".join(t): Case(partial(at, t[2], partial(ops.norm_act, *t[:2]))) for t in triples}
 
 
-def spread(norm: str, act: str, m: Maker, n: int) -> Arguments:
-    """Pictures of the decoder: as many channels as a size's depth."""
-    m.sizes = m.sizes._replace(deter=m.sizes.embed // 64)
-    return ops.images(4, norm, act, m, n // 64)
+def doubled(layer: str, m: Maker, n: int) -> Arguments:
+    """The decoder's last convolution but one, of small images, or its last, of RGB."""
+    depth = m.sizes.embed // 64
+    inp, out, options = (
+        (3 * depth, 2 * depth, ("rms", "silu")) if layer == "inner" else (2 * depth, 3, ("none", "none"))
+    )
+    m.sizes = m.sizes._replace(deter=out)
+    weight, bias = m.normal(4, out, inp, 3, 3, scale=(9 * inp) ** -0.5), m.normal(out)
+    return m.normal(n // 64, 8, 8, inp), weight, bias, *ops.norm_act(*options, m, 1)[1:]
 
 
 def convolved(layer: str, m: Maker, n: int) -> Arguments:
@@ -149,7 +154,7 @@ CASES: dict[str, dict[str, Case]] = {
         ("none", "silu", "units"),
     ),
     "conv_pool": ops.cases(convolved, ["first", "second"]),
-    "spread_norm_act": ops.cases(spread, ["rms"], ["silu"]),
+    "conv_spread": ops.cases(doubled, ["inner", "last"]),
     "mlp": ops.cases(ops.mlp, ["rms"], ["silu"]) | ops.cases(ops.mlp, ["layer"], ["elu"]),
     "mlps": ops.cases(heads, [False, True]),
     "prior": ops.cases(ops.prior),
@@ -191,7 +196,7 @@ DRAWN: dict[str, dict[str, Case]] = {"imagine": {"drawn": Case(drawn, False)}}
 WIDE: dict[str, tuple[int, ...]] = {
     "norm_act": (1, 2),
     "conv_pool": (1, 2, 3, 4),
-    "spread_norm_act": (1, 2),
+    "conv_spread": (1, 2, 3, 4),
     "mlp": (1,),
     "mlps": (1,),
     "prior": (0,),

@@ -96,7 +96,7 @@ class Ops(NamedTuple):
     twohot_mean: Callable[..., Tensor]
     lambda_return: Callable[..., Tensor]
     conv_pool: Callable[..., Tensor]
-    spread_norm_act: Callable[..., Tensor]
+    conv_spread: Callable[..., Tensor]
     observe_step: Callable[..., Step]
     imagine_step: Callable[..., Step]
     observe: Callable[..., Step]

@@ -22,7 +22,7 @@ from fastdream.ops.triton.limits import ACTIONS, MIXTURES, unserved, unserved_ac
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
 LEAST: dict[str, int] = {"layernorm_gru": 51_200, "gru": 12_800, "norm_act": 8192}
-# Channels of the image that `spread_norm_act` makes from which it does: with 8 of them half a vector is empty.
+# Channels of the image that `conv_spread` makes from which it does: with 8 of them half a vector is empty.
 LEAST_CHANNELS = 32
 
 # Dreams from which native's gradient through them takes less time than the reference's: with a plain GRU of 96 or 200
@@ -46,8 +46,8 @@ def _all_dense(x: Tensor | Feat, nets: Sequence[Layers]) -> bool:
     return all(_dense(x, layers) for layers in nets)
 
 
-def _broad(x: Tensor, *args: Any, **kwargs: Any) -> bool:
-    return x.shape[-1] >= 4 * LEAST_CHANNELS
+def _broad(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return weight.shape[1] >= LEAST_CHANNELS
 
 
 def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
@@ -113,7 +113,7 @@ _FORWARD = f"{_MODELS}, gradients"
 RULES: dict[str, Rule] = {
     "norm_act": Rule(),
     "conv_pool": Rule(),
-    "spread_norm_act": Rule(serves=_broad, but=f"fewer than {LEAST_CHANNELS} channels"),
+    "conv_spread": Rule(serves=_broad, but=f"fewer than {LEAST_CHANNELS} channels"),
     "mlp": Rule(serves=_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
     "mlps": Rule(serves=_all_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
     "block_gru": Rule(at=1),
@@ -148,6 +148,10 @@ def _narrow(*args: Any, **kwargs: Any) -> bool:
 
 def _pooled(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
     return 0 < len(weight) <= WIDEST
+
+
+def _spread(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return 0 < 4 * weight.shape[1] <= WIDEST
 
 
 def _no_wider(x: Tensor | Feat, nets: Sequence[Layers]) -> bool:
@@ -202,7 +206,7 @@ _STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
     "conv_pool": Rule(serves=_pooled, but=f"over {WIDEST} channels"),
-    "spread_norm_act": Rule(serves=_narrow, but=_WIDE),
+    "conv_spread": Rule(serves=_spread, but=f"over {WIDEST // 4} channels after it"),
     "mlp": Rule(serves=_no_wider_one, but=_CHAINS),
     "mlps": Rule(serves=_no_wider, but=_CHAINS),
     "prior": Rule(1, _narrow_prior, _CHAINS),

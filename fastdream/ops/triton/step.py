@@ -14,7 +14,7 @@ from fastdream.ops.triton.core import BlockStep, DenseStep
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Packer, part
 from fastdream.ops.triton.parts import in_parts
-from fastdream.ops.triton.spread import LINE, Run, spread_kernel
+from fastdream.ops.triton.tail_spread import LINE, Run, spread_kernel
 from fastdream.ops.triton.tail import tail_kernel
 from fastdream.ops.triton.tail_layers import Tail, bind_tail, deter_width
 
