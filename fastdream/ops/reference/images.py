@@ -13,6 +13,11 @@ def filters(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight if weight.dtype == dtype else weight.to(dtype, memory_format=torch.channels_last)
 
 
+def pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images, uint8 [..., H, W, C], as values from -0.5 to 0.5 [N, H, W, C] in `dtype`."""
+    return x.reshape(-1, *x.shape[-3:]).to(dtype).div_(255).sub_(0.5)
+
+
 def conv_pool(
     x: Tensor,
     weight: Tensor,
@@ -22,13 +27,16 @@ def conv_pool(
     norm: Norm = "rms",
     act: Act = "silu",
     eps: float = 1e-4,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Convolution with SAME padding, 2x2 max-pool, then `norm_act` over the channels of each pixel.
 
     x [B, H, W, in], weight [out, in, k, k], bias [out], the rest as in `norm_act`. weight and bias are cast to
     x.dtype. A last odd row or column is not pooled. Of equal maxima the first one, row by row, gets the gradient.
+    With `dtype`, x is images as they are stored, uint8 [..., H, W, in], and B is how many: `pixels` in that type.
     Returns [B, H // 2, W // 2, out] in x.dtype. Source: DreamerV3 `rssm.Encoder`.
     """
+    x = x if dtype is None else pixels(x, dtype)
     weight, bias, x = filters(weight, x.dtype), match(bias, x.dtype), x.permute(0, 3, 1, 2)
     kernel = weight.shape[-1]
     if kernel % 2:
