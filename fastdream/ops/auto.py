@@ -50,6 +50,10 @@ def _broad(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
     return weight.shape[1] >= LEAST_CHANNELS
 
 
+def _unmixed(x: Tensor, weight: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> bool:
+    return (dtype or x.dtype) == weight.dtype
+
+
 def _discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     hidden = rssm.core.hidden if isinstance(rssm.core, BlockGRU) else ()
     shallow = max(len(rssm.prior), len(rssm.post), len(hidden)) <= MAX_LAYERS
@@ -112,7 +116,7 @@ _FORWARD = f"{_MODELS}, gradients"
 
 RULES: dict[str, Rule] = {
     "norm_act": Rule(),
-    "conv_pool": Rule(),
+    "conv_pool": Rule(1, _unmixed, "mixed precision"),
     "conv_spread": Rule(serves=_broad, but=f"fewer than {LEAST_CHANNELS} channels"),
     "mlp": Rule(serves=_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
     "mlps": Rule(serves=_all_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
@@ -205,7 +209,7 @@ _STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
 
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
-    "conv_pool": Rule(serves=_pooled, but=f"over {WIDEST} channels"),
+    "conv_pool": Rule(1, _pooled, but=f"over {WIDEST} channels"),
     "conv_spread": Rule(serves=_spread, but=f"over {WIDEST // 4} channels after it"),
     "mlp": Rule(serves=_no_wider_one, but=_CHAINS),
     "mlps": Rule(serves=_no_wider, but=_CHAINS),
