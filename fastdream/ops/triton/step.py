@@ -14,9 +14,9 @@ from fastdream.ops.triton.core import BlockStep, DenseStep
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Packer, part
 from fastdream.ops.triton.parts import in_parts
-from fastdream.ops.triton.tail_spread import LINE, Run, spread_kernel
 from fastdream.ops.triton.tail import tail_kernel
 from fastdream.ops.triton.tail_layers import Tail, bind_tail, deter_width
+from fastdream.ops.triton.tail_spread import LINE, Run, spread_kernel
 
 ROWS = 16  # of a program of the tail: the least that tensor cores take
 FUSED = 512  # widest layers of a tail that is one kernel

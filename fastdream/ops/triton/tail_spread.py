@@ -20,8 +20,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from fastdream.ops.triton.tail_stages import draws, end, later_layer, on_stoch
 from fastdream.ops.triton.tail import ACTOR, PRIOR
+from fastdream.ops.triton.tail_stages import draws, end, later_layer, on_stoch
 
 LINE = tl.constexpr(32)  # stages at the most: counters of a group, in a cache line of its own
 
