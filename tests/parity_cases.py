@@ -15,9 +15,8 @@ from fastdream.ops import MDNRNN, Actor, reference
 from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
 
 from .ops_tools import A, Maker, chain, mapped
-from .parity_critic import T, critic_loss, lambda_return, twohot_loss, twohot_mean
-
-Arguments = tuple[Any, ...]
+from .parity_critic import critic_loss, lambda_return, twohot_loss, twohot_mean
+from .parity_losses import Arguments, T, entropy, numbers, policy_loss, summary
 
 
 class Case(NamedTuple):
@@ -32,10 +31,12 @@ def norm_act(norm: str, act: str, m: Maker, n: int) -> Arguments:
     return x, None if norm == "none" else scale, shift if norm == "layer" else None, norm, act, 1e-3
 
 
-def images(parts: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
-    """Of odd height and even width; `parts` times as many channels as are normed."""
-    shape = n, 5, 4, parts * m.sizes.deter
-    return m.normal(*shape), *norm_act(norm, act, m, n)[1:]
+def doubled(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
+    """Of odd height; the weight as its caller has it, a view of another order."""
+    width = m.sizes.deter
+    weight = m.normal(width, 2, 4, kernel, kernel, scale=0.5).permute(2, 0, 1, 3, 4)
+    filters = weight.detach().requires_grad_(), m.normal(width)
+    return m.normal(n, 5, 4, 2), *filters, *norm_act(norm, act, m, n)[1:]
 
 
 def convolved(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
@@ -102,21 +103,6 @@ def gaussian_kl(clamp: str, free: float, m: Maker, n: int) -> Arguments:
 
 def elementwise(m: Maker, n: int) -> Arguments:
     return (m.normal(n, m.sizes.deter, scale=2.0),)
-
-
-def policy_loss(unimix: float, m: Maker, n: int) -> Arguments:
-    """Classes of several elements, normals, and classes of one; one step more than is learned from."""
-    many, mean, raw, one = (m.normal(n, T + 1, *shape) for shape in ((2, 5), (3,), (3,), (1, 17)))
-    std = raw.detach().sigmoid().add(0.1).requires_grad_()
-    action = torch.cat([m.normal(n, T + 1, 2 * 5 + 3).detach(), m.normal(n, T + 1, 17).detach()], -1)
-    adv, weight = m.normal(n, T).detach(), m.normal(n, T).detach().sigmoid()
-    return ((many,), (mean, std), (one,)), action, adv, weight, 3e-2, unimix
-
-
-def numbers(low: float, high: float, m: Maker, n: int) -> Arguments:
-    """Of both signs, some of them equal."""
-    x = m.normal(n, T, m.sizes.deter, scale=3.0).detach()
-    return torch.where(x.abs() < 1, x.round(), x), low, high
 
 
 def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
@@ -241,7 +227,7 @@ def cases(function: Callable[..., Arguments], *options: Any, gradients: bool = T
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": cases(norm_act, NORMS, ACTS),
     "conv_pool": cases(convolved, [3, 4], NORMS, ("silu", "relu")),
-    "spread_norm_act": cases(images, [4], NORMS, ("silu", "relu")),
+    "conv_spread": cases(doubled, [2, 3], NORMS, ("none", "silu")),
     "mlp": cases(mlp, NORMS, ("silu", "elu")),
     "mlps": cases(mlps, [False, True]),
     "block_gru": cases(cell, ["block"], [0, 1]),
@@ -250,6 +236,7 @@ CASES: dict[str, dict[str, Case]] = {
     "categorical_sample": cases(categorical, [0.0, 0.01], [False, True]),
     "gumbel_sample": cases(gumbel, [0.0, 0.01], [1.0, 0.5]),
     "categorical_kl": cases(categorical_kl, ("step", "mean", "none"), [0.0, 1.0], [0.0, 0.01]),
+    "latent_entropy": cases(entropy, [0.0, 0.01], gradients=False),
     "gaussian_sample": cases(gaussian),
     "gaussian_kl": cases(gaussian_kl, ("step", "mean", "none"), [0.0, 3.0]),
     "symlog": cases(elementwise),
@@ -260,6 +247,7 @@ CASES: dict[str, dict[str, Case]] = {
     "lambda_return": cases(lambda_return),
     "reinforce": cases(policy_loss, [0.0, 0.1]),
     "percentiles": cases(numbers, [0.0, 5.0, 50.0], [95.0, 100.0], gradients=False),
+    "summarize": cases(summary),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),

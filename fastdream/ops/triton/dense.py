@@ -134,7 +134,7 @@ def _mlps(
     outputs, kept = dense_nets.forward(_parts(x, given[0]), nets, learned)
     widths = (len(net[-1].weight) for net in nets)
     shaped = [y.view(*x.shape[:-1], y.shape[-1])[..., :n] for y, n in zip(outputs, widths, strict=True)]
-    return [*shaped, kept.weight, kept.first, *kept.later] if learned else shaped
+    return [*shaped, kept.first, *kept.later] if learned else shaped
 
 
 def _parts(x: Tensor, hot: Optional) -> list[Tensor]:
@@ -179,9 +179,9 @@ def _mlps_backward(
     d_layers = iter([d_fields[i : i + 4] for i in range(0, len(d_fields), 4)])
     parts = _parts(x, given[0])
     d_parts = [d if d is None else d.view(p.shape) for d, p in zip((d_x, d_hot), parts, strict=False)]
-    weight, first, *later = kept
+    first, *later = kept
     d_nets = [[next(d_layers) for _ in net] for net in nets]
-    backward(parts, nets, len(grads), Kept(weight, first, later), [*map(as_rows, grads)], d_parts, d_nets)
+    backward(parts, nets, len(grads), Kept(first, later), [*map(as_rows, grads)], d_parts, d_nets)
     return gradients
 
 
