@@ -224,9 +224,9 @@ BUDGETS: dict[str, Budget] = {
     "rollout": STEPS,
     "policy_step": STEPS,
     "lstm_mdn_step": STEPS,
-    # Of rows of 6144 on sm_80: ptxas prefers more programs on the SM.
-    "norm_act": Budget(spilled=8),
-    # Of gradients, a warp each: twelve of them fit on an SM.
+    # Of rows of 6144 on sm_80, and of many classes: ptxas prefers more programs on the SM.
+    **dict.fromkeys(("norm_act", "reinforce"), Budget(spilled=8)),
+    # Of gradients, a warp each: eight of them fit on an SM.
     **dict.fromkeys(("mlp", "mlps", "prior"), Budget(168, spilled=8)),
 }
 

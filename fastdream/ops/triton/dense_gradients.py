@@ -16,9 +16,8 @@ Fields = Sequence[Optional]  # gradients of weight, bias, scale and shift of a l
 class _Sums:
     """Gradients of vectors, which each program of a pass over rows adds up on its own."""
 
-    def __init__(self, widths: list[int], like: Tensor) -> None:
-        shape = programs(like, max(widths, default=0)), sum(widths)
-        self._sums = like.new_empty(shape, dtype=torch.float32)
+    def __init__(self, width: int, like: Tensor) -> None:
+        self._sums = like.new_empty(programs(like), width, dtype=torch.float32)
         self._targets: list[Tensor] = []
         self._used = 0
 
@@ -76,7 +75,7 @@ def backward(
     grads: of what these nets gave, [M, out], rows in one piece each.
     """
     vectors = [p for net in d_layers[:learned] for layer in net for p in layer[1:] if p is not None]
-    sums, casts = _Sums([len(p) for p in vectors], grads[0]), _Casts()
+    sums, casts = _Sums(sum(map(len, vectors)), grads[0]), _Casts()
     packed = Packed(nets[:learned], grads[0], biases=False)
     places, later = columns(nets[:learned]), iter(kept.later)
     d_first = grads[0].new_empty(len(grads[0]), places[-1].stop)

@@ -23,8 +23,8 @@ from fastdream.ops.triton.library import capability, launch
 from fastdream.ops.triton.norm_kernels import activate, activate_grad, normalize
 from fastdream.ops.triton.padding import padded, readable
 
-# Programs of a backward pass, by capability: twelve of one warp on an SM, or four of several.
-PROGRAMS = {0: (1296, 432), 80: (1296, 432), 90: (1584, 528)}
+# Programs of a backward pass, by capability: eight on an SM.
+PROGRAMS = {0: 864, 80: 864, 90: 1056}
 ONE_WARP = 512  # the widest rows of which a program has one warp: it adds up rows without waiting for others
 ADDED = 512, 8  # rows and columns of a program that adds up sums
 
@@ -214,7 +214,7 @@ def dense_act_gradient(
     tile = cut or row_tile(wide, capability(grad.device), tensors=4)
     launch(
         dense_act_gradient_kernel,
-        (len(present[0]) if present else programs(grad, width),),
+        (len(present[0]) if present else programs(grad),),
         x,
         *layer[1:4],
         grad,
@@ -237,10 +237,9 @@ def dense_act_gradient(
     )
 
 
-def programs(x: Tensor, width: int) -> int:
-    """How many of them passes over gradients of x [M, ...], of up to so many columns, have: none where no rows are."""
-    narrow, wide = entry(PROGRAMS, capability(x.device))
-    return min(narrow if width <= ONE_WARP else wide, triton.cdiv(len(x), 2))
+def programs(x: Tensor) -> int:
+    """How many of them a pass over the gradient of x [M, ...] has, whatever its width: none where there are no rows."""
+    return min(entry(PROGRAMS, capability(x.device)), triton.cdiv(len(x), 2))
 
 
 def add_rows(x: Tensor) -> Tensor:
