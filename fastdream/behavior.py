@@ -54,11 +54,6 @@ def alive_weight(disc: Tensor) -> Tensor:
     return torch.cumprod(torch.cat([torch.ones_like(disc[:, :1]), disc[:, :-1]], 1), 1)
 
 
-def reinforce_loss(log_prob: Tensor, adv: Tensor, entropy: Tensor, weight: Tensor, actent: float) -> Tensor:
-    """REINFORCE with entropy bonus (DreamerV3, eq. 11), all [N, H]; gradients flow into log_prob and entropy."""
-    return weight.detach() * -(log_prob * adv.detach() + actent * entropy)
-
-
 def critic_loss(
     head: TwoHotHead, logit: Tensor, target: Tensor, slow: Tensor, weight: Tensor, slowreg: float
 ) -> Tensor:

@@ -13,12 +13,9 @@ from torch import Tensor
 
 from fastdream.ops import MDNRNN, Actor, reference, twohot_bins
 from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
-from fastdream.ops.reference.summary import KINDS
 
 from .ops_tools import A, Maker, chain, mapped
-
-Arguments = tuple[Any, ...]
-T = 4
+from .parity_losses import Arguments, T, entropy, numbers, policy_loss, summary
 
 
 class Case(NamedTuple):
@@ -88,10 +85,6 @@ def categorical_kl(clamp: str, free: float, unimix: float, m: Maker, n: int) -> 
     return m.normal(*shape), m.normal(*shape), unimix, free, clamp
 
 
-def entropy(unimix: float, m: Maker, n: int) -> Arguments:
-    return m.normal(n, T, m.sizes.stoch, m.sizes.classes, scale=2.0), unimix
-
-
 def gaussian(m: Maker, n: int) -> Arguments:
     shape = n, m.sizes.stoch
     return m.normal(*shape), m.normal(*shape), m.normal(*shape).detach()
@@ -127,12 +120,6 @@ def twohot_mean(form: str, m: Maker, n: int) -> Arguments:
 def lambda_return(m: Maker, n: int) -> Arguments:
     live, mix = (m.normal(n, T).detach().sigmoid().requires_grad_() for _ in range(2))
     return m.normal(n, T), live, mix, m.normal(n, T)
-
-
-def summary(m: Maker, n: int) -> Arguments:
-    """Every kind of number of tensors of several shapes."""
-    shapes = (n + 1, m.sizes.deter), (), (n + 1,), (n + 1, 2, 3), (5000,), (4096,)
-    return tuple(m.normal(*shape) for shape in (*shapes, shapes[0])), (*KINDS, "mean")
 
 
 def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
@@ -275,6 +262,8 @@ CASES: dict[str, dict[str, Case]] = {
     "twohot_mean": cases(twohot_mean, ("symexp", "symlog")),
     "lambda_return": cases(lambda_return),
     "summarize": cases(summary),
+    "reinforce": cases(policy_loss, [0.0, 0.1]),
+    "percentiles": cases(numbers, [0.0, 5.0, 50.0], [95.0, 100.0], gradients=False),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),

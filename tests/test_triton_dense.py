@@ -141,10 +141,10 @@ def launches(nets: tuple[Layers, ...], x: Feat) -> tuple[int, int]:
 def test_launches():
     """Forward: products and one pass a layer, one product more for the one-hots. Backward: two products and a pass a
     layer, two products more for the one-hots; one adds up all sums, one spreads them, one copies the first weights'.
-    Each has a cast more of weights in another dtype, or that do not lie together.
+    Each has a copy more of weights in another dtype or of odd widths, or of first ones that do not lie together.
     """
     m = Maker(1, torch.float32)
-    nets = chain(m, WIDTH, 6, 6, 5), chain(m, WIDTH, 4, 4)
+    nets = chain(m, WIDTH, 8, 8, 16), chain(m, WIDTH, 8, 16)
     x = Feat(m.normal(3, 4).detach().half(), m.normal(3, WIDTH - 4).detach().half())
     x = Feat(*(p.to(DEVICE) for p in x))
     layers, hidden = 5, 3

@@ -3,6 +3,7 @@
 A new op gets its lines in CASES, in BUDGETS if it needs more than rows do, and in WIDE.
 """
 
+import math
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -123,6 +124,21 @@ def lambda_return(steps: int, m: Maker, n: int) -> Arguments:
     return m.normal(n, steps), live, mix, m.normal(n, steps)
 
 
+def policy_loss(kind: str, m: Maker, n: int) -> Arguments:
+    """Of whole dreams: Atari's actions, many classes, or the forces on a body."""
+    shape = {"atari": (1, 18), "classes": (3, 41), "forces": (21,)}[kind]
+    outs = [m.normal(n, 16, *shape)]
+    if kind == "forces":
+        outs.append(m.normal(n, 16, *shape).detach().sigmoid().requires_grad_())
+    action, adv = m.normal(n, 16, math.prod(shape)).detach(), m.normal(n, 15).detach()
+    return (tuple(outs),), action, adv, m.normal(n, 16).detach()[:, :-1], 3e-4, 0.0
+
+
+def returns(m: Maker, n: int) -> Arguments:
+    """Of a whole dream."""
+    return m.normal(n, 15).detach(), 5.0, 95.0
+
+
 def gather(m: Maker, n: int) -> Arguments:
     """Images."""
     storage = m.index(n, 64, 64, 3, high=256).to(torch.uint8)
@@ -155,6 +171,8 @@ CASES: dict[str, dict[str, Case]] = {
     "twohot_mean": ops.cases(twohot_mean),
     "lambda_return": ops.cases(lambda_return, [15, 64]),
     "summarize": ops.cases(ops.summary),
+    "reinforce": ops.cases(policy_loss, ["atari", "classes", "forces"]),
+    "percentiles": ops.cases(returns, gradients=False),
     "gather_sequences": ops.cases(gather, gradients=False),
     "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
     "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),
@@ -189,12 +207,18 @@ WIDE: dict[str, tuple[int, ...]] = {
     "gumbel_sample": (1,),
     "twohot_loss": (1, 2),
     "twohot_mean": (1,),
+    "reinforce": (1, 2, 3),
     "imagine_step": (0, 4),
     "imagine": (0, 1, 5, 6),
     "rollout": (0, 4),
     "policy_step": (0, 1, 2, 8, 9),
 }
-FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
+FULL_PRECISION = (
+    "lambda_return",
+    "percentiles",
+    "gather_sequences",
+    "laprop_",
+)  # or of whatever precision, alike
 IN_PLACE = ("laprop_",)  # ops that change their arguments
 SCANS = ("observe", "observe_step")  # ops of many launches, which take long to interpret
 # Steps are products, and few programs: one on each SM, which may have all its registers.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import Config
 from fastdream.agents.dreamer_v3_nets import Networks
-from fastdream.behavior import critic_loss, discount_weight, imagined_return, reinforce_loss, replayed_return
+from fastdream.behavior import critic_loss, discount_weight, imagined_return, replayed_return
 from fastdream.ops import Kind, Ops
 from fastdream.policy import Outputs
 
@@ -45,10 +45,7 @@ def actor_critic_loss(
     adv, ret_normed = (ret - target[:, :-1]) / scale, (ret - offset) / scale
     adv_offset, adv_scale = nets.advnorm(adv, training)
     adv_normed = (adv - adv_offset) / adv_scale
-    log_prob = nets.pol.log_prob(policy, action)[:, :-1]
-    ents = {k: v[:, :-1] for k, v in nets.pol.entropy(policy).items()}
-    entropy = torch.stack(list(ents.values())).sum(0)
-    actor = reinforce_loss(log_prob, adv_normed, entropy, weight[:, :-1], config.actent)
+    actor, log_prob, ents = nets.pol.reinforce(policy, action, adv_normed, weight[:, :-1], config.actent)
 
     tar_offset, tar_scale = nets.valnorm(ret, training)
     tar = (ret - tar_offset) / tar_scale

@@ -83,9 +83,9 @@ class Networks(nn.Module):
         self.pol = ActorHeads(ops, feat, act_space, config.policy, generator)
         self.val = TwoHotHead(ops, feat, config.value, generator=generator)
         self.slowval = TwoHotHead(ops, feat, config.value, generator=generator)
-        self.retnorm = Normalize(config.retnorm)
-        self.valnorm = Normalize(config.valnorm)
-        self.advnorm = Normalize(config.advnorm)
+        self.retnorm = Normalize(config.retnorm, ops.percentiles)
+        self.valnorm = Normalize(config.valnorm, ops.percentiles)
+        self.advnorm = Normalize(config.advnorm, ops.percentiles)
         self._acting = Kept(self._policy_params, self.enc, self.dyn, self.pol)
         # Acting calls these at every step, and a module looks its parts up slowly.
         self._raw, self._action_noise = self.enc.raw, self.pol.noise

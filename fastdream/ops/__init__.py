@@ -60,6 +60,8 @@ from fastdream.ops.reference import (
     linear,
     mlp,
     mlp_outputs,
+    normal_entropy,
+    normal_log_prob,
     twohot_bins,
     unimix_log_probs,
 )
@@ -95,6 +97,8 @@ class Ops(NamedTuple):
     twohot_loss: Callable[..., Tensor]
     twohot_mean: Callable[..., Tensor]
     lambda_return: Callable[..., Tensor]
+    percentiles: Callable[..., Pair]
+    reinforce: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
     conv_pool: Callable[..., Tensor]
     spread_norm_act: Callable[..., Tensor]
     observe_step: Callable[..., Step]
@@ -268,6 +272,8 @@ __all__ = [
     "load",
     "mlp",
     "mlp_outputs",
+    "normal_entropy",
+    "normal_log_prob",
     "table",
     "twohot_bins",
     "unimix_log_probs",

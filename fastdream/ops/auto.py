@@ -162,6 +162,10 @@ def _narrow_prior(rssm: RSSM, deter: Tensor) -> bool:
     return _no_wider_one(deter, rssm.prior)
 
 
+def _all_narrow(outs: Sequence[tuple[Tensor, ...]], *args: Any, **kwargs: Any) -> bool:
+    return all(0 < out[0].shape[-1] <= WIDEST for out in outs)
+
+
 def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return scan_limits.problem(rssm) is None
 
@@ -215,6 +219,8 @@ TRITON_RULES: dict[str, Rule] = {
     "twohot_mean": Rule(serves=_narrow, but=_WIDE),
     "lambda_return": Rule(),
     "summarize": Rule(),
+    "percentiles": Rule(),
+    "reinforce": Rule(1, _all_narrow, _WIDE),
     "laprop_": Rule(serves=_full, but="half precision"),
     "imagine_step": Rule(1, _stepped, _STEPPED),
     "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),

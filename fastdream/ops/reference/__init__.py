@@ -21,7 +21,9 @@ from fastdream.ops.reference.images import conv_pool, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
 from fastdream.ops.reference.mdn import lstm_gates, lstm_mdn_step, mdn_sample, mdn_split
 from fastdream.ops.reference.optim import laprop_
+from fastdream.ops.reference.order import percentiles
 from fastdream.ops.reference.policy import policy_step
+from fastdream.ops.reference.reinforce import normal_entropy, normal_log_prob, reinforce
 from fastdream.ops.reference.replay import gather_sequences
 from fastdream.ops.reference.returns import lambda_return
 from fastdream.ops.reference.scan import imagine, imagine_step, observe, observe_step, prior, rollout
@@ -61,11 +63,15 @@ __all__ = [
     "mlp_outputs",
     "mlps",
     "norm_act",
+    "normal_entropy",
+    "normal_log_prob",
     "observe",
     "observe_step",
+    "percentiles",
     "policy_step",
     "conv_pool",
     "prior",
+    "reinforce",
     "rollout",
     "spread_norm_act",
     "summarize",

@@ -35,6 +35,8 @@ _FILES = {
     "twohot_mean": "twohot_means",
     "lambda_return": "returns",
     "summarize": "summary",
+    "percentiles": "order",
+    "reinforce": "policy_loss",
     "laprop_": "optim",
     "gather_sequences": "replay",
     "imagine_step": "dream",

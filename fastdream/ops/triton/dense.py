@@ -22,6 +22,7 @@ from fastdream.ops.triton.library import (
     register,
     register_once_differentiable,
 )
+from fastdream.ops.triton.padding import as_rows, empty_rows
 
 Params = Sequence[Tensor]
 
@@ -119,7 +120,7 @@ def _mlps_fake(
     given = spread(params, there)
     nets = _nets(given, sizes, eps)
     _check("mlp", x, given, sizes, nets)
-    outputs, rows = [x.new_empty(*x.shape[:-1], len(net[-1].weight)) for net in nets], x.shape[:-1].numel()
+    outputs, rows = [empty_rows(x, *x.shape[:-1], len(net[-1].weight)) for net in nets], x.shape[:-1].numel()
     shapes = dense_nets.kept_shapes(rows, nets, learned) if learned else []
     return [*outputs, *(x.new_empty(shape) for shape in shapes)]
 
@@ -131,7 +132,8 @@ def _mlps(
     nets = _nets(given, sizes, eps)
     _check("mlp", x, given, sizes, nets)
     outputs, kept = dense_nets.forward(_parts(x, given[0]), nets, learned)
-    shaped = [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
+    widths = (len(net[-1].weight) for net in nets)
+    shaped = [y.view(*x.shape[:-1], y.shape[-1])[..., :n] for y, n in zip(outputs, widths, strict=True)]
     return [*shaped, kept.first, *kept.later] if learned else shaped
 
 
@@ -178,9 +180,8 @@ def _mlps_backward(
     parts = _parts(x, given[0])
     d_parts = [d if d is None else d.view(p.shape) for d, p in zip((d_x, d_hot), parts, strict=False)]
     first, *later = kept
-    rows = [grad.contiguous().view(len(parts[0]), grad.shape[-1]) for grad in grads]
     d_nets = [[next(d_layers) for _ in net] for net in nets]
-    backward(parts, nets, len(grads), Kept(first, later), rows, d_parts, d_nets)
+    backward(parts, nets, len(grads), Kept(first, later), [*map(as_rows, grads)], d_parts, d_nets)
     return gradients
 
 

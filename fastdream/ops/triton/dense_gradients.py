@@ -8,6 +8,7 @@ from torch import Tensor
 from fastdream.ops.params import Layer, Layers
 from fastdream.ops.triton.dense_kernels import add_rows, dense_act_gradient, programs
 from fastdream.ops.triton.dense_nets import Kept, Optional, Packed, Parts, alone, columns, linear
+from fastdream.ops.triton.padding import padded
 
 Fields = Sequence[Optional]  # gradients of weight, bias, scale and shift of a layer, None for those unwanted
 
@@ -37,21 +38,22 @@ class _Sums:
 
 
 class _Casts:
-    """Gradients of weights, which products give in their own dtype."""
+    """Gradients of weights, which products give in their own dtype, with the rows that are padding."""
 
     def __init__(self) -> None:
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
-    def place(self, target: Tensor, dtype: torch.dtype) -> Tensor:
-        """Memory in `dtype` for what the target shall hold: its own where it can."""
-        if target.dtype == dtype:
+    def place(self, target: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+        """Memory in `dtype` for so many rows, the first of which the target shall hold: its own where it can."""
+        if target.dtype == dtype and len(target) == rows:
             return target
-        self.later(target, torch.empty_like(target, dtype=dtype))
-        return self._pairs[-1][1]
+        whole = target.new_empty(rows, target.shape[1], dtype=dtype)
+        self.later(target, whole)
+        return whole
 
     def later(self, target: Tensor, source: Tensor) -> None:
-        """Copy at the end."""
-        self._pairs.append((target, source))
+        """Copy the first rows at the end."""
+        self._pairs.append((target, source[: len(target)]))
 
     def finish(self) -> None:
         """Fill the targets, in one launch."""
@@ -70,7 +72,7 @@ def backward(
 ) -> None:
     """Fill the gradients of parts, and of each layer of the first `learned` nets, where they are there.
 
-    grads: of what these nets gave, [M, out] contiguous.
+    grads: of what these nets gave, [M, out], rows in one piece each.
     """
     vectors = [p for net in d_layers[:learned] for layer in net for p in layer[1:] if p is not None]
     sums, casts = _Sums(sum(map(len, vectors)), grads[0]), _Casts()
@@ -111,19 +113,21 @@ def _later(
     for layer, (weight, x, pre), own in zip(net[:0:-1], found[::-1], fields[:0:-1], strict=True):
         d_pre = _through_act(layer, pre, grad, sums.columns(own[1:]))
         if own[0] is not None:
-            torch.mm(d_pre.t(), x, out=casts.place(own[0], d_pre.dtype))
+            place = casts.place(own[0], d_pre.shape[1], d_pre.dtype)
+            torch.mm(d_pre.t(), x[:, : own[0].shape[1]], out=place)
         grad = d_pre @ weight
     return grad
 
 
 def _through_act(layer: Layer, pre: Optional, grad: Tensor, sums: list[Optional]) -> Tensor:
-    """Gradient of a layer's product, from that of its output; a linear layer's is the same."""
-    if linear(layer):
+    """Gradient of a layer's product, padded, from that of its output; a linear layer's is the same."""
+    rows, width = grad.shape
+    if linear(layer) and width == padded(width):
         if sums[0] is not None:
             dense_act_gradient(None, layer, grad, None, sums)
         return grad
-    d_pre = torch.empty_like(grad)
-    dense_act_gradient(pre, layer, grad, d_pre, sums)
+    d_pre = grad.new_empty(rows, padded(width))
+    dense_act_gradient(None if linear(layer) else pre, layer, grad, d_pre, sums)
     return d_pre
 
 
@@ -134,10 +138,9 @@ def _first_weights(
     if all(target is None for target in targets):
         return
     only, widths = targets[0] if len(targets) == 1 else None, [x.shape[1] for x in parts]
+    rows = places[-1].stop
     whole = (
-        casts.place(only, d_first.dtype)
-        if only is not None
-        else d_first.new_empty(places[-1].stop, sum(widths))
+        casts.place(only, rows, d_first.dtype) if only is not None else d_first.new_empty(rows, sum(widths))
     )
     for x, d_weight in zip(parts, whole.split(widths, 1), strict=True):
         torch.mm(d_first.t(), x, out=d_weight)

@@ -2,10 +2,13 @@
 
 z = x + bias,    y = act(norm(z))
 
-x       [M, N]          what the weights gave, rows `stride(0)` apart
-grad    [M, N]          of y, contiguous
-d_x     [M, N]          written, rows `stride(0)` apart
+x       [M, W]          what the weights gave, rows `stride(0)` apart: N columns, and W - N that mean nothing
+y       [M, W]          written, contiguous: zeros beyond N
+grad    [M, N]          of y, rows `stride(0)` apart
+d_x     [M, W]          written, rows `stride(0)` apart: zeros beyond N
 sums    [P, columns]    written: what each of P programs has added up of the gradients of bias, scale and shift
+
+W is `padding.padded(N)`.
 
 `add_rows` adds the programs' sums in an order that is always the same.
 """
@@ -15,36 +18,44 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.params import Layer
-from fastdream.ops.triton.config import entry, row_tile
+from fastdream.ops.triton.config import entry, row_tile, warp_tile
 from fastdream.ops.triton.library import capability, launch
 from fastdream.ops.triton.norm_kernels import activate, activate_grad, normalize
+from fastdream.ops.triton.padding import padded, readable
 
-# Programs of a backward pass, by capability: four on an SM.
-PROGRAMS = {0: 432, 80: 432, 90: 528}
-ADDED = 64, 32  # rows and columns of a program that adds up sums
+# Programs of a backward pass, by capability: four on an SM, or almost.
+PROGRAMS = {0: 432, 80: 432, 90: 512}
+REGISTERS = 128  # of a thread, so that four of them, of four warps, fit
+ADDED = 256, 16  # rows and columns of a program that adds up sums
 
 
 @triton.jit
-def biased(x, bias, i_m, o_m, o_n, m_x, m_n, s_x):
+def tile_of(x, i_m, o_m, o_n, s_x, M, READ: tl.constexpr):
+    """A tile of rows s_x apart, and zeros where it has none."""
+    return tl.load(x + (i_m + o_m) * s_x + o_n, mask=(o_m < M - i_m) & (o_n < READ), other=0.0)
+
+
+@triton.jit
+def biased(b_x, bias, o_n, m_x, m_n):
     """z of a tile."""
-    b_x = tl.load(x + (i_m + o_m) * s_x + o_n, mask=m_x, other=0.0).to(tl.float32)
+    b_x = b_x.to(tl.float32)
     if bias is not None:
         b_x += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-        b_x = tl.where(m_x, b_x, 0.0)
-    return b_x
+    return tl.where(m_x, b_x, 0.0)
 
 
 @triton.jit(do_not_specialize=["M"])
 def dense_act_kernel(
-    x,  # [M, N]
+    x,  # [M, W]
     bias,  # [N] or None
     scale,  # [N] or None
     shift,  # [N] or None
-    y,  # [M, N], contiguous
+    y,  # [M, W], contiguous
     eps,
     M,
     s_x,
     N: tl.constexpr,
+    W: tl.constexpr,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
     BM: tl.constexpr,
@@ -55,33 +66,37 @@ def dense_act_kernel(
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
     m_x = (o_m < M - i_m) & m_n
-    b_x = biased(x, bias, i_m, o_m, o_n, m_x, m_n, s_x)
+    b_x = biased(tile_of(x, i_m, o_m, o_n, s_x, M, W), bias, o_n, m_x, m_n)
     if NORM != "none":
         b_x, _ = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
     if scale is not None:
         b_x *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
     if shift is not None:
         b_x += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
-    tl.store(y + (i_m + o_m) * N + o_n, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_x)
+    m_y = (o_m < M - i_m) & (o_n < W)
+    tl.store(y + (i_m + o_m) * W + o_n, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_y)
 
 
 @triton.jit(do_not_specialize=["M"])
 def dense_act_gradient_kernel(
-    x,  # [M, N] or None where nothing but the bias is added
+    x,  # [M, W] or None where nothing but the bias is added
     bias,  # [N] or None
     scale,  # [N] or None
     shift,  # [N] or None
-    grad,  # [M, N], contiguous
-    d_x,  # [M, N], or None where it is grad
+    grad,  # [M, N]
+    d_x,  # [M, W], or None where it is grad
     d_bias,  # [P, N] or None
     d_scale,  # [P, N] or None
     d_shift,  # [P, N] or None
     eps,
     M,
     s_x,
+    s_grad,
     s_d,
     s_sums,
     N: tl.constexpr,
+    W: tl.constexpr,
+    READ: tl.constexpr,  # columns of grad, N or with its padding
     NORM: tl.constexpr,
     ACT: tl.constexpr,
     BM: tl.constexpr,
@@ -102,12 +117,20 @@ def dense_act_gradient_kernel(
     b_dscale = tl.zeros([BM, BN], tl.float32)
     b_dshift = tl.zeros([BM, BN], tl.float32)
 
+    # The next tile is on its way while this one is computed.
+    i_m = tl.cast(i_p, tl.int64) * BM
+    b_grad = tile_of(grad, i_m, o_m, o_n, s_grad, M, READ)
+    if x is not None:
+        b_pre = tile_of(x, i_m, o_m, o_n, s_x, M, W)
     for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
         i_m = tl.cast(i_t, tl.int64) * BM
+        i_next = i_m + tl.num_programs(0) * BM
         m_x = (o_m < M - i_m) & m_n
-        b_d = tl.load(grad + (i_m + o_m) * N + o_n, mask=m_x, other=0.0).to(tl.float32)
+        b_d = tl.where(m_n, b_grad.to(tl.float32), 0.0)
+        b_grad = tile_of(grad, i_next, o_m, o_n, s_grad, M, READ)
         if x is not None:
-            b_x = biased(x, bias, i_m, o_m, o_n, m_x, m_n, s_x)
+            b_x = biased(b_pre, bias, o_n, m_x, m_n)
+            b_pre = tile_of(x, i_next, o_m, o_n, s_x, M, W)
             if NORM == "none":
                 b_d = activate_grad(b_x, b_d, ACT)
             else:
@@ -122,7 +145,8 @@ def dense_act_gradient_kernel(
                 b_d = tl.where(m_x, b_dx * b_rstd, 0.0)
         b_dbias += b_d
         if d_x is not None:
-            tl.store(d_x + (i_m + o_m) * s_d + o_n, b_d.to(d_x.dtype.element_ty), mask=m_x)
+            m_d = (o_m < M - i_m) & (o_n < W)
+            tl.store(d_x + (i_m + o_m) * s_d + o_n, b_d.to(d_x.dtype.element_ty), mask=m_d)
 
     if d_bias is not None:
         tl.store(d_bias + i_p * s_sums + o_n, tl.sum(b_dbias, 0, keep_dims=True), mask=m_n)
@@ -144,9 +168,9 @@ def add_rows_kernel(x, y, M, N, BM: tl.constexpr, BN: tl.constexpr):
 
 
 def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
-    """Compute y [M, N], contiguous, of x [M, N] as above. The layer's weight is not looked at."""
-    rows, width = x.shape
-    tile = row_tile(width, capability(x.device))
+    """Compute y [M, W] of x [M, W] as above, N the number of the layer's outputs. Its weight is not looked at."""
+    rows, wide = x.shape
+    width, tile = len(layer.weight), warp_tile(wide, capability(x.device))
     launch(
         dense_act_kernel,
         (triton.cdiv(rows, tile.rows),),
@@ -157,6 +181,7 @@ def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
         rows,
         x.stride(0),
         N=width,
+        W=wide,
         NORM=layer.norm,
         ACT=layer.act,
         BM=tile.rows,
@@ -174,7 +199,10 @@ def dense_act_gradient(
     """
     rows, width = grad.shape
     present = [p for p in sums if p is not None]
-    tile = row_tile(width, capability(grad.device), tensors=4)
+    wide = padded(width)
+    # What is read ahead and added up is in registers too.
+    small = grad.element_size() == 2 and layer.norm != "layer"
+    tile = row_tile(wide, capability(grad.device), tensors=2 if small else 4)
     launch(
         dense_act_gradient_kernel,
         (len(present[0]) if present else programs(grad),),
@@ -186,14 +214,18 @@ def dense_act_gradient(
         layer.eps,
         rows,
         0 if x is None else x.stride(0),
+        grad.stride(0),
         0 if d_x is None else d_x.stride(0),
         present[0].stride(0) if present else 0,
         N=width,
+        W=wide,
+        READ=readable(grad),
         NORM=layer.norm,
         ACT=layer.act,
         BM=tile.rows,
         BN=tile.cols,
         num_warps=tile.warps,
+        maxnreg=REGISTERS if tile.warps == 4 else None,
     )
 
 
@@ -207,5 +239,5 @@ def add_rows(x: Tensor) -> Tensor:
     rows, width = x.shape
     y = x.new_empty(width)
     bm, bn = ADDED
-    launch(add_rows_kernel, (triton.cdiv(width, bn),), x, y, rows, width, BM=bm, BN=bn, num_warps=4)
+    launch(add_rows_kernel, (triton.cdiv(width, bn),), x, y, rows, width, BM=bm, BN=bn, num_warps=8)
     return y
