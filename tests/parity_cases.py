@@ -30,10 +30,12 @@ def norm_act(norm: str, act: str, m: Maker, n: int) -> Arguments:
     return x, None if norm == "none" else scale, shift if norm == "layer" else None, norm, act, 1e-3
 
 
-def images(parts: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
-    """Of odd height and even width; `parts` times as many channels as are normed."""
-    shape = n, 5, 4, parts * m.sizes.deter
-    return m.normal(*shape), *norm_act(norm, act, m, n)[1:]
+def doubled(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
+    """Of odd height; the weight as its caller has it, a view of another order."""
+    width = m.sizes.deter
+    weight = m.normal(width, 2, 4, kernel, kernel, scale=0.5).permute(2, 0, 1, 3, 4)
+    filters = weight.detach().requires_grad_(), m.normal(width)
+    return m.normal(n, 5, 4, 2), *filters, *norm_act(norm, act, m, n)[1:]
 
 
 def convolved(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
@@ -244,7 +246,7 @@ def cases(function: Callable[..., Arguments], *options: Any, gradients: bool = T
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": cases(norm_act, NORMS, ACTS),
     "conv_pool": cases(convolved, [3, 4], NORMS, ("silu", "relu")),
-    "spread_norm_act": cases(images, [4], NORMS, ("silu", "relu")),
+    "conv_spread": cases(doubled, [2, 3], NORMS, ("none", "silu")),
     "mlp": cases(mlp, NORMS, ("silu", "elu")),
     "mlps": cases(mlps, [False, True]),
     "block_gru": cases(cell, ["block"], [0, 1]),

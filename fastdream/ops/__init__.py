@@ -100,7 +100,7 @@ class Ops(NamedTuple):
     percentiles: Callable[..., Pair]
     reinforce: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
     conv_pool: Callable[..., Tensor]
-    spread_norm_act: Callable[..., Tensor]
+    conv_spread: Callable[..., Tensor]
     observe_step: Callable[..., Step]
     imagine_step: Callable[..., Step]
     observe: Callable[..., Step]

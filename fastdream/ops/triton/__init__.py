@@ -18,7 +18,7 @@ OLDEST = (3, 6)  # of Triton, the version that comes with torch 2.11
 _FILES = {
     "norm_act": "layers",
     "conv_pool": "images",
-    "spread_norm_act": "layers",
+    "conv_spread": "spread",
     "mlp": "dense",
     "mlps": "dense",
     "prior": "dense",
@@ -43,6 +43,7 @@ _FILES = {
     "imagine": "dream",
     "rollout": "dream",
     "policy_step": "policy",
+    "lstm_mdn_step": "memory",
 }
 OPS = tuple(_FILES)
 
