@@ -76,13 +76,29 @@ class Normalize(nn.Module):
             first, second = x.mean(), x.square().mean()
         torch._foreach_lerp_([self.first, self.second, self.corr], [first, second, self.one], config.rate)
 
+    def normalized(self, x: Tensor, training: bool) -> Tensor:
+        """x without offset and in units of scale, after an update by it if training."""
+        if self.config.impl == "none":
+            return x
+        offset, scale = self(x, training)
+        return (x - offset) / scale
+
+    def restored(self, x: Tensor) -> Tensor:
+        """What x was before it was normalized by the present statistics."""
+        if self.config.impl == "none":
+            return x
+        offset, scale = self.stats()
+        return x * scale + offset
+
     def stats(self) -> tuple[Tensor, Tensor]:
         """Offset and scale, 0-d float32."""
         config = self.config
         if config.impl == "none":
             return self.first, self.one  # the first stays 0
-        corr = 1 / self.corr.clamp(min=config.rate) if config.debias else self.one
-        first, second = self.first * corr, self.second * corr
+        first, second = self.first.clone(), self.second
+        if config.debias:
+            corr = 1 / self.corr.clamp(min=config.rate)
+            first, second = first * corr, second * corr
         if config.impl == "perc":
             return first, (second - first).clamp(min=config.limit)
         std = (second - first.square()).clamp(min=0).sqrt()

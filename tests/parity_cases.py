@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import MDNRNN, Actor, reference, twohot_bins
+from fastdream.ops import MDNRNN, Actor, reference
 from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
 
 from .ops_tools import A, Maker, chain, mapped
+from .parity_critic import critic_loss, lambda_return, twohot_loss, twohot_mean
 from .parity_losses import Arguments, T, entropy, numbers, policy_loss, summary
 
 
@@ -102,26 +103,6 @@ def gaussian_kl(clamp: str, free: float, m: Maker, n: int) -> Arguments:
 
 def elementwise(m: Maker, n: int) -> Arguments:
     return (m.normal(n, m.sizes.deter, scale=2.0),)
-
-
-def twohot_loss(form: str, m: Maker, n: int) -> Arguments:
-    bins = twohot_bins(41).to(m.dtype)
-    return (
-        m.normal(n, T, 41),
-        m.normal(n, T, scale=30.0).detach(),
-        bins if form == "symexp" else bins.sign() * bins.abs().log1p(),
-        form,
-    )
-
-
-def twohot_mean(form: str, m: Maker, n: int) -> Arguments:
-    logit, _, bins, _ = twohot_loss(form, m, n)
-    return logit, bins, form
-
-
-def lambda_return(m: Maker, n: int) -> Arguments:
-    live, mix = (m.normal(n, T).detach().sigmoid().requires_grad_() for _ in range(2))
-    return m.normal(n, T), live, mix, m.normal(n, T)
 
 
 def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
@@ -262,10 +243,11 @@ CASES: dict[str, dict[str, Case]] = {
     "symexp": cases(elementwise),
     "twohot_loss": cases(twohot_loss, ("symexp", "symlog")),
     "twohot_mean": cases(twohot_mean, ("symexp", "symlog")),
+    "critic_loss": cases(critic_loss, ("symexp", "symlog")),
     "lambda_return": cases(lambda_return),
-    "summarize": cases(summary),
     "reinforce": cases(policy_loss, [0.0, 0.1]),
     "percentiles": cases(numbers, [0.0, 5.0, 50.0], [95.0, 100.0], gradients=False),
+    "summarize": cases(summary),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),

@@ -96,6 +96,7 @@ class Ops(NamedTuple):
     symexp: Callable[..., Tensor]
     twohot_loss: Callable[..., Tensor]
     twohot_mean: Callable[..., Tensor]
+    critic_loss: Callable[..., Tensor]
     lambda_return: Callable[..., Tensor]
     percentiles: Callable[..., Pair]
     reinforce: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]

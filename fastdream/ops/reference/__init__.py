@@ -16,6 +16,7 @@ from fastdream.ops.reference.categorical import (
     unimix_log_probs,
 )
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
+from fastdream.ops.reference.critic import critic_loss
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std, trunc_normal_sample
 from fastdream.ops.reference.images import conv_pool, conv_spread, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
@@ -41,6 +42,7 @@ __all__ = [
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
+    "critic_loss",
     "dense",
     "gather_sequences",
     "gaussian_kl",

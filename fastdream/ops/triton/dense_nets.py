@@ -100,7 +100,10 @@ class Packed:
 
 
 def in_one_piece(tensors: Sequence[Tensor]) -> Optional:
-    """Tensors [n, ...] as one, each padded, if memory of their own holds them like that, one after the other."""
+    """Tensors [n, ...] as one, each padded, if memory of their own holds them like that, one after the other.
+
+    Where none has any padding, others may follow them there.
+    """
     first, rows = tensors[0], 0
     memory, length = first.untyped_storage(), first[:1].numel()
     for x in tensors:
@@ -108,7 +111,8 @@ def in_one_piece(tensors: Sequence[Tensor]) -> Optional:
         if not same or not x.is_contiguous() or x.storage_offset() != rows * length:
             return None
         rows += padded(len(x))
-    if rows * length * first.element_size() != memory.nbytes():
+    odd = any(len(x) != padded(len(x)) for x in tensors)
+    if odd and rows * length * first.element_size() != memory.nbytes():
         return None
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 
