@@ -104,10 +104,12 @@ class Networks(nn.Module):
         """Parameters that the optimiser trains: all but the slow critic's."""
         return {n: p for n, p in self.named_parameters() if not n.startswith("slowval.")}
 
-    def joined(self) -> list[Tensor]:
-        """The first weights of all heads that see the same states in a dream."""
+    def joined(self) -> list[list[Tensor]]:
+        """Weights that multiply the same: of all heads in a dream, of the actor's outputs, of the decoder's vectors."""
         heads = self.pol, self.val, self.rew, self.con, self.slowval
-        return [head.layers[0].weight for head in heads if head.layers]
+        actor, outs = [layer for head in self.pol.params.heads for layer in head.out], self.dec.outs
+        firsts = [head.layers[0] for head in heads if head.layers]
+        return [[layer.weight for layer in layers] for layers in (firsts, actor, outs)]
 
     def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
         """Input of every head: [..., D] and [..., S, C] as [..., D + S*C]."""

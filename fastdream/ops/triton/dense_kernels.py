@@ -13,6 +13,9 @@ W is `padding.padded(N)`.
 `add_rows` adds the programs' sums in an order that is always the same.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -167,14 +170,32 @@ def dense_act_gradient_kernel(
 
 
 @triton.jit(do_not_specialize=["M", "N"])
-def add_rows_kernel(x, y, M, N, BM: tl.constexpr, BN: tl.constexpr):
+def add_rows_kernel(
+    x,  # [M, N]
+    targets,  # a tuple: each the sums of some columns
+    begins,  # of each, the first of its columns
+    ends,  # of each, the column behind its last
+    M,
+    N,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    i = tl.program_id(0)
+    i_begin, i_end = begins[0], ends[0]
+    for j in tl.static_range(1, len(targets)):
+        if i == j:
+            i_begin, i_end = begins[j], ends[j]
     o_m = tl.arange(0, BM)[:, None]
-    o_n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)[None, :]
+    o_y = tl.program_id(1) * BN + tl.arange(0, BN)[None, :]
+    o_n = i_begin + o_y.to(tl.int64)
     b_y = tl.zeros([BM, BN], tl.float32)
     for i_m in range(0, M, BM):
         o_x = (i_m + o_m) * N + o_n
-        b_y += tl.load(x + o_x, mask=(i_m + o_m < M) & (o_n < N), other=0.0)
-    tl.store(y + o_n, tl.sum(b_y, 0, keep_dims=True), mask=o_n < N)
+        b_y += tl.load(x + o_x, mask=(i_m + o_m < M) & (o_n < i_end), other=0.0)
+    b_y = tl.sum(b_y, 0, keep_dims=True)
+    for j in tl.static_range(len(targets)):
+        if i == j:
+            tl.store(targets[j] + o_y, b_y.to(targets[j].dtype.element_ty), mask=o_n < i_end)
 
 
 def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
@@ -244,8 +265,16 @@ def programs(x: Tensor) -> int:
 
 def add_rows(x: Tensor) -> Tensor:
     """x [M, N] float32, contiguous -> [N]."""
-    rows, width = x.shape
-    y = x.new_empty(width)
-    bm, bn = ADDED
-    launch(add_rows_kernel, (triton.cdiv(width, bn),), x, y, rows, width, BM=bm, BN=bn, num_warps=8)
+    y = x.new_empty(x.shape[1])
+    add_rows_into(x, [y])
     return y
+
+
+def add_rows_into(x: Tensor, targets: Sequence[Tensor]) -> None:
+    """As `add_rows`, the sums of all columns into the targets one after the other, each in its dtype."""
+    rows, width = x.shape
+    ends = tuple(accumulate(map(len, targets)))
+    begins, (bm, bn) = (0, *ends[:-1]), ADDED
+    grid = len(ends), triton.cdiv(max(map(len, targets)), bn)
+    args = tuple(targets), begins, ends, rows, width
+    launch(add_rows_kernel, grid, x, *args, BM=bm, BN=bn, num_warps=8)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer, Layers
 from fastdream.ops.triton.dense_kernels import dense_act
-from fastdream.ops.triton.padding import padded
+from fastdream.ops.triton.padding import padded, padded_rows
 
 Optional = Tensor | None
 Parts = Sequence[Tensor]  # [M, K] each, side by side the input of the first layers
@@ -81,10 +81,13 @@ class Packed:
             torch._foreach_copy_([y for y, _ in self._pairs], [x for _, x in self._pairs])
 
     def _taken(self, x: Tensor, like: Tensor) -> Tensor:
-        return x if fits(x, like) else self._copied([x], like)
+        whole = padded_rows(x) if x.dtype == like.dtype else None
+        return self._copied([x], like) if whole is None else whole
 
     def _joined(self, weights: list[Tensor], like: Tensor) -> Tensor:
-        joined = in_one_piece(weights) if all(fits(x, like) for x in weights) else None
+        if len(weights) == 1:
+            return self._taken(weights[0], like)
+        joined = in_one_piece(weights) if weights[0].dtype == like.dtype else None
         return self._copied(weights, like) if joined is None else joined
 
     def _copied(self, tensors: list[Tensor], like: Tensor) -> Tensor:
@@ -96,22 +99,22 @@ class Packed:
         return whole
 
 
-def fits(x: Tensor, like: Tensor) -> bool:
-    """Whether products take x [n, ...] as it is."""
-    return x.dtype == like.dtype and len(x) == padded(len(x))
-
-
 def in_one_piece(tensors: Sequence[Tensor]) -> Optional:
-    """Tensors [n, ...] as one, if they are parts of one piece of memory without gaps."""
-    first, end = tensors[0], tensors[0].data_ptr()
-    if len(tensors) == 1:
-        return first
+    """Tensors [n, ...] as one, each padded, if memory of their own holds them like that, one after the other.
+
+    Where none has any padding, others may follow them there.
+    """
+    first, rows = tensors[0], 0
+    memory, length = first.untyped_storage(), first[:1].numel()
     for x in tensors:
-        same = x.dtype == first.dtype and x.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not same or not x.is_contiguous() or x.data_ptr() != end:
+        same = x.dtype == first.dtype and x.untyped_storage().data_ptr() == memory.data_ptr()
+        if not same or not x.is_contiguous() or x.storage_offset() != rows * length:
             return None
-        end += x.numel() * x.element_size()
-    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
+        rows += padded(len(x))
+    odd = any(len(x) != padded(len(x)) for x in tensors)
+    if odd and rows * length * first.element_size() != memory.nbytes():
+        return None
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
 def forward(parts: Parts, nets: Sequence[Layers], learned: int) -> tuple[list[Tensor], Kept]:

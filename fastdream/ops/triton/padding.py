@@ -35,4 +35,17 @@ def readable(x: Tensor) -> int:
     return wide if fits else width
 
 
-__all__ = ["as_rows", "empty_rows", "padded", "readable"]
+def padded_rows(x: Tensor) -> Tensor | None:
+    """x [n, ...] with rows behind it that pad their number, finite ones; None if it has none.
+
+    Memory of its own that is as long as that has them: `Casts` and whoever cuts a tensor off put numbers there.
+    """
+    rows = padded(len(x))
+    if rows == len(x):
+        return x
+    whole = rows * x[:1].numel() * x.element_size() == x.untyped_storage().nbytes()
+    own = whole and x.storage_offset() == 0 and x.is_contiguous()
+    return x.as_strided((rows, *x.shape[1:]), x.stride()) if own else None
+
+
+__all__ = ["as_rows", "empty_rows", "padded", "padded_rows", "readable"]
