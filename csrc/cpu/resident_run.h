@@ -125,19 +125,24 @@ struct HostCta {
   void product(const T* left, const T* right, float* partial) {
     multiply_all<P>(left, right, partial);
   }
-  template <typename U>
-  U* peer(int other, U* p) {
-    const size_t offset = size_t(reinterpret_cast<char*>(p) - reinterpret_cast<char*>(&mine));
-    return reinterpret_cast<U*>(reinterpret_cast<char*>(&team[block * ranks + other]) + offset);
+  template <int N, typename U>
+  void send(int other, U* place, const Numbers<U, N>& numbers) {
+    const size_t offset = size_t(reinterpret_cast<char*>(place) - reinterpret_cast<char*>(&mine));
+    store(reinterpret_cast<U*>(reinterpret_cast<char*>(&team[block * ranks + other]) + offset), numbers);
   }
+  void expect(int) {}
   template <int bytes, typename U>
   void fetch(U* to, const U* from) {
     std::memcpy(to, from, bytes);
   }
   void fetched() {}
   template <int N>
-  Numbers<float, N> fresh(const float* p) {
-    return load<N>(p);
+  void give(float* p, const Numbers<float, N>& numbers, int) {
+    store(p, numbers);
+  }
+  template <int N, int Count>
+  void fresh(Numbers<float, N> (&parts)[Count], const float* first, int apart, int) {
+    for (int k = 0; k < Count; ++k) parts[k] = load<N>(first + k * apart);
   }
 };
 
@@ -158,6 +163,7 @@ class HostRun {
     pending_.push_back(std::move(f));
     if (order_ < 2) flush();
   }
+  void begun() {}
   void narrow() {}
   void wide() { flush(); }
 

@@ -75,11 +75,12 @@ struct ThreadCta {
   void product(const T* left, const T* right, float* partial) {
     for (int warp = player; warp < kWarps; warp += kPlayers) multiply_in_warp<P>(warp, left, right, partial);
   }
-  template <typename U>
-  U* peer(int other, U* p) {
-    const size_t offset = size_t(reinterpret_cast<char*>(p) - reinterpret_cast<char*>(&mine));
-    return reinterpret_cast<U*>(reinterpret_cast<char*>(&team[block * ranks + other]) + offset);
+  template <int N, typename U>
+  void send(int other, U* place, const Numbers<U, N>& numbers) {
+    const size_t offset = size_t(reinterpret_cast<char*>(place) - reinterpret_cast<char*>(&mine));
+    store(reinterpret_cast<U*>(reinterpret_cast<char*>(&team[block * ranks + other]) + offset), numbers);
   }
+  void expect(int) {}
   template <int bytes, typename U>
   void fetch(U* to, const U* from) {
     copies.push_back({to, from, bytes});
@@ -89,8 +90,12 @@ struct ThreadCta {
     copies.clear();
   }
   template <int N>
-  Numbers<float, N> fresh(const float* p) {
-    return load<N>(p);
+  void give(float* p, const Numbers<float, N>& numbers, int) {
+    store(p, numbers);
+  }
+  template <int N, int Count>
+  void fresh(Numbers<float, N> (&parts)[Count], const float* first, int apart, int) {
+    for (int k = 0; k < Count; ++k) parts[k] = load<N>(first + k * apart);
   }
 };
 
@@ -105,6 +110,7 @@ struct ThreadRun {
     Phases phases{{cta, args}};
     f(phases);
   }
+  void begun() { cluster.wait(); }
   void narrow() { cluster.wait(); }
   void wide() { all.wait(); }
 };
@@ -182,7 +188,6 @@ Call forward_call(Tensors& t, std::vector<int64_t>& index, std::vector<int32_t>&
   t.add(S::team * kRows, 0.0f);
   t.add(S::blocks * kRows * 2 * S::hidden, 0.0f);
   t.add_words(zeros);
-  t.add_words(zeros);
   t.pointers.push_back(0);
   return {t.pointers, {S::blocks, S::deter, S::hidden, S::stoch, S::classes, S::ranks, kBatch, kLength}, {1e-4, 1e-4, 1e-4, 0.01}};
 }
@@ -206,7 +211,6 @@ Call backward_call(Tensors& t, std::vector<int32_t>& resets, std::vector<int32_t
   t.add(kBatch * S::deter, 0.0f);
   t.add(S::team * kRows, 0.0f);
   t.add(S::blocks * kRows * 2 * S::hidden, 0.0f);
-  t.add_words(zeros);
   t.add_words(zeros);
   t.pointers.push_back(0);
   return {t.pointers, {S::blocks, S::deter, S::hidden, S::stoch, S::classes, S::ranks, kBatch, kLength}, {1e-4, 1e-4, 1e-4, 0.01}};

@@ -159,14 +159,14 @@ struct Backward : BackwardCta<S, T, Cta> {
       });
       g.sum(&Sum::value);
       g.each([&](int lane, Sum& s) {
-        if (lane == 0) team[m * S::team] = s.value;
+        if (lane == 0) c.give(team + m * S::team, Numbers<float, 1>{s.value}, t);
       });
     });
   }
 
   // The hidden layer before its norm. Then a narrow exchange, of its columns.
   FD_HD void finish_hidden(int t) {
-    gather_sums<S>(c, a.sums + int64_t(c.tile) * kRows * S::team, x.sums);
+    gather_sums<S>(c, a.sums + int64_t(c.tile) * kRows * S::team, x.sums, t);
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
       const float mean = x.sums[m] * (1.0f / S::deter), root = this->root(kHidden, m, t);
@@ -193,7 +193,7 @@ struct Backward : BackwardCta<S, T, Cta> {
     c.sync();
     c.each(kRows * OfState::columns / 4, [&](int i) {
       const int m = i / (OfState::columns / 4), n = i % (OfState::columns / 4) * 4;
-      store(a.products + product_at(c.block, m, n), OfState::template sums<4>(x.partial, m, n));
+      c.give(a.products + product_at(c.block, m, n), OfState::template sums<4>(x.partial, m, n), t);
     });
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
@@ -218,7 +218,7 @@ struct Backward : BackwardCta<S, T, Cta> {
         const int j = 4 * lane, k = half * S::hidden + c.rank * S::own_hidden + j;
         s.value = 0.0f;
         if (j >= S::own_hidden) return;
-        const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, half * S::own_hidden + j));
+        const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, half * S::own_hidden + j), t);
         s.value = slope_of(half ? kStoch : kDeter, m, t, j, sums, x.pre[half], x.slopes[half],
                            a.pre_terms + at(m, t) * 2 * S::hidden + k);
       });
@@ -251,7 +251,7 @@ struct Backward : BackwardCta<S, T, Cta> {
 template <class Run>
 FD_HD void backward_scan(Run& run, int length) {
   run.phase([](auto& cta) { cta.begin(); });
-  run.narrow();  // nobody writes to a CTA that has not begun
+  run.begun();
   for (int t = length - 1; t >= 0; --t) {
     run.phase([t](auto& cta) { cta.slope_logits(t); });
     run.narrow();

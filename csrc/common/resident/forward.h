@@ -60,14 +60,14 @@ struct Forward : ForwardCta<S, T, Cta> {
       });
       g.sum(&Sum::value);
       g.each([&](int lane, Sum& s) {
-        if (lane == 0) squares[m * S::team] = s.value;
+        if (lane == 0) c.give(squares + m * S::team, Numbers<float, 1>{s.value}, t);
       });
     });
   }
 
   // Norm and activation of the hidden layer. Then a narrow exchange, of the block's columns.
   FD_HD void activate_hidden(int t) {
-    gather_sums<S>(c, a.squares + int64_t(c.tile) * kRows * S::team, x.sums);
+    gather_sums<S>(c, a.squares + int64_t(c.tile) * kRows * S::team, x.sums, t);
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
       const float root = inverse_root(x.sums[m] * (1.0f / S::deter) + a.eps_hidden);
@@ -128,7 +128,7 @@ struct Forward : ForwardCta<S, T, Cta> {
     c.sync();
     c.each(kRows * OfNext::columns / 4, [&](int i) {
       const int m = i / (OfNext::columns / 4), n = i % (OfNext::columns / 4) * 4;
-      store(a.products + product_at(c.block, m, n), OfNext::template sums<4>(x.partial, m, n));
+      c.give(a.products + product_at(c.block, m, n), OfNext::template sums<4>(x.partial, m, n), t);
     });
   }
 
@@ -148,7 +148,7 @@ struct Forward : ForwardCta<S, T, Cta> {
         const int j = 4 * lane, k = c.rank * S::own_hidden + j;
         s.value = 0.0f;
         if (j >= S::own_hidden) return;
-        const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, post * S::own_hidden + j));
+        const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, post * S::own_hidden + j), t);
         const Numbers<float, 4> bias = load<4>(vector(Vectors<S>::deter_bias) + j);
         const Numbers<T, 4> embedded = load<4>(x.embedded + m * S::own_hidden + j);
         Numbers<T, 4> values;
@@ -282,7 +282,7 @@ struct Forward : ForwardCta<S, T, Cta> {
 template <class Run>
 FD_HD void forward_scan(Run& run, int length) {
   run.phase([](auto& cta) { cta.begin(); });
-  run.narrow();  // nobody writes to a CTA that has not begun
+  run.begun();
   for (int t = 0; t < length; ++t) {
     run.phase([t](auto& cta) { cta.hide(t); });
     run.wide();

@@ -73,7 +73,8 @@ struct Product {
   }
 };
 
-constexpr size_t kSharedLimit = 227 * 1024;  // bytes that a CTA can have on compute capability 9.0
+// Bytes that a CTA can have on compute capability 9.0, but for those of its exchanges.
+constexpr size_t kSharedLimit = 227 * 1024 - 128;
 
 // The largest of these numbers of weights of 2 bytes that fit beside so many bytes.
 template <size_t Count>

@@ -1,8 +1,7 @@
 #pragma once
 
-#include <cooperative_groups.h>
-
 #include "common/resident/phase.h"
+#include "cuda/resident/exchange.cuh"
 
 // A CTA as csrc/common/resident/phase.h asks for it, played by the threads of a real one.
 namespace fastdream::resident {
@@ -70,7 +69,12 @@ struct DeviceGroup {
 template <class S, class Shared>
 struct DeviceCta {
   Shared& mine;
-  int block, rank, tile;
+  const int block, rank, tile;
+  uint64_t* const barriers;  // two, in shared memory
+  int32_t* const failed;
+  uint32_t exchanges = 0;
+  int expected = 0;
+  bool gave_up = false;
 
   template <class F>
   __device__ void each(int n, F f) {
@@ -121,13 +125,20 @@ struct DeviceCta {
     }
   }
 
-  template <typename U>
-  __device__ U* peer(int other, U* p) {
-    if constexpr (S::one_cluster) {
-      return p;  // a block is this CTA alone
-    } else {
-      return cooperative_groups::this_cluster().map_shared_rank(p, other);
-    }
+  template <int N, typename U>
+  __device__ void send(int other, U* place, const Numbers<U, N>& numbers) {
+    Word<N * sizeof(U)> word;
+    memcpy(&word, &numbers, sizeof(word));
+    resident::send(address_in(other, shared_address(place)), word, address_in(other, barrier()));
+  }
+  __device__ void expect(int bytes) { expected += bytes; }
+
+  // Until the others' have come.
+  __device__ void receive() {
+    if (threadIdx.x == 0) expect_bytes(barrier(), expected);
+    wait([&] { return has_come(barrier(), exchanges / 2 % 2); });
+    ++exchanges;
+    expected = 0;
   }
 
   template <int bytes, typename U>
@@ -137,23 +148,48 @@ struct DeviceCta {
   }
   __device__ void fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-  // Past the first cache, which does not see what others write; volatile, for the same address holds something else at
-  // the next step (not every toolkit's __ldcg is).
   template <int N>
-  __device__ Numbers<float, N> fresh(const float* p) {
-    Numbers<float, N> x;
-    if constexpr (N == 4) {
-      asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-                   : "=f"(x.at[0]), "=f"(x.at[1]), "=f"(x.at[2]), "=f"(x.at[3])
-                   : "l"(p));
-    } else if constexpr (N == 2) {
-      asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];" : "=f"(x.at[0]), "=f"(x.at[1]) : "l"(p));
-    } else {
-      static_assert(N == 1, "four, two or one at a time");
-      asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(x.at[0]) : "l"(p));
-    }
-    return x;
+  __device__ void give(float* p, const Numbers<float, N>& numbers, int step) {
+    uint32_t words[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) words[i] = marked(numbers.at[i], mark_of(step));
+    give_words(p, words);
   }
+
+  // All are read before one is looked at. The mark stays in the numbers, as little as it is.
+  template <int N, int Count>
+  __device__ void fresh(Numbers<float, N> (&parts)[Count], const float* first, int apart, int step) {
+    wait([&] {
+      uint32_t words[Count][N], others = 0;
+#pragma unroll
+      for (int k = 0; k < Count; ++k) take_words(first + k * apart, words[k]);
+#pragma unroll
+      for (int k = 0; k < Count; ++k) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          others |= words[k][i] ^ mark_of(step);
+          parts[k].at[i] = __uint_as_float(words[k][i]);
+        }
+      }
+      return (others & 3) == 0;
+    });
+  }
+
+ private:
+  // A thread that waited in vain says so and waits no more: the kernel ends, and the host sees the flag at its next call.
+  template <class Ready>
+  __device__ void wait(Ready ready) {
+    uint64_t since = 0;
+    for (uint32_t tries = 1; !ready() && !gave_up; ++tries) {
+      if (tries % 1024) continue;
+      if (since == 0) since = nanoseconds();
+      if (nanoseconds() - since < kPatience) continue;
+      gave_up = true;
+      *static_cast<volatile int32_t*>(failed) = 1;
+      __threadfence_system();
+    }
+  }
+  __device__ uint32_t barrier() const { return shared_address(barriers + exchanges % 2); }
 };
 
 }  // namespace fastdream::resident

@@ -85,13 +85,10 @@ def _reset_words(reset: Tensor) -> Tensor:
 
 
 def _workspaces(deter: Tensor, shape: Shape) -> list[Tensor]:
-    """Sums, products and the barriers' counts of every tile of the batch."""
+    """Zeros for the sums and products that the CTAs of every tile of the batch exchange."""
     tiles = -(-deter.shape[0] // ROWS)
-    return [
-        deter.new_empty((tiles, shape.team, ROWS), dtype=torch.float32),
-        deter.new_empty((tiles, shape.blocks, ROWS, 2 * shape.hidden), dtype=torch.float32),
-        deter.new_zeros(tiles, dtype=torch.int32),
-    ]
+    sums, products = tiles * ROWS * shape.team, tiles * shape.blocks * ROWS * 2 * shape.hidden
+    return list(deter.new_zeros(sums + products, dtype=torch.float32).split([sums, products]))
 
 
 def _first_layers(p: Params, deter: Tensor, stoch: Tensor, reset: Tensor) -> Tensor:
