@@ -44,7 +44,7 @@ class Barrier {
 };
 
 template <class Shared>
-struct ThreadCta {
+struct ThreadCta : HostProducts {
   struct Copy {
     void* to;
     const void* from;
@@ -56,6 +56,10 @@ struct ThreadCta {
   int block, rank, tile, ranks, player;
   Barrier& barrier;
   std::vector<Copy> copies = {};
+
+  ThreadCta(Shared& mine, Shared* team, int block, int rank, int tile, int ranks, int player, Barrier& barrier)
+      : HostProducts{player, kPlayers}, mine(mine), team(team), block(block), rank(rank), tile(tile), ranks(ranks),
+        player(player), barrier(barrier) {}
 
   template <class F>
   void each(int n, F f) {
@@ -71,10 +75,6 @@ struct ThreadCta {
     }
   }
   void sync() { barrier.wait(); }
-  template <class P, typename T>
-  void product(const T* left, const T* right, float* partial) {
-    for (int warp = player; warp < kWarps; warp += kPlayers) multiply_in_warp<P>(warp, left, right, partial);
-  }
   template <int N, typename U>
   void send(int other, U* place, const Numbers<U, N>& numbers) {
     const size_t offset = size_t(reinterpret_cast<char*>(place) - reinterpret_cast<char*>(&mine));
@@ -104,10 +104,11 @@ struct ThreadRun {
   Cta& cta;
   const Args& args;
   Barrier &cluster, &all;
+  typename Phases::Held held = {};
 
   template <class F>
   void phase(F f) {
-    Phases phases{{cta, args}};
+    Phases phases{{cta, args, held}};
     f(phases);
   }
   void begun() { cluster.wait(); }
@@ -128,7 +129,7 @@ void play_at_once(const Args& args, Scan scan) {
   for (int i = 0; i < S::team * kPlayers; ++i) {
     threads.emplace_back([&, i] {
       const int n = i / kPlayers, block = n / S::ranks;
-      Cta cta{team[n], team.data(), block, n % S::ranks, 0, S::ranks, i % kPlayers, *ctas[n]};
+      Cta cta(team[n], team.data(), block, n % S::ranks, 0, S::ranks, i % kPlayers, *ctas[n]);
       ThreadRun<S, Cta, Direction<S, float, Cta>, Args> run{cta, args, *clusters[block], all};
       scan(run);
     });

@@ -40,7 +40,7 @@ struct ForwardRest {
   alignas(16) T state[kRows * 2 * S::hidden];  // the features of deter | stoch, before the norm and then after it,
   // and the core's hidden layer, later in the step the posterior's, likewise.
   alignas(16) T active[kRows * larger(S::block, S::hidden)];
-  alignas(16) float partial[larger(larger(Weights::Gates::partial, Weights::OfDeter::partial + Weights::OfState::partial),
+  alignas(16) float partial[larger(larger(Weights::Gates::partial, Weights::Hidden::partial),
                                    larger(Weights::OfNext::partial, Weights::Logits::partial))];
   alignas(16) float vectors[Vectors<S>::elements];
   alignas(16) T entered[kRows * S::own];

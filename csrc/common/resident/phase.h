@@ -17,7 +17,11 @@
 //     g.sum(&State::x), g.top(...)   x, a float or floats, becomes the sum or the largest of all lanes'
 //     g.chain(n, x, f)               x = f(lane, state, x) for lanes 0 ... n - 1 in turn; returns the last x
 //   c.sync()                         what its threads wrote is seen by all of them
-//   c.template product<P>(a, b, to)  a [16, K] times b [K, N], as partial results
+//   Sums<P>                          results of a [16, K] times b [K, N] so far, of which each warp has its part
+//   c.multiply(a, b, sums)           add one more
+//   c.forget(sums, f)                rows m with f(m) become zeros
+//   c.leave(sums, to)                the sums, as partial results
+//   Held<P>                          the weights b of a product in registers, which c.hold(b, held) begins to read there
 //   c.expect(n)                      n bytes are to come from other CTAs of the block before the next narrow exchange ends
 //   c.send(rank, p, numbers)         store numbers at p in the shared memory of another CTA of the block: it has them after
 //                                    that exchange
@@ -63,6 +67,19 @@ FD_HD void spread_columns(Cta& c, T* mine, int first) {
   }
 }
 
+template <class P, class Cta, typename T>
+FD_HD void product(Cta& c, const T* left, const T* right, float* partial) {
+  typename Cta::template Sums<P> sums = {};
+  c.multiply(left, right, sums);
+  c.leave(sums, partial);
+}
+template <class P, class Cta, typename T>
+FD_HD void product(Cta& c, const T* left, const typename Cta::template Held<P>& right, float* partial) {
+  typename Cta::template Sums<P> sums = {};
+  c.multiply(left, right, sums);
+  c.leave(sums, partial);
+}
+
 // Begin to copy `width` elements of each row of the tile: row m from from + m * row to to + m * width. Rows past the batch
 // are left as they are: no row's numbers reach another row.
 template <int width, class Cta, typename T>
@@ -71,9 +88,9 @@ FD_HD void fetch_rows(Cta& c, int rows, T* to, const T* from, int64_t row) {
   constexpr int chunk = bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4;
   constexpr int chunks = bytes / chunk;
   static_assert(chunks * chunk == bytes, "rows are copied in words");
-  c.each(rows * chunks, [&](int i) {
+  c.each(kRows * chunks, [&](int i) {
     const int m = i / chunks, part = i % chunks * (chunk / int(sizeof(T)));
-    c.template fetch<chunk>(to + m * width + part, from + m * row + part);
+    if (m < rows) c.template fetch<chunk>(to + m * width + part, from + m * row + part);
   });
 }
 

@@ -66,6 +66,22 @@ struct DeviceGroup {
   }
 };
 
+// A pair of tiles of the left operand times one of the right.
+__device__ inline void multiply_pair(float (&sums)[4], const uint4& low, const uint4& high, const uint4& right) {
+  multiply(sums, low, right.x, right.y);
+  multiply(sums, high, right.z, right.w);
+}
+
+// Of one thread: results so far of its warp's strips, and its warp's weights.
+template <class P>
+struct DeviceSums {
+  float at[P::strips_each][4];
+};
+template <class P>
+struct DeviceHeld {
+  uint4 at[P::pairs / P::split][P::strips_each];
+};
+
 template <class S, class Shared>
 struct DeviceCta {
   Shared& mine;
@@ -90,37 +106,77 @@ struct DeviceCta {
   }
   __device__ void sync() { __syncthreads(); }
 
-  // A warp takes one of `split` shares of K and every groups-th strip. It reads a tile of the left operand once for all
-  // of its strips.
+  // A warp takes one of `split` shares of the pairs and every groups-th strip. It reads a tile of the left operand once for
+  // all of its strips.
   template <class P>
-  __device__ void product(const bf16* left, const bf16* right, float* partial) {
+  using Sums = DeviceSums<P>;
+  template <class P>
+  using Held = DeviceHeld<P>;
+
+  template <class P>
+  __device__ void multiply(const bf16* left, const bf16* right, DeviceSums<P>& sums) {
     constexpr int pairs = P::pairs / P::split;
     const int thread = this_thread(), warp = thread / kLanes, lane = thread % kLanes;
-    const int share = warp % P::split, group = warp / P::split;
-    const uint4* const a = reinterpret_cast<const uint4*>(left);
-    const uint4* const b = reinterpret_cast<const uint4*>(right);
-    float result[P::strips_each][4] = {};
+    const int share = warp % P::split * pairs, group = warp / P::split;
+    const uint4* const a = reinterpret_cast<const uint4*>(left) + share * 2 * kLanes + lane;
+    const uint4* const b = reinterpret_cast<const uint4*>(right) + (group * P::pairs + share) * kLanes + lane;
 #pragma unroll 4
     for (int p = 0; p < pairs; ++p) {
-      const int pair = share * pairs + p;
-      const uint4 first = a[pair * 2 * kLanes + lane], second = a[(pair * 2 + 1) * kLanes + lane];
+      const uint4 low = a[p * 2 * kLanes], high = a[(p * 2 + 1) * kLanes];
 #pragma unroll
       for (int s = 0; s < P::strips_each; ++s) {
-        const int strip = s * P::groups + group;
-        if (P::strips % P::groups && strip >= P::strips) continue;
-        const uint4 weight = b[(strip * P::pairs + pair) * kLanes + lane];
-        multiply(result[s], first, weight.x, weight.y);
-        multiply(result[s], second, weight.z, weight.w);
+        if (!P::has(s, group)) continue;
+        multiply_pair(sums.at[s], low, high, b[(s * P::groups * P::pairs + p) * kLanes]);
       }
     }
+  }
+  template <class P>
+  __device__ void multiply(const bf16* left, const DeviceHeld<P>& held, DeviceSums<P>& sums) {
+    constexpr int pairs = P::pairs / P::split;
+    const int thread = this_thread(), warp = thread / kLanes, lane = thread % kLanes;
+    const uint4* const a = reinterpret_cast<const uint4*>(left) + warp % P::split * pairs * 2 * kLanes + lane;
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) {
+      const uint4 low = a[p * 2 * kLanes], high = a[(p * 2 + 1) * kLanes];
+#pragma unroll
+      for (int s = 0; s < P::strips_each; ++s) multiply_pair(sums.at[s], low, high, held.at[p][s]);
+    }
+  }
+  template <class P>
+  __device__ void hold(const bf16* right, DeviceHeld<P>& held) {
+    constexpr int pairs = P::pairs / P::split;
+    const int thread = this_thread(), warp = thread / kLanes, lane = thread % kLanes, group = warp / P::split;
+    const uint4* const b = reinterpret_cast<const uint4*>(right) + (group * P::pairs + warp % P::split * pairs) * kLanes + lane;
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) {
+#pragma unroll
+      for (int s = 0; s < P::strips_each; ++s) {
+        held.at[p][s] = P::has(s, group) ? b[(s * P::groups * P::pairs + p) * kLanes] : uint4{};
+      }
+    }
+  }
+  template <class P, class F>
+  __device__ void forget(DeviceSums<P>& sums, F f) {
+    const int lane = this_thread() % kLanes;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      if (!f(result_row(lane, i))) continue;
+#pragma unroll
+      for (int s = 0; s < P::strips_each; ++s) sums.at[s][i] = sums.at[s][i + 1] = 0.0f;
+    }
+  }
+  template <class P>
+  __device__ void leave(const DeviceSums<P>& sums, float* partial) {
+    const int thread = this_thread(), warp = thread / kLanes, lane = thread % kLanes;
+    const int share = warp % P::split, group = warp / P::split;
 #pragma unroll
     for (int s = 0; s < P::strips_each; ++s) {
-      const int strip = s * P::groups + group;
-      if (P::strips % P::groups && strip >= P::strips) continue;
+      if (!P::has(s, group)) continue;
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
-        const int at = (share * kRows + result_row(lane, i)) * P::row + strip * kStrip + result_column(lane, i);
-        *reinterpret_cast<float2*>(partial + at) = make_float2(result[s][i], result[s][i + 1]);
+        const int column = (s * P::groups + group) * kStrip + result_column(lane, i);
+        float* const to = partial + (share * kRows + result_row(lane, i)) * P::row + column;
+        store(to, Numbers<float, 2>{sums.at[s][i], sums.at[s][i + 1]});
       }
     }
   }

@@ -19,7 +19,7 @@ class DeviceRun {
 
   template <class F>
   __device__ void phase(F f) {
-    Phases<S, bf16, Cta> phases{{cta_, args_}};
+    Phases<S, bf16, Cta> phases{{cta_, args_, held_}};
     stamp();
     f(phases);
     stamp();
@@ -49,6 +49,7 @@ class DeviceRun {
   }
 
   Cta cta_;
+  typename Phases<S, bf16, Cta>::Held held_;
   const Args& args_;
   int32_t stamps_ = 0;
 };

@@ -29,8 +29,8 @@ ROWS = 16  # of the batch that a team of CTAs takes
 # In which order the CPU plays the CTAs, see csrc/cpu/resident_run.h. The results are the same.
 PLAYED_ORDER = 0
 
-# Where kernels of CUDA note the clock of their first CTA before and after every phase: int64, two words for each of the
-# first, of the seven of every step, and backward of the last. For whoever looks for the slow ones.
+# Where kernels of CUDA note the clock of their first CTA before and after every phase of `forward_scan` or
+# `backward_scan`: int64. For whoever looks for the slow ones.
 CLOCKS: Tensor | None = None
 
 
