@@ -14,7 +14,9 @@ from torch import Tensor
 from fastdream import ops
 from fastdream.ops import reference
 from fastdream.ops.native import resident, resident_op
+from fastdream.ops.native.resident_pack import Params, backward_weights, forward_weights, gathered, vectors
 from fastdream.ops.params import RSSM, BlockGRU, Gaussian, Step
+from fastdream.ops.reference.state import Posterior
 
 from .observe_tools import assert_as_good, results
 from .ops_tools import A, Maker, Sizes, mapped
@@ -86,6 +88,15 @@ def test_smaller_clusters_agree_with_reference(native: ModuleType, monkeypatch: 
     case = Case("12m by 8", 2, 2, torch.bfloat16)
     monkeypatch.setattr(resident, "SHAPES", others)
     check(case)
+
+
+@pytest.mark.parametrize("cut", [forward_weights, backward_weights, vectors])
+@pytest.mark.parametrize("name", ["tiny", "12m by 8"])
+def test_what_is_gathered_is_what_is_cut(name: str, cut: Callable[..., Tensor]):
+    case, shape = Case(name, 1, 1, torch.bfloat16), resident.SHAPES[name]
+    model = Posterior.bind(case.rssm, torch.bfloat16, shape.deter, A)
+    p = Params(*(x.detach() for x in resident._bound(model)))
+    assert torch.equal(gathered(cut, p, shape), cut(p, shape))
 
 
 @pytest.mark.parametrize("resets", [0.0, 1.0])

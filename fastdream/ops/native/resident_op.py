@@ -21,7 +21,14 @@ from fastdream.ops.native.library import (
     register_once_differentiable,
 )
 from fastdream.ops.native.resident_gradients import Kept, Slopes, gradients
-from fastdream.ops.native.resident_pack import Params, Shape, backward_weights, forward_weights, vectors
+from fastdream.ops.native.resident_pack import (
+    Params,
+    Shape,
+    backward_weights,
+    forward_weights,
+    gathered,
+    vectors,
+)
 from fastdream.ops.reference.layers import linear
 
 ROWS = 16  # of the batch that a team of CTAs takes
@@ -156,8 +163,8 @@ def _forward(
     out_deter, out_stoch, logit, drawn, *kept = outputs
     state = deter, _first_layers(p, deter, stoch, reset), entered, embedded
     tensors: list[Tensor | None] = [
-        forward_weights(p, s),
-        vectors(p, s),
+        gathered(forward_weights, p, s),
+        gathered(vectors, p, s),
         *state,
         _reset_words(reset),
         noise,
@@ -202,8 +209,8 @@ def _backward(
     if reset.numel() == 0:
         return [torch.zeros_like(x) for x in (*params, deter, stoch, out_deter, post)]
     tensors: list[Tensor | None] = [
-        backward_weights(p, s),
-        vectors(p, s),
+        gathered(backward_weights, p, s),
+        gathered(vectors, p, s),
         deter,
         out_deter,
         logit,
