@@ -204,6 +204,14 @@ def _resident(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
     return not resident.why_not(rssm, deter.dtype, deter.shape[0], deter.device)
 
 
+# Of the sizes that a single launch observes, those at which it took less time than Triton's on an H200.
+FASTER_AT_ONCE = ("1m",)
+
+
+def _faster_at_once(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return resident.size_of(rssm) in FASTER_AT_ONCE and _resident(rssm, deter, *args, **kwargs)
+
+
 _ON_CHIP = ", ".join(name for name in resident.SHAPES if name.endswith("m"))
 CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_ON_CHIP}")}
 
@@ -253,6 +261,23 @@ class Limits(NamedTuple):
     but: str  # which precisions are not among them
 
 
+# Calls of a few ops for which a backend is tried before the usual order of backends.
+FIRST: dict[tuple[str, str], tuple[str, Limits]] = {
+    ("observe", "cuda"): (
+        "native",
+        Limits(
+            {
+                "observe": Rule(
+                    1, _faster_at_once, f"all but the block GRU at size {', '.join(FASTER_AT_ONCE)}"
+                )
+            },
+            {},
+            (torch.bfloat16,),
+            "full precision",
+        ),
+    ),
+}
+
 LIMITS: dict[tuple[str, str], Limits] = {
     ("native", "cpu"): Limits(RULES, LEAST, (torch.float32, torch.float64), "half precision"),
     ("native", "cuda"): Limits(CUDA_RULES, {}, (torch.bfloat16,), "full precision"),
@@ -267,8 +292,11 @@ def route(
     ours: Callable[..., Any],
     reference: Callable[..., Any],
     limits: Limits = LIMITS["native", "cpu"],
+    other: str = "reference",
 ) -> tuple[Callable[..., Any], str]:
     """A function that gives each call of `op` to whichever backend serves it best, and what is not ours, in words.
+
+    reference  takes the rest: the reference, or what another backend serves by the name `other`.
 
     An op without a rule is ours at every call.
     """
@@ -285,5 +313,6 @@ def route(
         fits = x is not None and x.dtype in precisions and x.numel() >= least
         return (ours if fits and serves(*args, **kwargs) else reference)(*args, **kwargs)
 
+    routed.__wrapped__ = reference  # type: ignore[attr-defined]  # whose signature it has
     turned_down = limits.but, but, f"less than {least} elements" if least else ""
-    return routed, "reference for " + ", ".join(filter(None, turned_down))
+    return routed, f"{other} for " + ", ".join(filter(None, turned_down))
