@@ -36,8 +36,9 @@ def core_backward(
 def gradient_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     """Tiles of products whose first operand is made of two tensors while it is loaded."""
     tiles = product_tiles(min(rows, 16), width, segment, itemsize)
-    most = 512 // itemsize
-    return tiles._replace(k=piece(most, most, tiles.n, itemsize), warps=4 if tiles.n < 64 else 8, stages=3)
+    most, warps = 512 // itemsize, 4 if tiles.n < 32 else 8
+    k = piece(most, most, tiles.n, itemsize, warps)
+    return tiles._replace(k=k, warps=warps, split=warps, stages=3)
 
 
 class BlockBackward:

@@ -16,7 +16,8 @@ from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments
-from fastdream.ops.triton.rowwise_gradient import Later, load_gradient, mean_dots
+from fastdream.ops.triton.rowwise_gradient import Later, gradient_inputs, hat_inputs, mean_dots
+from fastdream.ops.triton.split import load_weights, split_inputs
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -53,9 +54,9 @@ def logit_gradient_kernel(
     BV: tl.constexpr,
     BC: tl.constexpr,
     BK: tl.constexpr,
+    KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
     i_v, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
@@ -64,37 +65,47 @@ def logit_gradient_kernel(
     o_n = (i_v * BV + o_j // BC) * C + o_j % BC
     m_n = (i_v * BV + o_j // BC < S) & (o_j % BC < C)
     m_x = m_m[:, None] & m_n[None, :]
-    b_grad = tl.zeros([BM, BV * BC], tl.float32)
-    if d_n is not None:
-        m_kept = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
-        b_mean, b_rstd = moments(sums, o_m, M, eps, H, H, H, 1, NORM)
-        b_dot, b_sum = mean_dots(dots, o_m, M, H, TILES, BT, NORM)
-        for i_k in range(0, H, BK):
-            o_k = i_k + tl.arange(0, BK)
-            m_k = o_k < H
-            b_d = load_gradient(
-                d_n, x, scale, b_mean, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, s_x, NORM
-            )
-            p_w = weight + o_k[:, None] * s_weight + o_n[None, :]
-            b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
-            b_grad = tl.dot(b_d.to(b_w.dtype), b_w, b_grad, input_precision="ieee")
-    if given_onehot is not None:
-        p_onehot = given_onehot + o_row[:, None] * s_onehot + o_n[None, :]
-        b_grad += tl.load(p_onehot, mask=m_x, other=0.0).to(tl.float32)
-
     b_logit = tl.load(logit + o_row[:, None] * s_logit + o_n[None, :], mask=m_x, other=-float("inf"))
     # Rows and variables that are not there would have no largest logit.
     b_logit = tl.where(m_n[None, :] & ~m_m[:, None], 0.0, b_logit.to(tl.float32))
     b_logit = tl.where((i_v * BV + o_j // BC >= S)[None, :], 0.0, b_logit)
-    b_group = tl.reshape(b_logit, [BM, BV, BC])
-    b_p = tl.exp(b_group - tl.max(b_group, 2, keep_dims=True))
-    b_p = b_p / tl.sum(b_p, 2, keep_dims=True)
-    b_g = tl.reshape(b_grad, [BM, BV, BC])
-    b_g = tl.cast(keep, tl.float32) * b_p * (b_g - tl.sum(b_g * b_p, 2, keep_dims=True))
-    b_grad = tl.reshape(b_g, [BM, BV * BC])
+    b_grad = tl.zeros([BM, BV * BC], tl.float32)
+    if given_onehot is not None:
+        p_onehot = given_onehot + o_row[:, None] * s_onehot + o_n[None, :]
+        b_grad = tl.load(p_onehot, mask=m_x, other=0.0).to(tl.float32)
+    b_given = tl.zeros([BM, BV * BC], tl.float32)
     if given_logit is not None:
         p_given = given_logit + o_row[:, None] * s_given + o_n[None, :]
-        b_grad += tl.load(p_given, mask=m_x, other=0.0).to(tl.float32)
+        b_given = tl.load(p_given, mask=m_x, other=0.0).to(tl.float32)
+    if d_n is not None:
+        o_k = split_inputs(0, BK, KS)
+        m_k = o_k < H
+        b_w = load_weights(weight, o_k, m_k, o_n, m_n, s_weight, 1)
+        m_kept = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
+        b_mean, b_rstd = moments(sums, o_m, M, eps, H, H, H, 1, NORM)
+        b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM)
+    b_p = tl.reshape(b_logit, [BM, BV, BC])
+    b_p = tl.exp(b_p - tl.max(b_p, 2, keep_dims=True))
+    b_p = b_p / tl.sum(b_p, 2, keep_dims=True)
+
+    begin(PDL)
+    if d_n is not None:
+        b_dot, b_sum = mean_dots(dots, o_m, M, H, TILES, BT, NORM)
+        b_d = gradient_inputs(d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, NORM)
+        b_out = tl.dot(b_d.to(b_w.dtype), b_w, input_precision="ieee")
+        for i_k in range(BK, H, BK):
+            o_k = split_inputs(i_k, BK, KS)
+            m_k = o_k < H
+            b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM)
+            b_d = gradient_inputs(
+                d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, NORM
+            )
+            b_w = load_weights(weight, o_k, m_k, o_n, m_n, s_weight, 1)
+            b_out = tl.dot(b_d.to(b_w.dtype), b_w, b_out, input_precision="ieee")
+        b_grad += tl.sum(b_out, 0)
+    b_g = tl.reshape(b_grad, [BM, BV, BC])
+    b_g = tl.cast(keep, tl.float32) * b_p * (b_g - tl.sum(b_g * b_p, 2, keep_dims=True))
+    b_grad = tl.reshape(b_g, [BM, BV * BC]) + b_given
     tl.store(d_logit + o_row[:, None] * s_d + o_n[None, :], b_grad.to(d_logit.dtype.element_ty), mask=m_x)
 
 
@@ -142,7 +153,8 @@ def logit_gradient(
         BM=16,
         BV=variables,
         BC=columns,
-        BK=piece(512 // itemsize, units, variables * columns, itemsize),
+        BK=piece(512 // itemsize, units, variables * columns, itemsize, 4),
+        KS=4,
         num_warps=4,
-        num_stages=4,
+        num_stages=3,
     )
