@@ -68,7 +68,8 @@ def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     if rows <= 16:
         n = next((n for n in (64, 32) if width // n >= 96 and segment % n == 0), 16)
         most = 8 * depth
-        return Tiles(16, n, piece(most, most, n, itemsize, 4), 4, 4 if n == 16 else 3, split=4)
+        warps = 4 if n < 64 else 8
+        return Tiles(16, n, piece(most, most, n, itemsize, warps), warps, 4 if n == 16 else 3, split=warps)
     shapes = (128, 128), (128, 64), (64, 64), (64, 32), (32, 32)
     fitting = [(m, n) for m, n in shapes if n <= segment]
     enough = [

@@ -22,7 +22,14 @@ from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
-from fastdream.ops.triton.split import load_inputs, load_weights, normalize_inputs, split_inputs
+from fastdream.ops.triton.split import (
+    add_product,
+    load_inputs,
+    load_weights,
+    normalize_inputs,
+    split_inputs,
+    sum_parts,
+)
 
 
 def gates_tiles(rows: int, width: int, block: int, itemsize: int) -> Tiles:
@@ -201,25 +208,23 @@ def split_gates_kernel(
     b_h = load_inputs(hidden + i_g * P, o_row, m_m, o_k, o_k < P, s_hidden)
     b_mean, b_rstd = moments(sums, o_m, M, eps, G * P, P, TILE, BT, NORM)
     b_y = activate(normalize_inputs(b_h, b_mean, b_rstd, scale, shift, i_g * P + o_k, o_k < P), ACT)
-    b_y = b_y.to(weight.dtype.element_ty)
-    b_r = tl.dot(b_y, b_wr, input_precision="ieee")
-    b_c = tl.dot(b_y, b_wc, input_precision="ieee")
-    b_u = tl.dot(b_y, b_wu, input_precision="ieee")
+    b_r = add_product(None, b_y, b_wr)
+    b_c = add_product(None, b_y, b_wc)
+    b_u = add_product(None, b_y, b_wu)
     for i_k in range(BK, P, BK):
         o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < P
         b_h = load_inputs(hidden + i_g * P, o_row, m_m, o_k, m_k, s_hidden)
         b_y = activate(normalize_inputs(b_h, b_mean, b_rstd, scale, shift, i_g * P + o_k, m_k), ACT)
-        b_y = b_y.to(weight.dtype.element_ty)
         b_w = load_weights(p_w, o_k, m_k, o_n, m_n, s_k, s_n)
-        b_r = tl.dot(b_y, b_w, b_r, input_precision="ieee")
+        b_r = add_product(b_r, b_y, b_w)
         b_w = load_weights(p_w + P * s_n, o_k, m_k, o_n, m_n, s_k, s_n)
-        b_c = tl.dot(b_y, b_w, b_c, input_precision="ieee")
+        b_c = add_product(b_c, b_y, b_w)
         b_w = load_weights(p_w + 2 * P * s_n, o_k, m_k, o_n, m_n, s_k, s_n)
-        b_u = tl.dot(b_y, b_w, b_u, input_precision="ieee")
-    b_r = tl.sum(b_r, 0) + b_br[None, :]
-    b_c = tl.sum(b_c, 0) + b_bc[None, :]
-    b_u = tl.sum(b_u, 0) + b_bu[None, :]
+        b_u = add_product(b_u, b_y, b_w)
+    b_r = sum_parts(b_r) + b_br[None, :]
+    b_c = sum_parts(b_c) + b_bc[None, :]
+    b_u = sum_parts(b_u) + b_bu[None, :]
     write_gates(b_r, b_c, b_u, b_deter, out, gates, s_out, s_gates, o_row, m_m, o_n, m_n, i_g, P)
 
 

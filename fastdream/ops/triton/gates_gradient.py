@@ -22,7 +22,7 @@ from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, row_tiles
 from fastdream.ops.triton.rowwise_gradient import Later, gradient_inputs, hat_inputs, mean_dots
-from fastdream.ops.triton.split import load_weights, split_inputs
+from fastdream.ops.triton.split import add_product, load_weights, split_inputs, sum_parts
 
 
 @triton.jit
@@ -71,15 +71,15 @@ def through_layer(
     begin(PDL)
     b_dot, b_sum = mean_dots(dots, o_m, M, K, TILES, BD, NORM)
     b_g = gradient_inputs(d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_m, o_k, o_k < K, s_dn, NORM)
-    b_d = tl.dot(b_g.to(b_w.dtype), b_w, input_precision="ieee")
+    b_d = add_product(None, b_g, b_w)
     for i_k in range(BK, K, BK):
         o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < K
         b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM)
         b_g = gradient_inputs(d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_m, o_k, m_k, s_dn, NORM)
         b_w = load_weights(weight, o_k, m_k, o_n, m_n, N, 1)
-        b_d = tl.dot(b_g.to(b_w.dtype), b_w, b_d, input_precision="ieee")
-    return tl.sum(b_d, 0)
+        b_d = add_product(b_d, b_g, b_w)
+    return sum_parts(b_d)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -25,7 +25,7 @@ from fastdream.ops.triton.rowwise_gradient import (
     mean_dots,
     store_gradient,
 )
-from fastdream.ops.triton.split import load_inputs, load_weights, split_inputs
+from fastdream.ops.triton.split import add_product, load_inputs, load_weights, split_inputs, sum_parts
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -103,7 +103,7 @@ def layer_gradient_kernel(
             s_gradient,
             UP_NORM,
         )
-    b_grad = tl.dot(b_g.to(b_w.dtype), b_w, input_precision="ieee")
+    b_grad = add_product(None, b_g, b_w)
     for i_k in range(BK, K, BK):
         o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < K
@@ -116,9 +116,9 @@ def layer_gradient_kernel(
                 gradient, b_up, up_scale, b_rstd, b_dot, b_sum, o_row, m_m, o_g, m_k, s_gradient, UP_NORM
             )
         b_w = load_weights(weight + i_g * s_g, o_k, m_k, o_n, m_n, s_k, s_n)
-        b_grad = tl.dot(b_g.to(b_w.dtype), b_w, b_grad, input_precision="ieee")
+        b_grad = add_product(b_grad, b_g, b_w)
     i_tile = i_g * tl.num_programs(0) + i_n
-    b_grad = tl.sum(b_grad, 0)
+    b_grad = sum_parts(b_grad)
     store_gradient(b_grad, b_hat, b_scale, b_shift, d_n, dots, i_tile, o_m, o_x, m_n, M, s_d, NORM, ACT)
 
 

@@ -17,7 +17,7 @@ from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments
 from fastdream.ops.triton.rowwise_gradient import Later, gradient_inputs, hat_inputs, mean_dots
-from fastdream.ops.triton.split import load_weights, split_inputs
+from fastdream.ops.triton.split import add_product, load_weights, split_inputs, sum_parts
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -26,7 +26,7 @@ def logit_gradient_kernel(
     given_onehot,  # [M, S*C] or None
     given_logit,  # [M, S*C] or None
     d_logit,  # [M, S*C]
-    weight,  # [H, S*C]
+    weight,  # [S*C, H]
     scale,  # [H] or None
     d_n,  # [M, H] or None
     x,  # [M, H]
@@ -39,7 +39,6 @@ def logit_gradient_kernel(
     M,
     eps,
     keep,
-    s_weight,
     s_logit,
     s_onehot,
     s_given,
@@ -80,7 +79,7 @@ def logit_gradient_kernel(
     if d_n is not None:
         o_k = split_inputs(0, BK, KS)
         m_k = o_k < H
-        b_w = load_weights(weight, o_k, m_k, o_n, m_n, s_weight, 1)
+        b_w = load_weights(weight, o_k, m_k, o_n, m_n, 1, H)
         m_kept = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
         b_mean, b_rstd = moments(sums, o_m, M, eps, H, H, H, 1, NORM)
         b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM)
@@ -92,7 +91,7 @@ def logit_gradient_kernel(
     if d_n is not None:
         b_dot, b_sum = mean_dots(dots, o_m, M, H, TILES, BT, NORM)
         b_d = gradient_inputs(d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, NORM)
-        b_out = tl.dot(b_d.to(b_w.dtype), b_w, input_precision="ieee")
+        b_out = add_product(None, b_d, b_w)
         for i_k in range(BK, H, BK):
             o_k = split_inputs(i_k, BK, KS)
             m_k = o_k < H
@@ -100,9 +99,9 @@ def logit_gradient_kernel(
             b_d = gradient_inputs(
                 d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, NORM
             )
-            b_w = load_weights(weight, o_k, m_k, o_n, m_n, s_weight, 1)
-            b_out = tl.dot(b_d.to(b_w.dtype), b_w, b_out, input_precision="ieee")
-        b_grad += tl.sum(b_out, 0)
+            b_w = load_weights(weight, o_k, m_k, o_n, m_n, 1, H)
+            b_out = add_product(b_out, b_d, b_w)
+        b_grad += sum_parts(b_out)
     b_g = tl.reshape(b_grad, [BM, BV, BC])
     b_g = tl.cast(keep, tl.float32) * b_p * (b_g - tl.sum(b_g * b_p, 2, keep_dims=True))
     b_grad = tl.reshape(b_g, [BM, BV * BC]) + b_given
@@ -119,12 +118,12 @@ def logit_gradient(
     layer: Layer,
     later: Later | None,
 ) -> None:
-    """Write d_logit [M, S*C]. layer: stoch's of the core; weight [H, S*C] is its own in the dtype of products."""
+    """Write d_logit [M, S*C]. layer: stoch's of the core; weight [S*C, H]: its own, transposed, in products' dtype."""
     rows = logit.shape[0]
     stoch, classes, unimix = latent
     columns = power_of_two(classes)
     variables = max(1, min(32 // columns, power_of_two(stoch)))
-    tiles, units, itemsize = later.tiles() if later else 0, weight.shape[0], weight.element_size()
+    tiles, units, itemsize = later.tiles() if later else 0, weight.shape[1], weight.element_size()
     launch(
         logit_gradient_kernel,
         (triton.cdiv(stoch, variables), triton.cdiv(rows, 16)),
@@ -139,7 +138,6 @@ def logit_gradient(
         rows,
         layer.eps,
         1 - unimix,
-        weight.stride(0),
         logit.stride(0),
         0 if given_onehot is None else given_onehot.stride(0),
         0 if given_logit is None else given_logit.stride(0),

@@ -23,7 +23,14 @@ from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, row_tiles
-from fastdream.ops.triton.split import load_inputs, load_weights, normalize_inputs, split_inputs
+from fastdream.ops.triton.split import (
+    add_product,
+    load_inputs,
+    load_weights,
+    normalize_inputs,
+    split_inputs,
+    sum_parts,
+)
 
 BM = 16  # rows of a program's product, the least that tensor cores take
 GATHERED = 8192  # elements of rows that a program adds up at a time
@@ -140,7 +147,7 @@ def posterior_kernel(
     b_y = activate(
         normalize_inputs(b_h, b_mean, b_rstd, hidden_scale, hidden_shift, o_k, o_k < U), HIDDEN_ACT
     )
-    b_logit = tl.dot(b_y.to(b_w.dtype), b_w, input_precision="ieee")
+    b_logit = add_product(None, b_y, b_w)
     for i_k in range(BK, U, BK):
         o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < U
@@ -149,10 +156,10 @@ def posterior_kernel(
             normalize_inputs(b_h, b_mean, b_rstd, hidden_scale, hidden_shift, o_k, m_k), HIDDEN_ACT
         )
         b_w = load_weights(weight, o_k, m_k, o_n, m_n, 1, U)
-        b_logit = tl.dot(b_y.to(b_w.dtype), b_w, b_logit, input_precision="ieee")
+        b_logit = add_product(b_logit, b_y, b_w)
     # Of the rows that tensor cores take, those that are the program's own.
     b_logit = tl.where(m_m[None, :, None], b_logit, 0.0)
-    b_logit = tl.sum(tl.reshape(b_logit, [KS * BM // BR, BR, BV * BC]), 0) + b_bias[None, :]
+    b_logit = sum_parts(tl.reshape(b_logit, [KS * BM // BR, BR, BV * BC])) + b_bias[None, :]
     b_logit = b_logit.to(logit.dtype.element_ty)
     p_logit = o_r64[:, None] * s_logit + o_n[None, :]
     m_logit = m_r[:, None] & m_n[None, :]

@@ -39,3 +39,47 @@ def normalize_inputs(b_x, b_mean, b_rstd, scale, shift, o_k, m_k):
     if shift is not None:
         b_x += tl.load(shift + o_k, mask=m_k, other=0.0).to(tl.float32)[:, None, :]
     return b_x
+
+
+@triton.jit
+def add_product(b_out, b_a, b_w):
+    """out + a w of parts [KS, BM, K] [KS, K, BN]; out may be None.
+
+    In float32 every piece has a sum of its own: one of thousands of terms, one after the other, loses digits.
+    """
+    if b_out is None:
+        return tl.dot(b_a.to(b_w.dtype), b_w, input_precision="ieee")
+    elif b_w.dtype == tl.float32:
+        # The limit means nothing to float32, but Triton leaves a product that has one as it is written.
+        return b_out + tl.dot(b_a.to(b_w.dtype), b_w, input_precision="ieee", max_num_imprecise_acc=1)
+    else:
+        return tl.dot(b_a.to(b_w.dtype), b_w, b_out, input_precision="ieee")
+
+
+@triton.jit
+def halved(b_x):
+    """[M, N, 2 * n] -> [M, N, n], sums of neighbours."""
+    left, right = tl.split(tl.reshape(b_x, [b_x.shape[0], b_x.shape[1], b_x.shape[2] // 2, 2]))
+    return left + right
+
+
+@triton.jit
+def sum_parts(b_x):
+    """[parts, M, N] -> [M, N], up to 64 parts. As sums of two: they cross warps once, where tl.sum does so twice."""
+    PARTS: tl.constexpr = b_x.shape[0]
+    M: tl.constexpr = b_x.shape[1]
+    N: tl.constexpr = b_x.shape[2]
+    b_x = tl.permute(b_x, (1, 2, 0))
+    if PARTS > 1:
+        b_x = halved(b_x)
+    if PARTS > 2:
+        b_x = halved(b_x)
+    if PARTS > 4:
+        b_x = halved(b_x)
+    if PARTS > 8:
+        b_x = halved(b_x)
+    if PARTS > 16:
+        b_x = halved(b_x)
+    if PARTS > 32:
+        b_x = halved(b_x)
+    return tl.reshape(b_x, [M, N])

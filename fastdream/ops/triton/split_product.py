@@ -6,7 +6,14 @@ import triton.language as tl
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, store_sums
-from fastdream.ops.triton.split import load_inputs, load_weights, normalize_inputs, split_inputs
+from fastdream.ops.triton.split import (
+    add_product,
+    load_inputs,
+    load_weights,
+    normalize_inputs,
+    split_inputs,
+    sum_parts,
+)
 
 
 @triton.jit
@@ -79,7 +86,6 @@ def split_product_kernel(
         m_base = m_m[:, None] & (m_n & (o_out < BASE))[None, :]
         p_base = base + o_row[:, None] * s_base + o_out[None, :]
         b_base = tl.load(p_base, mask=m_base, other=0.0).to(tl.float32)
-    b_out = tl.zeros([KS, BM, BN], tl.float32)
     o_k = split_inputs(0, BK, KS)
     if x is None:
         b_w = load_weights(p_own, o_k, o_k < K, o_n, m_n, s_k, s_n)
@@ -89,7 +95,7 @@ def split_product_kernel(
         b_a = ready(
             b_a, reset, b_reset, b_mean, b_rstd, in_scale, in_shift, i_g * K + o_k, o_k < K, IN_NORM, IN_ACT
         )
-        b_out = tl.dot(b_a.to(b_w.dtype), b_w, b_out, input_precision="ieee")
+        b_out = add_product(None, b_a, b_w)
         for i_k in range(BK, K, BK):
             o_k = split_inputs(i_k, BK, KS)
             m_k = o_k < K
@@ -98,29 +104,30 @@ def split_product_kernel(
                 b_a, reset, b_reset, b_mean, b_rstd, in_scale, in_shift, i_g * K + o_k, m_k, IN_NORM, IN_ACT
             )
             b_w = load_weights(p_own, o_k, m_k, o_n, m_n, s_k, s_n)
-            b_out = tl.dot(b_a.to(b_w.dtype), b_w, b_out, input_precision="ieee")
+            b_out = add_product(b_out, b_a, b_w)
     else:
         # Of these only x is new: deter was written before the kernel before began.
+        b_out = tl.zeros([KS, BM, BN], tl.float32)
         for i_k in range(0, K, BK):
             o_k = split_inputs(i_k, BK, KS)
             m_k = o_k < K
             b_a = load_inputs(p_deter, o_row, m_m, o_k, m_k, s_deter)
             b_a = kept(b_a, reset, b_reset)
             b_w = load_weights(p_own, o_k, m_k, o_n, m_n, s_k, s_n)
-            b_out = tl.dot(b_a, b_w, b_out, input_precision="ieee")
+            b_out = add_product(b_out, b_a, b_w)
         p_shared = shared + i_g * s_g
         o_k = split_inputs(0, BX, KS)
         b_w = load_weights(p_shared, o_k, o_k < X, o_n, m_n, s_k, s_n)
         begin(PDL)
         b_a = load_inputs(x, o_row, m_m, o_k, o_k < X, s_x)
-        b_out = tl.dot(b_a, b_w, b_out, input_precision="ieee")
+        b_out = add_product(b_out, b_a, b_w)
         for i_k in range(BX, X, BX):
             o_k = split_inputs(i_k, BX, KS)
             m_k = o_k < X
             b_a = load_inputs(x, o_row, m_m, o_k, m_k, s_x)
             b_w = load_weights(p_shared, o_k, m_k, o_n, m_n, s_k, s_n)
-            b_out = tl.dot(b_a, b_w, b_out, input_precision="ieee")
+            b_out = add_product(b_out, b_a, b_w)
 
-    b_sum = (tl.sum(b_out, 0) + b_base).to(out.dtype.element_ty)
+    b_sum = (sum_parts(b_out) + b_base).to(out.dtype.element_ty)
     tl.store(out + o_row[:, None] * s_out + o_out[None, :], b_sum, mask=m_m[:, None] & m_n[None, :])
     store_sums(sums, b_sum.to(tl.float32), m_n, i_g * tl.num_programs(0) + i_n, o_m, M, NORM)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise_gradient import gradient_inputs, hat_inputs, mean_dots
-from fastdream.ops.triton.split import split_inputs
+from fastdream.ops.triton.split import add_product, split_inputs, sum_parts
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def through_blocks(
     b_d = gradient_inputs(
         d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_m, i_g * K + o_k, o_k < INPUTS, s_dn, NORM
     )
-    b_out = tl.dot(b_d.to(b_w.dtype), b_w, input_precision="ieee")
+    b_out = add_product(None, b_d, b_w)
     for i_k in range(BK, INPUTS, BK):
         o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < INPUTS
@@ -58,8 +58,8 @@ def through_blocks(
             d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_m, i_g * K + o_k, m_k, s_dn, NORM
         )
         b_w = block_weights(weight, o_k, o_r, m_n, i_g, s_g, s_r, s_k, INPUTS, K)
-        b_out = tl.dot(b_d.to(b_w.dtype), b_w, b_out, input_precision="ieee")
-    return tl.sum(b_out, 0)
+        b_out = add_product(b_out, b_d, b_w)
+    return sum_parts(b_out)
 
 
 @triton.jit
