@@ -39,7 +39,7 @@ def gates_tiles(rows: int, width: int, block: int, itemsize: int) -> Tiles:
         n = 32 if width // 32 >= 96 and block % 32 == 0 else 16
         k = piece(4 * depth, block, 3 * n, itemsize, 4)  # latency counts: few long pieces
         return Tiles(16, n, k, 4, 4, split=4)
-    shapes = (64, 64), (64, 32), (32, 32)
+    shapes = ((128, 64),) * (itemsize == 2) + ((64, 64), (64, 32), (32, 32))
     fitting = [(m, n) for m, n in shapes if n <= block]
     enough = [
         (m, n) for m, n in fitting if triton.cdiv(rows, m) * (width // block) * triton.cdiv(block, n) >= 120
