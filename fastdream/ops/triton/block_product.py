@@ -58,6 +58,11 @@ def piece(most: int, inputs: int, columns: int, itemsize: int, parts: int) -> in
     return max(16 * parts, min(most, fitting, power_of_two(inputs)))
 
 
+def split_warps(width: int) -> int:
+    """Warps among which inputs are split, for layers of so many units: each has sixteen inputs or more of a piece."""
+    return 8 if width >= 256 else 4
+
+
 def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     """Tiles for a product of `rows` rows and `width` columns in segments of `segment`.
 
@@ -68,8 +73,7 @@ def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     depth = 128 // itemsize
     if rows <= 16:
         n = next((n for n in (64, 32) if width // n >= 96 and segment % n == 0), 16)
-        most = 8 * depth
-        warps = 4 if n < 64 else 8
+        most, warps = 8 * depth, split_warps(segment)
         return Tiles(16, n, piece(most, most, n, itemsize, warps), warps, 4 if n == 16 else 3, split=warps)
     shapes = (128, 128), (64, 128), (128, 64), (64, 64), (64, 32), (32, 32)
     fitting = [(m, n) for m, n in shapes if n <= segment]

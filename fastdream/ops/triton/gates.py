@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdream.ops.triton.block_product import Tiles, piece
+from fastdream.ops.triton.block_product import Tiles, piece, split_warps
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.math import tanh
@@ -37,8 +37,9 @@ def gates_tiles(rows: int, width: int, block: int, itemsize: int) -> Tiles:
     depth = 128 // itemsize
     if rows <= 16:
         n = 32 if width // 32 >= 96 and block % 32 == 0 else 16
-        k = piece(4 * depth, block, 3 * n, itemsize, 4)  # latency counts: few long pieces
-        return Tiles(16, n, k, 4, 4, split=4)
+        warps = split_warps(block)
+        k = piece(4 * depth, block, 3 * n, itemsize, warps)  # latency counts: few long pieces
+        return Tiles(16, n, k, warps, 3, split=warps)
     shapes = ((128, 64),) * (itemsize == 2) + ((64, 64), (64, 32), (32, 32))
     fitting = [(m, n) for m, n in shapes if n <= block]
     enough = [

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.params import Categorical, Layer
-from fastdream.ops.triton.block_product import piece
+from fastdream.ops.triton.block_product import piece, split_warps
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.overlap import begin
@@ -124,6 +124,7 @@ def logit_gradient(
     columns = power_of_two(classes)
     variables = max(1, min(32 // columns, power_of_two(stoch)))
     tiles, units, itemsize = later.tiles() if later else 0, weight.shape[1], weight.element_size()
+    warps = split_warps(units)
     launch(
         logit_gradient_kernel,
         (triton.cdiv(stoch, variables), triton.cdiv(rows, 16)),
@@ -151,8 +152,8 @@ def logit_gradient(
         BM=16,
         BV=variables,
         BC=columns,
-        BK=piece(512 // itemsize, units, variables * columns, itemsize, 4),
-        KS=4,
-        num_warps=4,
+        BK=piece(512 // itemsize, units, variables * columns, itemsize, warps),
+        KS=warps,
+        num_warps=warps,
         num_stages=3,
     )
