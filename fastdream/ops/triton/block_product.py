@@ -32,25 +32,35 @@ from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import PLANES, moments, normalize_tile, row_tiles, store_sums
+from fastdream.ops.triton.split_product import split_product_kernel
 
 
 class Tiles(NamedTuple):
-    """What a program of a product computes at a time: rows, columns, depth; with how many warps and stages."""
+    """What a program of a product computes at a time: rows, columns, depth; with how many warps and stages.
+
+    split: into how many parts the inputs of a piece are split, as many as there are warps, or 1; see `split`.
+    """
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
+    split: int = 1
 
 
-PIECE = 24 * 1024  # bytes of weights that a program multiplies by at a time, at the most
+PIECE = 32 * 1024  # bytes of weights that a program multiplies by at a time, at the most
 
 
-def piece(most: int, inputs: int, columns: int, itemsize: int) -> int:
+def piece(most: int, inputs: int, columns: int, itemsize: int, parts: int) -> int:
     """How many of so many inputs are multiplied by weights of so many columns at a time: a power of two up to most."""
     fitting = power_of_two(PIECE // (columns * itemsize) + 1) // 2
-    return max(16, min(most, fitting, power_of_two(inputs)))
+    return max(16 * parts, min(most, fitting, power_of_two(inputs)))
+
+
+def split_warps(width: int) -> int:
+    """Warps among which inputs are split, for layers of so many units: each has sixteen inputs or more of a piece."""
+    return 8 if width >= 256 else 4
 
 
 def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
@@ -63,7 +73,8 @@ def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     depth = 128 // itemsize
     if rows <= 16:
         n = next((n for n in (64, 32) if width // n >= 96 and segment % n == 0), 16)
-        return Tiles(16, n, 2 * depth, 2 if n == 16 else 4, 4)
+        most, warps = 8 * depth, split_warps(segment)
+        return Tiles(16, n, piece(most, most, n, itemsize, warps), warps, 4 if n == 16 else 3, split=warps)
     shapes = (128, 128), (64, 128), (128, 64), (64, 64), (64, 32), (32, 32)
     fitting = [(m, n) for m, n in shapes if n <= segment]
     enough = [
@@ -175,6 +186,14 @@ def product_sums(out: Tensor, blocks: int, tiles: Tiles, norm: str) -> Tensor | 
     return out.new_empty(shape, dtype=torch.float32) if norm != "none" else None
 
 
+def _pieces(tiles: Tiles, *inputs: int) -> dict[str, int]:
+    """Of deter's inputs and of x's."""
+    if tiles.split == 1:
+        return {"BK": tiles.k}
+    sizes = [min(tiles.k, power_of_two(max(16 * tiles.split, n))) for n in inputs]
+    return {"BK": sizes[0], "BX": sizes[1], "KS": tiles.split}
+
+
 def block_product(
     deter: Tensor,
     reset: Tensor | None,
@@ -194,8 +213,9 @@ def block_product(
     before = normed.layer if normed else Layer(own)
     assert normed is None or x is None, "only deter alone can be normed"
     assert x is None or (shared is not None and shared.stride() == own.stride()), "W and V differ in strides"
+    few, reads = tiles.split > 1, 0 if x is None else x.shape[1]
     launch(
-        block_product_kernel,
+        split_product_kernel if few else block_product_kernel,
         (triton.cdiv(width, tiles.n), blocks, triton.cdiv(rows, tiles.m)),
         deter,
         reset,
@@ -218,7 +238,7 @@ def block_product(
         *own.stride(),
         G=blocks,
         K=depth,
-        X=0 if x is None else x.shape[1],
+        X=reads,
         N=width,
         BASE=0 if base is None else base.shape[1],
         NORM=norm,
@@ -228,7 +248,7 @@ def block_product(
         IN_BT=power_of_two(row_tiles(blocks * depth, depth, normed.tile)) if normed else 1,
         BM=tiles.m,
         BN=tiles.n,
-        BK=tiles.k,
+        **_pieces(tiles, depth, reads),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
