@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdream.ops.params import Layer
 from fastdream.ops.reference import norm_act
 from fastdream.ops.triton.block_product import Tiles, block_product, product_sums
+from fastdream.ops.triton.core import BlockStep
 from fastdream.ops.triton.gates import block_gates
+from fastdream.ops.triton.normed_product import LINE, normed_product
+
+from .ops_tools import Maker, Sizes, mapped
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -110,6 +115,41 @@ def test_gates_after_a_product(
     bare = nan(rows, total)
     block_gates(*arguments, bare, None, norm, act, 1e-3, tiles.n, tiles)
     assert torch.equal(bare, out) and poison
+
+
+@pytest.mark.parametrize(("norm", "act"), [("rms", "silu"), ("layer", "elu"), ("none", "gelu")])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]])
+def test_product_normed_where_it_is_computed(shape: Shape, norm: str, act: str, poison: list[str]):
+    rows, blocks, depth, width, wide, tiles = shape
+    total = blocks * width
+    deter, x, weight = step(rows, blocks * depth), step(rows, wide), normal(blocks, depth + wide, width)
+    scale = None if norm == "none" else normal(total)
+    shift = normal(total) if norm == "layer" else None
+    layer = Layer(weight, normal(total), scale, shift, norm, act, 1e-3)
+    own, shared = weight[:, :depth], weight[:, depth:]
+    true = torch.einsum("mk,gkn->mgn", x.double(), shared.double()).flatten(1) + blockwise(deter, own)
+    wide = [None if v is None else v.double() for v in (scale, shift)]
+    true = norm_act(true + layer.bias.double(), *wide, norm, act, 1e-3)
+    arrived = torch.zeros(-(-rows // tiles.m), LINE.value, dtype=torch.int32, device=DEVICE)
+    for together in (False, True) if DEVICE == "cuda" else (False,):
+        out = nan(rows, total)
+        sums = product_sums(out, blocks, tiles, norm)
+        for _ in range(2):
+            normed_product(deter, own, x, shared, layer, out, sums, arrived, tiles, together)
+        check_near(out, true)
+        assert poison
+
+
+def test_cores_agree_wherever_their_hidden_layer_is_normed():
+    m, rows = Maker(0, torch.float32, Sizes(deter=48, hidden=20, stoch=3, classes=4, blocks=8)), 37
+    core = mapped(lambda x: x.detach().to(DEVICE), m.core("block"))
+    deter, x = normal(rows, 48), normal(rows, 60)
+    new = [nan(rows, 48) for _ in range(2)]
+    for normed, out in enumerate(new):
+        step = BlockStep.bind(core.hidden, core.gates, rows, normed == 1)
+        assert (step.arrived is not None) == normed
+        step(deter, x, out)
+    check_near(new[1], new[0].double())
 
 
 def new_deter(blocks: int, gates: Tensor, deter: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastdream.ops.params import Actor, BlockGRU, Categorical, LayerNormGRU, Layers
 from fastdream.ops.triton import library
 from fastdream.ops.triton.block_product import Tiles, block_product, product_tiles
-from fastdream.ops.triton.config import Spread, TailCut, power_of_two, spread_tail, tail_cut
+from fastdream.ops.triton.config import Spread, TailCut, normed_once, power_of_two, spread_tail, tail_cut
 from fastdream.ops.triton.core import BlockStep, DenseStep
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Packer, part
@@ -83,9 +83,10 @@ class StepKernels(NamedTuple):
         empty, wide = deter.new_empty, max(tail.wide, tail.enter.out)
         fits = calls and sum(map(len, tail.chains)) + 2 <= LINE.value
         spread = spread_tail(rows, wide, capability, itemsize) if fits else None
+        normed = calls > 0 and len(hidden) == 1 and normed_once(rows, capability, itemsize)
         waits = (calls, triton.cdiv(rows, spread.rows), LINE.value) if spread else (0,)
         kernels = cls(
-            BlockStep.bind(tuple(hidden), gates, rows) if hidden else DenseStep.bind(gates, rows),
+            BlockStep.bind(tuple(hidden), gates, rows, normed) if hidden else DenseStep.bind(gates, rows),
             tail,
             packer.cut,
             *packed,
