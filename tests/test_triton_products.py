@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer
 from fastdream.ops.reference import norm_act
+from fastdream.ops.triton.block_core import LINE, block_core
 from fastdream.ops.triton.block_product import Tiles, block_product, product_sums
-from fastdream.ops.triton.core import BlockStep
+from fastdream.ops.triton.core import BlockStep, JointStep
 from fastdream.ops.triton.gates import block_gates
-from fastdream.ops.triton.normed_product import LINE, normed_product
 
 from .ops_tools import Maker, Sizes, mapped
 
@@ -118,38 +118,38 @@ def test_gates_after_a_product(
 
 
 @pytest.mark.parametrize(("norm", "act"), [("rms", "silu"), ("layer", "elu"), ("none", "gelu")])
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]])
-def test_product_normed_where_it_is_computed(shape: Shape, norm: str, act: str, poison: list[str]):
-    rows, blocks, depth, width, wide, tiles = shape
-    total = blocks * width
-    deter, x, weight = step(rows, blocks * depth), step(rows, wide), normal(blocks, depth + wide, width)
+@pytest.mark.parametrize("columns", [16, 32])
+def test_core_of_one_launch(norm: str, act: str, columns: int, poison: list[str]):
+    """Blocks of more than one tile of columns, the last of which is shorter."""
+    rows, blocks, block, wide, tiles = 37, 3, 40, 33, Tiles(32, 32, 16, 4, 2)
+    total = blocks * block
+    deter, x, weight = step(rows, total), step(rows, wide), normal(blocks, block + wide, block) * block**-0.5
     scale = None if norm == "none" else normal(total)
     shift = normal(total) if norm == "layer" else None
     layer = Layer(weight, normal(total), scale, shift, norm, act, 1e-3)
-    own, shared = weight[:, :depth], weight[:, depth:]
-    true = torch.einsum("mk,gkn->mgn", x.double(), shared.double()).flatten(1) + blockwise(deter, own)
-    wide = [None if v is None else v.double() for v in (scale, shift)]
-    true = norm_act(true + layer.bias.double(), *wide, norm, act, 1e-3)
+    gates = Layer(normal(blocks, block, 3 * block) * block**-0.5, normal(3 * total))
+    true = torch.einsum("mk,gkn->mgn", x.double(), weight[:, block:].double()).flatten(1)
+    true += blockwise(deter, weight[:, :block]) + layer.bias.double()
+    wider = [None if v is None else v.double() for v in (scale, shift)]
+    true = blockwise(norm_act(true, *wider, norm, act, 1e-3), gates.weight) + gates.bias.double()
     arrived = torch.zeros(-(-rows // tiles.m), LINE.value, dtype=torch.int32, device=DEVICE)
     for together in (False, True) if DEVICE == "cuda" else (False,):
-        out = nan(rows, total)
-        sums = product_sums(out, blocks, tiles, norm)
         for _ in range(2):
-            normed_product(deter, own, x, shared, layer, out, sums, arrived, tiles, together)
-        check_near(out, true)
-        assert poison
+            hidden, out = torch.full((rows, total), torch.nan, device=DEVICE), nan(rows, total)
+            sums = product_sums(hidden, blocks, tiles, norm)
+            block_core(deter, x, layer, gates, hidden, sums, arrived, out, tiles, columns, together)
+            check_near(out, new_deter(blocks, true, deter))
+    assert poison
 
 
-def test_cores_agree_wherever_their_hidden_layer_is_normed():
+def test_cores_agree_in_one_launch_and_in_two():
     m, rows = Maker(0, torch.float32, Sizes(deter=48, hidden=20, stoch=3, classes=4, blocks=8)), 37
     core = mapped(lambda x: x.detach().to(DEVICE), m.core("block"))
-    deter, x = normal(rows, 48), normal(rows, 60)
-    new = [nan(rows, 48) for _ in range(2)]
-    for normed, out in enumerate(new):
-        step = BlockStep.bind(core.hidden, core.gates, rows, normed == 1)
-        assert (step.arrived is not None) == normed
-        step(deter, x, out)
-    check_near(new[1], new[0].double())
+    deter, x, one, two = normal(rows, 48), normal(rows, 60), nan(rows, 48), nan(rows, 48)
+    JointStep.bind(core.hidden[0], core.gates, rows)(deter, x, one)
+    BlockStep.bind(core.hidden, core.gates, rows)(deter, x, two)
+    check_near(one, two.double())
+    assert JointStep.bind(core.hidden[0], core.gates._replace(weight=normal(8, 600, 1800)), 16) is None
 
 
 def new_deter(blocks: int, gates: Tensor, deter: Tensor) -> Tensor:

@@ -70,15 +70,15 @@ class Spread(NamedTuple):
     together: bool  # in one launch, in which programs wait for one another; or one launch for every layer
 
 
-# On which GPUs programs norm a core's hidden layer where they compute it, and those of a row wait for one another.
-NORMED: frozenset[int] = frozenset()
+# GPUs on which a block core of many rows is one launch, in which programs wait for one another.
+JOINT: frozenset[int] = frozenset()
 SPREAD: dict[int, Spread] = {}  # by capability
 WIDEST_SPREAD = 512  # units of a layer
 
 
-def normed_once(rows: int, capability: int, itemsize: int) -> bool:
-    """Whether programs norm a core's hidden layer of so many rows where they compute it."""
-    return capability in NORMED and itemsize == 2 and rows >= 512
+def joint_core(rows: int, capability: int, itemsize: int) -> bool:
+    """Whether a block core of so many rows is one launch."""
+    return capability in JOINT and itemsize == 2 and rows >= 512
 
 
 def spread_tail(rows: int, wide: int, capability: int, itemsize: int) -> Spread | None:

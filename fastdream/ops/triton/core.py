@@ -8,13 +8,13 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer, Layers
 from fastdream.ops.triton import interpreted
+from fastdream.ops.triton.block_core import LINE, block_core
 from fastdream.ops.triton.block_product import Normed, Tiles, block_product, product_sums, product_tiles
 from fastdream.ops.triton.dense_gates import dense_gates
 from fastdream.ops.triton.gates import block_gates, gates_tiles
-from fastdream.ops.triton.normed_product import LINE, normed_product
 
 GROUP = (
-    32  # programs of a row that wait for one another, at the most: more leave too many multiprocessors idle
+    32  # programs that wait for one another, at the most: more leave too many multiprocessors idle meanwhile
 )
 
 
@@ -27,45 +27,60 @@ class BlockStep(NamedTuple):
     gates_tiles: Tiles
     pre: tuple[Tensor, ...]  # [M, D] each, of the hidden layers
     sums: tuple[Tensor | None, ...]
-    arrived: Tensor | None  # [tiles of rows, LINE] zeros, if the hidden layer is normed where it is computed
 
     @classmethod
-    def bind(cls, hidden: Layers, gates: Layer, rows: int, normed: bool = False) -> Self:
-        """Layers in the dtype of products, for so many rows.
-
-        normed: the hidden layer, which is the only one, where it is computed, if of a row there are few enough tiles.
-        """
+    def bind(cls, hidden: Layers, gates: Layer, rows: int) -> Self:
+        """Layers in the dtype of products, for so many rows."""
         blocks, block, _ = gates.weight.shape
         width, itemsize = blocks * block, gates.weight.element_size()
         tiles = product_tiles(rows, width, block, itemsize)
         pre = tuple(gates.weight.new_empty(rows, width) for _ in hidden)
         sums = tuple(product_sums(y, blocks, tiles, layer.norm) for y, layer in zip(pre, hidden, strict=True))
-        lines = triton.cdiv(rows, tiles.m), LINE.value
-        few = blocks * triton.cdiv(block, tiles.n) <= GROUP
-        arrived = gates.weight.new_zeros(lines, dtype=torch.int32) if normed and few else None
-        return cls(hidden, gates, tiles, gates_tiles(rows, width, block, itemsize), pre, sums, arrived)
+        return cls(hidden, gates, tiles, gates_tiles(rows, width, block, itemsize), pre, sums)
 
     def __call__(self, deter: Tensor, x: Tensor, out: Tensor, reset: Tensor | None = None) -> None:
         """deter [M, D], zero where reset [M], and x [M, 3H], features of deter, stoch and action, to out [M, D]."""
         block, (layer, *later) = self.gates.weight.shape[1], self.hidden
         own, shared = layer.weight[:, :block], layer.weight[:, block:]
         y, sums, base = self.pre[0], self.sums[0], bias_rows(layer, len(x))
-        weight, bias, cut = self.gates.weight, self.gates.bias, self.gates_tiles
-        if self.arrived is not None:
-            assert reset is None and not later, "rows to reset, or hidden layers behind the first one"
-            together = not interpreted()
-            normed_product(deter, own, x, shared, layer, y, sums, self.arrived, self.tiles, together)
-            inputs = y, None, None, None, weight, bias, deter, None, out, None
-            block_gates(*inputs, "none", "none", 0.0, self.tiles.n, cut)
-            return
         block_product(deter, reset, own, x, shared, base, y, sums, layer.norm, self.tiles)
         for i, following in enumerate(later, 1):
             before, normed, layer = y, Normed(layer, sums, self.tiles.n), following
             y, sums, base = self.pre[i], self.sums[i], bias_rows(layer, len(x))
             products = before, None, layer.weight, None, None
             block_product(*products, base, y, sums, layer.norm, self.tiles, normed)
+        weight, bias = self.gates.weight, self.gates.bias
         inputs = y, sums, layer.scale, layer.shift, weight, bias, deter, reset, out, None
-        block_gates(*inputs, layer.norm, layer.act, layer.eps, self.tiles.n, cut)
+        block_gates(*inputs, layer.norm, layer.act, layer.eps, self.tiles.n, self.gates_tiles)
+
+
+class JointStep(NamedTuple):
+    """DreamerV3's core of one hidden layer, for many rows: one launch, in which programs wait for one another."""
+
+    hidden: Layer
+    gates: Layer
+    tiles: Tiles
+    pre: Tensor  # [M, D]
+    sums: Tensor | None
+    arrived: Tensor  # [tiles of rows, LINE] zeros
+
+    @classmethod
+    def bind(cls, hidden: Layer, gates: Layer, rows: int) -> Self | None:
+        """Layers in the dtype of products, for so many rows; None if too many programs would have to wait."""
+        blocks, block, _ = gates.weight.shape
+        tiles = product_tiles(rows, blocks * block, block, gates.weight.element_size())
+        if blocks * triton.cdiv(block, tiles.n) > GROUP:
+            return None
+        pre, lines = gates.weight.new_empty(rows, blocks * block), (triton.cdiv(rows, tiles.m), LINE.value)
+        arrived = torch.zeros(lines, dtype=torch.int32, device=pre.device)
+        return cls(hidden, gates, tiles, pre, product_sums(pre, blocks, tiles, hidden.norm), arrived)
+
+    def __call__(self, deter: Tensor, x: Tensor, out: Tensor, reset: Tensor | None = None) -> None:
+        """As `BlockStep`, without reset."""
+        assert reset is None, "only a policy resets, and it has few rows"
+        columns = min(64, self.tiles.n)
+        bound = self.hidden, self.gates, self.pre, self.sums, self.arrived
+        block_core(deter, x, *bound, out, self.tiles, columns, together=not interpreted())
 
 
 class DenseStep(NamedTuple):
