@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import MDNRNN, Actor, reference, twohot_bins
+from fastdream.ops import MDNRNN, Actor, Control, reference, twohot_bins
 from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
 
 from .ops_tools import A, Maker, chain, mapped
@@ -212,6 +212,16 @@ def lstm_mdn(restart: bool, tau: float, m: Maker, n: int) -> Arguments:
     return model, *state, safe_noise(logit, 0.0, m.index(n, latents, high=count)), m.normal(n, latents), tau
 
 
+def lstm_mdn_dream(restart: bool, cell: bool, bias: bool, m: Maker, n: int) -> Arguments:
+    """Its first step as above; in the later ones, too, it is certain what is drawn."""
+    model, hidden, state, latent, action, first, uniform, normal, tau = lstm_mdn(restart, 1.15, m, n)
+    width = m.sizes.stoch + m.sizes.deter * (1 + cell)
+    weight = m.normal(n, width, A, scale=width**-0.5)
+    control = Control(weight, m.normal(n, A) if bias else None)
+    noise = uniform[:, None].expand(-1, T, -1), normal[:, None] + m.normal(n, T, m.sizes.stoch)
+    return model, control, hidden, state, latent, first, *noise, tau
+
+
 def laprop(agc: float, momentum: bool, nesterov: bool, decay: float, m: Maker, n: int) -> Arguments:
     """Two tensors, of which one is a matrix; moments as after some updates."""
     shapes = (n, m.sizes.deter), (m.sizes.deter,)
@@ -272,6 +282,7 @@ CASES: dict[str, dict[str, Case]] = {
     "rollout": cases(rollout, CORES, gradients=False),
     "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
     "lstm_mdn_step": cases(lstm_mdn, [False, True], [1.0, 1.3], gradients=False),
+    "lstm_mdn_dream": cases(lstm_mdn_dream, [False, True], [False, True], [False, True], gradients=False),
     "laprop_": cases(laprop, [0.0, 0.3], [False, True], [False, True], [0.0, 0.1], gradients=False),
     "gather_sequences": cases(gather, (torch.uint8, torch.float32, torch.bool), gradients=False),
 }

@@ -1,6 +1,7 @@
 """World Models' V, M and C against NumPy, their sizes in the paper, and what a dream is."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastdream import ops as fd
 from fastdream.agents.world_models import Config, WorldModels, size
 from fastdream.agents.world_models_nets import Memory, Vision, mixture_loss
 from fastdream.ops import MDNStep
+from fastdream.ops.reference.mdn import dreamt
 from fastdream.presets import resolve
 from fastdream.spaces import Space
 
@@ -201,7 +203,7 @@ class Ending:
 
 def test_dreams_last_until_they_end_and_leave_the_batch() -> None:
     agent, ending = make(), Ending()
-    agent.ops = agent.ops._replace(lstm_mdn_step=ending)
+    agent.ops = agent.ops._replace(lstm_mdn_dream=partial(dreamt, ending))
     rows = torch.arange(1.0, 13.0)
     latent, seeds = rows[:, None].expand(12, 4), torch.arange(12) % 6
     controls = torch.zeros(12, agent.controller.count)
@@ -218,7 +220,7 @@ def test_dreams_last_until_they_end_and_leave_the_batch() -> None:
 
 def test_dreams_end_early_together() -> None:
     agent, ending = make(), Ending()
-    agent.ops = agent.ops._replace(lstm_mdn_step=ending)
+    agent.ops = agent.ops._replace(lstm_mdn_dream=partial(dreamt, ending))
     controls = torch.zeros(2, agent.controller.count)
     generator = torch.Generator().manual_seed(0)
     lasted = agent.dream(controls, torch.ones(2, 4), torch.arange(2), generator, 1.0, 1000)

@@ -140,6 +140,14 @@ def memory(name: str, m: Maker, n: int) -> Arguments:
     return ops.lstm_mdn(name == "take_cover", 1.15, m, n)
 
 
+def dreams(name: str, m: Maker, n: int) -> Arguments:
+    """Steps of them, whose controllers see what those of the paper see."""
+    latents, units = MEMORIES[name]
+    m.sizes = m.sizes._replace(deter=units, stoch=latents)
+    doom = name == "take_cover"
+    return ops.lstm_mdn_dream(doom, doom, not doom, m, n)
+
+
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -173,6 +181,7 @@ CASES: dict[str, dict[str, Case]] = {
         core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
     },
     "lstm_mdn_step": {name: Case(partial(memory, name), False) for name in MEMORIES},
+    "lstm_mdn_dream": {name: Case(partial(dreams, name), False) for name in MEMORIES},
 }
 
 
@@ -204,6 +213,7 @@ WIDE: dict[str, tuple[int, ...]] = {
     "rollout": (0, 4),
     "policy_step": (0, 1, 2, 8, 9),
     "lstm_mdn_step": (3, 4, 6, 7),
+    "lstm_mdn_dream": (1, 4, 6, 7),
 }
 FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
 IN_PLACE = ("laprop_",)  # ops that change their arguments
@@ -219,6 +229,7 @@ BUDGETS: dict[str, Budget] = {
     "rollout": STEPS,
     "policy_step": STEPS,
     "lstm_mdn_step": STEPS,
+    "lstm_mdn_dream": STEPS,
     # Of rows of 6144 on sm_80, and of dense layers' gradients at 72 registers: ptxas prefers more programs on the SM.
     **dict.fromkeys(("norm_act", "mlp", "mlps", "prior"), Budget(spilled=8)),
 }

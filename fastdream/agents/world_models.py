@@ -163,27 +163,30 @@ class WorldModels:
         rows, of those dreams that had not been left.
         """
         count, rows = int(seeds.shape[0]), torch.arange(len(seeds), device=self.device)
-        lasted, alive = torch.zeros(count, device=self.device), torch.ones_like(rows, dtype=torch.bool)
-        params, draws = self.memory.params, controls.new_empty(2, count, self.config.latents)
-        (hidden, cell), restart = self.memory.initial(count), torch.ones_like(alive)
-        for step in range(length):
-            if trail is not None:
-                trail.append(latent)
-            action = self.controller(controls, latent, (hidden, cell))
-            uniform = draws[0].uniform_(generator=generator)[seeds]
-            normal = draws[1].normal_(generator=generator)[seeds]
-            hidden, cell, latent, ends = self.ops.lstm_mdn_step(
-                params, hidden, cell, latent, action, restart, uniform, normal, temperature
+        lasted, restart = torch.zeros(count, device=self.device), torch.ones_like(rows, dtype=torch.bool)
+        params, (hidden, cell) = self.memory.params, self.memory.initial(count)
+        draws = controls.new_empty(PATIENCE, 2, count, self.config.latents)
+        for begin in range(0, length, PATIENCE):
+            steps = min(PATIENCE, length - begin)
+            for uniform, normal in draws[:steps]:
+                uniform.uniform_(generator=generator)
+                normal.normal_(generator=generator)
+            noise = draws[:steps, :, seeds].transpose(0, 2).unbind(1)
+            hidden, cell, latents, ends = self.ops.lstm_mdn_dream(
+                params, self.controller.params(controls), hidden, cell, latent, restart, *noise, temperature
             )
-            lasted[rows] += alive
-            alive, restart = alive & (ends <= 0), torch.zeros_like(alive)
-            if step % PATIENCE == PATIENCE - 1:
-                (left,) = alive.nonzero(as_tuple=True)
-                if not len(left):
-                    break
-                if len(left) < len(rows):
-                    state = (hidden, cell, latent, controls, seeds, rows, alive, restart)
-                    hidden, cell, latent, controls, seeds, rows, alive, restart = (x[left] for x in state)
+            if trail is not None:
+                trail += [latent, *latents[:, :-1].unbind(1)]
+            # All are alive to begin with, and those that end at a step have survived it.
+            alive = (ends <= 0).cumprod(1)
+            lasted[rows] += 1 + alive[:, :-1].sum(1)
+            (left,) = alive[:, -1].nonzero(as_tuple=True)
+            if not len(left):
+                break
+            latent, restart = latents[:, -1], torch.zeros_like(restart)
+            if len(left) < len(rows):
+                state = hidden, cell, latent, controls, seeds, rows, restart
+                hidden, cell, latent, controls, seeds, rows, restart = (x[left] for x in state)
         return lasted
 
     def state_dict(self) -> dict[str, Any]:

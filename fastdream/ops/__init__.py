@@ -34,6 +34,7 @@ from fastdream.ops.params import (
     Actor,
     BlockGRU,
     Categorical,
+    Control,
     Core,
     Dream,
     Feat,
@@ -42,6 +43,7 @@ from fastdream.ops.params import (
     Layer,
     LayerNormGRU,
     Layers,
+    MDNDream,
     MDNStep,
     Norm,
     Step,
@@ -103,6 +105,7 @@ class Ops(NamedTuple):
     rollout: Callable[..., Step]
     policy_step: Callable[..., tuple[Step, Tensor]]
     lstm_mdn_step: Callable[..., MDNStep]
+    lstm_mdn_dream: Callable[..., MDNDream]
     laprop_: Callable[..., Any]
     gather_sequences: Callable[..., Tensor]
     rows: tuple[Row, ...] = ()  # what `table` returns
@@ -236,6 +239,7 @@ __all__ = [
     "Actor",
     "BlockGRU",
     "Categorical",
+    "Control",
     "Core",
     "Dream",
     "Feat",
@@ -244,6 +248,7 @@ __all__ = [
     "Layer",
     "LayerNormGRU",
     "Layers",
+    "MDNDream",
     "MDNStep",
     "Norm",
     "Ops",

@@ -18,7 +18,14 @@ from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std, trunc_normal_sample
 from fastdream.ops.reference.images import conv_pool, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
-from fastdream.ops.reference.mdn import lstm_gates, lstm_mdn_step, mdn_sample, mdn_split
+from fastdream.ops.reference.mdn import (
+    controlled,
+    lstm_gates,
+    lstm_mdn_dream,
+    lstm_mdn_step,
+    mdn_sample,
+    mdn_split,
+)
 from fastdream.ops.reference.optim import laprop_
 from fastdream.ops.reference.policy import policy_step
 from fastdream.ops.reference.replay import gather_sequences
@@ -51,6 +58,7 @@ __all__ = [
     "layernorm_gru",
     "linear",
     "lstm_gates",
+    "lstm_mdn_dream",
     "lstm_mdn_step",
     "mdn_sample",
     "mdn_split",
@@ -61,6 +69,7 @@ __all__ = [
     "observe",
     "observe_step",
     "policy_step",
+    "controlled",
     "conv_pool",
     "prior",
     "rollout",
