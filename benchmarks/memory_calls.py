@@ -6,12 +6,12 @@ from . import floors
 from .inputs import Call, Source
 from .shapes import Shape
 
-LATENTS, UNITS = 64, 512  # the largest size
+LATENTS, UNITS = 64, 512
 
 
 def lstm_mdn_step(s: Shape) -> Call:
     """An action, the restart flag and the logit of the end; 1024 dreams."""
-    r, width, latents = Source(), min(UNITS, s.deter), min(LATENTS, 2 * s.stoch)
+    r, (latents, width) = Source(), (LATENTS, UNITS) if s.deter >= UNITS else (4, 16)
     shapes = (1 + 15 * latents, width), (1 + 15 * latents,)
     out = Layer(*(0.05 * Source().normal(*dims, grad=False) for dims in shapes))
     maps = (4 * width, latents + 2), (4 * width, width), (4 * width,)
