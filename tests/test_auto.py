@@ -39,12 +39,14 @@ def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
     args: list[Any] = [x] if rule.at == 0 else [model, *[None] * (rule.at - 1), x]
     if op in ("laprop_", "gaussian_kl"):
         args = [[x, x]]
-    if op == "spread_norm_act":
-        args = [torch.zeros(1, 2, 2, 4 * auto.LEAST_CHANNELS, dtype=dtype)]
+    if op == "conv_spread":
+        args = [x, torch.zeros(4, auto.LEAST_CHANNELS, 1, 1, 1, dtype=dtype)]
     if op == "mlp":
         args = [x, (maker.layer(D, H),)]
     if op == "mlps":
         args = [x, [(maker.layer(D, H),)]]
+    if op == "conv_pool":
+        args = [x, x]
     if op == "lstm_mdn_step":
         args = [None, x]
     if op == "imagine":
@@ -68,6 +70,14 @@ def test_what_native_refuses_goes_to_the_reference():
         assert served("imagine", model, actor, deter) == "native"
         assert served("imagine", model, other, deter) == "reference"
         assert served("policy_step", (), model, other, deter) == "reference"
+
+
+def test_images_as_they_are_stored():
+    """What they are computed in decides."""
+    stored, weight = torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.zeros(2, 3, 5, 5)
+    assert served("conv_pool", stored, weight, dtype=torch.float32) == "native"
+    assert served("conv_pool", stored, weight, dtype=torch.bfloat16) == "reference"
+    assert served("conv_pool", stored.bfloat16(), weight) == "reference"
 
 
 @pytest.mark.parametrize("op", ["observe", "observe_step"])
@@ -141,9 +151,9 @@ def test_sizes_at_which_native_loses(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_images_of_few_channels_go_to_the_reference():
-    channels = 4 * auto.LEAST_CHANNELS
-    assert served("spread_norm_act", torch.zeros(64, 2, 2, channels)) == "native"
-    assert served("spread_norm_act", torch.zeros(64, 2, 2, channels - 4)) == "reference"
+    x, channels = torch.zeros(2, 2, 2, 3), auto.LEAST_CHANNELS
+    assert served("conv_spread", x, torch.zeros(4, channels, 3, 3, 3)) == "native"
+    assert served("conv_spread", x, torch.zeros(4, channels - 1, 3, 3, 3)) == "reference"
 
 
 def test_arguments_may_be_named():

@@ -39,6 +39,7 @@ from fastdream.ops.params import (
     Dream,
     Feat,
     Gaussian,
+    Kind,
     Latent,
     Layer,
     LayerNormGRU,
@@ -88,6 +89,7 @@ class Ops(NamedTuple):
     categorical_sample: Callable[..., Pair]
     gumbel_sample: Callable[..., Pair]
     categorical_kl: Callable[..., Pair]
+    latent_entropy: Callable[..., Tensor]
     gaussian_sample: Callable[..., Tensor]
     gaussian_kl: Callable[..., Pair]
     symlog: Callable[..., Tensor]
@@ -96,7 +98,7 @@ class Ops(NamedTuple):
     twohot_mean: Callable[..., Tensor]
     lambda_return: Callable[..., Tensor]
     conv_pool: Callable[..., Tensor]
-    spread_norm_act: Callable[..., Tensor]
+    conv_spread: Callable[..., Tensor]
     observe_step: Callable[..., Step]
     imagine_step: Callable[..., Step]
     observe: Callable[..., Step]
@@ -106,6 +108,7 @@ class Ops(NamedTuple):
     policy_step: Callable[..., tuple[Step, Tensor]]
     lstm_mdn_step: Callable[..., MDNStep]
     lstm_mdn_dream: Callable[..., MDNDream]
+    summarize: Callable[..., Tensor]
     laprop_: Callable[..., Any]
     gather_sequences: Callable[..., Tensor]
     rows: tuple[Row, ...] = ()  # what `table` returns
@@ -244,6 +247,7 @@ __all__ = [
     "Dream",
     "Feat",
     "Gaussian",
+    "Kind",
     "Latent",
     "Layer",
     "LayerNormGRU",
