@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import MDNRNN, Actor, Control, reference, twohot_bins
-from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
+from fastdream.ops import Actor, twohot_bins
+from fastdream.ops.params import ActionHead, Feat, Gaussian
 from fastdream.ops.reference.summary import KINDS
 
-from .ops_tools import A, Maker, chain, mapped
-
-Arguments = tuple[Any, ...]
-T = 4
+from .ops_tools import A, Maker, chain, mapped, safe_noise
+from .parity_memory import Arguments, T, lstm_mdn, lstm_mdn_dream
 
 
 class Case(NamedTuple):
@@ -65,14 +63,6 @@ def mlps(apart: bool, m: Maker, n: int) -> Arguments:
 def cell(name: Any, later: int, m: Maker, n: int) -> Arguments:
     deter, stoch = m.state(n)
     return m.core(name, later=later), deter, stoch.detach().flatten(1).requires_grad_(), m.normal(n, A)
-
-
-def safe_noise(logit: Tensor, unimix: float, index: Tensor) -> Tensor:
-    """Uniform numbers in the middle of what draws these classes."""
-    cdf = reference.unimix_log_probs(logit.detach(), unimix).exp().cumsum(-1)
-    high = cdf.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    low = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    return ((low + high) / 2).float()
 
 
 def categorical(unimix: float, replayed: bool, m: Maker, n: int) -> Arguments:
@@ -207,32 +197,6 @@ def policy_step(core: Any, encoded: bool, m: Maker, n: int) -> Arguments:
     features = m.normal(n, 7 if encoded else m.sizes.embed)
     state = *m.state(n), m.normal(n, A), features, m.uniform(n) < 0.3
     return encoder, m.rssm(core), actor, *state, None, None, m.index(n, m.sizes.stoch)
-
-
-def lstm_mdn(restart: bool, tau: float, m: Maker, n: int) -> Arguments:
-    """With mixtures of constant logits, so that it is known which numbers draw a component for certain."""
-    latents, width, count = m.sizes.stoch, m.sizes.deter, 5
-    weight, bias = (
-        m.normal(1 + 3 * latents * count, width, scale=width**-0.5),
-        m.normal(1 + 3 * latents * count),
-    )
-    of_mixtures = torch.arange(len(bias) - 1).view(latents, 3, count) + 1
-    weight = weight.detach().index_fill(0, of_mixtures[:, 0].flatten(), 0.0)
-    logit = (bias[of_mixtures[:, 0]] / tau).expand(n, latents, count)
-    weights = m.normal(4 * width, latents + A + restart, scale=0.5), m.normal(4 * width, width, scale=0.3)
-    model = MDNRNN(*weights, m.normal(4 * width, scale=0.3), Layer(weight, bias), count, restart)
-    state = m.normal(n, width), m.normal(n, width), m.normal(n, latents), m.normal(n, A), m.uniform(n) < 0.3
-    return model, *state, safe_noise(logit, 0.0, m.index(n, latents, high=count)), m.normal(n, latents), tau
-
-
-def lstm_mdn_dream(restart: bool, cell: bool, bias: bool, m: Maker, n: int) -> Arguments:
-    """Its first step as above; in the later ones, too, it is certain what is drawn."""
-    model, hidden, state, latent, action, first, uniform, normal, tau = lstm_mdn(restart, 1.15, m, n)
-    width = m.sizes.stoch + m.sizes.deter * (1 + cell)
-    weight = m.normal(n, width, A, scale=width**-0.5)
-    control = Control(weight, m.normal(n, A) if bias else None)
-    noise = uniform[:, None].expand(-1, T, -1), normal[:, None] + m.normal(n, T, m.sizes.stoch)
-    return model, control, hidden, state, latent, first, *noise, tau
 
 
 def laprop(agc: float, momentum: bool, nesterov: bool, decay: float, m: Maker, n: int) -> Arguments:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdream import graphs
 from fastdream import ops as fd
 from fastdream.agents.world_models import Config, WorldModels, size
 from fastdream.agents.world_models_nets import Memory, Vision, mixture_loss
@@ -17,6 +18,7 @@ from fastdream.ops.reference.mdn import dreamt
 from fastdream.presets import resolve
 from fastdream.spaces import Space
 
+from .graph_tools import Tapes
 from .ops_tools import worst
 
 IMAGE = {"image": Space("image", (64, 64, 3))}
@@ -225,6 +227,28 @@ def test_dreams_end_early_together() -> None:
     generator = torch.Generator().manual_seed(0)
     lasted = agent.dream(controls, torch.ones(2, 4), torch.arange(2), generator, 1.0, 1000)
     assert lasted.tolist() == [3, 3] and ending.step == 16
+
+
+def dreamt_by(agent: WorldModels) -> Tensor:
+    """How long each of some dreams lasts, of which ever fewer remain."""
+    g = torch.Generator().manual_seed(7)
+    controls, latent = torch.randn(13, agent.controller.count, generator=g), torch.randn(13, 4, generator=g)
+    return agent.dream(controls, latent, torch.arange(13) % 7, torch.Generator().manual_seed(8), 1.2, 200)
+
+
+def test_replayed_dreams_last_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "TOGETHER", 3)
+    agents = make(), make()
+    for agent in agents:
+        agent.memory.out.layer.weight.data[0] *= 20
+        agent.memory.out.layer.bias.data[0] = -2
+    graphs.capture_dreams(agents[1], tapes := Tapes())
+    lasted, replayed = map(dreamt_by, agents)
+    assert torch.equal(lasted, replayed) and lasted.min() < 16 and lasted.max() == 200, lasted
+    before = len(tapes.tapes)
+    assert torch.equal(dreamt_by(agents[1]), lasted) and len(tapes.tapes) == before > 1
+    graphs.capture_dreams(agents[1], Tapes())
+    assert torch.equal(dreamt_by(agents[1]), lasted) and len(tapes.tapes) == before
 
 
 def test_what_cannot_be_seen_or_dreamed_is_refused() -> None:

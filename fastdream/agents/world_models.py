@@ -41,6 +41,7 @@ class WorldModels:
 
     replay_context = 0
     capturable = False  # as a CUDA graph: see fastdream.graphs
+    together = 1  # rows of dreams leave the batch in such numbers that a multiple of it remains
     dtype = torch.float32
 
     def __init__(
@@ -163,31 +164,54 @@ class WorldModels:
         rows, of those dreams that had not been left.
         """
         count, rows = int(seeds.shape[0]), torch.arange(len(seeds), device=self.device)
-        lasted, restart = torch.zeros(count, device=self.device), torch.ones_like(rows, dtype=torch.bool)
-        params, (hidden, cell) = self.memory.params, self.memory.initial(count)
+        lasted, alive = torch.zeros(count, device=self.device), torch.ones_like(rows, dtype=torch.bool)
+        hidden, cell = self.memory.initial(count)
+        dream = {"controls": controls, "hidden": hidden, "cell": cell, "latent": latent, "restart": alive}
         draws = controls.new_empty(PATIENCE, 2, count, self.config.latents)
         for begin in range(0, length, PATIENCE):
             steps = min(PATIENCE, length - begin)
             for uniform, normal in draws[:steps]:
                 uniform.uniform_(generator=generator)
                 normal.normal_(generator=generator)
-            noise = draws[:steps, :, seeds].transpose(0, 2).unbind(1)
-            hidden, cell, latents, ends = self.ops.lstm_mdn_dream(
-                params, self.controller.params(controls), hidden, cell, latent, restart, *noise, temperature
-            )
+            uniform, normal = draws[:steps, :, seeds].unbind(1)
+            noise = {"uniform": uniform, "normal": normal}
+            (after,) = self.dream_steps(dream, noise, temperature=temperature)
             if trail is not None:
-                trail += [latent, *latents[:, :-1].unbind(1)]
-            # All are alive to begin with, and those that end at a step have survived it.
-            alive = (ends <= 0).cumprod(1)
-            lasted[rows] += 1 + alive[:, :-1].sum(1)
-            (left,) = alive[:, -1].nonzero(as_tuple=True)
-            if not len(left):
+                trail += [dream["latent"], *after["latents"][:, :-1].unbind(1)]
+            lasted[rows] += alive * after["lasted"]
+            alive = alive & after["alive"]
+            left = int(alive.sum())
+            if not left:
                 break
-            latent, restart = latents[:, -1], torch.zeros_like(restart)
-            if len(left) < len(rows):
-                state = hidden, cell, latent, controls, seeds, rows, restart
-                hidden, cell, latent, controls, seeds, rows, restart = (x[left] for x in state)
+            dream |= {key: after[key] for key in ("hidden", "cell", "latent")}
+            dream["restart"] = torch.zeros_like(alive)
+            if (kept := min(len(rows), -(-left // self.together) * self.together)) < len(rows):
+                order = torch.argsort(alive, descending=True, stable=True)[:kept]
+                dream = {key: x[order] for key, x in dream.items()}
+                seeds, rows, alive = seeds[order], rows[order], alive[order]
         return lasted
+
+    @torch.no_grad()
+    def dream_steps(
+        self, dream: Mapping[str, Tensor], noise: Mapping[str, Tensor], temperature: float
+    ) -> tuple[dict[str, Tensor]]:
+        """T steps of dreams, however they end: what `dream` repeats, and `graphs.capture_dreams` records.
+
+        dream   controls [N, P], hidden and cell [N, D], latent [N, Z], restart [N] of the first step.
+        noise   uniform and normal [T, N, Z].
+        Returns hidden, cell and latent after the last step, latents [N, T, Z] of all, alive [N] after the last, and
+        lasted [N], how many steps a dream lives on that was alive before the first.
+        """
+        control = self.controller.params(dream["controls"])
+        state = dream["hidden"], dream["cell"], dream["latent"], dream["restart"]
+        draws = noise["uniform"].transpose(0, 1), noise["normal"].transpose(0, 1)
+        hidden, cell, latents, ends = self.ops.lstm_mdn_dream(
+            self.memory.params, control, *state, *draws, temperature
+        )
+        # A dream that ends at a step has survived it.
+        alive = (ends <= 0).cumprod(1)
+        counts = {"lasted": 1 + alive[:, :-1].sum(1), "alive": alive[:, -1] > 0}
+        return ({"hidden": hidden, "cell": cell, "latent": latents[:, -1], "latents": latents, **counts},)
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters of V, M and C, and the generator."""
