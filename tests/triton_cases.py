@@ -133,6 +133,14 @@ def memory(name: str, m: Maker, n: int) -> Arguments:
     return ops.lstm_mdn(name == "take_cover", 1.15, m, n)
 
 
+def dreams(name: str, m: Maker, n: int) -> Arguments:
+    """Steps of them, whose controllers see what those of the paper see."""
+    latents, units = MEMORIES[name]
+    m.sizes = m.sizes._replace(deter=units, stoch=latents)
+    doom = name == "take_cover"
+    return ops.lstm_mdn_dream(doom, doom, not doom, m, n)
+
+
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -171,6 +179,7 @@ CASES: dict[str, dict[str, Case]] = {
         core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
     },
     "lstm_mdn_step": {name: Case(partial(memory, name), False) for name in MEMORIES},
+    "lstm_mdn_dream": {name: Case(partial(dreams, name), False) for name in MEMORIES},
 }
 
 
@@ -204,6 +213,7 @@ WIDE: dict[str, tuple[int, ...]] = {
     "rollout": (0, 4),
     "policy_step": (0, 1, 2, 8, 9),
     "lstm_mdn_step": (3, 4, 6, 7),
+    "lstm_mdn_dream": (1, 4, 6, 7),
 }
 FULL_PRECISION = (
     "lambda_return",
@@ -224,6 +234,7 @@ BUDGETS: dict[str, Budget] = {
     "rollout": STEPS,
     "policy_step": STEPS,
     "lstm_mdn_step": STEPS,
+    "lstm_mdn_dream": STEPS,
     # Of rows of 6144 on sm_80, and of many classes: ptxas prefers more programs on the SM.
     **dict.fromkeys(("norm_act", "reinforce"), Budget(spilled=8)),
     # Of gradients, a warp each: eight of them fit on an SM.

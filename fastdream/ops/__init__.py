@@ -34,6 +34,7 @@ from fastdream.ops.params import (
     Actor,
     BlockGRU,
     Categorical,
+    Control,
     Core,
     Dream,
     Feat,
@@ -43,6 +44,7 @@ from fastdream.ops.params import (
     Layer,
     LayerNormGRU,
     Layers,
+    MDNDream,
     MDNStep,
     Norm,
     Step,
@@ -110,6 +112,7 @@ class Ops(NamedTuple):
     rollout: Callable[..., Step]
     policy_step: Callable[..., tuple[Step, Tensor]]
     lstm_mdn_step: Callable[..., MDNStep]
+    lstm_mdn_dream: Callable[..., MDNDream]
     summarize: Callable[..., Tensor]
     laprop_: Callable[..., Any]
     gather_sequences: Callable[..., Tensor]
@@ -261,6 +264,7 @@ __all__ = [
     "Actor",
     "BlockGRU",
     "Categorical",
+    "Control",
     "Core",
     "Dream",
     "Feat",
@@ -270,6 +274,7 @@ __all__ = [
     "Layer",
     "LayerNormGRU",
     "Layers",
+    "MDNDream",
     "MDNStep",
     "Norm",
     "Ops",

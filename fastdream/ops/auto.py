@@ -142,6 +142,7 @@ RULES: dict[str, Rule] = {
     "rollout": Rule(1, _forward, _FORWARD),
     "policy_step": Rule(3, _acting, _ACTORS),
     "lstm_mdn_step": Rule(at=1),
+    "lstm_mdn_dream": Rule(at=2),
     "laprop_": Rule(),
 }
 
@@ -219,6 +220,7 @@ CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_O
 _WIDE = f"rows of over {WIDEST}"
 _CHAINS = f"block layers, more than {dense.MAX_LAYERS}, {_WIDE}"
 _STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
+_MEMORIES = f"over {MIXTURES} mixtures, actions of over {ACTIONS} numbers"
 
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
@@ -248,7 +250,8 @@ TRITON_RULES: dict[str, Rule] = {
     "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
     "rollout": Rule(1, _stepped, _STEPPED),
     "policy_step": Rule(3, _acted, f"{_ACTORS}, posteriors without deter or of one layer, unusual heads"),
-    "lstm_mdn_step": Rule(1, _remembered, f"over {MIXTURES} mixtures, actions of over {ACTIONS} numbers"),
+    "lstm_mdn_step": Rule(1, _remembered, _MEMORIES),
+    "lstm_mdn_dream": Rule(2, _remembered, _MEMORIES),
 }
 
 

@@ -20,7 +20,14 @@ from fastdream.ops.reference.critic import critic_loss
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std, trunc_normal_sample
 from fastdream.ops.reference.images import conv_pool, conv_spread, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
-from fastdream.ops.reference.mdn import lstm_gates, lstm_mdn_step, mdn_sample, mdn_split
+from fastdream.ops.reference.mdn import (
+    controlled,
+    lstm_gates,
+    lstm_mdn_dream,
+    lstm_mdn_step,
+    mdn_sample,
+    mdn_split,
+)
 from fastdream.ops.reference.optim import laprop_
 from fastdream.ops.reference.order import percentiles
 from fastdream.ops.reference.policy import policy_step
@@ -58,6 +65,7 @@ __all__ = [
     "layernorm_gru",
     "linear",
     "lstm_gates",
+    "lstm_mdn_dream",
     "lstm_mdn_step",
     "mdn_sample",
     "mdn_split",
@@ -71,6 +79,7 @@ __all__ = [
     "observe_step",
     "percentiles",
     "policy_step",
+    "controlled",
     "conv_pool",
     "conv_spread",
     "prior",

@@ -45,6 +45,7 @@ _FILES = {
     "rollout": "dream",
     "policy_step": "policy",
     "lstm_mdn_step": "memory",
+    "lstm_mdn_dream": "memory",
 }
 OPS = tuple(_FILES)
 
