@@ -95,6 +95,7 @@ class Ops(NamedTuple):
     lambda_return: Callable[..., Tensor]
     conv_pool: Callable[..., Tensor]
     conv_spread: Callable[..., Tensor]
+    image_loss: Callable[..., Tensor]
     observe_step: Callable[..., Step]
     imagine_step: Callable[..., Step]
     observe: Callable[..., Step]
