@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastdream.nets import NormAct, trunc_normal_in_
 from fastdream.ops import Ops
 from fastdream.ops.params import Act, Norm
-from fastdream.ops.reference.images import filters
+from fastdream.ops.reference.images import filters, pixels
 
 
 class Conv(NormAct):
@@ -66,6 +66,13 @@ class Conv(NormAct):
             x = self._double(x) if self.transposed else self._same(x)
             x = self.normalize(x.permute(0, 2, 3, 1))
         return x.permute(0, 3, 1, 2)
+
+    def images(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same of images as they are stored, uint8 [..., H, W, inp], as values from -0.5 to 0.5 in `dtype`."""
+        if not self.pool:
+            return self(pixels(x, dtype).permute(0, 3, 1, 2))
+        affine = self.scale, self.shift, self.norm, self.act, self.eps
+        return self.ops.conv_pool(x, self.weight, self.bias, *affine, dtype=dtype).permute(0, 3, 1, 2)
 
     def _same(self, x: Tensor) -> Tensor:
         weight, bias = filters(self.weight, x.dtype), self.bias.to(x.dtype)

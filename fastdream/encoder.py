@@ -196,8 +196,8 @@ class Encoder(nn.Module):
         parts = [obs[key] for key in sorted(self.images)]
         x = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         batch = x.shape[:-3]
-        x = x.reshape(-1, *x.shape[-3:]).to(self.dtype).div_(255).sub_(0.5)
-        x = x.permute(0, 3, 1, 2)
-        for i in range(len(self.config.mults)):
-            x = getattr(self, f"cnn{i}")(x)
+        first, *others = (getattr(self, f"cnn{i}") for i in range(len(self.config.mults)))
+        x = first.images(x, self.dtype)
+        for layer in others:
+            x = layer(x)
         return x.permute(0, 2, 3, 1).reshape(*batch, -1)

@@ -16,6 +16,7 @@ from fastdream.encoder import check_keys, image_spaces, vector_spaces
 from fastdream.nets import MLP, Children, Dense, flatten_inputs
 from fastdream.ops import Ops, categorical_log_prob, mlp_outputs
 from fastdream.ops.params import Act, Layers, Norm
+from fastdream.ops.reference.images import pixels
 from fastdream.spaces import Space, Spaces
 
 
@@ -131,8 +132,7 @@ class StridedEncoder(nn.Module):
     def _encode_images(self, obs: Mapping[str, Tensor]) -> Tensor:
         x = torch.cat([obs[key] for key in sorted(self.images)], -1)
         batch = x.shape[:-3]
-        x = x.reshape(-1, *x.shape[-3:]).to(self.dtype).div_(255).sub_(0.5)
-        x = self.convs(x.permute(0, 3, 1, 2))
+        x = self.convs(pixels(x, self.dtype).permute(0, 3, 1, 2))
         return x.permute(0, 2, 3, 1).reshape(*batch, -1)
 
 

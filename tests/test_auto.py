@@ -45,6 +45,8 @@ def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
         args = [x, (maker.layer(D, H),)]
     if op == "mlps":
         args = [x, [(maker.layer(D, H),)]]
+    if op == "conv_pool":
+        args = [x, x]
     if op == "lstm_mdn_step":
         args = [None, x]
     if op == "imagine":
@@ -68,6 +70,14 @@ def test_what_native_refuses_goes_to_the_reference():
         assert served("imagine", model, actor, deter) == "native"
         assert served("imagine", model, other, deter) == "reference"
         assert served("policy_step", (), model, other, deter) == "reference"
+
+
+def test_images_as_they_are_stored():
+    """What they are computed in decides."""
+    stored, weight = torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.zeros(2, 3, 5, 5)
+    assert served("conv_pool", stored, weight, dtype=torch.float32) == "native"
+    assert served("conv_pool", stored, weight, dtype=torch.bfloat16) == "reference"
+    assert served("conv_pool", stored.bfloat16(), weight) == "reference"
 
 
 @pytest.mark.parametrize("op", ["observe", "observe_step"])

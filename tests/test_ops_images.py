@@ -221,6 +221,18 @@ def test_native_second_gradient_is_refused(native: ModuleType, name: str) -> Non
         first.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_conv_pool_takes_images_as_they_are_stored(native: ModuleType, dtype: torch.dtype) -> None:
+    stored = torch.randint(256, (2, 4, 6, 8, 3), dtype=torch.uint8)[:, 1:]
+    _, *params = conv_inputs((1, 6, 8, 3, 5, 5), "rms", dtype)
+    scaled = (stored.reshape(6, 6, 8, 3).to(dtype) / 255 - 0.5).requires_grad_()
+    for ops in (reference, native):
+        expected, y = ops.conv_pool(scaled, *params), ops.conv_pool(stored, *params, dtype=dtype)
+        assert y.shape == (6, 3, 4, 5) and torch.equal(y, expected)
+        grads = (torch.autograd.grad(out.square().sum(), params[:2]) for out in (y, expected))
+        assert all(torch.equal(our, their) for our, their in zip(*grads, strict=True))
+
+
 @pytest.mark.parametrize(
     ("index", "shape", "message"),
     [

@@ -1,20 +1,22 @@
 """Triton's pooled convolution where it folds images of few channels, at edges, and in how many launches."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdream.ops import reference
 from fastdream.ops import triton as backend
 from fastdream.ops.triton import images, library
-from fastdream.ops.triton.folding import Folding
+from fastdream.ops.triton.folding import Folding, Foldings
 
 from .ops_tools import Maker
 from .parity_cases import Case
-from .parity_tools import changed, check, strided
+from .parity_tools import FLOOR, changed, check, error, results, strided
 from .test_triton import DEVICE, HALF
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
@@ -34,6 +36,7 @@ CONVS = [
     (2, 6, 6, 16, 24, 5, False),
     (2, 4, 6, 3, 5, 1, False),
     (2, 4, 6, 5, 3, 2, False),
+    (1, 4, 6, 32, 5, 3, False),  # whose gradients are computed with pairs of columns
 ]
 
 
@@ -53,7 +56,7 @@ def test_folded_images_agree_with_reference(shape: tuple[int, ...], dtype: torch
     *shape, folded = shape
     args = arguments(shape, dtype)
     if dtype == HALF:
-        assert Folding.of(*args[:2]).folded == folded
+        assert Foldings.of(args[0].shape, args[1], args[0].element_size()).y.paired == folded
     for given in (args, changed(strided, args)):
         check(backend.conv_pool, "conv_pool", Case(tuple, True), given, dtype)
 
@@ -66,7 +69,7 @@ def test_first_of_equal_maxima_gets_the_gradient(inp: int, side: int):
     x[0, :4, :4, 0] = torch.tensor([[0, 1, 1, 1], [2, 2, 0, 2], [3, 3, 5, 5], [3, 3, 5, 6]])
     weight = torch.zeros(20, inp, 3, 3, device=DEVICE)
     weight[:, 0, 1, 1] = torch.arange(1, 21)
-    assert Folding.of(x, weight).folded == (inp == 1 and side == 4)
+    assert Foldings.of(x.shape, weight, x.element_size()).y.paired == (inp == 1 and side == 4)
     found = []
     for ops in (reference, backend):
         leaf = x.clone().requires_grad_()
@@ -127,11 +130,93 @@ def test_one_launch_after_the_convolution_and_one_before_its_gradient(
     args = changed(Tensor.detach, arguments((150, 16, 16, inp, 32, 5), HALF, "rms"))
     fold = ["fold_kernel"] * (inp == 3)
     with Calls(150 * 8 * 8 * 12) as forward:
-        y, *kept = images._forward(*args)
-    assert kernels == [*fold, "pool_norm_act_fwd_kernel"]
+        y, *kept = images._forward(*args, None)
+    assert kernels == [*fold, "filters_kernel", "pool_norm_act_fwd_kernel"]
     assert forward.names == ["aten::convolution"]
     kernels.clear()
     with Calls(150 * 8 * 8 * 12) as backward:
-        images._backward(*args, *kept, y, inp == 8)
-    assert kernels == ["pool_norm_act_bwd_kernel", *fold]
+        images._backward(*args, None, *kept, y, inp == 8)
+    filters = ["filters_kernel"] * (inp == 8)
+    assert kernels == ["pool_norm_act_bwd_kernel", "add_rows_kernel", *filters, *fold, "d_weight_kernel"]
     assert backward.names == ["aten::convolution_backward"] * (inp == 8)  # else it makes none
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "shape"), [((3, 2), (6, 4, 3, 5, 5)), ((5,), (5, 4, 1, 8, 3)), ((0, 2), (4, 4, 3, 4, 5))]
+)
+def test_stored_images_are_scaled_where_they_are_read(
+    batch: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype, poison: list[str]
+):
+    """As float64 ones are, as closely as the reference does it; sequences may be cut off longer ones."""
+    height, width, inp, *_ = shape
+    stored = torch.randint(256, (*batch[:-1], batch[-1] + 1, height, width, inp)).to(DEVICE, torch.uint8)
+    x, (_, *params) = stored.narrow(len(batch) - 1, 1, batch[-1]), arguments((1, *shape), torch.float32)
+
+    def errors(op: Any, args: tuple, kind: torch.dtype) -> list[Tensor]:
+        return [y.double() for y in results(partial(op, dtype=kind), (x, *args), True)]
+
+    truth = errors(reference.conv_pool, changed(Tensor.double, tuple(params)), torch.float64)
+    theirs, ours = (errors(ops.conv_pool, tuple(params), dtype) for ops in (reference, backend))
+    for i, (our, their, true) in enumerate(zip(ours, theirs, truth, strict=True)):
+        assert our.shape == true.shape and our.isfinite().all()
+        allowed = (2 if i == 0 else 3) * error(their, true)
+        allowed += FLOOR[dtype] * (1 + float(true.abs().max())) if true.numel() else 0
+        assert error(our, true) <= allowed, (i, error(our, true), error(their, true))
+
+
+def test_only_stored_images_are_scaled():
+    _, *params = arguments((1, 4, 4, 3, 2, 3), torch.float32)
+    with pytest.raises(
+        ValueError, match=r"conv_pool: x is torch.float32 \[1, 4, 4, 3\] to be computed with as"
+    ):
+        backend.conv_pool(torch.zeros(1, 4, 4, 3, device=DEVICE), *params, dtype=torch.float32)
+
+
+# Images, height, width, in, out, kernel, rows and columns that make a place.
+PLACES = [
+    (2, 4, 6, 8, 12, 5, 1, 2),
+    (2, 3, 8, 4, 5, 5, 1, 4),
+    (1, 5, 4, 16, 8, 3, 1, 2),
+    (2, 4, 4, 3, 6, 4, 1, 2),
+    (1, 4, 6, 5, 7, 2, 1, 2),
+    (2, 6, 4, 3, 5, 7, 2, 2),
+    (1, 3, 3, 8, 8, 6, 1, 1),
+]
+
+
+@pytest.mark.parametrize("shape", PLACES)
+def test_places_of_several_pixels_give_the_same_convolution(shape: tuple[int, ...], poison: list[str]):
+    """And the same gradients, that of the image also as a convolution of its own."""
+    batch, height, width, inp, out, kernel, rows, columns = shape
+    x, weight, *_ = arguments(shape[:6], torch.float32)
+    x, weight = x.detach(), weight.detach()
+    grad = Maker(1, torch.float32).normal(batch, height, width, out).detach().to(DEVICE)
+    wide = x.double().requires_grad_(), weight.double().requires_grad_()
+    y = conv(*wide)
+    d_x, d_weight = torch.autograd.grad(y, wide, grad.double())
+    folding, back = (
+        Folding.of(*sizes, kernel, 4, rows, columns, flip)
+        for sizes, flip in (((inp, out), False), ((out, inp), True))
+    )
+    image, paired = folding.image(x, x.dtype), folding.paired
+    ours = folding.forward(image, weight)
+    given = quarters(grad) if paired else grad
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5, check_dtype=False)
+    close(ours, quarters(y) if paired else y)
+    close(folding.d_weight(image, weight, given), d_weight)
+    close(folding.d_x(weight, given), d_x)
+    turned = back.forward(back.image(grad, grad.dtype), weight.transpose(0, 1), flip=True)
+    close(turned, quarters(d_x) if paired else d_x)
+
+
+def conv(x: Tensor, weight: Tensor) -> Tensor:
+    """x [B, H, W, in] -> [B, H, W, out]."""
+    reach = weight.shape[-1] - 1
+    x = F.pad(x.permute(0, 3, 1, 2), (reach // 2, reach - reach // 2) * 2)
+    return F.conv2d(x, weight).permute(0, 2, 3, 1)
+
+
+def quarters(x: Tensor) -> Tensor:
+    """2x2 pixels of [B, H, W, C] as channels of one."""
+    return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3).flatten(3)

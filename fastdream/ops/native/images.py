@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdream.ops.native.layers import ACTS, NORMS, code
 from fastdream.ops.native.library import check_float, check_shape, register, register_once_differentiable, run
 from fastdream.ops.params import Act, Norm
-from fastdream.ops.reference.images import conv_same
+from fastdream.ops.reference.images import conv_same, pixels
 
 PADDED = 16  # kPlaceBytes in csrc/cpu/kernels/conv_pool.cpp
 # Bytes, for each thread, of convolved images that wait in the cache until they are pooled: they are several times as
@@ -29,9 +29,11 @@ def conv_pool(
     norm: Norm = "rms",
     act: Act = "silu",
     eps: float = 1e-4,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As `fastdream.ops.reference.conv_pool`, all float32 or all float64. Differentiable once."""
     codes = code(NORMS, norm, "norm"), code(ACTS, act, "activation")
+    x = x if dtype is None else pixels(x, dtype)
     return torch.ops.fastdream.conv_pool(x, weight, bias, scale, shift, *codes, eps)[0]
 
 

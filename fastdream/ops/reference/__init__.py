@@ -12,6 +12,7 @@ from fastdream.ops.reference.categorical import (
     categorical_log_prob,
     categorical_sample,
     gumbel_sample,
+    latent_entropy,
     unimix_log_probs,
 )
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
@@ -24,6 +25,7 @@ from fastdream.ops.reference.policy import policy_step
 from fastdream.ops.reference.replay import gather_sequences
 from fastdream.ops.reference.returns import lambda_return
 from fastdream.ops.reference.scan import imagine, imagine_step, observe, observe_step, prior, rollout
+from fastdream.ops.reference.summary import summarize
 from fastdream.ops.reference.twohot import symexp, symlog, twohot_bins, twohot_loss, twohot_mean
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "imagine",
     "imagine_step",
     "lambda_return",
+    "latent_entropy",
     "laprop_",
     "layernorm_gru",
     "linear",
@@ -67,6 +70,7 @@ __all__ = [
     "prior",
     "rollout",
     "spread_norm_act",
+    "summarize",
     "symexp",
     "symlog",
     "trunc_normal_sample",

@@ -21,6 +21,11 @@ def conv_same(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(F.pad(x, (kernel // 2 - 1, kernel // 2) * 2), weight, bias)
 
 
+def pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images, uint8 [..., H, W, C], as values from -0.5 to 0.5 [N, H, W, C] in `dtype`."""
+    return x.reshape(-1, *x.shape[-3:]).to(dtype).div_(255).sub_(0.5)
+
+
 def conv_pool(
     x: Tensor,
     weight: Tensor,
@@ -30,13 +35,16 @@ def conv_pool(
     norm: Norm = "rms",
     act: Act = "silu",
     eps: float = 1e-4,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Convolution with SAME padding, 2x2 max-pool, then `norm_act` over the channels of each pixel.
 
     x [B, H, W, in], weight [out, in, k, k], bias [out], the rest as in `norm_act`. weight and bias are cast to
     x.dtype. A last odd row or column is not pooled. Of equal maxima the first one, row by row, gets the gradient.
+    With `dtype`, x is images as they are stored, uint8 [..., H, W, in], and B is how many: `pixels` in that type.
     Returns [B, H // 2, W // 2, out] in x.dtype. Source: DreamerV3 `rssm.Encoder`.
     """
+    x = x if dtype is None else pixels(x, dtype)
     y = conv_same(x.permute(0, 3, 1, 2), filters(weight, x.dtype), match(bias, x.dtype))
     return norm_act(F.max_pool2d(y, 2).permute(0, 2, 3, 1), scale, shift, norm, act, eps)
 

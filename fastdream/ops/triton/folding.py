@@ -1,145 +1,266 @@
-"""How a convolution reaches cuDNN, whose fast kernels want pixels of whole vectors of 16 bytes.
+"""How a convolution reaches cuDNN, whose fast kernels want pixels of many channels, in whole vectors of 16 bytes.
 
-Channels are filled up with zeros. Where an image of few channels is pooled after its convolution, its 2x2 pixels become
-channels of one first: 12 of 16 are then used of RGB, in place of 3 of 8, and the convolution gives all four pixels that
-are pooled, side by side, as one of 4 * out channels. With a kernel of 5 it has 3x3 taps, of which the four outputs use
-25 of 36 places each.
+Channels are filled up with zeros. Neighbouring pixels become channels of one place, of the image that is convolved and
+of the one that this gives, alike. Between 2 columns of 5 taps it takes 1.2 times the multiplications, of which a tile
+of the tensor cores may then waste fewer, and both images stay as they are in memory. Where an image of few channels is
+pooled after its convolution, 2x2 pixels become a place: 12 of 16 channels are then used of RGB, in place of 3 of 8, and
+the four pixels that are pooled lie side by side.
 """
 
-from typing import NamedTuple, Self
+from math import prod
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from fastdream.ops.triton.config import row_tile
+from fastdream.ops.triton.config import Tile, row_tile
+from fastdream.ops.triton.folding_kernels import d_weight_kernel, filters_kernel, fold_kernel
 from fastdream.ops.triton.library import capability, launch
-from fastdream.ops.triton.pool_kernels import fold_kernel
 
 VECTOR = 16  # bytes
+HALF_TILE = 32  # channels: half of what a tile has in cuDNN's kernels for Hopper
 
 
-class Folding(NamedTuple):
-    """Of a convolution with SAME padding: the image that it reads, and its zeros around it along each axis."""
+class Axis(NamedTuple):
+    """Of the places of an image along one axis, and of the convolution from them to as many."""
 
-    inp: int
-    kernel: int
-    channels: int
-    before: int
+    fold: int  # outputs that are channels of a place
+    span: int  # pixels that are channels of a place: as many, or all that its outputs reach
+    before: int  # places around the image, filled with zeros
     after: int
-    folded: bool
+    start: int  # first pixel of a place, from its first output
+    first: int  # of the pixels in reach, where the kernel of a place's first output begins
 
     @classmethod
-    def of(cls, x: Tensor, weight: Tensor) -> Self:
-        """x [B, H, W, in], weight [out, in, k, k]. Folded where that takes no more multiplications."""
-        _, height, width, inp = x.shape
-        kernel, vector = weight.shape[-1], VECTOR // x.element_size()
-        before, after = (kernel - 1) // 2, kernel // 2
-        plain = cls(inp, kernel, -(-inp // vector) * vector, before, after, False)
-        fold = cls(inp, kernel, -(-4 * inp // vector) * vector, (before + 1) // 2, (after + 1) // 2, True)
-        cheaper = fold.taps**2 * fold.channels <= kernel**2 * plain.channels
-        return fold if cheaper and height % 2 == width % 2 == 0 else plain
+    def of(cls, kernel: int, fold: int, ahead: int, window: bool = False) -> Self:
+        """For a kernel that reaches `ahead` pixels before each; `window` leaves it a single tap."""
+        if window:
+            return cls(fold, fold + kernel - 1, 0, 0, -ahead, 0)
+        before, after = -(-ahead // fold), -((ahead + 1 - kernel) // fold)
+        return cls(fold, fold, before, after, 0, before * fold - ahead)
 
     @property
     def taps(self) -> int:
-        """Of the kernel of the convolution that is computed."""
         return self.before + self.after + 1
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The convolution without bias: [B, H, W, out], or folded [B, H / 2, W / 2, 4 * out]."""
-        y = torch.ops.aten.convolution(self._image(x), self._filters(weight, x), None, *self._options)
-        return y.permute(0, 2, 3, 1).contiguous()
+    @property
+    def padding(self) -> int:
+        """Zeros that the convolution itself adds: it treats both ends alike."""
+        return self.before if self.before == self.after else 0
 
-    def backward(self, x: Tensor, weight: Tensor, grad: Tensor, want_x: bool) -> tuple[Tensor | None, Tensor]:
-        """Gradients of x, where it is wanted, and of weight."""
-        image, filters, grad = self._image(x), self._filters(weight, x), grad.permute(0, 3, 1, 2)
-        wanted = [want_x, True, False]
-        d_image, d_filters, _ = torch.ops.aten.convolution_backward(
-            grad, image, filters, None, *self._options, wanted
+    @property
+    def around(self) -> tuple[int, int]:
+        """Zeros that it does not."""
+        return (0, 0) if self.before == self.after else (self.before, self.after)
+
+
+class Folding(NamedTuple):
+    """A convolution of stride 1 with SAME padding from `inp` to `out` channels, folded along rows and columns."""
+
+    inp: int
+    out: int
+    kernel: int
+    rows: Axis
+    columns: Axis
+    channels: int  # of a place, with those that fill up vectors
+
+    @classmethod
+    def of(
+        cls,
+        inp: int,
+        out: int,
+        kernel: int,
+        itemsize: int,
+        rows: int = 1,
+        columns: int = 1,
+        flip: bool = False,
+    ) -> Self:
+        """With so many rows and columns in a place; flipped it has the kernel the other way round."""
+        ahead, vector = kernel // 2 if flip else (kernel - 1) // 2, VECTOR // itemsize
+        axes = Axis.of(kernel, rows, ahead), Axis.of(kernel, columns, ahead)
+        channels = axes[0].span * axes[1].span * inp
+        return cls(inp, out, kernel, *axes, -(-channels // vector) * vector)
+
+    @property
+    def paired(self) -> bool:
+        """Whether the four outputs that are pooled are channels of a place."""
+        return self.rows.fold == self.columns.fold == 2
+
+    @property
+    def work(self) -> float:
+        """Multiplications for each of the outputs that one channel has."""
+        return self.rows.taps * self.columns.taps * self.channels
+
+    def fits(self, height: int, width: int) -> bool:
+        return height % self.rows.fold == width % self.columns.fold == 0
+
+    def forward(self, image: Tensor, weight: Tensor, flip: bool = False) -> Tensor:
+        """The convolution without bias of `image`: [B, H, W, out], or [B, H / 2, W / 2, 4 * out] where paired.
+
+        weight [out, in, k, k], which may be a transposed view; flip turns its kernels round.
+        """
+        filters = self.filters(weight, image.dtype, flip)
+        y = torch.ops.aten.convolution(image, filters, None, *self._options).permute(0, 2, 3, 1).contiguous()
+        return y if self.paired else y.unflatten(-1, (-1, self.out)).flatten(2, 3)
+
+    def d_weight(self, image: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of weight, from `grad` as `forward` gives it; sums in float32."""
+        outputs = self.rows.fold * self.columns.fold * self.out
+        like = image.new_empty(outputs, self.rows.taps, self.columns.taps, self.channels).permute(0, 3, 1, 2)
+        d_filters = self._gradients(image, like, grad, [False, True, False])[1].permute(0, 2, 3, 1)
+        d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        tile = self._tile(self.inp, weight)
+        grid = (triton.cdiv(self.out * self.kernel**2, tile.rows),)
+        launch(d_weight_kernel, grid, d_filters.contiguous(), d_weight, self.out, **self._constants(tile))
+        return d_weight
+
+    def d_x(self, weight: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of an image [B, H, W, in], from `grad` as `forward` gives it."""
+        rows, columns, image = self.rows, self.columns, self._places(grad)
+        height, width = (
+            n + sum(axis.around) for n, axis in zip(image.shape[1:3], (rows, columns), strict=True)
         )
-        return self._d_x(d_image.permute(0, 2, 3, 1), x) if want_x else None, self._d_weight(d_filters)
+        like = grad.new_empty(len(grad), height, width, self.channels).permute(0, 3, 1, 2)
+        d_image = self._gradients(like, self.filters(weight, grad.dtype), grad, [True, False, False])[0]
+        d_image = d_image.permute(0, 2, 3, 1)
+        for axis, (before, after) in ((1, rows.around), (2, columns.around)):
+            d_image = d_image.narrow(axis, before, d_image.shape[axis] - before - after)
+        d_image = d_image[..., : rows.fold * columns.fold * self.inp]
+        d_image = d_image.unflatten(-1, (rows.fold, columns.fold, self.inp)).transpose(2, 3)
+        return d_image.flatten(3, 4).flatten(1, 2).contiguous()
+
+    def image(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """What is convolved, channels last, of x [..., H, W, in], whose uint8 become values from -0.5 to 0.5."""
+        *batch, height, width, _ = x.shape
+        places = prod(batch), height // self.rows.fold, width // self.columns.fold, self.channels
+        if self.rows.fold > 1 or self.channels != self.columns.span * self.inp or x.dtype != dtype:
+            x = self._gather(x, x.new_empty(places, dtype=dtype))
+        x = x.contiguous().view(places)
+        around = *self.columns.around, *self.rows.around
+        return (F.pad(x, (0, 0, *around)) if any(around) else x).permute(0, 3, 1, 2)
+
+    def filters(self, weight: Tensor, dtype: torch.dtype, flip: bool = False) -> Tensor:
+        """The weight that is convolved with, channels last."""
+        rows, columns = self.rows, self.columns
+        outputs = rows.fold * columns.fold * self.out
+        y = weight.new_empty(outputs, rows.taps, columns.taps, self.channels, dtype=dtype)
+        tile = self._tile(self.channels, weight)
+        launch(
+            filters_kernel,
+            (triton.cdiv(y.numel() // self.channels, tile.rows),),
+            weight,
+            y,
+            self.out,
+            *weight.stride()[:2],
+            FLIP=flip,
+            **self._constants(tile),
+        )
+        return y.permute(0, 3, 1, 2)
 
     @property
-    def _options(self) -> tuple:
+    def _options(self) -> tuple[Any, ...]:
         """Stride, padding, dilation, whether transposed, its padding, groups."""
-        padding = self.before if self.before == self.after else 0
-        return [1, 1], [padding, padding], [1, 1], False, [0, 0], 1
+        return [1, 1], [self.rows.padding, self.columns.padding], [1, 1], False, [0, 0], 1
 
-    @property
-    def _around(self) -> tuple[int, ...]:
-        """Zeros around an image that the convolution itself does not add, as it treats both ends alike."""
-        return () if self.before == self.after else (self.before, self.after) * 2
+    def _places(self, grad: Tensor) -> Tensor:
+        return grad if self.paired else grad.unflatten(2, (-1, self.columns.fold)).flatten(3)
 
-    def _image(self, x: Tensor) -> Tensor:
-        if self.folded:
-            x, padding = self._fold(x.contiguous()), (0, 0, *self._around)
-        else:
-            padding = 0, self.channels - self.inp, *self._around
-        x = F.pad(x, padding) if any(padding) else x
-        return x.contiguous().permute(0, 3, 1, 2)
+    def _gradients(self, image: Tensor, filters: Tensor, grad: Tensor, wanted: list[bool]) -> Any:
+        """Gradients of image and filters, as far as they are wanted; what is not read is there for its shape."""
+        grad = self._places(grad).permute(0, 3, 1, 2)
+        return torch.ops.aten.convolution_backward(grad, image, filters, None, *self._options, wanted)
 
-    def _fold(self, x: Tensor) -> Tensor:
-        batch, height, width, _ = x.shape
-        y = x.new_empty(batch, height // 2, width // 2, self.channels)
-        rows, tile = y.numel() // self.channels, row_tile(self.channels, capability(x.device), tensors=2)
+    def _gather(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.dim() != 5 or not len(x) or not x[0].is_contiguous():
+            x = x.contiguous().view(1, -1, *x.shape[-3:])
+        places, tile = y.numel() // self.channels, row_tile(self.channels, capability(x.device), tensors=2)
         launch(
             fold_kernel,
-            (triton.cdiv(rows, tile.rows),),
+            (triton.cdiv(places, tile.rows),),
             x,
             y,
-            rows,
-            height,
-            width,
+            places,
+            x.shape[1],
+            x.stride(0),
+            *x.shape[2:4],
             N=self.inp,
             C=self.channels,
+            FOLD_R=self.rows.fold,
+            SPAN_R=self.rows.span,
+            START_R=self.rows.start,
+            FOLD_C=self.columns.fold,
+            SPAN_C=self.columns.span,
+            START_C=self.columns.start,
+            SCALED=x.dtype == torch.uint8,
             BM=tile.rows,
             BN=tile.cols,
             num_warps=tile.warps,
         )
         return y
 
-    def _d_x(self, d_image: Tensor, x: Tensor) -> Tensor:
-        if self._around:
-            d_image = d_image[:, self.before : -self.after, self.before : -self.after]
-        if self.folded:
-            d_image = d_image[..., : 4 * self.inp].unflatten(-1, (2, 2, self.inp)).transpose(2, 3)
-        return d_image[..., : self.inp].reshape(x.shape).contiguous()
+    def _tile(self, width: int, weight: Tensor) -> Tile:
+        """Of the kernels on weights: few elements a thread, for all that it computes of each."""
+        return row_tile(width, capability(weight.device), tensors=4)
 
-    def _filters(self, weight: Tensor, x: Tensor) -> Tensor:
-        """The weight that is computed with, in x's dtype, its channels filled up and next to each other in memory."""
-        out, inp, taps = len(weight), self.inp, self.taps
-        filters = x.new_zeros(4 * out if self.folded else out, taps, taps, self.channels)
-        if self.folded:
-            # Windows of a field that is one longer than what an output's taps reach; the last is the first output's.
-            reach, first = 2 * taps, self._windows[0].start
-            field = F.pad(weight, (first + 1, reach - first - self.kernel) * 2)
-            windows = field.unfold(2, reach, 1).unfold(3, reach, 1).flip(2, 3)
-            windows = windows.unflatten(5, (taps, 2)).unflatten(4, (taps, 2))
-            places = filters[..., : 4 * inp].unflatten(3, (2, 2, inp)).unflatten(0, (2, 2, out))
-            places.copy_(windows.permute(2, 3, 0, 4, 6, 5, 7, 1))
-        else:
-            filters[..., :inp] = weight.permute(0, 2, 3, 1)
-        return filters.permute(0, 3, 1, 2)
+    def _constants(self, tile: Tile) -> dict[str, Any]:
+        """Of the kernels on weights."""
+        return {
+            "N": self.inp,
+            "K": self.kernel,
+            "C": self.channels,
+            "FOLD_R": self.rows.fold,
+            "SPAN_R": self.rows.span,
+            "TAPS_R": self.rows.taps,
+            "FIRST_R": self.rows.first,
+            "FOLD_C": self.columns.fold,
+            "SPAN_C": self.columns.span,
+            "TAPS_C": self.columns.taps,
+            "FIRST_C": self.columns.first,
+            "BM": tile.rows,
+            "BN": tile.cols,
+            "num_warps": tile.warps,
+        }
 
-    def _d_weight(self, d_filters: Tensor) -> Tensor:
-        """The gradient of weight from that of what was computed with; sums in float32."""
-        inp = self.inp
-        if not self.folded:
-            return d_filters[:, :inp]
-        places = (
-            d_filters.permute(0, 2, 3, 1)[..., : 4 * inp].unflatten(3, (2, 2, inp)).unflatten(0, (2, 2, -1))
-        )
-        windows = places.permute(2, 7, 0, 1, 3, 5, 4, 6).float().flatten(6).flatten(4, 5)
-        parts = [
-            windows[:, :, i, j, a, b]
-            for i, a in enumerate(self._windows)
-            for j, b in enumerate(self._windows)
-        ]
-        return parts[0] + parts[1] + (parts[2] + parts[3])
 
-    @property
-    def _windows(self) -> tuple[slice, slice]:
-        """Where the kernel is among the 2 * taps pixels, along an axis, that both outputs of a folded one reach."""
-        first = 2 * self.before - (self.kernel - 1) // 2
-        return slice(first, first + self.kernel), slice(first + 1, first + 1 + self.kernel)
+class Foldings(NamedTuple):
+    """How a convolution is computed, and its two gradients."""
+
+    y: Folding
+    weight: Folding
+    x: Folding
+    turned: bool = (
+        False  # whether that of x is the convolution of a gradient, with kernels the other way round
+    )
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], weight: Tensor, itemsize: int) -> Self:
+        """Of images [..., H, W, in] and weight [out, in, k, k].
+
+        Pairs of rows and columns where that takes no more multiplications. Pairs of columns for the gradients where
+        channels fill half of a tile.
+        """
+        (height, width, inp), (out, _, kernel, _) = shape[-3:], weight.shape
+        plain = Folding.of(inp, out, kernel, itemsize)
+        pairs = Folding.of(inp, out, kernel, itemsize, 2, 2)
+        if pairs.work <= plain.work and pairs.fits(height, width):
+            return cls(pairs, pairs, pairs)
+        columns = Folding.of(inp, out, kernel, itemsize, 1, 2)
+        if inp == HALF_TILE and itemsize == 2 and columns.fits(height, width):
+            return cls(plain, columns, columns)
+        return cls(plain, plain, plain)
+
+    def forward(self, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The convolution without bias, as `Folding.forward` gives it."""
+        return self.y.forward(self.y.image(x, dtype), weight)
+
+    def d_weight(self, x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of weight."""
+        return self.weight.d_weight(self.weight.image(x, grad.dtype), weight, grad)
+
+    def d_x(self, weight: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of x."""
+        if not self.turned:
+            return self.x.d_x(weight, grad)
+        return self.x.forward(self.x.image(grad, grad.dtype), weight.transpose(0, 1), flip=True)

@@ -4,6 +4,7 @@ What is kept for the gradient is the maxima and their places: less than half of 
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -14,8 +15,10 @@ from fastdream.ops.native.layers import code, spread
 from fastdream.ops.native.params import ACTS, NORMS
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.triton.config import WIDEST, Tile, row_tile
-from fastdream.ops.triton.folding import Folding
+from fastdream.ops.triton.dense_kernels import add_rows
+from fastdream.ops.triton.folding import Foldings
 from fastdream.ops.triton.library import (
+    FLOATS,
     capability,
     check_floats,
     check_shape,
@@ -41,6 +44,7 @@ def conv_pool(
     norm: Norm = "rms",
     act: Act = "silu",
     eps: float = 1e-4,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As `fastdream.ops.reference.conv_pool`, x float32 or half precision, out at most 16384. Differentiable once.
 
@@ -49,7 +53,7 @@ def conv_pool(
     code(NORMS, norm, "norm"), code(ACTS, act, "activation")
     if norm == "none":
         scale = shift = None  # they belong to the norm
-    return torch.ops.fastdream.triton_conv_pool(x, weight, bias, scale, shift, norm, act, eps)[0]
+    return torch.ops.fastdream.triton_conv_pool(x, weight, bias, scale, shift, norm, act, eps, dtype)[0]
 
 
 def _fake(
@@ -61,22 +65,34 @@ def _fake(
     norm: str,
     act: str,
     eps: float,
+    dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the maxima that it is the norm and activation of, without bias, and their places."""
-    check_floats("conv_pool", x=x, weight=weight, bias=bias, scale=scale, shift=shift)
-    if x.dim() != 4:
-        raise ValueError(f"conv_pool: x has shape {list(x.shape)}, expected [B, H, W, in]")
+    _check_images(x, dtype)
+    check_floats("conv_pool", weight=weight, bias=bias, scale=scale, shift=shift)
     if weight.dim() != 4 or not 0 < len(weight) <= WIDEST:
         raise ValueError(
             f"conv_pool: weight has shape {list(weight.shape)}, expected [out, in, k, k] with out from 1 to {WIDEST}"
         )
-    (batch, height, width, inp), (out, *_, kernel) = x.shape, weight.shape
+    (*batch, height, width, inp), (out, *_, kernel) = x.shape, weight.shape
     check_shape("conv_pool", "weight", weight, out, inp, kernel, kernel)
     for name, p in (("bias", bias), ("scale", scale), ("shift", shift)):
         if p is not None:
             check_shape("conv_pool", name, p, out)
-    shape = batch, height // 2, width // 2, out
-    return x.new_empty(shape), x.new_empty(shape), x.new_empty(shape, dtype=torch.uint8)
+    y = x.new_empty(prod(batch), height // 2, width // 2, out, dtype=dtype)
+    return y, torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
+
+
+def _check_images(x: Tensor, dtype: torch.dtype | None) -> None:
+    if dtype is None:
+        check_floats("conv_pool", x=x)
+        if x.dim() != 4:
+            raise ValueError(f"conv_pool: x has shape {list(x.shape)}, expected [B, H, W, in]")
+    elif x.dtype != torch.uint8 or x.dim() < 4 or dtype not in FLOATS:
+        raise ValueError(
+            f"conv_pool: x is {x.dtype} {list(x.shape)} to be computed with as {dtype}, expected torch.uint8 "
+            f"[..., H, W, in] and one of {', '.join(map(str, FLOATS))}"
+        )
 
 
 class Pixels(NamedTuple):
@@ -89,9 +105,9 @@ class Pixels(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, out: int, tensors: int) -> Self:
-        batch, height, width, _ = x.shape
+        *batch, height, width, _ = x.shape
         tile = row_tile(out, capability(x.device), tensors)
-        return cls(batch * (height // 2) * (width // 2), height, width, tile)
+        return cls(prod(batch) * (height // 2) * (width // 2), height, width, tile)
 
     @property
     def tiles(self) -> int:
@@ -125,11 +141,14 @@ def _forward(
     norm: str,
     act: str,
     eps: float,
+    dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs, folding = _fake(x, weight, bias, scale, shift, norm, act, eps), Folding.of(x, weight)
+    outputs = _fake(x, weight, bias, scale, shift, norm, act, eps, dtype)
+    foldings = Foldings.of(x.shape, weight, outputs[0].element_size())
+    convolved = foldings.forward(x, weight.contiguous(), outputs[0].dtype)
     pixels = Pixels.of(x, len(weight), tensors=2)
-    tensors = folding.forward(x, weight), *contiguous(bias, scale, shift), *outputs
-    options = {"N": len(weight), "NORM": norm, "ACT": act, "FOLDED": folding.folded}
+    tensors = convolved, *contiguous(bias, scale, shift), *outputs
+    options = {"N": len(weight), "NORM": norm, "ACT": act, "FOLDED": foldings.y.paired}
     _launch(pool_norm_act_fwd_kernel, pixels.tiles, tensors, eps, pixels, **options)
     return outputs
 
@@ -143,6 +162,7 @@ def _backward_fake(
     norm: str,
     act: str,
     eps: float,
+    dtype: torch.dtype | None,
     top: Tensor,
     place: Tensor,
     grad: Tensor,
@@ -150,8 +170,8 @@ def _backward_fake(
 ) -> list[Tensor]:
     """Gradients of weight and bias, then of scale and shift where they are there, and of x where it is wanted."""
     op = "conv_pool_backward"
-    y, _, like = _fake(x, weight, bias, scale, shift, norm, act, eps)
-    check_floats(op, x=x, top=top, grad=grad)
+    y, _, like = _fake(x, weight, bias, scale, shift, norm, act, eps, dtype)
+    check_floats(op, top=top, grad=grad)
     for name, given, expected in (("top", top, y), ("grad", grad, y), ("place", place, like)):
         check_shape(op, name, given, *expected.shape)
     params = weight, bias, scale, shift, x if want_x else None
@@ -167,25 +187,28 @@ def _backward(
     norm: str,
     act: str,
     eps: float,
+    dtype: torch.dtype | None,
     top: Tensor,
     place: Tensor,
     grad: Tensor,
     want_x: bool,
 ) -> list[Tensor]:
-    _backward_fake(x, weight, bias, scale, shift, norm, act, eps, top, place, grad, want_x)
-    folding, (batch, height, width, _), out = Folding.of(x, weight), x.shape, len(weight)
-    shape = (batch, height // 2, width // 2, 4 * out) if folding.folded else (batch, height, width, out)
-    d_y = x.new_zeros(shape) if height % 2 or width % 2 else x.new_empty(shape)  # a last odd row stays 0
-    pixels = Pixels.of(x, out, tensors=4)
+    _backward_fake(x, weight, bias, scale, shift, norm, act, eps, dtype, top, place, grad, want_x)
+    (*batch, height, width, _), out, weight = x.shape, len(weight), weight.contiguous()
+    foldings = Foldings.of(x.shape, weight, top.element_size())
+    paired = foldings.weight.paired
+    shape = (height // 2, width // 2, 4 * out) if paired else (height, width, out)
+    new = top.new_zeros if height % 2 or width % 2 else top.new_empty  # a last odd row stays 0
+    d_y, pixels = new(prod(batch), *shape), Pixels.of(x, out, tensors=4)
     programs = min(PROGRAMS, pixels.tiles)
-    partial = x.new_empty(programs, 3, out, dtype=torch.float32)
+    partial = top.new_empty(programs, 3 * out, dtype=torch.float32)
     tensors = *contiguous(top, place, bias, scale, shift, grad), d_y, partial
-    options = {"N": out, "NORM": norm, "ACT": act, "FOLDED": folding.folded}
+    options = {"N": out, "NORM": norm, "ACT": act, "FOLDED": paired}
     _launch(pool_norm_act_bwd_kernel, programs, tensors, eps, pixels, **options)
-    d_x, d_weight = folding.backward(x, weight, d_y, want_x)
-    sums = zip(partial.sum(0), (bias, scale, shift), strict=True)
-    d_params = [d_weight.to(weight.dtype).contiguous(), *(d.to(p.dtype) for d, p in sums if p is not None)]
-    return d_params if d_x is None else [*d_params, d_x]
+    sums = zip(add_rows(partial).split(out), (bias, scale, shift), strict=True)
+    d_params = [d.to(p.dtype) for d, p in sums if p is not None]
+    d_x = [foldings.d_x(weight, d_y)] if want_x else []
+    return [foldings.d_weight(x, weight, d_y), *d_params, *d_x]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -196,15 +219,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _gradient(ctx: Any, grad: Optional, *_: Optional) -> tuple[Optional, ...]:
     if grad is None:
-        return (None,) * 8
+        return (None,) * 9
     *params, top, place = ctx.saved_tensors
     want_x = ctx.needs_input_grad[0]
     gradients = torch.ops.fastdream.triton_conv_pool_backward(*params, *ctx.statics, top, place, grad, want_x)
     d_x = gradients[-1] if want_x else None
-    return d_x, *spread(gradients, [p is not None for p in params[1:]]), None, None, None
+    return d_x, *spread(gradients, [p is not None for p in params[1:]]), None, None, None, None
 
 
-_INPUTS = "Tensor x, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, str norm, str act, float eps"
+_INPUTS = (
+    "Tensor x, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, str norm, str act, float eps, "
+    "ScalarType? dtype"
+)
 register_once_differentiable(
     register(f"conv_pool({_INPUTS}) -> (Tensor, Tensor, Tensor)", _forward, _fake),
     register(

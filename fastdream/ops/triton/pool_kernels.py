@@ -1,4 +1,4 @@
-"""Kernels between an image and one of half its size: folding 2x2 pixels into one, pooling them, norm and activation."""
+"""Kernels between an image and one of half its size: 2x2 pixels are pooled, then norm and activation."""
 
 import triton
 import triton.language as tl
@@ -26,26 +26,53 @@ def next_pixel(q: tl.constexpr, W, FOLDED: tl.constexpr):
     return q // 2 * W + q % 2
 
 
-@triton.jit(do_not_specialize=["M", "H", "W"])
-def fold_kernel(
-    x,  # [B, H, W, N]
-    y,  # [M, C], M = B * H / 2 * W / 2
-    M,
-    H,
-    W,
-    N: tl.constexpr,
-    C: tl.constexpr,  # 4 * N, and zeros
-    BM: tl.constexpr,
-    BN: tl.constexpr,
+@triton.jit
+def top_norm_act(
+    b_top, bias, scale, shift, o_n, m_n, eps, N: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_c = tl.arange(0, BN)[None, :]
-    m_m = o_m < M - i_m
-    i_q = o_c // N
-    p_x = x + (first_pixel(i_m + o_m, H, W, False) + i_q // 2 * W + i_q % 2) * N + o_c % N
-    b_x = tl.load(p_x, mask=m_m & (i_q < 4), other=0.0)
-    tl.store(y + i_m * C + o_m * C + o_c, b_x, mask=m_m & (o_c < C))
+    """Bias, norm and activation of maxima b_top [BM, BN]; vectors [N], scale and shift perhaps None."""
+    b_y = b_top + tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
+    if NORM != "none":
+        b_y, _ = normalize(b_y, m_n, tl.cast(eps, tl.float32), N, NORM)
+    if scale is not None:
+        b_y *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
+    if shift is not None:
+        b_y += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
+    return activate(b_y, ACT)
+
+
+@triton.jit
+def affine(bias, scale, shift, o_n, m_n):
+    """Bias, scale and shift [1, BN] float32, ones and zeros for those that are not there."""
+    b_bias = tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
+    b_scale = tl.full(o_n.shape, 1.0, tl.float32)
+    b_shift = tl.zeros(o_n.shape, tl.float32)
+    if scale is not None:
+        b_scale = tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
+    if shift is not None:
+        b_shift = tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
+    return b_bias, b_scale, b_shift
+
+
+@triton.jit
+def top_gradient(
+    b_x, b_g, b_scale, b_shift, m_n, eps, N: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr
+):
+    """Of maxima with bias b_x [BM, BN], from the result's b_g; then those of scale and shift, pixel by pixel."""
+    if NORM == "none":
+        b_dx = activate_grad(b_x, b_g, ACT)
+        b_dscale = b_dx
+        b_dshift = b_dx
+    else:
+        b_x, b_rstd = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
+        b_dshift = activate_grad(b_x * b_scale + b_shift, b_g, ACT)
+        b_dscale = b_dshift * b_x
+        b_g = b_dshift * b_scale
+        b_dx = b_g - b_x * (tl.sum(b_g * b_x, 1, keep_dims=True) / N)
+        if NORM == "layer":
+            b_dx -= tl.sum(b_g, 1, keep_dims=True) / N
+        b_dx *= b_rstd
+    return b_dx, b_dscale, b_dshift
 
 
 @triton.jit(do_not_specialize=["M", "H", "W"])
@@ -86,14 +113,8 @@ def pool_norm_act_fwd_kernel(
     tl.store(top + i_m * N + o_x, b_top.to(top.dtype.element_ty), mask=m_x)
     tl.store(place + i_m * N + o_x, b_place.to(tl.uint8), mask=m_x)
 
-    b_y = b_top + tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if NORM != "none":
-        b_y, _ = normalize(b_y, m_n, tl.cast(eps, tl.float32), N, NORM)
-    if scale is not None:
-        b_y *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if shift is not None:
-        b_y += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
-    tl.store(y + i_m * N + o_x, activate(b_y, ACT).to(y.dtype.element_ty), mask=m_x)
+    b_y = top_norm_act(b_top, bias, scale, shift, o_n, m_n, eps, N, NORM, ACT)
+    tl.store(y + i_m * N + o_x, b_y.to(y.dtype.element_ty), mask=m_x)
 
 
 @triton.jit(do_not_specialize=["M", "H", "W"])
@@ -122,13 +143,7 @@ def pool_norm_act_bwd_kernel(
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
     o_x = o_m * N + o_n
-    b_bias = tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-    b_scale = tl.full([1, BN], 1.0, tl.float32)
-    b_shift = tl.zeros([1, BN], tl.float32)
-    if scale is not None:
-        b_scale = tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if shift is not None:
-        b_shift = tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
+    b_bias, b_scale, b_shift = affine(bias, scale, shift, o_n, m_n)
     # Rows are added up at the end alone: a thread has one or two of them, and warps need not wait for each other.
     b_dbias = tl.zeros([BM, BN], tl.float32)
     b_dscale = tl.zeros([BM, BN], tl.float32)
@@ -140,20 +155,9 @@ def pool_norm_act_bwd_kernel(
         b_x = tl.load(top + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32) + b_bias
         b_g = tl.load(grad + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32)
         b_place = tl.load(place + i_m * N + o_x, mask=m_x, other=0)
-        if NORM == "none":
-            b_dx = activate_grad(b_x, b_g, ACT)
-        else:
-            b_x, b_rstd = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
-            b_g = activate_grad(b_x * b_scale + b_shift, b_g, ACT)
-            if scale is not None:
-                b_dscale += b_g * b_x
-            if shift is not None:
-                b_dshift += b_g
-            b_g *= b_scale
-            b_dx = b_g - b_x * (tl.sum(b_g * b_x, 1, keep_dims=True) / N)
-            if NORM == "layer":
-                b_dx -= tl.sum(b_g, 1, keep_dims=True) / N
-            b_dx *= b_rstd
+        b_dx, b_ds, b_dt = top_gradient(b_x, b_g, b_scale, b_shift, m_n, eps, N, NORM, ACT)
+        b_dscale += b_ds
+        b_dshift += b_dt
         b_dbias += b_dx
         p_dx = d_x + first_pixel(i_m + o_m, H, W, FOLDED) * N + o_n
         for q in tl.static_range(4):
