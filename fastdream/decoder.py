@@ -189,13 +189,14 @@ class Decoder(nn.Module):
         Images: squared error of values in [0, 1]; vectors: squared error (in symlog space if config.symlog);
         discrete entries: cross-entropy.
         """
-        return {key: self._loss(space, wide(outputs[key]), obs[key]) for key, space in self.spaces.items()}
+        return {key: self._loss(space, outputs[key], obs[key]) for key, space in self.spaces.items()}
 
     def _loss(self, space: Space, out: Tensor, target: Tensor) -> Tensor:
+        if space.kind == "image":
+            return self.ops.image_loss(out, target)
+        out = wide(out)
         if space.kind == "discrete":
             return sum_event(-categorical_log_prob(out, target.long()), len(space.shape))
-        if space.kind == "image":  # read as it is: a copy in float32 would be four times as large
-            return sum_event(torch.sub(out.sigmoid(), target, alpha=1 / 255).square(), 3)
         target = target.to(out.dtype)
         target = self.ops.symlog(target) if self.config.symlog else target
         return sum_event((out - target).square(), len(space.shape))

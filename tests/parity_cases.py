@@ -47,6 +47,12 @@ def convolved(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
     return m.normal(n, 5, 4, 2), *filters, *norm_act(norm, act, m, n)[1:]
 
 
+def image_loss(m: Maker, n: int) -> Arguments:
+    """Images in rows of two."""
+    shape = n, 2, 3, 5, m.sizes.deter
+    return m.normal(*shape, scale=3.0), m.index(*shape, high=256).to(torch.uint8)
+
+
 def mlp(norm: str, act: str, m: Maker, n: int) -> Arguments:
     widths = m.sizes.deter, m.sizes.units, m.sizes.units, m.sizes.embed
     return m.normal(n, m.sizes.deter), chain(m, *widths, norm=norm, act=act)
@@ -205,6 +211,7 @@ CASES: dict[str, dict[str, Case]] = {
     "norm_act": cases(norm_act, NORMS, ACTS),
     "conv_pool": cases(convolved, [3, 4], NORMS, ("silu", "relu")),
     "conv_spread": cases(doubled, [2, 3], NORMS, ("none", "silu")),
+    "image_loss": cases(image_loss),
     "mlp": cases(mlp, NORMS, ("silu", "elu")),
     "mlps": cases(mlps, [False, True]),
     "block_gru": cases(cell, ["block"], [0, 1]),

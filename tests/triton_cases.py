@@ -93,6 +93,12 @@ def convolved(layer: str, m: Maker, n: int) -> Arguments:
     return m.normal(n // 64, 8, 8, inp), weight, bias, *ops.norm_act("rms", "silu", m, 1)[1:]
 
 
+def image_loss(m: Maker, n: int) -> Arguments:
+    """RGB of the usual size."""
+    shape = n // 64, 64, 64, 3
+    return m.normal(*shape), m.index(*shape, high=256).to(torch.uint8)
+
+
 def scan(function: Any, core: str, m: Maker, n: int) -> Arguments:
     """16 sequences, and a posterior of one hidden layer, as the agents have."""
     rssm, *rest = function(core, "classes", False, m, SEQUENCES)
@@ -151,6 +157,7 @@ CASES: dict[str, dict[str, Case]] = {
     ),
     "conv_pool": ops.cases(convolved, ["first", "second"]),
     "conv_spread": ops.cases(doubled, ["inner", "last"]),
+    "image_loss": ops.cases(image_loss),
     "mlp": ops.cases(ops.mlp, ["rms"], ["silu"]) | ops.cases(ops.mlp, ["layer"], ["elu"]),
     "mlps": ops.cases(heads, [False, True]),
     "prior": ops.cases(ops.prior),

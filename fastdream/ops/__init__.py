@@ -104,6 +104,7 @@ class Ops(NamedTuple):
     reinforce: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
     conv_pool: Callable[..., Tensor]
     conv_spread: Callable[..., Tensor]
+    image_loss: Callable[..., Tensor]
     observe_step: Callable[..., Step]
     imagine_step: Callable[..., Step]
     observe: Callable[..., Step]

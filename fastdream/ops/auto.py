@@ -226,6 +226,7 @@ TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
     "conv_pool": Rule(1, _pooled, but=f"over {WIDEST} channels"),
     "conv_spread": Rule(serves=_spread, but=f"over {WIDEST // 4} channels after it"),
+    "image_loss": Rule(),
     "mlp": Rule(serves=_no_wider_one, but=_CHAINS),
     "mlps": Rule(serves=_no_wider, but=_CHAINS),
     "prior": Rule(1, _narrow_prior, _CHAINS),

@@ -18,7 +18,7 @@ from fastdream.ops.reference.categorical import (
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
 from fastdream.ops.reference.critic import critic_loss
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std, trunc_normal_sample
-from fastdream.ops.reference.images import conv_pool, conv_spread, spread_norm_act
+from fastdream.ops.reference.images import conv_pool, conv_spread, image_loss, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
 from fastdream.ops.reference.mdn import (
     controlled,
@@ -56,6 +56,7 @@ __all__ = [
     "gaussian_sample",
     "gaussian_std",
     "gru",
+    "image_loss",
     "gumbel_sample",
     "imagine",
     "imagine_step",

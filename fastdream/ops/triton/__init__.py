@@ -19,6 +19,7 @@ _FILES = {
     "norm_act": "layers",
     "conv_pool": "images",
     "conv_spread": "spread",
+    "image_loss": "pixels",
     "mlp": "dense",
     "mlps": "dense",
     "prior": "dense",
