@@ -59,6 +59,7 @@ def test_folded_images_agree_with_reference(shape: tuple[int, ...], dtype: torch
         assert Foldings.of(args[0].shape, args[1], args[0].element_size()).y.paired == folded
     for given in (args, changed(strided, args)):
         check(backend.conv_pool, "conv_pool", Case(tuple, True), given, dtype)
+    check(backend.conv_pool, "conv_pool", Case(tuple, True), (args[0].detach(), *args[1:]), dtype)
 
 
 @pytest.mark.parametrize("side", [4, 5])
@@ -120,24 +121,30 @@ class Calls(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("inp", [3, 8])
-def test_one_launch_after_the_convolution_and_one_before_its_gradient(
-    inp: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("inp", "dtype"), [(3, torch.float32), (3, HALF), (8, HALF)])
+def test_nothing_else_makes_or_copies_or_sums_an_image(
+    inp: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    """Folding takes one more of each; nothing else makes, copies or sums an image."""
+    """One launch follows the convolution, one precedes its gradients; images of few channels take but one."""
     kernels: list[str] = []
     monkeypatch.setattr(library, "run", lambda kernel, *_: kernels.append(kernel.fn.__name__))
-    args = changed(Tensor.detach, arguments((150, 16, 16, inp, 32, 5), HALF, "rms"))
-    fold = ["fold_kernel"] * (inp == 3)
+    args = changed(Tensor.detach, arguments((150, 16, 16, inp, 32, 5), dtype, "rms"))
+    alone, fold = inp == 3 and dtype == HALF, ["fold_kernel"] * (inp == 3)
     with Calls(150 * 8 * 8 * 12) as forward:
         y, *kept = images._forward(*args, None)
-    assert kernels == [*fold, "filters_kernel", "pool_norm_act_fwd_kernel"]
-    assert forward.names == ["aten::convolution"]
+    if alone:
+        assert kernels == ["surround_kernel", "window_filters_kernel", "window_pool_fwd_kernel"]
+    else:
+        assert kernels == [*fold, "filters_kernel", "pool_norm_act_fwd_kernel"]
+    assert forward.names == ["aten::convolution"] * (not alone)
     kernels.clear()
     with Calls(150 * 8 * 8 * 12) as backward:
         images._backward(*args, None, *kept, y, inp == 8)
     filters = ["filters_kernel"] * (inp == 8)
-    assert kernels == ["pool_norm_act_bwd_kernel", "add_rows_kernel", *filters, *fold, "d_weight_kernel"]
+    if alone:
+        assert kernels == ["window_pool_bwd_kernel", "add_rows_kernel", "window_d_weight_kernel"]
+    else:
+        assert kernels == ["pool_norm_act_bwd_kernel", "add_rows_kernel", *filters, *fold, "d_weight_kernel"]
     assert backward.names == ["aten::convolution_backward"] * (inp == 8)  # else it makes none
 
 
