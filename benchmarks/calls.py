@@ -40,18 +40,23 @@ def _only(rssm: RSSM, *used: str) -> RSSM:
     return rssm._replace(**{part: () for part in ("core", "prior", "post") if part not in used})
 
 
-def norm_act(s: Shape, *dims: int, parts: int = 1) -> Call:
-    """The hidden layer of the core, for a whole batch, or 64 images after a convolution."""
-    r, dims = Source(), dims or (s.starts, s.deter)
-    return Call((r.normal(*dims), torch.ones(dims[-1] // parts).requires_grad_(), None))
+def norm_act(s: Shape) -> Call:
+    """The hidden layer of the core, for a whole batch."""
+    return Call((Source().normal(s.starts, s.deter), torch.ones(s.deter).requires_grad_(), None))
 
 
 def conv_pool(s: Shape) -> Call:
     """The encoder's second convolution, of 64 images for 16 sequences."""
     r, inp, out, images = Source(), s.units // 8, s.units // 16 * 3, 4 * s.batch
     x, weight, bias = r.normal(images, 32, 32, inp), r.normal(out, inp, 5, 5), r.normal(out)
-    scale = torch.ones(out).requires_grad_()
-    return Call((x, weight, bias, scale, None), 2 * images * 32**2 * weight.numel())
+    return Call((x, weight, bias, r.normal(out), None), 2 * images * 32**2 * weight.numel())
+
+
+def conv_spread(s: Shape) -> Call:
+    """The decoder's last convolution but one, of 64 images for 16 sequences."""
+    r, inp, out, images = Source(), s.units // 16 * 3, s.units // 8, 4 * s.batch
+    x, weight, bias = r.normal(images, 16, 16, inp), r.normal(4, out, inp, 3, 3), r.normal(out)
+    return Call((x, weight, bias, r.normal(out), None), 2 * images * 16**2 * weight.numel())
 
 
 def mlp(s: Shape, rows: int = 0) -> Call:
@@ -73,11 +78,6 @@ def mlps(s: Shape) -> Call:
 def _fixed(layers: Layers) -> Layers:
     """The same layers without gradient."""
     return tuple(Layer(*(p if p is None else p.detach() for p in layer[:4]), *layer[4:]) for layer in layers)
-
-
-def spread_norm_act(s: Shape) -> Call:
-    """Pictures of a decoder, four phases each: 64 where a batch has 1024 steps."""
-    return norm_act(s, max(1, s.batch * s.length // 16), 16, 16, s.units // 2, parts=4)
 
 
 def core(s: Shape) -> Call:
@@ -268,7 +268,7 @@ PLANS: dict[str, Plan] = {
     "mlp:batch": Plan(lambda s: mlp(s, 64), ("1m", "12m")),
     "mlps": Plan(mlps, ("1m",), ("12m",)),
     "conv_pool": Plan(conv_pool, ("1m", "12m")),
-    "spread_norm_act": Plan(spread_norm_act, ("1m", "12m")),
+    "conv_spread": Plan(conv_spread, ("1m", "12m")),
     "block_gru": Plan(core, ("1m", "12m"), ("25m", "50m", "100m", "200m")),
     "layernorm_gru": Plan(core, ("v2-dmc", "v2-atari")),
     "gru": Plan(core, ("v1",)),

@@ -1,6 +1,7 @@
 """Learning curves of runs: a CSV file with every score, and a picture over minutes and over steps.
 
     python benchmarks/curves.py --name cartpole --target 400 runs/gym_CartPole-v1/*
+    python benchmarks/curves.py --name walk --published dmc_proprio:walker_walk:dreamer_v3 runs/dmc_walker_walk/*
 
 One thin line a run and a thick one for their mean, both smoothed; dots are final evaluations. Time begins with the
 run's first line or its config.json, whichever is older; where a run was resumed, the pause between counts too.
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import tyro
 from tyro.conf import Positional
+
+from fastdream.published import Score, find
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("seed", "kind", "step", "seconds", "score")
@@ -40,6 +43,8 @@ class Command:
     """Episodes that a point of a line is the mean of."""
     target: float | None = None
     """A score to mark."""
+    published: tuple[str, ...] = ()
+    """Scores to mark that others published, each as BENCHMARK:TASK:SYSTEM; python -m fastdream.published lists them."""
     format: str = "svg"
     """Of the picture: svg or png."""
 
@@ -48,6 +53,8 @@ class Command:
             raise ValueError("no run is given")
         if self.smooth < 1 or self.format not in ("svg", "png"):
             raise ValueError(f"need smooth >= 1 and format svg or png, got {self.smooth} and {self.format!r}")
+        for words in self.published:
+            published_score(words)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,17 @@ class Curve:
     seconds: np.ndarray
     score: np.ndarray
     final: tuple[float, float, float] | None = None
+
+
+def published_score(words: str) -> Score:
+    """That of BENCHMARK:TASK:SYSTEM, after the most frames. Raises ValueError that lists what there is instead."""
+    if words.count(":") != 2:
+        raise ValueError(f"need BENCHMARK:TASK:SYSTEM for a published score, got {words!r}")
+    benchmark, task, system = words.split(":")
+    tasks = find(benchmark, system)
+    if task not in tasks:
+        raise ValueError(f"no score of {system} is published for task {task}; there are {', '.join(tasks)}")
+    return tasks[task]
 
 
 def read_run(run: Path) -> Curve:
@@ -198,6 +216,10 @@ def panel(
         axis.plot(*zip(*finals, strict=True), "o", color=COLOR, ms=4, label="final evaluation")
     if command.target is not None:
         axis.axhline(command.target, color=INK, lw=0.8, ls=(0, (4, 4)))
+    for score in map(published_score, command.published):
+        axis.axhline(score.score, color=INK, lw=0.8, ls=(0, (1, 2)))
+        where = (0.01, score.score), ("axes fraction", "data")
+        axis.annotate(score.system, where[0], xycoords=where[1], fontsize=7, va="bottom")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color=INK, alpha=0.2, lw=0.6)
     axis.set_xlim(left=0)

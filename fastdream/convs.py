@@ -60,7 +60,8 @@ class Conv(NormAct):
         if self.pool:
             x = self.ops.conv_pool(x.permute(0, 2, 3, 1), self.weight, self.bias, *affine)
         elif self.upsample:
-            x = self.ops.spread_norm_act(self._phases(x).permute(0, 2, 3, 1), *affine)
+            weight = phase_weight(self.weight, self.taps)
+            x = self.ops.conv_spread(x.permute(0, 2, 3, 1), weight, self.bias, *affine)
         else:
             x = self._double(x) if self.transposed else self._same(x)
             x = self.normalize(x.permute(0, 2, 3, 1))
@@ -87,13 +88,6 @@ class Conv(NormAct):
         x = F.conv_transpose2d(x, weight, self.bias.to(x.dtype), 2, padding)
         # Cut pixel by pixel: the gradient of a cut is made in the order of what is cut.
         return x.permute(0, 2, 3, 1)[:, :height, :width].permute(0, 3, 1, 2)
-
-    def _phases(self, x: Tensor) -> Tensor:
-        """The four outputs at each pixel of an image that is doubled: [N, 4 * out, H, W]."""
-        weight = filters(phase_weight(self.weight, self.taps), x.dtype)
-        bias = self.bias.to(x.dtype).repeat(4)
-        x, padding = pad(x, phase_padding(self.kernel), phase_padding(self.kernel))
-        return F.conv2d(x, weight, bias, padding=padding)
 
 
 class Valid(NormAct):
@@ -143,33 +137,27 @@ def pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Ten
     return F.pad(x, (*columns, *rows)), (0, 0)
 
 
-def phase_padding(kernel: int) -> tuple[int, int]:
-    """Zeros before and after each axis of an image on which a convolution with `phase_weight` works."""
-    before, after = same_padding(1, kernel, 1)
-    return (before + 1) // 2, (after + 1) // 2
-
-
 def phase_taps(kernel: int) -> Tensor:
     """Which taps of a kernel meet which pixels of an image that is doubled under it.
 
     [k * k, 4, t * t] of 0 and 1, for outputs at even-even, even-odd, odd-even and odd-odd rows and columns. Along
-    an axis t pixels are in reach, 3 for k = 5. Zeros around the image are those around the doubled one.
+    an axis t pixels are in reach, 3 for k = 5. SAME padding of the image is that of the doubled one.
     """
-    before = same_padding(1, kernel, 1)[0]
-    ahead, behind = phase_padding(kernel)
+    before, after = same_padding(1, kernel, 1)
+    ahead, behind = (before + 1) // 2, (after + 1) // 2
     taps = ahead + behind + 1
     met = (torch.arange(2)[:, None] + torch.arange(kernel) - before) // 2 + ahead
     one = F.one_hot(met, taps).float()
-    return torch.einsum("akt, blu -> klabtu", one, one).reshape(kernel**2, 4, taps**2)
+    return torch.einsum("akt, blu -> klabtu", one, one).reshape(kernel**2, 4, taps**2).contiguous()
 
 
 def phase_weight(weight: Tensor, taps: Tensor) -> Tensor:
     """Weight of the convolution on an image that gives what `weight` gives on the image doubled.
 
-    weight [out, inp, k, k], `phase_taps` -> [4 * out, inp, t, t], the four phases one after the other. Taps that
-    meet one pixel are added up: with k = 5 remain 36 of 100 multiplications.
+    weight [out, inp, k, k], `phase_taps` -> [4, out, inp, t, t], a view that `conv_spread` takes. Taps that meet one
+    pixel are added up: with k = 5 remain 36 of 100 multiplications.
     """
     out, inp, kernel, _ = weight.shape
     reach = math.isqrt(taps.shape[-1])
     phases = weight.reshape(out * inp, kernel**2) @ taps.flatten(1)
-    return phases.view(out, inp, 4, reach, reach).permute(2, 0, 1, 3, 4).reshape(4 * out, inp, reach, reach)
+    return phases.view(out, inp, 4, reach, reach).permute(2, 0, 1, 3, 4)

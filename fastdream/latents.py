@@ -31,10 +31,6 @@ class Categorical:
         """Uniform numbers [*batch, S], one a variable."""
         return torch.rand(*batch, self.params.stoch, generator=generator, device=generator.device)
 
-    def pack(self, stoch: Tensor) -> Tensor:
-        """One-hots [..., S, C] -> class indices uint8 [..., S], as replay stores them."""
-        return stoch.argmax(-1).to(torch.uint8)
-
     def unpack(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
         """Class indices [..., S] -> one-hots [..., S, C]."""
         classes = torch.arange(self.params.classes, device=packed.device)
@@ -45,9 +41,8 @@ class Categorical:
         return self.ops.categorical_kl(post, prior, unimix=self.params.unimix, free=free, clamp=clamp)
 
     def entropy(self, logit: Tensor) -> Tensor:
-        """Entropy in nats [...], summed over the S variables."""
-        # Classes first: over a short last axis, PyTorch's softmax takes six times as long on a CPU.
-        return fd.categorical_entropy(logit.movedim(-1, 0).contiguous(), self.params.unimix, 0).sum(-1)
+        """Entropy in nats [...], summed over the S variables, without gradient."""
+        return self.ops.latent_entropy(logit, self.params.unimix)
 
 
 class Gaussian:
@@ -64,10 +59,6 @@ class Gaussian:
     def noise(self, *batch: int, generator: torch.Generator) -> Tensor:
         """Standard normal numbers [*batch, S], one a dimension."""
         return torch.randn(*batch, self.params.stoch, generator=generator, device=generator.device)
-
-    def pack(self, stoch: Tensor) -> Tensor:
-        """Samples [..., S] -> half floats, as replay stores them."""
-        return stoch.to(torch.float16)
 
     def unpack(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
         """Half floats [..., S] -> samples."""

@@ -125,8 +125,11 @@ class Slow:
     @torch.no_grad()
     def update(self) -> None:
         """Count one update and move if it is due; the decision stays on the device."""
-        mix = self.config.rate * (self.count % self.config.every == 0).float()
-        step = torch._foreach_sub(self.fast, self.slow)
-        torch._foreach_mul_(step, mix)
-        torch._foreach_add_(self.slow, step)
+        if self.config.every == 1:
+            torch._foreach_lerp_(self.slow, self.fast, self.config.rate)
+        else:
+            mix = self.config.rate * (self.count % self.config.every == 0).float()
+            step = torch._foreach_sub(self.fast, self.slow)
+            torch._foreach_mul_(step, mix)
+            torch._foreach_add_(self.slow, step)
         self.count += 1

@@ -1,7 +1,7 @@
 """LaProp with adaptive gradient clipping, and its learning-rate schedules: DreamerV3's one optimiser."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,11 +51,19 @@ class LaProp:
     """AGC, then RMS scaling, then momentum, then decay, one fused update over all tensors (Ziyin et al. 2020).
 
     params: official-style names to parameters; only names that end in `weight` are decayed.
+    leaf: what has a parameter's gradient, in any dtype, if that is not the parameter itself.
     """
 
-    def __init__(self, ops: Ops, params: Mapping[str, nn.Parameter], config: OptConfig) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        params: Mapping[str, nn.Parameter],
+        config: OptConfig,
+        leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter,
+    ) -> None:
         self.ops, self.config = ops, config
         self.names, self.params = list(params), list(params.values())
+        self.leaves = [leaf(p) for p in self.params]
         self.decay_mask = [name.endswith("weight") for name in self.names]
         self.nu = [torch.zeros_like(p) for p in self.params]
         self.mu = [torch.zeros_like(p) for p in self.params]
@@ -64,7 +72,7 @@ class LaProp:
     @torch.no_grad()
     def step(self) -> dict[str, Tensor]:
         """Apply and clear the gradients; every parameter must have one. Returns metrics, 0-d tensors."""
-        config, grads = self.config, [p.grad for p in self.params]
+        config, grads = self.config, [x.grad for x in self.leaves]
         missing = [n for n, g in zip(self.names, grads, strict=True) if g is None]
         assert not missing, f"no gradient reached {missing}"
         present = [g for g in grads if g is not None]
@@ -86,17 +94,12 @@ class LaProp:
             momentum=config.momentum,
             nesterov=config.nesterov,
         )
-        for param in self.params:
-            param.grad = None
-        root = math.sqrt(self.param_count)
-        return {
-            "updates": self.count.clone(),
-            "grad_norm": grad_norm,
-            "grad_rms": grad_norm / root,
-            "update_rms": update_norm / root,
-            "param_rms": param_norm / root,
-            "lr": lr,
-        }
+        for leaf in self.leaves:
+            leaf.grad = None
+        norms = grad_norm, update_norm, param_norm
+        rms = torch._foreach_div(norms, math.sqrt(self.param_count))
+        named = dict(zip(("grad_rms", "update_rms", "param_rms"), rms, strict=True))
+        return {"updates": self.count.clone(), "grad_norm": grad_norm} | named | {"lr": lr}
 
     @property
     def param_count(self) -> int:
@@ -108,7 +111,10 @@ class LaProp:
         The cosine falls to 0.1 lr^2, not 0.1 lr: the official code hands the schedule an absolute floor where a
         relative one is expected. Kept, because its published curves have it.
         """
-        config, t = self.config, self.count.float()
+        config = self.config
+        if config.schedule == "const" and config.warmup:
+            return (config.lr * self.count / config.warmup).clamp(max=config.lr)
+        t = self.count.float()
         lr = torch.full_like(t, config.lr)
         if config.schedule != "const":
             done = ((t - config.warmup) / (config.anneal - config.warmup)).clamp(0, 1)

@@ -24,11 +24,19 @@ class _Watch(TorchDispatchMode):
             key = getattr(DispatchKey, tensors(args)[0].device.type.upper())
             with self:
                 return func._op_dk(key, *args, **kwargs)
+        result, name = func(*args, **kwargs), func._schema.name.partition("::")[2]
         views = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
-        name = func._schema.name.partition("::")[2]
-        if not (views or "empty" in name or name in ("detach", "detach_", "_unsafe_view")):
+        # What may give a view, as `to` or `reshape`, gives a copy otherwise.
+        view = name in ("detach", "detach_", "_unsafe_view") or (views and _shared(result, args))
+        if not (view or "empty" in name):
             self._names[name] += 1
-        return func(*args, **kwargs)
+        return result
+
+
+def _shared(result: Any, args: Any) -> bool:
+    """Whether all that an op returned lies in memory that it was given."""
+    given = {x.untyped_storage().data_ptr() for x in tensors(args)}
+    return all(x.untyped_storage().data_ptr() in given for x in tensors(result))
 
 
 class Launches:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastdream.ops import MDNRNN, Actor, reference, twohot_bins
 from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
+from fastdream.ops.reference.summary import KINDS
 
 from .ops_tools import A, Maker, chain, mapped
 
@@ -32,10 +33,12 @@ def norm_act(norm: str, act: str, m: Maker, n: int) -> Arguments:
     return x, None if norm == "none" else scale, shift if norm == "layer" else None, norm, act, 1e-3
 
 
-def images(parts: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
-    """Of odd height and even width; `parts` times as many channels as are normed."""
-    shape = n, 5, 4, parts * m.sizes.deter
-    return m.normal(*shape), *norm_act(norm, act, m, n)[1:]
+def doubled(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
+    """Of odd height; the weight as its caller has it, a view of another order."""
+    width = m.sizes.deter
+    weight = m.normal(width, 2, 4, kernel, kernel, scale=0.5).permute(2, 0, 1, 3, 4)
+    filters = weight.detach().requires_grad_(), m.normal(width)
+    return m.normal(n, 5, 4, 2), *filters, *norm_act(norm, act, m, n)[1:]
 
 
 def convolved(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
@@ -87,6 +90,10 @@ def categorical_kl(clamp: str, free: float, unimix: float, m: Maker, n: int) -> 
     return m.normal(*shape), m.normal(*shape), unimix, free, clamp
 
 
+def entropy(unimix: float, m: Maker, n: int) -> Arguments:
+    return m.normal(n, T, m.sizes.stoch, m.sizes.classes, scale=2.0), unimix
+
+
 def gaussian(m: Maker, n: int) -> Arguments:
     shape = n, m.sizes.stoch
     return m.normal(*shape), m.normal(*shape), m.normal(*shape).detach()
@@ -122,6 +129,12 @@ def twohot_mean(form: str, m: Maker, n: int) -> Arguments:
 def lambda_return(m: Maker, n: int) -> Arguments:
     live, mix = (m.normal(n, T).detach().sigmoid().requires_grad_() for _ in range(2))
     return m.normal(n, T), live, mix, m.normal(n, T)
+
+
+def summary(m: Maker, n: int) -> Arguments:
+    """Every kind of number of tensors of several shapes."""
+    shapes = (n + 1, m.sizes.deter), (), (n + 1,), (n + 1, 2, 3), (5000,), (4096,)
+    return tuple(m.normal(*shape) for shape in (*shapes, shapes[0])), (*KINDS, "mean")
 
 
 def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
@@ -246,7 +259,7 @@ def cases(function: Callable[..., Arguments], *options: Any, gradients: bool = T
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": cases(norm_act, NORMS, ACTS),
     "conv_pool": cases(convolved, [3, 4], NORMS, ("silu", "relu")),
-    "spread_norm_act": cases(images, [4], NORMS, ("silu", "relu")),
+    "conv_spread": cases(doubled, [2, 3], NORMS, ("none", "silu")),
     "mlp": cases(mlp, NORMS, ("silu", "elu")),
     "mlps": cases(mlps, [False, True]),
     "block_gru": cases(cell, ["block"], [0, 1]),
@@ -255,6 +268,7 @@ CASES: dict[str, dict[str, Case]] = {
     "categorical_sample": cases(categorical, [0.0, 0.01], [False, True]),
     "gumbel_sample": cases(gumbel, [0.0, 0.01], [1.0, 0.5]),
     "categorical_kl": cases(categorical_kl, ("step", "mean", "none"), [0.0, 1.0], [0.0, 0.01]),
+    "latent_entropy": cases(entropy, [0.0, 0.01], gradients=False),
     "gaussian_sample": cases(gaussian),
     "gaussian_kl": cases(gaussian_kl, ("step", "mean", "none"), [0.0, 3.0]),
     "symlog": cases(elementwise),
@@ -262,6 +276,7 @@ CASES: dict[str, dict[str, Case]] = {
     "twohot_loss": cases(twohot_loss, ("symexp", "symlog")),
     "twohot_mean": cases(twohot_mean, ("symexp", "symlog")),
     "lambda_return": cases(lambda_return),
+    "summarize": cases(summary),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),

@@ -39,8 +39,8 @@ def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
     args: list[Any] = [x] if rule.at == 0 else [model, *[None] * (rule.at - 1), x]
     if op in ("laprop_", "gaussian_kl"):
         args = [[x, x]]
-    if op == "spread_norm_act":
-        args = [torch.zeros(1, 2, 2, 4 * auto.LEAST_CHANNELS, dtype=dtype)]
+    if op == "conv_spread":
+        args = [x, torch.zeros(4, auto.LEAST_CHANNELS, 1, 1, 1, dtype=dtype)]
     if op == "mlp":
         args = [x, (maker.layer(D, H),)]
     if op == "mlps":
@@ -151,9 +151,9 @@ def test_sizes_at_which_native_loses(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_images_of_few_channels_go_to_the_reference():
-    channels = 4 * auto.LEAST_CHANNELS
-    assert served("spread_norm_act", torch.zeros(64, 2, 2, channels)) == "native"
-    assert served("spread_norm_act", torch.zeros(64, 2, 2, channels - 4)) == "reference"
+    x, channels = torch.zeros(2, 2, 2, 3), auto.LEAST_CHANNELS
+    assert served("conv_spread", x, torch.zeros(4, channels, 3, 3, 3)) == "native"
+    assert served("conv_spread", x, torch.zeros(4, channels - 1, 3, 3, 3)) == "reference"
 
 
 def test_arguments_may_be_named():

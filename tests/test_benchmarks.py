@@ -217,6 +217,10 @@ def test_curves_of_runs(tmp_path: Path, kind: str):
     assert rows[-1] == ["1", "evaluation", "4000", "1170.0", "7.5"] and len(rows) == 1 + 2 * 41
     picture = (tmp_path / "out" / f"toy.{kind}").read_bytes()
     assert picture.startswith(b"<?xml" if kind == "svg" else b"\x89PNG") and len(picture) < 200_000
+    if kind == "svg":
+        curves.main([*args, "--published", "dmc_proprio:walker_walk:dreamer_v3", "--", *map(str, runs)])
+        assert b"dreamer_v3" not in picture and (tmp_path / "out" / "toy.svg").read_bytes() != picture
+        curves.main([*args, *map(str, runs)])
     # The table is all that is needed to draw the picture and to write the table once more.
     text = made.read_text()
     curves.main([*args, str(made)])
@@ -231,6 +235,19 @@ def test_lines_of_curves():
     assert x[0] == 2 and x[-1] == 6 and y[0] == 3 and y[-1] == 5
     with pytest.raises(ValueError, match="no time in common"):
         curves.mean_line([np.array([0.0, 1]), np.array([2.0, 3])], [np.zeros(2), np.zeros(2)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("walker_walk", "need BENCHMARK:TASK:SYSTEM"),
+        ("dmc_proprio:pong:dreamer_v3", "for task pong; there are acrobot_swingup"),
+        ("dmc_proprio:pong:dqn", "no published score has system dqn"),
+    ],
+)
+def test_curves_know_published_scores_alone(tmp_path: Path, words: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        curves.Command((tmp_path,), "x", published=(words,))
 
 
 def test_curves_say_what_is_wrong(tmp_path: Path):

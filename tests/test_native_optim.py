@@ -1,5 +1,6 @@
 """The compiled optimiser step and replay gather against the reference: results, layouts, threads, bad input."""
 
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdream.ops import reference
+from fastdream.ops import reference, triton
 
 from .ops_tools import Maker
 
@@ -226,3 +227,22 @@ def test_gather_has_gradients_and_compiles(native: ModuleType):
 def test_bad_windows_are_named(native: ModuleType, args: tuple, message: str):
     with pytest.raises(ValueError, match=message):
         native.gather_sequences(*args)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
+def test_gradients_of_half_precision_count_as_they_are(native: ModuleType, backend: str):
+    op, dtype = import_module(f"fastdream.ops.{backend}").laprop_, torch.float16
+    given = [g.to(dtype) if i % 3 else g for i, g in enumerate(gradients(1, torch.float32))]
+    found = []
+    for grads in (given, [g.float() for g in given]):
+        state = start(torch.float32)
+        norms = op(state[0], grads, *state[1:], torch.tensor(1), 0.01, decay=0.1)
+        found.append([*norms, *(x for tensors in state for x in tensors)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_gradients_of_two_kinds_of_half_precision_are_refused():
+    (params, nu, mu), grads = start(torch.float32), gradients(1, torch.float32)
+    grads[0], grads[1] = grads[0].half(), grads[1].bfloat16()
+    with pytest.raises(ValueError, match="grads are of both types of half precision"):
+        triton.laprop_(params, grads, nu, mu, torch.tensor(1), 0.1)

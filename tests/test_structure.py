@@ -17,6 +17,7 @@ LAYERS = {
     "spaces": {"spaces"},
     "parts": {
         "nets",
+        "casts",
         "convs",
         "encoder",
         "decoder",

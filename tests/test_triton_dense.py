@@ -139,8 +139,9 @@ def launches(nets: tuple[Layers, ...], x: Feat) -> tuple[int, int]:
 
 
 def test_launches():
-    """Forward: a cast, products and one pass a layer, one product more for the one-hots. Backward: two products and a
-    pass a layer, two products more for the one-hots; one adds up all sums, one spreads them, one casts the weights.
+    """Forward: products and one pass a layer, one product more for the one-hots. Backward: two products and a pass a
+    layer, two products more for the one-hots; one adds up all sums, one spreads them, one copies the first weights'.
+    Each has a cast more of weights in another dtype, or that do not lie together.
     """
     m = Maker(1, torch.float32)
     nets = chain(m, WIDTH, 6, 6, 5), chain(m, WIDTH, 4, 4)
@@ -148,9 +149,13 @@ def test_launches():
     x = Feat(*(p.to(DEVICE) for p in x))
     layers, hidden = 5, 3
     first, linear = 2, 2
-    forward, backward = launches(changed(lambda p: p.to(DEVICE), nets), x)
-    assert forward == 1 + 2 + (layers - first) + hidden
-    assert backward == 2 * (layers - first) + 4 + hidden + linear + 3
+    forwards, backwards = 2 + (layers - first) + hidden, 2 * (layers - first) + 4 + hidden + linear + 3
+    assert launches(changed(lambda p: p.to(DEVICE), nets), x) == (forwards + 1, backwards + 1)
+    nets = changed(lambda p: p.to(DEVICE).half(), nets)
+    assert launches(nets, x) == (forwards + 1, backwards + 1)
+    joined = torch.cat([net[0].weight for net in nets]).split([len(net[0].weight) for net in nets])
+    nets = tuple((net[0]._replace(weight=w), *net[1:]) for net, w in zip(nets, joined, strict=True))
+    assert launches(nets, x) == (forwards, backwards)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(0, 3), (1, 1), (70, 33), (200, 100)])

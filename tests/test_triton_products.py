@@ -9,7 +9,6 @@ from torch import Tensor
 from fastdream.ops.reference import norm_act
 from fastdream.ops.triton.block_product import Tiles, block_product, product_sums
 from fastdream.ops.triton.gates import block_gates
-from fastdream.ops.triton.gates_sweep import Sweep, sweep_gates
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -111,12 +110,6 @@ def test_gates_after_a_product(
     bare = nan(rows, total)
     block_gates(*arguments, bare, None, norm, act, 1e-3, tiles.n, tiles)
     assert torch.equal(bare, out) and poison
-    swept, swept_gates = nan(rows, total), nan(rows, 3 * total)
-    settings = norm, act, 1e-3, tiles.n, Sweep(32, 16, 4, 2)
-    sweep_gates(*arguments, swept, swept_gates, *settings)
-    check_near(hidden, norm_act(*wide, norm, act, 1e-3))
-    check_near(swept_gates, gates.double())
-    check_near(swept, out.double())
 
 
 def new_deter(blocks: int, gates: Tensor, deter: Tensor) -> Tensor:

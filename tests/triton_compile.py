@@ -46,9 +46,9 @@ class Launch(NamedTuple):
     """What Triton specialises a kernel on."""
 
     kernel: Any
-    signature: tuple[tuple[str, str], ...]
+    signature: tuple[tuple[str, Any], ...]
     constants: tuple[tuple[str, Any], ...]
-    aligned: tuple[int, ...]  # positions of what is a multiple of 16
+    aligned: tuple[tuple[int, ...], ...]  # positions of what is a multiple of 16, of its parts in a tuple
     options: tuple[tuple[str, Any], ...]
 
 
@@ -56,22 +56,37 @@ def specialised(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -
     """A launch as Triton's own launcher would compile it."""
     assert not TAKEN & set(kernel.arg_names), f"{kernel.fn.__name__}: Triton's launcher uses one of {TAKEN}"
     named = dict(zip(kernel.arg_names, args, strict=False)) | constants
-    signature, fixed, aligned = {}, {}, []
+    signature: dict[str, Any] = {}
+    fixed: dict[Any, Any] = {}
+    aligned: list[tuple[int, ...]] = []
     for i, param in enumerate(kernel.params):
         value = named.pop(param.name)
         if param.is_constexpr or value is None or _is_one(value, param):
             signature[param.name], fixed[param.name] = "constexpr", value
-        elif isinstance(value, Tensor):
-            signature[param.name] = f"*{TYPES[value.dtype]}"
-            aligned += [i] * (value.storage_offset() * value.element_size() % 16 == 0)
-        elif isinstance(value, float):
-            signature[param.name] = "fp32"
+        elif isinstance(value, tuple):
+            ones = [_is_one(x, param) for x in value]
+            kinds = ["constexpr" if one else _kind(x) for x, one in zip(value, ones, strict=True)]
+            signature[param.name] = tuple(kinds)
+            fixed |= {(i, j): 1 for j, one in enumerate(ones) if one}
+            aligned += [(i, j) for j, x in enumerate(value) if _aligned(x, param)]
         else:
-            signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
-            aligned += [i] * (value % 16 == 0 and not param.do_not_specialize)
+            signature[param.name] = _kind(value)
+            aligned += [(i,)] * _aligned(value, param)
     return Launch(
         kernel, *(tuple(x.items()) for x in (signature, fixed)), tuple(aligned), tuple(named.items())
     )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"*{TYPES[value.dtype]}"
+    return "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
+
+
+def _aligned(value: Any, param: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.storage_offset() * value.element_size() % 16 == 0
+    return type(value) is int and value % 16 == 0 and not param.do_not_specialize
 
 
 def _is_one(value: Any, param: Any) -> bool:
@@ -84,7 +99,7 @@ def resources(launch: Launch, capability: int) -> dict[str, Any]:
         launch.kernel,
         dict(launch.signature),
         dict(launch.constants),
-        {(i,): [["tt.divisibility", 16]] for i in launch.aligned},
+        {place: [["tt.divisibility", 16]] for place in launch.aligned},
     )
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=dict(launch.options))
@@ -96,7 +111,7 @@ def resources(launch: Launch, capability: int) -> dict[str, Any]:
     usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", shown.stdout))
     return {
         "kernel": launch.kernel.fn.__name__,
-        "constants": {name: str(value) for name, value in launch.constants},
+        "constants": {str(name): str(value) for name, value in launch.constants},
         "registers": int(usage["REG"]),
         "shared": compiled.metadata.shared,
         "spilled": int(usage["STACK"]) + int(usage["LOCAL"]),

@@ -7,7 +7,8 @@
 The networks and the update are fastdream's `current` variant, with as many parameters. Compilation takes minutes; with
 JAX_COMPILATION_CACHE_DIR=FOLDER that is so once for each job and number of threads.
 
-On a GPU (`pip install 'jax[cuda12]==0.4.33'`) matrix products are in bfloat16, as by default; on a CPU in float32.
+On a GPU (`pip install 'jax[cuda12]==0.4.33'`, or a later one with cuda13) matrix products are in bfloat16, as by
+default; on a CPU in float32.
 
 JAX starts as many threads as there are cores that it may run on, so the process is pinned to N cores for N threads.
 XLA runs without its thunk runtime, with which jax 0.4.33 takes 1.5 to 2.6 times as long for an update on a CPU. It
@@ -42,6 +43,7 @@ def build(path: Path, job: Job, threads: int, device: str) -> Peer:
     import numpy as np
 
     jax.jit(lambda x: x + 1)(0.0)
+    by_name(jax)
     from dreamerv3.agent import Agent
     from embodied.jax import internal
 
@@ -69,6 +71,20 @@ def build(path: Path, job: Job, threads: int, device: str) -> Peer:
     learnt = {module.name for module in agent.model.modules}
     parameters = sum(value.size for key, value in agent.params.items() if key.split("/")[0] in learnt)
     return Peer(update, parameters, revision(path))
+
+
+def by_name(jax: Any) -> None:
+    """Let `jax.jit` take its options by position too, as the peer gives them; jax 0.10 takes them by name alone."""
+    jit, names = (
+        jax.jit,
+        ("in_shardings", "out_shardings", "static_argnums", "static_argnames", "donate_argnums"),
+    )
+
+    def positional(function: Any, *args: Any, **options: Any) -> Any:
+        given = options | dict(zip(names, args, strict=False))
+        return jit(function, **{key: value for key, value in given.items() if value is not None})
+
+    jax.jit = positional
 
 
 def settings(path: Path, job: Job, device: str) -> Any:

@@ -62,6 +62,47 @@ void multiply_all(const T* left, const T* right, float* partial) {
   for (int warp = 0; warp < kWarps; ++warp) multiply_in_warp<P>(warp, left, right, partial);
 }
 
+// A group of lanes, one after the other.
+template <int L, class State>
+struct HostGroup {
+  State states[L] = {};
+
+  template <class F>
+  void each(F f) {
+    for (int lane = 0; lane < L; ++lane) f(lane, states[lane]);
+  }
+  template <int N = L>
+  float sum(float State::*x) {
+    for (int first = 0; first < L; first += N) {
+      float total = 0.0f;
+      for (int lane = first; lane < first + N; ++lane) total += states[lane].*x;
+      for (int lane = first; lane < first + N; ++lane) states[lane].*x = total;
+    }
+    return states[0].*x;
+  }
+  template <int N = L, int Count>
+  void sum(float (State::*x)[Count]) {
+    for (int i = 0; i < Count; ++i) {
+      for (int first = 0; first < L; first += N) {
+        float total = 0.0f;
+        for (int lane = first; lane < first + N; ++lane) total += (states[lane].*x)[i];
+        for (int lane = first; lane < first + N; ++lane) (states[lane].*x)[i] = total;
+      }
+    }
+  }
+  float top(float State::*x) {
+    float top = states[0].*x;
+    for (const State& state : states) top = std::max(top, state.*x);
+    for (State& state : states) state.*x = top;
+    return top;
+  }
+  template <class F>
+  float chain(int count, float x, F f) {
+    for (int lane = 0; lane < count; ++lane) x = f(lane, states[lane], x);
+    return x;
+  }
+};
+
 template <class Shared>
 struct HostCta {
   Shared& mine;
@@ -71,6 +112,13 @@ struct HostCta {
   template <class F>
   void each(int n, F f) {
     for (int i = 0; i < n; ++i) f(i);
+  }
+  template <int L, class State, class F>
+  void groups(int n, F f) {
+    for (int i = 0; i < n; ++i) {
+      HostGroup<L, State> group;
+      f(i, group);
+    }
   }
   void sync() {}
   template <class P, typename T>
@@ -87,7 +135,10 @@ struct HostCta {
     std::memcpy(to, from, bytes);
   }
   void fetched() {}
-  float fresh(const float* p) { return *p; }
+  template <int N>
+  Numbers<float, N> fresh(const float* p) {
+    return load<N>(p);
+  }
 };
 
 // Phases<S, T, Cta> of each CTA, run in the order that `order` says.

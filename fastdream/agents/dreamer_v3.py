@@ -13,9 +13,15 @@ import torch
 from torch import Tensor
 
 from fastdream import ops as fd
-from fastdream.agents.dreamer_v3_behavior import actor_critic_loss, replay_critic_loss
+from fastdream.agents.dreamer_v3_behavior import (
+    Shown,
+    actor_critic_loss,
+    numbers,
+    replay_critic_loss,
+)
 from fastdream.agents.dreamer_v3_config import Config, loss_weights, size, variant
 from fastdream.agents.dreamer_v3_nets import Draws, Networks
+from fastdream.casts import Casts
 from fastdream.heads import outputs_at
 from fastdream.nets import ActionDecoder
 from fastdream.normalize import Slow
@@ -66,7 +72,8 @@ class DreamerV3:
         self.slow = Slow(self.nets.val, self.nets.slowval, config.slowvalue)
         self.slow.copy()
         use_large_pages(self.nets.parameters())
-        self.opt = LaProp(self.ops, self.nets.learned(), config.opt)
+        self.casts = Casts(self.nets, self.dtype, self.nets.joined())
+        self.opt = LaProp(self.ops, self.nets.learned(), config.opt, self.casts.leaf)
         # Acting and learning draw from generators of their own, so that neither depends on how often the other
         # is called.
         self.generators = {
@@ -134,12 +141,13 @@ class DreamerV3:
         carry, batch, action = self.nets.context(carry, batch)
         B, T = action.shape[:2]
         draws = self.nets.draw(B, T, self.generators["train"])
-        loss, post, metrics = self.loss(carry, batch, action, draws)
+        with self.casts:
+            loss, post, metrics = self.loss(carry, batch, action, draws)
         loss.backward()
         metrics |= {f"opt/{k}": v for k, v in self.opt.step().items()}
         self.slow.update()
         deter, stoch = post.deter.detach(), post.stoch.detach()
-        return {"deter": deter[:, -1], "stoch": stoch[:, -1]}, self.nets.pack(deter, stoch), metrics
+        return {"deter": deter[:, -1], "stoch": stoch[:, -1]}, self.nets.pack(deter, post.index), metrics
 
     def loss(
         self,
@@ -160,22 +168,26 @@ class DreamerV3:
         embed = self.nets.enc(batch)
         state = carry["deter"], carry["stoch"], action, embed, batch["is_first"]
         post = self.ops.observe(params, *state, draws.post, draws.post_index)
-        losses, metrics = self.world_model_loss(params, post, batch, trace)
+        losses, shown = self.world_model_loss(params, post, batch, trace)
         learned, ret, imagined = self.behavior_loss(params, post, batch, draws, training, trace)
         losses |= learned
         if "repval" in self.scales:
             losses["repval"] = self.replay_value_loss(post, batch, ret[:, :, 0], training, trace)
         assert losses.keys() == self.scales.keys(), (sorted(losses), sorted(self.scales))
         trace |= {"embed": embed, "post": post, "losses": losses}
-        means = {k: v.mean() for k, v in losses.items()}
-        total = (torch.stack([means[k] for k in self.scales]) * self.scale).sum()
-        metrics |= imagined | {f"loss/{k}": v for k, v in means.items()} | {"opt/loss": total}
-        return total, post, {k: v.detach() for k, v in metrics.items()}
+        means = self.ops.summarize([losses[k] for k in self.scales], ["mean"] * len(losses))
+        total = (means * self.scale).sum()
+        metrics = numbers(self.ops, self.nets, shown | imagined) | {"opt/loss": total.detach()}
+        return (
+            total,
+            post,
+            metrics | dict(zip((f"loss/{k}" for k in self.scales), means.detach(), strict=True)),
+        )
 
     def world_model_loss(
         self, params: fd.RSSM, post: fd.Step, batch: Mapping[str, Tensor], trace: Trace
-    ) -> tuple[dict[str, Tensor], Metrics]:
-        """Prediction, dynamics and representation losses (eqs. 4 and 5), each [B, T]."""
+    ) -> tuple[dict[str, Tensor], Shown]:
+        """Prediction, dynamics and representation losses (eqs. 4 and 5), each [B, T], and what a log shows."""
         nets, config = self.nets, self.config
         prior = self.ops.prior(params, post.deter)
         feat = nets.feat(post.deter, post.stoch)
@@ -185,10 +197,10 @@ class DreamerV3:
         dyn, rep = nets.latent.kl(post.logit, prior, config.dyn.free_nats)
         losses = {"dyn": dyn, "rep": rep, "rew": nets.rew.loss(rew, batch["reward"])}
         losses |= {"con": nets.con.loss(con, self.continuation(batch))} | nets.dec.loss(recon, batch)
-        entropy = nets.latent.entropy(torch.stack([prior, post.logit]).detach()).flatten(1).mean(1)
-        metrics = dict(zip(("dyn_ent", "rep_ent"), entropy, strict=True))
+        logits = {"dyn_ent": prior, "rep_ent": post.logit}
+        shown: Shown = {k: (nets.latent.entropy(logit.detach()), "mean") for k, logit in logits.items()}
         trace |= {"prior": prior, "recon": recon, "rew": rew, "con": con}
-        return losses, metrics
+        return losses, shown
 
     def continuation(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Target of the continuation head: 1 - is_terminal, times the discount if that is learned too."""
@@ -203,8 +215,8 @@ class DreamerV3:
         draws: Draws,
         training: bool,
         trace: Trace,
-    ) -> tuple[dict[str, Tensor], Tensor, Metrics]:
-        """Actor and critic on imagined trajectories (eqs. 7 to 12): losses [B, K], returns [B, K, H], metrics."""
+    ) -> tuple[dict[str, Tensor], Tensor, Shown]:
+        """Actor and critic on imagined trajectories (eqs. 7 to 12): losses [B, K], returns [B, K, H], shown."""
         nets, config, (B, T) = self.nets, self.config, post.deter.shape[:2]
         K, H = nets.starts(T), config.imag_length
         deter, stoch = (x[:, -K:].flatten(0, 1) for x in (post.deter, post.stoch))
@@ -225,9 +237,9 @@ class DreamerV3:
                 cont = torch.cat([1 - batch["is_terminal"][:, -K:].float().reshape(-1, 1), cont[:, 1:]], 1)
         context = self.ops, nets, config
         outs = policy, value, slow
-        losses, ret, metrics = actor_critic_loss(*context, dream.action, rew, cont, *outs, training, trace)
+        losses, ret, shown = actor_critic_loss(*context, dream.action, rew, cont, *outs, training, trace)
         trace |= {"dream": dream, "imag_rew": rew, "imag_con": cont, "imag_slow": slow}
-        return {k: v.mean(1).reshape(B, K) for k, v in losses.items()}, ret.reshape(B, K, H), metrics
+        return {k: v.mean(1).reshape(B, K) for k, v in losses.items()}, ret.reshape(B, K, H), shown
 
     def replay_value_loss(
         self, post: fd.Step, batch: Mapping[str, Tensor], boot: Tensor, training: bool, trace: Trace

@@ -9,10 +9,10 @@ from torch import Tensor
 from fastdream.agents.dreamer_v3_config import Config
 from fastdream.agents.dreamer_v3_nets import Networks
 from fastdream.behavior import critic_loss, discount_weight, imagined_return, reinforce_loss, replayed_return
-from fastdream.ops import Ops
+from fastdream.ops import Kind, Ops
 from fastdream.policy import Outputs
 
-Metrics = dict[str, Tensor]
+Shown = dict[str, tuple[Tensor, Kind]]  # of which tensor, and which number of it: see `ops.summarize`
 Trace = dict[str, Any]
 
 
@@ -28,8 +28,8 @@ def actor_critic_loss(
     slow: Tensor,
     training: bool,
     trace: Trace,
-) -> tuple[dict[str, Tensor], Tensor, Metrics]:
-    """REINFORCE with return normalisation, and the two-hot critic: losses and returns [N, H], metrics.
+) -> tuple[dict[str, Tensor], Tensor, Shown]:
+    """REINFORCE with return normalisation, and the two-hot critic: losses and returns [N, H], what a log shows.
 
     action [N, H+1, A] flat, rew, cont, slow (the slow critic's prediction) [N, H+1]; policy and value are raw
     outputs of their heads on the same states.
@@ -55,16 +55,27 @@ def actor_critic_loss(
     critic = critic_loss(nets.val, value, tar, slow[:, :-1], weight[:, :-1], config.slowreg)
 
     stats = dict(adv=adv, rew=rew, con=cont, ret=ret_normed, val=val, tar=tar, weight=weight, slowval=slowval)
-    metrics = {k: v.mean() for k, v in stats.items()} | {"adv_mag": adv.abs().mean()}
-    least, most = ret_normed.aminmax()
-    metrics |= {"adv_std": adv.std(correction=0), "ret_min": least, "ret_max": most}
-    metrics["ret_rate"] = (ret_normed.abs() >= 1).float().mean()
-    for key, (low, high) in nets.pol.entropy_range().items():
-        mean = ents[key].mean()
-        metrics |= {f"ent/{key}": mean, f"rand/{key}": (mean - low) / (high - low)}
+    shown: Shown = {k: (v, "mean") for k, v in stats.items()}
+    shown |= {"adv_mag": (adv, "size"), "adv_std": (adv, "std")}
+    shown |= {
+        "ret_min": (ret_normed, "min"),
+        "ret_max": (ret_normed, "max"),
+        "ret_rate": (ret_normed, "large"),
+    }
+    shown |= {f"ent/{key}": (x, "mean") for key, x in ents.items()}
     trace["imag"] = stats | dict(ret=ret, ret_normed=ret_normed, adv_normed=adv_normed, logpi=log_prob)
     trace |= {"ents": ents, "roffset": offset, "rscale": scale, "actor": actor, "critic": critic}
-    return {"policy": actor, "value": critic}, ret, metrics
+    return {"policy": actor, "value": critic}, ret, shown
+
+
+@torch.no_grad()
+def numbers(ops: Ops, nets: Networks, shown: Shown) -> dict[str, Tensor]:
+    """What a log shows, 0-d, in one go."""
+    tensors, kinds = zip(*shown.values(), strict=True)
+    found = dict(zip(shown, ops.summarize(tensors, kinds), strict=True))
+    for key, (low, high) in nets.pol.entropy_range().items():
+        found[f"rand/{key}"] = (found[f"ent/{key}"] - low) / (high - low)
+    return found
 
 
 def replay_critic_loss(

@@ -104,13 +104,19 @@ class Networks(nn.Module):
         """Parameters that the optimiser trains: all but the slow critic's."""
         return {n: p for n, p in self.named_parameters() if not n.startswith("slowval.")}
 
+    def joined(self) -> list[Tensor]:
+        """The first weights of all heads that see the same states in a dream."""
+        heads = self.pol, self.val, self.rew, self.con, self.slowval
+        return [head.layers[0].weight for head in heads if head.layers]
+
     def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
         """Input of every head: [..., D] and [..., S, C] as [..., D + S*C]."""
         return self.dyn.feat(deter, stoch)
 
-    def pack(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:
-        """Latents as replay keeps them, by `latent_spec`."""
-        return {"deter": deter.half(), "stoch": self.latent.pack(stoch)}
+    def pack(self, deter: Tensor, index: Tensor | None) -> dict[str, Tensor]:
+        """Latents, of which `index` are the classes, as replay keeps them: see `latent_spec`."""
+        assert index is not None
+        return {"deter": deter.half(), "stoch": index.to(torch.uint8)}
 
     def act(
         self, carry: Mapping[str, Tensor], obs: Mapping[str, Tensor], generator: torch.Generator, greedy: bool

@@ -38,6 +38,7 @@ from fastdream.ops.params import (
     Dream,
     Feat,
     Gaussian,
+    Kind,
     Latent,
     Layer,
     LayerNormGRU,
@@ -86,6 +87,7 @@ class Ops(NamedTuple):
     categorical_sample: Callable[..., Pair]
     gumbel_sample: Callable[..., Pair]
     categorical_kl: Callable[..., Pair]
+    latent_entropy: Callable[..., Tensor]
     gaussian_sample: Callable[..., Tensor]
     gaussian_kl: Callable[..., Pair]
     symlog: Callable[..., Tensor]
@@ -94,7 +96,7 @@ class Ops(NamedTuple):
     twohot_mean: Callable[..., Tensor]
     lambda_return: Callable[..., Tensor]
     conv_pool: Callable[..., Tensor]
-    spread_norm_act: Callable[..., Tensor]
+    conv_spread: Callable[..., Tensor]
     observe_step: Callable[..., Step]
     imagine_step: Callable[..., Step]
     observe: Callable[..., Step]
@@ -103,6 +105,7 @@ class Ops(NamedTuple):
     rollout: Callable[..., Step]
     policy_step: Callable[..., tuple[Step, Tensor]]
     lstm_mdn_step: Callable[..., MDNStep]
+    summarize: Callable[..., Tensor]
     laprop_: Callable[..., Any]
     gather_sequences: Callable[..., Tensor]
     rows: tuple[Row, ...] = ()  # what `table` returns
@@ -240,6 +243,7 @@ __all__ = [
     "Dream",
     "Feat",
     "Gaussian",
+    "Kind",
     "Latent",
     "Layer",
     "LayerNormGRU",

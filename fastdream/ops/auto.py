@@ -14,15 +14,15 @@ from torch import Tensor
 from fastdream.ops.native import dense, resident
 from fastdream.ops.native.actor import HEADS, MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
-from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
+from fastdream.ops.params import GRU, MDNRNN, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
 from fastdream.ops.triton import scan_limits
 from fastdream.ops.triton.config import WIDEST
-from fastdream.ops.triton.limits import unserved, unserved_actor
+from fastdream.ops.triton.limits import ACTIONS, MIXTURES, unserved, unserved_actor, unserved_memory
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
 LEAST: dict[str, int] = {"layernorm_gru": 51_200, "gru": 12_800, "norm_act": 8192}
-# Channels of the image that `spread_norm_act` makes from which it does: with 8 of them half a vector is empty.
+# Channels of the image that `conv_spread` makes from which it does: with 8 of them half a vector is empty.
 LEAST_CHANNELS = 32
 
 # Dreams from which native's gradient through them takes less time than the reference's: with a plain GRU of 96 or 200
@@ -46,8 +46,8 @@ def _all_dense(x: Tensor | Feat, nets: Sequence[Layers]) -> bool:
     return all(_dense(x, layers) for layers in nets)
 
 
-def _broad(x: Tensor, *args: Any, **kwargs: Any) -> bool:
-    return x.shape[-1] >= 4 * LEAST_CHANNELS
+def _broad(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return weight.shape[1] >= LEAST_CHANNELS
 
 
 def _unmixed(x: Tensor, weight: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> bool:
@@ -117,7 +117,7 @@ _FORWARD = f"{_MODELS}, gradients"
 RULES: dict[str, Rule] = {
     "norm_act": Rule(),
     "conv_pool": Rule(1, _unmixed, "mixed precision"),
-    "spread_norm_act": Rule(serves=_broad, but=f"fewer than {LEAST_CHANNELS} channels"),
+    "conv_spread": Rule(serves=_broad, but=f"fewer than {LEAST_CHANNELS} channels"),
     "mlp": Rule(serves=_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
     "mlps": Rule(serves=_all_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
     "block_gru": Rule(at=1),
@@ -154,6 +154,10 @@ def _pooled(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
     return 0 < len(weight) <= WIDEST
 
 
+def _spread(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return 0 < 4 * weight.shape[1] <= WIDEST
+
+
 def _no_wider(x: Tensor | Feat, nets: Sequence[Layers]) -> bool:
     return _all_dense(x, nets) and all(len(layer.weight) <= WIDEST for net in nets for layer in net)
 
@@ -187,6 +191,10 @@ def _acted(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any)
     return served and not rssm.absolute
 
 
+def _remembered(model: MDNRNN, *args: Any, **kwargs: Any) -> bool:
+    return not unserved_memory(model)
+
+
 def _resident(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
     return not resident.why_not(rssm, deter.dtype, deter.shape[0], deter.device)
 
@@ -202,7 +210,7 @@ _STEPPED = f"{_FORWARD}, priors of one layer, over 256 classes"
 TRITON_RULES: dict[str, Rule] = {
     "norm_act": Rule(serves=_narrow, but=_WIDE),
     "conv_pool": Rule(1, _pooled, but=f"over {WIDEST} channels"),
-    "spread_norm_act": Rule(serves=_narrow, but=_WIDE),
+    "conv_spread": Rule(serves=_spread, but=f"over {WIDEST // 4} channels after it"),
     "mlp": Rule(serves=_no_wider_one, but=_CHAINS),
     "mlps": Rule(serves=_no_wider, but=_CHAINS),
     "prior": Rule(1, _narrow_prior, _CHAINS),
@@ -211,17 +219,20 @@ TRITON_RULES: dict[str, Rule] = {
     "categorical_sample": Rule(serves=_narrow, but=_WIDE),
     "gumbel_sample": Rule(serves=_narrow, but=_WIDE),
     "categorical_kl": Rule(serves=_narrow, but=_WIDE),
+    "latent_entropy": Rule(serves=_narrow, but=_WIDE),
     "gaussian_kl": Rule(serves=_narrow, but=_WIDE),
     "symlog": Rule(),
     "symexp": Rule(),
     "twohot_loss": Rule(serves=_narrow, but=_WIDE),
     "twohot_mean": Rule(serves=_narrow, but=_WIDE),
     "lambda_return": Rule(),
+    "summarize": Rule(),
     "laprop_": Rule(serves=_full, but="half precision"),
     "imagine_step": Rule(1, _stepped, _STEPPED),
     "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
     "rollout": Rule(1, _stepped, _STEPPED),
     "policy_step": Rule(3, _acted, f"{_ACTORS}, posteriors without deter or of one layer, unusual heads"),
+    "lstm_mdn_step": Rule(1, _remembered, f"over {MIXTURES} mixtures, actions of over {ACTIONS} numbers"),
 }
 
 

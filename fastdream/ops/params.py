@@ -14,6 +14,7 @@ Norm = Literal["none", "rms", "layer"]
 Act = Literal["none", "silu", "gelu", "elu", "relu", "tanh"]
 Clamp = Literal["step", "mean", "none"]  # of free nats: every element, the mean over the batch, or nowhere
 StdForm = Literal["softplus", "sigmoid2"]
+Kind = Literal["mean", "std", "min", "max", "size", "large"]  # of number that `summarize` gives of a tensor
 ActionKind = Literal["categorical", "score", "bounded_normal", "trunc_normal", "tanh_normal"]
 
 

@@ -63,6 +63,13 @@ struct ThreadCta {
       if (i % kThreads % kPlayers == player) f(i);
     }
   }
+  template <int L, class State, class F>
+  void groups(int n, F f) {
+    for (int i = player; i < n; i += kPlayers) {
+      HostGroup<L, State> group;
+      f(i, group);
+    }
+  }
   void sync() { barrier.wait(); }
   template <class P, typename T>
   void product(const T* left, const T* right, float* partial) {
@@ -81,7 +88,10 @@ struct ThreadCta {
     for (const Copy& copy : copies) std::memcpy(copy.to, copy.from, size_t(copy.bytes));
     copies.clear();
   }
-  float fresh(const float* p) { return *p; }
+  template <int N>
+  Numbers<float, N> fresh(const float* p) {
+    return load<N>(p);
+  }
 };
 
 template <class S, class Cta, class Phases, class Args>
@@ -173,6 +183,7 @@ Call forward_call(Tensors& t, std::vector<int64_t>& index, std::vector<int32_t>&
   t.add(S::blocks * kRows * 2 * S::hidden, 0.0f);
   t.add_words(zeros);
   t.add_words(zeros);
+  t.pointers.push_back(0);
   return {t.pointers, {S::blocks, S::deter, S::hidden, S::stoch, S::classes, S::ranks, kBatch, kLength}, {1e-4, 1e-4, 1e-4, 0.01}};
 }
 
@@ -197,6 +208,7 @@ Call backward_call(Tensors& t, std::vector<int32_t>& resets, std::vector<int32_t
   t.add(S::blocks * kRows * 2 * S::hidden, 0.0f);
   t.add_words(zeros);
   t.add_words(zeros);
+  t.pointers.push_back(0);
   return {t.pointers, {S::blocks, S::deter, S::hidden, S::stoch, S::classes, S::ranks, kBatch, kLength}, {1e-4, 1e-4, 1e-4, 0.01}};
 }
 

@@ -10,83 +10,124 @@ struct Backward : BackwardCta<S, T, Cta> {
   using Base = BackwardCta<S, T, Cta>;
   using Weights = BackwardWeights<S>;
   using Base::a, Base::c, Base::x, Base::kDeter, Base::kStoch, Base::kPost, Base::kHidden;
-  using Base::add_terms, Base::at, Base::column, Base::cta, Base::find_means, Base::given, Base::keep_slope, Base::reset,
-      Base::rows, Base::speaks, Base::through_norm, Base::vector;
+  using Base::at, Base::column, Base::cta, Base::fetch_state, Base::fetch_step, Base::product_at, Base::reset, Base::root,
+      Base::rows, Base::slope_of, Base::speaks, Base::stoch, Base::through_norm, Base::vector;
+
+  // Lanes of a row of this CTA's columns of deter, two a lane; of its columns of a hidden layer, four a lane; of a variable.
+  static constexpr int lanes = lanes_of(S::own, 2), lanes_hidden = lanes_of(S::own_hidden, 4);
+  static constexpr int lanes_classes = lanes_of(S::classes, 4);
 
   // Gradients of the samples, from the step after and from outside, and of the logits. Then a narrow exchange, of these.
   FD_HD void slope_logits(int t) {
     using Table = typename Weights::Table;
-    if (t + 1 < a.length) this->finish_state(t + 1);
-    this->load_step(t);
-    c.template product<Table>(this->stoch(), this->template weight<Weights::table>(), x.partial);
+    c.fetched();
+    fetch_state(t);
+    c.template product<Table>(stoch(), this->template weight<Weights::table>(), x.partial);
     c.sync();
-    float* const logits = x.partial + BackwardShared<S, T>::logits;
-    float* const slopes = logits + kRows * S::own_flat;
-    c.each(kRows * S::own_flat, [&](int i) {
-      const int m = i / S::own_flat, n = i % S::own_flat;
-      const int64_t from = at(m, t) * S::flat + c.rank * S::own_flat + n;
-      logits[i] = m < rows() ? widened(a.logit[from]) : 0.0f;
-      slopes[i] = Table::sum(x.partial, m, n) + given(a.d_stoch, m, from);
+    constexpr int used = S::classes / 4;
+    c.template groups<lanes_classes, Slopes>(kRows * S::own_stoch, [&](int q, auto& g) {
+      const int m = q / S::own_stoch, first = q % S::own_stoch * S::classes;
+      g.each([&](int lane, Slopes& v) {
+        v.value = -INFINITY;
+        if (lane >= used) return;
+        const int n = first + 4 * lane;
+        const Numbers<T, 4> logit = load<4>(x.logit + m * S::own_flat + n);
+        const Numbers<T, 4> outside = given<4>(a.d_stoch, x.d_stoch + m * S::own_flat + n);
+        const Numbers<float, 4> sums = Table::template sums<4>(x.partial, m, n);
+        FD_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          v.x[e] = widened(logit.at[e]);
+          v.slope[e] = sums.at[e] + widened(outside.at[e]);
+          v.value = fmaxf(v.value, v.x[e]);
+        }
+      });
+      straight_through(g, used, a.unimix);
+      g.each([&](int lane, Slopes& v) {
+        if (lane >= used) return;
+        const int n = first + 4 * lane, k = c.rank * S::own_flat + n;
+        const Numbers<T, 4> outside = given<4>(a.d_logit, x.d_logit + m * S::own_flat + n);
+        Numbers<T, 4> values;
+        FD_UNROLL
+        for (int e = 0; e < 4; ++e) values.at[e] = rounded<T>(v.x[e] + widened(outside.at[e]));
+        keep(values, x.wide, m, k, speaks() && m < rows(), a.logits + at(m, t) * S::flat + k);
+      });
     });
     c.sync();
-    c.each(kRows * S::own_stoch, [&](int i) {
-      straight_through<S::classes>(logits + i * S::classes, slopes + i * S::classes, a.unimix);
-    });
-    c.sync();
-    c.each(kRows * S::own_flat, [&](int i) {
-      const int m = i / S::own_flat, k = c.rank * S::own_flat + i % S::own_flat;
-      const int64_t to = at(m, t) * S::flat + k;
-      const T value = rounded<T>(logits[i] + given(a.d_logit, m, to));
-      x.wide[left_offset(m, k)] = value;
-      if (speaks() && m < rows()) a.logits[to] = value;
-    });
-    c.sync();
-    spread_columns<S>(c, x.wide, c.rank * S::own_flat, S::own_flat);
+    spread_columns<S, S::own_flat>(c, x.wide, c.rank * S::own_flat);
   }
 
-  // Through the posterior's layers. Then a narrow exchange, of its first layer's columns.
+  // What was fetched of a gradient that may be absent.
+  template <int N>
+  static FD_HD Numbers<T, N> given(const T* gradient, const T* fetched) {
+    return gradient ? load<N>(fetched) : Numbers<T, N>{};
+  }
+
+  // Through the posterior's layers. Then a narrow exchange, of sums for its first layer's norm.
   FD_HD void slope_post(int t) {
     using Logits = typename Weights::Logits;
     c.template product<Logits>(x.wide, this->template weight<Weights::logits>(), x.partial);
     c.sync();
-    c.each(kRows * S::own_hidden, [&](int i) {
-      const int m = i / S::own_hidden, j = i % S::own_hidden;
-      keep_slope(kPost, m, t, j, Logits::sum(x.partial, m, j), x.pair, a.post, S::hidden, 0, a.post_terms);
+    c.template groups<lanes_hidden, Sum>(kRows, [&](int m, auto& g) {
+      g.each([&](int lane, Sum& s) {
+        const int j = 4 * lane;
+        s.value = 0.0f;
+        if (j >= S::own_hidden) return;
+        T* const terms = a.post_terms + at(m, t) * S::hidden + c.rank * S::own_hidden + j;
+        s.value = slope_of(kPost, m, t, j, Logits::template sums<4>(x.partial, m, j), x.post, x.slopes[0], terms);
+      });
+      g.sum(&Sum::value);
+      g.each([&](int lane, Sum& s) {
+        if (lane == 0) x.dots[kPost][c.rank][m] = s.value;
+      });
     });
     c.sync();
-    c.each(kRows, [&](int m) { add_terms(kPost, m); });
+    spread<S, kRows>(c, x.dots[kPost][c.rank]);
+  }
+
+  // The posterior's layer before its norm. Then a narrow exchange, of its columns.
+  FD_HD void finish_post(int t) {
+    constexpr int fours = S::own_hidden / 4;
+    c.each(kRows * fours, [&](int i) {
+      const int m = i / fours, j = i % fours * 4, k = c.rank * S::own_hidden + j;
+      through_norm(kPost, m, t, j, x.post, x.slopes[0], x.pair, k, false, a.d_post + at(m, t) * S::hidden + k);
+    });
     c.sync();
-    spread<S>(c, x.dots[kPost][c.rank], kRows);
-    spread_columns<S>(c, x.pair, c.rank * S::own_hidden, S::own_hidden);
+    spread_columns<S, S::own_hidden>(c, x.pair, c.rank * S::own_hidden);
   }
 
   // The gradient of deter, through the gates. Then a narrow exchange, of the gates' columns.
   FD_HD void slope_gates(int t) {
     using ToDeter = typename Weights::ToDeter;
-    find_means(kPost, 1);
-    through_norm(kPost, t, x.pair, a.post, S::hidden, 0, false, a.d_post);
-    c.sync();
     c.template product<ToDeter>(x.pair, this->template weight<Weights::to_deter>(), x.partial);
     c.sync();
-    c.each(kRows * S::own, [&](int i) {
-      const int m = i / S::own, n = i % S::own;
-      const bool there = m < rows();
-      const int64_t place = at(m, t) * S::deter + column(n);
-      const float slope = ToDeter::sum(x.partial, m, n) + x.carry[i] + given(a.d_deter, m, place);
-      const int64_t gate = at(m, t) * 3 * S::deter + c.block * 3 * S::block + c.rank * S::own + n;
-      float gates[3];
-      for (int j = 0; j < 3; ++j) gates[j] = there ? widened(a.gates[gate + j * S::block]) : 0.0f;
-      const GateSlopes d = gated_slopes(gates[0], gates[1], gates[2], this->before(m, t, n), slope);
-      const float slopes[3] = {d.reset, d.cand, d.update};
-      for (int j = 0; j < 3; ++j) {
-        const T value = rounded<T>(slopes[j]);
-        x.wide[left_offset(m, j * S::block + c.rank * S::own + n)] = value;
-        if (there) a.d_gates[gate + j * S::block] = value;
+    c.each(kRows * S::own / 2, [&](int i) {
+      const int m = i / (S::own / 2), n = i % (S::own / 2) * 2, own = m * S::own + n;
+      const Numbers<float, 2> sums = ToDeter::template sums<2>(x.partial, m, n), carried = load<2>(x.carry + own);
+      const Numbers<T, 2> outside = given<2>(a.d_deter, x.d_deter + own), before = load<2>(x.before + own);
+      Numbers<T, 2> gates[3], slopes[3];
+      FD_UNROLL
+      for (int j = 0; j < 3; ++j) gates[j] = load<2>(x.gates[j] + own);
+      Numbers<float, 2> carry;
+      FD_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const float slope = sums.at[e] + carried.at[e] + widened(outside.at[e]);
+        const float old = reset(m, t) ? 0.0f : widened(before.at[e]);
+        const GateSlopes d =
+            gated_slopes(widened(gates[0].at[e]), widened(gates[1].at[e]), widened(gates[2].at[e]), old, slope);
+        slopes[0].at[e] = rounded<T>(d.reset);
+        slopes[1].at[e] = rounded<T>(d.cand);
+        slopes[2].at[e] = rounded<T>(d.update);
+        carry.at[e] = reset(m, t) ? 0.0f : d.deter;
       }
-      x.carry[i] = reset(m, t) ? 0.0f : d.deter;
+      store(x.carry + own, carry);
+      FD_UNROLL
+      for (int j = 0; j < 3; ++j) {
+        const int k = j * S::block + c.rank * S::own + n;
+        keep(slopes[j], x.wide, m, k, m < rows(), a.d_gates + at(m, t) * 3 * S::deter + c.block * 3 * S::block + k);
+      }
     });
     c.sync();
-    for (int j = 0; j < 3; ++j) spread_columns<S>(c, x.wide, j * S::block + c.rank * S::own, S::own);
+    for (int j = 0; j < 3; ++j) spread_columns<S, S::own>(c, x.wide, j * S::block + c.rank * S::own);
   }
 
   // Through the gates' weights and the hidden layer's activation. Then a wide exchange, of sums for its norm.
@@ -94,37 +135,52 @@ struct Backward : BackwardCta<S, T, Cta> {
     using Gates = typename Weights::Gates;
     c.template product<Gates>(x.wide, this->template weight<Weights::gates>(), x.partial);
     c.sync();
-    c.each(kRows * S::own, [&](int i) {
-      const int m = i / S::own, n = i % S::own;
-      const int64_t place = at(m, t) * S::deter + column(n);
-      const float normal = m < rows() ? widened(a.hidden[place]) * x.roots[kHidden][m] : 0.0f;
-      const float scale = vector(Vectors<S>::hidden_scale)[n];
-      const float slope = Gates::sum(x.partial, m, n) * silu_slope(normal * scale);
-      x.normal[i] = normal;
-      x.slope[i] = slope * scale;
-      if (m < rows()) a.hidden_terms[place] = rounded<T>(slope * normal);
-    });
-    c.sync();
-    c.each(kRows, [&](int m) {
-      float sum = 0.0f;
-      FD_UNROLL8
-      for (int n = 0; n < S::own; ++n) sum += x.slope[m * S::own + n] * x.normal[m * S::own + n];
-      a.sums[(int64_t(c.tile) * S::team + cta()) * kRows + m] = sum;
+    float* const team = a.sums + int64_t(c.tile) * kRows * S::team + cta();
+    c.template groups<lanes, Sum>(kRows, [&](int m, auto& g) {
+      g.each([&](int lane, Sum& s) {
+        const int n = 2 * lane;
+        s.value = 0.0f;
+        if (n >= S::own) return;
+        const Numbers<float, 2> sums = Gates::template sums<2>(x.partial, m, n);
+        const Numbers<float, 2> scale = load<2>(vector(Vectors<S>::hidden_scale) + n);
+        const Numbers<T, 2> hidden = load<2>(x.hidden + m * S::own + n);
+        Numbers<float, 2> slopes;
+        Numbers<T, 2> terms;
+        FD_UNROLL
+        for (int e = 0; e < 2; ++e) {
+          const float normal = widened(hidden.at[e]) * root(kHidden, m, t);
+          const float outer = sums.at[e] * silu_slope(normal * scale.at[e]);
+          slopes.at[e] = outer * scale.at[e];
+          s.value += slopes.at[e] * normal;
+          terms.at[e] = rounded<T>(outer * normal);
+        }
+        store(x.slope + m * S::own + n, slopes);
+        if (m < rows()) store(a.hidden_terms + at(m, t) * S::deter + column(n), terms);
+      });
+      g.sum(&Sum::value);
+      g.each([&](int lane, Sum& s) {
+        if (lane == 0) team[m * S::team] = s.value;
+      });
     });
   }
 
   // The hidden layer before its norm. Then a narrow exchange, of its columns.
   FD_HD void finish_hidden(int t) {
-    gather_sums<S>(c, a.sums + int64_t(c.tile) * S::team * kRows, x.sums);
-    c.each(kRows * S::own, [&](int i) {
-      const int m = i / S::own, n = i % S::own;
-      const float mean = x.sums[m * kWarps] * (1.0f / S::deter);
-      const T value = rounded<T>(x.roots[kHidden][m] * (x.slope[i] - x.normal[i] * mean));
-      x.wide[left_offset(m, c.rank * S::own + n)] = value;
-      if (m < rows()) a.d_hidden[at(m, t) * S::deter + column(n)] = value;
+    gather_sums<S>(c, a.sums + int64_t(c.tile) * kRows * S::team, x.sums);
+    c.each(kRows * S::own / 2, [&](int i) {
+      const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
+      const float mean = x.sums[m] * (1.0f / S::deter), root = this->root(kHidden, m, t);
+      const Numbers<T, 2> hidden = load<2>(x.hidden + m * S::own + n);
+      const Numbers<float, 2> slopes = load<2>(x.slope + m * S::own + n);
+      Numbers<T, 2> values;
+      FD_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        values.at[e] = rounded<T>(root * (slopes.at[e] - widened(hidden.at[e]) * root * mean));
+      }
+      keep(values, x.wide, m, c.rank * S::own + n, m < rows(), a.d_hidden + at(m, t) * S::deter + column(n));
     });
     c.sync();
-    spread_columns<S>(c, x.wide, c.rank * S::own, S::own);
+    spread_columns<S, S::own>(c, x.wide, c.rank * S::own);
   }
 
   // The block's part of the features' gradients, and its own deter's. Then a wide exchange, of the former.
@@ -135,37 +191,59 @@ struct Backward : BackwardCta<S, T, Cta> {
     c.template product<OfState>(x.wide, this->template weight<Weights::of_state>(), x.partial);
     c.template product<OfDeter>(x.wide, this->template weight<Weights::of_deter>(), of_deter);
     c.sync();
-    c.each(kRows * OfState::columns, [&](int i) {
-      const int m = i / OfState::columns, n = i % OfState::columns;
-      a.products[this->product_at(c.block, m, n)] = OfState::sum(x.partial, m, n);
+    c.each(kRows * OfState::columns / 4, [&](int i) {
+      const int m = i / (OfState::columns / 4), n = i % (OfState::columns / 4) * 4;
+      store(a.products + product_at(c.block, m, n), OfState::template sums<4>(x.partial, m, n));
     });
-    c.each(kRows * S::own, [&](int i) {
-      const int m = i / S::own, n = i % S::own;
-      if (!reset(m, t)) x.carry[i] += OfDeter::sum(of_deter, m, n);
+    c.each(kRows * S::own / 2, [&](int i) {
+      const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
+      Numbers<float, 2> carry = load<2>(x.carry + m * S::own + n);
+      const Numbers<float, 2> sums = OfDeter::template sums<2>(of_deter, m, n);
+      FD_UNROLL
+      for (int e = 0; e < 2; ++e) carry.at[e] += reset(m, t) ? 0.0f : sums.at[e];
+      store(x.carry + m * S::own + n, carry);
       if (t > 0 || m >= rows()) return;
-      a.carried[int64_t(c.tile * kRows + m) * S::deter + column(n)] = x.carry[i];
+      store(a.carried + int64_t(c.tile * kRows + m) * S::deter + column(n), carry);
     });
   }
 
-  // Sums over the blocks, through the activations of the state's layers. Then a narrow exchange, of their columns.
+  // Sums over the blocks, through the activations of the state's layers. Then a narrow exchange, of sums for their norms.
   FD_HD void slope_state(int t) {
-    c.each(kRows * 2 * S::own_hidden, [&](int i) {
-      const int m = i / (2 * S::own_hidden), n = i % (2 * S::own_hidden);
-      float sum = 0.0f;
-      FD_UNROLL
-      for (int block = 0; block < S::blocks; ++block) sum += c.fresh(a.products + this->product_at(block, m, n));
-      const bool stoch = n >= S::own_hidden;
-      T* const to = stoch ? this->stoch() : x.pair + kRows * S::hidden;  // columns from H on follow those before
-      keep_slope(stoch ? kStoch : kDeter, m, t, n % S::own_hidden, sum, to, a.pre, 2 * S::hidden,
-                 stoch ? S::hidden : 0, a.pre_terms);
+    c.fetched();
+    if (t > 0) fetch_step(t - 1);
+    c.sync();
+    c.template groups<lanes_hidden, Sum>(2 * kRows, [&](int q, auto& g) {
+      const int m = q % kRows, half = q / kRows;
+      g.each([&](int lane, Sum& s) {
+        const int j = 4 * lane, k = half * S::hidden + c.rank * S::own_hidden + j;
+        s.value = 0.0f;
+        if (j >= S::own_hidden) return;
+        const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, half * S::own_hidden + j));
+        s.value = slope_of(half ? kStoch : kDeter, m, t, j, sums, x.pre[half], x.slopes[half],
+                           a.pre_terms + at(m, t) * 2 * S::hidden + k);
+      });
+      g.sum(&Sum::value);
+      g.each([&](int lane, Sum& s) {
+        if (lane == 0) x.dots[half ? kStoch : kDeter][c.rank][m] = s.value;
+      });
     });
     c.sync();
-    c.each(2 * kRows, [&](int i) { add_terms(i < kRows ? kDeter : kStoch, i % kRows); });
+    spread<S, kRows>(c, x.dots[kDeter][c.rank]);
+    spread<S, kRows>(c, x.dots[kStoch][c.rank]);
+  }
+
+  // The state's layers before their norms. Rows that forgot their state pass nothing on. Then a narrow exchange, of these.
+  FD_HD void finish_state(int t) {
+    constexpr int fours = S::own_hidden / 4;
+    c.each(2 * kRows * fours, [&](int i) {
+      const int half = i / (kRows * fours), m = i / fours % kRows, j = i % fours * 4, k = c.rank * S::own_hidden + j;
+      T* const to = half ? stoch() : x.pair + kRows * S::hidden;  // columns from H on follow those before
+      through_norm(half ? kStoch : kDeter, m, t, j, x.pre[half], x.slopes[half], to, k, reset(m, t),
+                   a.d_pre + at(m, t) * 2 * S::hidden + half * S::hidden + k);
+    });
     c.sync();
-    spread<S>(c, x.dots[kDeter][c.rank], kRows);
-    spread<S>(c, x.dots[kStoch][c.rank], kRows);
-    spread_columns<S>(c, x.pair, S::hidden + c.rank * S::own_hidden, S::own_hidden);
-    spread_columns<S>(c, this->stoch(), c.rank * S::own_hidden, S::own_hidden);
+    spread_columns<S, S::own_hidden>(c, x.pair, S::hidden + c.rank * S::own_hidden);
+    spread_columns<S, S::own_hidden>(c, stoch(), c.rank * S::own_hidden);
   }
 };
 
@@ -179,6 +257,8 @@ FD_HD void backward_scan(Run& run, int length) {
     run.narrow();
     run.phase([t](auto& cta) { cta.slope_post(t); });
     run.narrow();
+    run.phase([t](auto& cta) { cta.finish_post(t); });
+    run.narrow();
     run.phase([t](auto& cta) { cta.slope_gates(t); });
     run.narrow();
     run.phase([t](auto& cta) { cta.slope_hidden(t); });
@@ -189,8 +269,9 @@ FD_HD void backward_scan(Run& run, int length) {
     run.wide();
     run.phase([t](auto& cta) { cta.slope_state(t); });
     run.narrow();
+    run.phase([t](auto& cta) { cta.finish_state(t); });
+    run.narrow();
   }
-  run.phase([](auto& cta) { cta.finish_state(0); });
 }
 
 }  // namespace fastdream::resident

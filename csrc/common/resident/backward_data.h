@@ -20,41 +20,54 @@ struct BackwardArgs {
   T *logits, *d_pre, *d_hidden, *d_gates, *d_post;
   T *pre_terms, *hidden_terms, *post_terms;  // what sums over rows to the gradients of the norms' scales
   float* carried;  // [B, D] of deter0, but for what comes through its features
-  float* sums;     // [tiles, team, 16] a workspace: each CTA's part of sums over the hidden layer
+  float* sums;     // [tiles, 16, team] a workspace: each CTA's part of sums over the hidden layer
   float* products;  // [tiles, blocks, 16, 2H] a workspace: each block's part of products over all of deter
   int32_t* barrier;
   int32_t* failed;
+  int64_t* clocks;
   int batch, length;
   float unimix;
 };
 
+// All but the weights.
 template <class S, typename T>
-struct BackwardShared {
+struct BackwardRest {
   using Weights = BackwardWeights<S>;
-  alignas(16) T weights[Weights::kept];
-  // Left operands, by `left_offset`. First the gradient of what a layer's norm gave, as its rank computed it; then, in
-  // place, that of what the norm took.
+  // Left operands, by `left_offset`.
   alignas(16) T pair[kRows * 2 * S::hidden];  // the posterior's layer | the next step's layer of deter
   // One after the other in a step: gradients of the logits, of the block's gates, of its hidden layer. What lies past the
   // logits' is, from the end of a step to the beginning of the one before, the next step's layer of stoch.
   alignas(16) T wide[kRows * larger(S::flat + S::hidden, 3 * S::block)];
   static constexpr int stoch = kRows * S::flat;
   static_assert(S::block <= S::flat, "the hidden layer's gradients leave that of stoch alone");
-  // Partial products, and after those of the samples' gradients the logits and the samples' gradients.
-  static constexpr int logits = Weights::Table::partial;
   alignas(16) float partial[larger(larger(Weights::OfState::partial + Weights::OfDeter::partial, Weights::Gates::partial),
-                                   larger(larger(Weights::Logits::partial, logits + 2 * kRows * S::own_flat),
+                                   larger(larger(Weights::Logits::partial, Weights::Table::partial),
                                           Weights::ToDeter::partial))];
   alignas(16) float vectors[Vectors<S>::elements];
-  float dots[3][S::ranks][kRows];  // each rank's part of the sums that norms' gradients need: deter, stoch, post
-  float terms[2][kRows * S::own_hidden];  // of which a rank adds them: one layer's, or deter's and stoch's
-  float means[3][kRows];
-  float roots[4][kRows];  // of this step: deter, stoch, post, hidden
-  float sums[kRows * kWarps];
-  float carry[kRows * S::own];   // what reaches deter from the step after, but for what comes through its features
-  float slope[kRows * S::own];   // of the hidden layer's normalised numbers, and these
-  float normal[kRows * S::own];
-  int32_t resets[2];
+  // This CTA's columns of what the forward scan kept and of gradients from outside, [16, columns], a step ahead.
+  alignas(16) T logit[kRows * S::own_flat];
+  alignas(16) T d_logit[kRows * S::own_flat];
+  alignas(16) T d_stoch[kRows * S::own_flat];
+  alignas(16) T post[kRows * S::own_hidden];
+  alignas(16) T pre[2][kRows * S::own_hidden];  // deter, stoch
+  alignas(16) T d_deter[kRows * S::own];
+  alignas(16) T gates[3][kRows * S::own];
+  alignas(16) T before[kRows * S::own];  // deter before the step
+  alignas(16) T hidden[kRows * S::own];
+  alignas(16) float roots[2][kRows * 4];  // of even and of odd steps: deter, stoch, post, hidden
+  alignas(16) float dots[3][S::ranks][kRows];  // each rank's part of the sums that norms' gradients need: deter, stoch, post
+  // Of the normalised numbers: gradients of this CTA's columns.
+  alignas(16) float slopes[2][kRows * S::own_hidden];  // the posterior's layer, later in the step those of deter and stoch
+  alignas(16) float slope[kRows * S::own];
+  alignas(16) float carry[kRows * S::own];  // what reaches deter from the step after, but for what comes through its features
+  float sums[kRows];
+  alignas(4) int32_t resets[2];
+};
+
+template <class S, typename T>
+struct BackwardShared : BackwardRest<S, T> {
+  static constexpr int kept = BackwardWeights<S>::kept_beside(sizeof(BackwardRest<S, bf16>));
+  alignas(16) T weights[kept];
 };
 
 }  // namespace fastdream::resident

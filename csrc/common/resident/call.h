@@ -81,6 +81,7 @@ ForwardArgs<T> forward_args(Call& call) {
   a.products = call.pointer<float>();
   a.barrier = call.pointer<int32_t>();
   a.failed = call.pointer<int32_t>();
+  a.clocks = call.pointer<int64_t>();
   a.batch = call.batch();
   a.length = call.length();
   a.eps_state = call.scalar(0);
@@ -120,6 +121,7 @@ BackwardArgs<T> backward_args(Call& call) {
   a.products = call.pointer<float>();
   a.barrier = call.pointer<int32_t>();
   a.failed = call.pointer<int32_t>();
+  a.clocks = call.pointer<int64_t>();
   a.batch = call.batch();
   a.length = call.length();
   a.unimix = call.scalar(3);

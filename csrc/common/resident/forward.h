@@ -10,8 +10,12 @@ struct Forward : ForwardCta<S, T, Cta> {
   using Base = ForwardCta<S, T, Cta>;
   using Weights = ForwardWeights<S>;
   using Base::a, Base::c, Base::x, Base::kDeter, Base::kStoch, Base::kPost;
-  using Base::activate, Base::at, Base::column, Base::cta, Base::fetch_entered, Base::find_roots, Base::reset,
-      Base::rows, Base::speaks, Base::squared, Base::vector;
+  using Base::activate, Base::at, Base::column, Base::cta, Base::fetch_entered, Base::find_roots, Base::reset, Base::rows,
+      Base::speaks, Base::vector;
+
+  // Lanes of a row of this CTA's columns of deter, two a lane; of its columns of a hidden layer, four a lane; of a variable.
+  static constexpr int lanes = lanes_of(S::own, 2), lanes_hidden = lanes_of(S::own_hidden, 4);
+  static constexpr int lanes_classes = lanes_of(S::classes, 4);
 
   // Features of the state; the core's hidden layer before its norm. Then a wide exchange, of sums of squares.
   FD_HD void hide(int t) {
@@ -32,32 +36,47 @@ struct Forward : ForwardCta<S, T, Cta> {
     c.template product<OfDeter>(x.deter, this->template weight<Weights::of_deter>(), x.partial);
     c.template product<OfState>(x.state, this->template weight<Weights::of_state>(), of_state);
     c.sync();
-    c.each(kRows * S::own, [&](int i) {
-      const int m = i / S::own, n = i % S::own;
-      // A row that forgets its state has no part of deter, whatever deter is: it is left out, not multiplied by 0.
-      const float own = reset(m, t) ? 0.0f : OfDeter::sum(x.partial, m, n);
-      const T value = rounded<T>(widened(x.entered[i]) + OfState::sum(of_state, m, n) + own);
-      x.own_hidden[i] = widened(value);
-      if (m < rows()) a.hidden[at(m, t) * S::deter + column(n)] = value;
-    });
-    c.sync();
-    c.each(kRows, [&](int m) {
-      float sum = 0.0f;
-      FD_UNROLL8
-      for (int n = 0; n < S::own; ++n) sum += x.own_hidden[m * S::own + n] * x.own_hidden[m * S::own + n];
-      a.squares[(int64_t(c.tile) * S::team + cta()) * kRows + m] = sum;
+    float* const squares = a.squares + int64_t(c.tile) * kRows * S::team + cta();
+    c.template groups<lanes, Sum>(kRows, [&](int m, auto& g) {
+      g.each([&](int lane, Sum& s) {
+        const int n = 2 * lane;
+        s.value = 0.0f;
+        if (n >= S::own) return;
+        // A row that forgets its state has no part of deter, whatever deter is: it is left out, not multiplied by 0.
+        const Numbers<float, 2> of_deter = OfDeter::template sums<2>(x.partial, m, n);
+        const Numbers<float, 2> of_rest = OfState::template sums<2>(of_state, m, n);
+        const Numbers<T, 2> entered = load<2>(x.entered + m * S::own + n);
+        Numbers<T, 2> values;
+        Numbers<float, 2> wide;
+        FD_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          const float own = reset(m, t) ? 0.0f : of_deter.at[i];
+          values.at[i] = rounded<T>(widened(entered.at[i]) + of_rest.at[i] + own);
+          wide.at[i] = widened(values.at[i]);
+          s.value += wide.at[i] * wide.at[i];
+        }
+        store(x.own_hidden + m * S::own + n, wide);
+        if (m < rows()) store(a.hidden + at(m, t) * S::deter + column(n), values);
+      });
+      g.sum(&Sum::value);
+      g.each([&](int lane, Sum& s) {
+        if (lane == 0) squares[m * S::team] = s.value;
+      });
     });
   }
 
   // Norm and activation of the hidden layer. Then a narrow exchange, of the block's columns.
   FD_HD void activate_hidden(int t) {
-    gather_sums<S>(c, a.squares + int64_t(c.tile) * S::team * kRows, x.sums);
-    c.each(kRows * S::own, [&](int i) {
-      const int m = i / S::own, n = i % S::own;
-      const float root = inverse_root(x.sums[m * kWarps] * (1.0f / S::deter) + a.eps_hidden);
-      const T value = rounded<T>(silu(x.own_hidden[i] * root * vector(Vectors<S>::hidden_scale)[n]));
-      x.active[left_offset(m, c.rank * S::own + n)] = value;
-      if (m < rows()) a.hidden_feat[at(m, t) * S::deter + column(n)] = value;
+    gather_sums<S>(c, a.squares + int64_t(c.tile) * kRows * S::team, x.sums);
+    c.each(kRows * S::own / 2, [&](int i) {
+      const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
+      const float root = inverse_root(x.sums[m] * (1.0f / S::deter) + a.eps_hidden);
+      const Numbers<float, 2> before = load<2>(x.own_hidden + m * S::own + n);
+      const Numbers<float, 2> scale = load<2>(vector(Vectors<S>::hidden_scale) + n);
+      Numbers<T, 2> values;
+      FD_UNROLL
+      for (int e = 0; e < 2; ++e) values.at[e] = rounded<T>(silu(before.at[e] * root * scale.at[e]));
+      keep(values, x.active, m, c.rank * S::own + n, m < rows(), a.hidden_feat + at(m, t) * S::deter + column(n));
       if (m < rows() && n == 0 && cta() == 0) {
         float* const roots = a.roots + at(m, t) * 4;
         roots[0] = x.roots[kDeter][m];
@@ -66,7 +85,7 @@ struct Forward : ForwardCta<S, T, Cta> {
       }
     });
     c.sync();
-    spread_columns<S>(c, x.active, c.rank * S::own, S::own);
+    spread_columns<S, S::own>(c, x.active, c.rank * S::own);
   }
 
   // Gates and the new deter. Then a narrow exchange, of deter's columns.
@@ -74,24 +93,31 @@ struct Forward : ForwardCta<S, T, Cta> {
     using Gates = typename Weights::Gates;
     c.template product<Gates>(x.active, this->template weight<Weights::gates>(), x.partial);
     c.sync();
-    c.each(kRows * S::own, [&](int i) {
-      const int m = i / S::own, n = i % S::own;
-      float gates[3];
+    c.each(kRows * S::own / 2, [&](int i) {
+      const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
+      Numbers<T, 2> gates[3], values;
+      FD_UNROLL
       for (int j = 0; j < 3; ++j) {
-        const float bias = vector(Vectors<S>::gates_bias)[j * S::own + n];
-        const T value = rounded<T>(Gates::sum(x.partial, m, j * S::own + n) + bias);
-        gates[j] = widened(value);
+        const Numbers<float, 2> bias = load<2>(vector(Vectors<S>::gates_bias) + j * S::own + n);
+        const Numbers<float, 2> sums = Gates::template sums<2>(x.partial, m, j * S::own + n);
+        FD_UNROLL
+        for (int e = 0; e < 2; ++e) gates[j].at[e] = rounded<T>(sums.at[e] + bias.at[e]);
         const int64_t to = at(m, t) * 3 * S::deter + (c.block * 3 + j) * S::block + c.rank * S::own + n;
-        if (m < rows()) a.gates[to] = value;
+        if (m < rows()) store(a.gates + to, gates[j]);
       }
-      const float before = reset(m, t) ? 0.0f : widened(x.own_deter[i]);
-      const T deter = rounded<T>(gated(gates[0], gates[1], gates[2], before));
-      x.own_deter[i] = deter;
-      x.deter[left_offset(m, c.rank * S::own + n)] = deter;
-      if (m < rows()) a.deter[at(m, t) * S::deter + column(n)] = deter;
+      T* const own = x.own_deter + m * S::own + n;
+      const Numbers<T, 2> old = load<2>(own);
+      FD_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const float before = reset(m, t) ? 0.0f : widened(old.at[e]);
+        const float after = gated(widened(gates[0].at[e]), widened(gates[1].at[e]), widened(gates[2].at[e]), before);
+        values.at[e] = rounded<T>(after);
+      }
+      store(own, values);
+      keep(values, x.deter, m, c.rank * S::own + n, m < rows(), a.deter + at(m, t) * S::deter + column(n));
     });
     c.sync();
-    spread_columns<S>(c, x.deter, c.rank * S::own, S::own);
+    spread_columns<S, S::own>(c, x.deter, c.rank * S::own);
   }
 
   // The block's part of the products over all of deter. Then a wide exchange, of these.
@@ -100,9 +126,9 @@ struct Forward : ForwardCta<S, T, Cta> {
     c.template product<OfNext>(x.deter, this->template weight<Weights::of_next>(), x.partial);
     if (t + 1 < a.length) fetch_entered(t + 1);
     c.sync();
-    c.each(kRows * OfNext::columns, [&](int i) {
-      const int m = i / OfNext::columns, n = i % OfNext::columns;
-      a.products[product_at(c.block, m, n)] = OfNext::sum(x.partial, m, n);
+    c.each(kRows * OfNext::columns / 4, [&](int i) {
+      const int m = i / (OfNext::columns / 4), n = i % (OfNext::columns / 4) * 4;
+      store(a.products + product_at(c.block, m, n), OfNext::template sums<4>(x.partial, m, n));
     });
   }
 
@@ -115,34 +141,40 @@ struct Forward : ForwardCta<S, T, Cta> {
   FD_HD void combine(int t) {
     c.fetched();
     c.sync();
-    c.each(kRows * 2 * S::own_hidden, [&](int i) {
-      const int m = i / (2 * S::own_hidden), n = i % (2 * S::own_hidden), j = n % S::own_hidden;
-      float sum = 0.0f;
-      FD_UNROLL
-      for (int block = 0; block < S::blocks; ++block) sum += c.fresh(a.products + product_at(block, m, n));
-      const int k = c.rank * S::own_hidden + j;
-      if (n < S::own_hidden) {
-        const T value = rounded<T>((reset(m, t + 1) ? 0.0f : sum) + vector(Vectors<S>::deter_bias)[j]);
-        x.state[left_offset(m, k)] = value;
-        if (speaks() && m < rows() && t + 1 < a.length) a.pre[at(m, t + 1) * 2 * S::hidden + k] = value;
-      } else {
-        const T value = rounded<T>(sum + widened(x.embedded[m * S::own_hidden + j]));
-        x.active[left_offset(m, k)] = value;
-        if (speaks() && m < rows()) a.post[at(m, t) * S::hidden + k] = value;
-      }
+    c.template groups<lanes_hidden, Sum>(2 * kRows, [&](int q, auto& g) {
+      const int m = q % kRows;
+      const bool post = q >= kRows;
+      g.each([&](int lane, Sum& s) {
+        const int j = 4 * lane, k = c.rank * S::own_hidden + j;
+        s.value = 0.0f;
+        if (j >= S::own_hidden) return;
+        const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, post * S::own_hidden + j));
+        const Numbers<float, 4> bias = load<4>(vector(Vectors<S>::deter_bias) + j);
+        const Numbers<T, 4> embedded = load<4>(x.embedded + m * S::own_hidden + j);
+        Numbers<T, 4> values;
+        FD_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const float sum = post || !reset(m, t + 1) ? sums.at[e] : 0.0f;
+          values.at[e] = rounded<T>(sum + (post ? widened(embedded.at[e]) : bias.at[e]));
+          s.value += widened(values.at[e]) * widened(values.at[e]);
+        }
+        if (post) {
+          keep(values, x.active, m, k, speaks() && m < rows(), a.post + at(m, t) * S::hidden + k);
+        } else {
+          const bool kept = speaks() && m < rows() && t + 1 < a.length;
+          keep(values, x.state, m, k, kept, a.pre + at(m, t + 1) * 2 * S::hidden + k);
+        }
+      });
+      g.sum(&Sum::value);
+      g.each([&](int lane, Sum& s) {
+        if (lane == 0) x.squares[post ? kPost : kDeter][c.rank][m] = s.value;
+      });
     });
     c.sync();
-    const int first = c.rank * S::own_hidden;
-    c.each(2 * kRows, [&](int i) {
-      const int m = i % kRows;
-      i < kRows ? x.squares[kDeter][c.rank][m] = squared(x.state, m, first)
-                : x.squares[kPost][c.rank][m] = squared(x.active, m, first);
-    });
-    c.sync();
-    spread<S>(c, x.squares[kDeter][c.rank], kRows);
-    spread<S>(c, x.squares[kPost][c.rank], kRows);
-    spread_columns<S>(c, x.state, first, S::own_hidden);
-    spread_columns<S>(c, x.active, first, S::own_hidden);
+    spread<S, kRows>(c, x.squares[kDeter][c.rank]);
+    spread<S, kRows>(c, x.squares[kPost][c.rank]);
+    spread_columns<S, S::own_hidden>(c, x.state, c.rank * S::own_hidden);
+    spread_columns<S, S::own_hidden>(c, x.active, c.rank * S::own_hidden);
   }
 
   // Features of the posterior, logits, draws. Then a narrow exchange, of the draws.
@@ -153,53 +185,96 @@ struct Forward : ForwardCta<S, T, Cta> {
     c.sync();
     c.template product<Logits>(x.active, this->template weight<Weights::logits>(), x.partial);
     c.sync();
-    c.each(kRows * S::own_flat, [&](int i) {
-      const int m = i / S::own_flat, n = i % S::own_flat;
-      const T value = rounded<T>(Logits::sum(x.partial, m, n) + vector(Vectors<S>::logits_bias)[n]);
-      x.logits[i] = widened(value);
-      if (speaks() && m < rows()) a.logit[at(m, t) * S::flat + c.rank * S::own_flat + n] = value;
-      if (speaks() && m < rows() && n == 0 && c.rank == 0) a.roots[at(m, t) * 4 + 2] = x.roots[kPost][m];
-    });
-    c.sync();
-    c.each(kRows * S::own_stoch, [&](int i) {
-      const int m = i / S::own_stoch, s = c.rank * S::own_stoch + i % S::own_stoch;
+    c.template groups<lanes_classes, Classes>(kRows * S::own_stoch, [&](int q, auto& g) {
+      const int m = q / S::own_stoch, own = q % S::own_stoch, s = c.rank * S::own_stoch + own;
       const bool there = m < rows();
       const int64_t place = at(m, t) * S::stoch + s;
+      g.each([&](int lane, Classes& v) {
+        v.value = -INFINITY;
+        if (lane >= S::classes / 4) return;
+        const int n = own * S::classes + 4 * lane;
+        const Numbers<float, 4> sums = Logits::template sums<4>(x.partial, m, n);
+        const Numbers<float, 4> bias = load<4>(vector(Vectors<S>::logits_bias) + n);
+        Numbers<T, 4> values;
+        FD_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          values.at[e] = rounded<T>(sums.at[e] + bias.at[e]);
+          v.x[e] = widened(values.at[e]);
+          v.value = fmaxf(v.value, v.x[e]);
+        }
+        if (speaks() && there) store(a.logit + place * S::classes + 4 * lane, values);
+        if (speaks() && there && s == 0 && lane == 0) a.roots[at(m, t) * 4 + 2] = x.roots[kPost][m];
+      });
       int index = 0;
-      if (there && a.replayed) {
-        const int64_t given = a.replayed[place];
+      if (a.replayed) {
+        const int64_t given = there ? a.replayed[place] : 0;
         index = given < 0 ? 0 : given < S::classes ? int(given) : S::classes - 1;
-      } else if (there) {
-        index = draw<S::classes>(x.logits + i * S::classes, x.noise[i], a.unimix);
+      } else {
+        index = drawn<S::classes>(g, x.noise[m * S::own_stoch + own], a.unimix);
       }
-      x.index[s * kRows + m] = uint8_t(index);
-      if (speaks() && there) a.index[place] = index;
+      g.each([&](int lane, Classes&) {
+        if (lane != 0) return;
+        x.index[index_at(m, s)] = uint8_t(index);
+        if (speaks() && there) a.index[place] = index;
+      });
     });
     c.sync();
-    spread<S>(c, x.index + c.rank * S::own_stoch * kRows, S::own_stoch * kRows);
+    spread<S, S::own_stoch * kRows>(c, x.index + c.rank * S::own_stoch * kRows);
+  }
+
+  static FD_HD int index_at(int m, int s) {
+    return (s / S::own_stoch * kRows + m) * S::own_stoch + s % S::own_stoch;
   }
 
   // The next step's first layer of stoch: a sum of gathered rows. Then a narrow exchange, of it.
   FD_HD void gather(int t) {
     const T* const table = this->template weight<Weights::table>();
-    const int first = S::hidden + c.rank * S::own_hidden;
-    c.each(kRows * S::own_hidden, [&](int i) {
-      const int m = i / S::own_hidden, j = i % S::own_hidden;
-      float sum = 0.0f;
-      FD_UNROLL8
-      for (int s = 0; s < S::stoch; ++s) {
-        sum += widened(table[(s * S::classes + x.index[s * kRows + m]) * S::own_hidden + j]);
-      }
-      const T value = rounded<T>((reset(m, t + 1) ? 0.0f : sum) + vector(Vectors<S>::stoch_bias)[j]);
-      x.state[left_offset(m, first + j)] = value;
-      if (speaks() && m < rows()) a.pre[at(m, t + 1) * 2 * S::hidden + first + j] = value;
+    // Lanes of a row: `shares` of the variables for each four columns.
+    constexpr int lanes = lanes_hidden * S::stoch < kLanes ? lanes_hidden * S::stoch : kLanes;
+    constexpr int shares = lanes / lanes_hidden, each = S::stoch / shares;
+    c.template groups<lanes, Row>(kRows, [&](int m, auto& g) {
+      g.each([&](int lane, Row& r) {
+        const int j = lane / shares * 4;
+        r = {};
+        if (j >= S::own_hidden) return;
+        Numbers<T, 4> rows[each];
+        FD_UNROLL
+        for (int i = 0; i < each; ++i) {
+          const int s = lane % shares * each + i;
+          rows[i] = load<4>(table + (s * S::classes + x.index[index_at(m, s)]) * S::own_hidden + j);
+        }
+        FD_UNROLL
+        for (int i = 0; i < each; ++i) {
+          FD_UNROLL
+          for (int e = 0; e < 4; ++e) r.sums[e] += widened(rows[i].at[e]);
+        }
+      });
+      g.template sum<shares>(&Row::sums);
+      g.each([&](int lane, Row& r) {
+        const int j = lane / shares * 4, k = S::hidden + c.rank * S::own_hidden + j;
+        if (j >= S::own_hidden || lane % shares != 0) return;
+        const Numbers<float, 4> bias = load<4>(vector(Vectors<S>::stoch_bias) + j);
+        Numbers<T, 4> values;
+        FD_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          values.at[e] = rounded<T>((reset(m, t + 1) ? 0.0f : r.sums[e]) + bias.at[e]);
+          r.squares += widened(values.at[e]) * widened(values.at[e]);
+        }
+        keep(values, x.state, m, k, speaks() && m < rows(), a.pre + at(m, t + 1) * 2 * S::hidden + k);
+      });
+      g.template sum<lanes>(&Row::squares);
+      g.each([&](int lane, Row& r) {
+        if (lane == 0) x.squares[kStoch][c.rank][m] = r.squares;
+      });
     });
     c.sync();
-    c.each(kRows, [&](int m) { x.squares[kStoch][c.rank][m] = squared(x.state, m, first); });
-    c.sync();
-    spread<S>(c, x.squares[kStoch][c.rank], kRows);
-    spread_columns<S>(c, x.state, first, S::own_hidden);
+    spread<S, kRows>(c, x.squares[kStoch][c.rank]);
+    spread_columns<S, S::own_hidden>(c, x.state, S::hidden + c.rank * S::own_hidden);
   }
+
+  struct Row {
+    float sums[4], squares;
+  };
 };
 
 // The whole scan, for a team that `run` plays: run.phase(f) calls f with the phases of each CTA, run.narrow() and

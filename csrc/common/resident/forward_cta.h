@@ -10,11 +10,12 @@ template <class S, typename T, class Cta>
 struct ForwardCta {
   using Weights = ForwardWeights<S>;
   using Args = ForwardArgs<T>;
+  using Shared = ForwardShared<S, T>;
   enum Norms { kDeter, kStoch, kPost };
 
   Cta& c;
   const Args& a;
-  ForwardShared<S, T>& x = c.mine;
+  Shared& x = c.mine;
 
   FD_HD int rows() const { return a.batch - c.tile * kRows < kRows ? a.batch - c.tile * kRows : kRows; }
   FD_HD int64_t at(int m, int t) const { return int64_t(c.tile * kRows + m) * a.length + t; }
@@ -26,7 +27,7 @@ struct ForwardCta {
   // Weight number `offset` of this CTA, wherever it is kept.
   template <int offset>
   FD_HD const T* weight() const {
-    if constexpr (offset < Weights::kept) {
+    if constexpr (offset < Shared::kept) {
       return x.weights + offset;
     } else {
       return a.weights + int64_t(cta()) * Weights::elements + offset;
@@ -36,7 +37,7 @@ struct ForwardCta {
 
   // Weights come to the chip, and the state before the first step.
   FD_HD void begin() {
-    fetch_all(c, x.weights, a.weights + int64_t(cta()) * Weights::elements, Weights::kept);
+    fetch_all(c, x.weights, a.weights + int64_t(cta()) * Weights::elements, Shared::kept);
     c.each(Vectors<S>::elements, [&](int i) { x.vectors[i] = a.vectors[int64_t(cta()) * Vectors<S>::elements + i]; });
     c.each(kRows * S::block, [&](int i) {
       const int m = left_row_at(i), k = left_column_at(i);
@@ -56,24 +57,18 @@ struct ForwardCta {
     c.sync();
     c.each(2 * S::ranks * kRows, [&](int i) {
       const int m = i % kRows, rank = i / kRows % S::ranks, which = i / kRows / S::ranks;
-      x.squares[which][rank][m] = squared(x.state, m, which * S::hidden + rank * S::own_hidden);
+      float sum = 0.0f;
+      for (int n = 0; n < S::own_hidden; ++n) {
+        const float value = widened(x.state[left_offset(m, which * S::hidden + rank * S::own_hidden + n)]);
+        sum += value * value;
+      }
+      x.squares[which][rank][m] = sum;
     });
     c.each(rows() * 2 * S::own_hidden, [&](int i) {
       const int m = i / (2 * S::own_hidden), n = i % (2 * S::own_hidden);
       const int k = n / S::own_hidden * S::hidden + c.rank * S::own_hidden + n % S::own_hidden;
       if (speaks()) a.pre[at(m, 0) * 2 * S::hidden + k] = x.state[left_offset(m, k)];
     });
-  }
-
-  // Sum of squares of this rank's columns, from `first` on, of one row of an activation.
-  static FD_HD float squared(const T* activation, int m, int first) {
-    float sum = 0.0f;
-    FD_UNROLL8
-    for (int n = 0; n < S::own_hidden; ++n) {
-      const float value = widened(activation[left_offset(m, first + n)]);
-      sum += value * value;
-    }
-    return sum;
   }
 
   FD_HD void fetch_resets(int t) {
@@ -97,16 +92,30 @@ struct ForwardCta {
     c.sync();
   }
 
-  // Norm and activation, in place, of an activation of `count` columns that begins with the norm `which`. This rank's
-  // columns are kept at `feat` [B, T, count].
+  // Norm and activation, in place, of an activation of `count` columns that begins with the norm `which`: a lane's eight
+  // elements at a time. This rank's columns are kept at `feat` [B, T, count].
   FD_HD void activate(T* activation, int count, int which, T* feat, int t) {
-    c.each(kRows * count, [&](int i) {
-      const int m = left_row_at(i), k = left_column_at(i);
-      const float scale = vector(Vectors<S>::scales)[which * S::hidden + k];
-      const T value = rounded<T>(silu(widened(activation[i]) * x.roots[which + k / S::hidden][m] * scale));
-      activation[i] = value;
-      const bool mine = k % S::hidden / S::own_hidden == c.rank;
-      if (speaks() && mine && m < rows()) feat[at(m, t) * count + k] = value;
+    c.each(count / kStep * kLanes, [&](int i) {
+      const int m = left_row(i % kLanes, 0), k = i / kLanes * kStep + left_column(i % kLanes, 0);
+      const Numbers<T, 8> before = load<8>(activation + i * 8);
+      const float* const root = x.roots[which + k / S::hidden] + m;
+      const float* const scale = vector(Vectors<S>::scales) + which * S::hidden + k;
+      const float roots[2] = {root[0], root[8]};
+      const Numbers<float, 2> scales[2] = {load<2>(scale), load<2>(scale + 8)};
+      Numbers<T, 8> after;
+      FD_UNROLL
+      for (int e = 0; e < 8; ++e) {
+        const float normal = widened(before.at[e]) * roots[left_row(0, e) / 8];
+        after.at[e] = rounded<T>(silu(normal * scales[left_column(0, e) / 8].at[e % 2]));
+      }
+      store(activation + i * 8, after);
+      if (!speaks()) return;
+      FD_UNROLL
+      for (int e = 0; e < 8; e += 2) {
+        const int row = m + left_row(0, e), column = k + left_column(0, e);
+        const bool mine = column % S::hidden / S::own_hidden == c.rank && row < rows();
+        if (mine) store(feat + at(row, t) * count + column, Numbers<T, 2>{after.at[e], after.at[e + 1]});
+      }
     });
   }
 };

@@ -24,18 +24,19 @@ struct ForwardArgs {
   T *pre, *hidden, *gates, *post;
   T *pre_feat, *hidden_feat, *post_feat;
   float* roots;          // [B, T, 4] the norms' 1 / root mean square: deter, stoch, post, hidden
-  float* squares;        // [tiles, team, 16] a workspace: each CTA's part of the hidden layer's sum of squares
+  float* squares;        // [tiles, 16, team] a workspace: each CTA's part of the hidden layer's sum of squares
   float* products;       // [tiles, blocks, 16, 2H] a workspace: each block's part of the products over all of deter
   int32_t* barrier;      // [tiles] zeros
   int32_t* failed;       // set if a barrier was waited for in vain
+  int64_t* clocks;       // null, or where the first CTA notes its clock before and after every phase
   int batch, length;
   float eps_state, eps_hidden, eps_post, unimix;
 };
 
+// All but the weights.
 template <class S, typename T>
-struct ForwardShared {
+struct ForwardRest {
   using Weights = ForwardWeights<S>;
-  alignas(16) T weights[Weights::kept];
   alignas(16) T deter[kRows * S::block];       // left operands, by `left_offset`: the block's state,
   alignas(16) T state[kRows * 2 * S::hidden];  // the features of deter | stoch, before the norm and then after it,
   // and the core's hidden layer, later in the step the posterior's, likewise.
@@ -46,14 +47,19 @@ struct ForwardShared {
   alignas(16) T entered[kRows * S::own];
   alignas(16) T embedded[kRows * S::own_hidden];
   alignas(16) float noise[kRows * S::own_stoch];
-  float logits[kRows * S::own_flat];
-  float squares[3][S::ranks][kRows];  // each rank's part of sums of squares: deter, stoch, post
+  alignas(16) float squares[3][S::ranks][kRows];  // each rank's part of sums of squares: deter, stoch, post
   float roots[3][kRows];
-  float sums[kRows * kWarps];
-  T own_deter[kRows * S::own];
-  float own_hidden[kRows * S::own];
+  float sums[kRows];
+  alignas(16) T own_deter[kRows * S::own];
+  alignas(16) float own_hidden[kRows * S::own];
+  alignas(16) uint8_t index[kRows * S::stoch];  // [ranks, 16, own_stoch]
   alignas(4) int32_t resets[2];  // of even and of odd steps
-  uint8_t index[kRows * S::stoch];
+};
+
+template <class S, typename T>
+struct ForwardShared : ForwardRest<S, T> {
+  static constexpr int kept = ForwardWeights<S>::kept_beside(sizeof(ForwardRest<S, bf16>));
+  alignas(16) T weights[kept];
 };
 
 }  // namespace fastdream::resident

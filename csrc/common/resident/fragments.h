@@ -45,7 +45,8 @@ FD_HD int right_offset(int row, int column, int rows) {
   return (pair * kLanes + lane) * 8 + row / kStep % 2 * 4 + row / 8 % 2 * 2 + row % 2;
 }
 
-// An activation's columns [8 n, 8 n + 8) lie in 32 pieces of 4 neighbouring elements, one a lane.
+// Columns [first, first + count) of an activation, multiples of 16, lie in kRows * count neighbouring elements from
+// kRows * first on. Columns [8 n, 8 n + 8) lie in 32 pieces of 4 neighbouring elements, one a lane.
 constexpr int kPiece = 4;
 FD_HD int piece_offset(int eighth, int lane) { return (eighth / 2 * kLanes + lane) * 8 + eighth % 2 * kPiece; }
 

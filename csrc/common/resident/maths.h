@@ -9,7 +9,9 @@ namespace fastdream::resident {
 
 FD_HD float exponential(float x) {
 #ifdef __CUDA_ARCH__
-  return __expf(x);
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
+  return power;
 #else
   return std::exp(x);
 #endif
@@ -17,7 +19,9 @@ FD_HD float exponential(float x) {
 
 FD_HD float inverse_root(float x) {
 #ifdef __CUDA_ARCH__
-  return rsqrtf(x);
+  float root;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
 #else
   return 1.0f / std::sqrt(x);
 #endif
@@ -25,7 +29,9 @@ FD_HD float inverse_root(float x) {
 
 FD_HD float divided(float x, float y) {
 #ifdef __CUDA_ARCH__
-  return __fdividef(x, y);
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+  return x * inverse;
 #else
   return x / y;
 #endif
@@ -38,9 +44,18 @@ FD_HD float silu_slope(float x) {
   return s * (1.0f + x * (1.0f - s));
 }
 
+// The hyperbolic tangent, to about 1e-7.
+FD_HD float tangent(float x) {
+#ifdef __CUDA_ARCH__
+  return 2.0f * sigmoid(2.0f * x) - 1.0f;
+#else
+  return std::tanh(x);
+#endif
+}
+
 // deter' = u * c + (1 - u) * deter, c = tanh(sigmoid(reset) * cand), u = sigmoid(update - 1)
 FD_HD float gated(float reset, float cand, float update, float deter) {
-  const float c = tanhf(sigmoid(reset) * cand), u = sigmoid(update - 1.0f);
+  const float c = tangent(sigmoid(reset) * cand), u = sigmoid(update - 1.0f);
   return deter + u * (c - deter);
 }
 
@@ -50,36 +65,68 @@ struct GateSlopes {
 
 // The gradients of `gated`, of which the result has the gradient `slope`.
 FD_HD GateSlopes gated_slopes(float reset, float cand, float update, float deter, float slope) {
-  const float r = sigmoid(reset), c = tanhf(r * cand), u = sigmoid(update - 1.0f);
+  const float r = sigmoid(reset), c = tangent(r * cand), u = sigmoid(update - 1.0f);
   const float inner = slope * u * (1.0f - c * c);
   return {inner * cand * r * (1.0f - r), inner * r, slope * (c - deter) * u * (1.0f - u), slope * (1.0f - u)};
 }
 
-// x, a row's logits of one variable, becomes (1 - unimix) * softmax(x) + unimix / classes, as a running sum; returns the
-// number of classes whose sum is at most `noise` and below the whole sum.
-template <int Classes>
-FD_HD int draw(float* x, float noise, float unimix) {
-  float top = x[0], total = 0.0f;
-  for (int c = 1; c < Classes; ++c) top = fmaxf(top, x[c]);
-  for (int c = 0; c < Classes; ++c) total += x[c] = exponential(x[c] - top);
-  const float share = divided(1.0f - unimix, total), floor = unimix * (1.0f / Classes);
-  float reached = 0.0f;
-  for (int c = 0; c < Classes; ++c) x[c] = reached += x[c] * share + floor;
-  int index = 0;
-  for (int c = 0; c < Classes; ++c) index += x[c] <= noise && x[c] < reached;
-  return index;
+// One categorical variable, of which each lane of a group has four classes; `value` is what they exchange.
+struct Classes {
+  float x[4], value;
+};
+struct Slopes {
+  float x[4], value, slope[4];
+};
+
+// The logits, of which `value` is a lane's largest, become exponentials; returns 1 / their sum. Of lanes, `used` have any.
+template <class State, class Group>
+FD_HD float exponentials(Group& g, int used) {
+  const float top = g.top(&State::value);
+  g.each([&](int lane, State& v) {
+    v.value = 0.0f;
+    if (lane >= used) return;
+    FD_UNROLL
+    for (int e = 0; e < 4; ++e) v.value += v.x[e] = exponential(v.x[e] - top);
+  });
+  return divided(1.0f, g.sum(&State::value));
 }
 
-// x, the logits, becomes the gradient that reaches them from `slope`, that of the sample, as if this had been the unimixed
+// From logits as above: the number of classes whose running sum of (1 - unimix) * softmax + unimix / classes is at most
+// `noise` and below the whole sum. The sum runs from the first class to the last, as that of one thread would.
+template <int Count, class Group>
+FD_HD int drawn(Group& g, float noise, float unimix) {
+  const float share = (1.0f - unimix) * exponentials<Classes>(g, Count / 4), floor = unimix * (1.0f / Count);
+  const float whole = g.chain(Count / 4, 0.0f, [&](int, Classes& v, float reached) {
+    FD_UNROLL
+    for (int e = 0; e < 4; ++e) v.x[e] = reached += v.x[e] * share + floor;
+    return reached;
+  });
+  g.each([&](int lane, Classes& v) {
+    v.value = 0.0f;
+    if (lane >= Count / 4) return;
+    FD_UNROLL
+    for (int e = 0; e < 4; ++e) v.value += v.x[e] <= noise && v.x[e] < whole ? 1.0f : 0.0f;
+  });
+  return int(g.sum(&Classes::value));
+}
+
+// From logits as above to the gradient that reaches them from `slope`, that of the sample, as if this had been the unimixed
 // probabilities.
-template <int Classes>
-FD_HD void straight_through(float* x, const float* slope, float unimix) {
-  float top = x[0], total = 0.0f, mean = 0.0f;
-  for (int c = 1; c < Classes; ++c) top = fmaxf(top, x[c]);
-  for (int c = 0; c < Classes; ++c) total += x[c] = exponential(x[c] - top);
-  const float share = divided(1.0f, total);
-  for (int c = 0; c < Classes; ++c) mean += (x[c] *= share) * slope[c];
-  for (int c = 0; c < Classes; ++c) x[c] *= (1.0f - unimix) * (slope[c] - mean);
+template <class Group>
+FD_HD void straight_through(Group& g, int used, float unimix) {
+  const float share = exponentials<Slopes>(g, used);
+  g.each([&](int lane, Slopes& v) {
+    v.value = 0.0f;
+    if (lane >= used) return;
+    FD_UNROLL
+    for (int e = 0; e < 4; ++e) v.value += (v.x[e] *= share) * v.slope[e];
+  });
+  const float mean = g.sum(&Slopes::value);
+  g.each([&](int lane, Slopes& v) {
+    if (lane >= used) return;
+    FD_UNROLL
+    for (int e = 0; e < 4; ++e) v.x[e] *= (1.0f - unimix) * (v.slope[e] - mean);
+  });
 }
 
 }  // namespace fastdream::resident

@@ -11,37 +11,51 @@
 //   c.block, c.rank, c.tile          which one it is
 //   c.mine                           its shared memory
 //   c.each(n, f)                     f(0) ... f(n - 1), shared among its threads
+//   c.template groups<L, State>(n, f)  f(0, g) ... f(n - 1, g), shared among groups of L lanes of a warp, L a power of 2 and n * L
+//                                    whole warps; groups of a warp call the same of these:
+//     g.each(f)                      f(lane, state) for each lane, with the State that it keeps
+//     g.sum(&State::x), g.top(...)   x, a float or floats, becomes the sum or the largest of all lanes'
+//     g.chain(n, x, f)               x = f(lane, state, x) for lanes 0 ... n - 1 in turn; returns the last x
 //   c.sync()                         what its threads wrote is seen by all of them
 //   c.template product<P>(a, b, to)  a [16, K] times b [K, N], as partial results
 //   c.peer(rank, p)                  where p, in this shared memory, is in that of another CTA of the block
 //   c.template fetch<bytes>(to, from)  begin to copy from global to shared memory
 //   c.fetched()                      that thread's fetches are done; others see them after sync
-//   c.fresh(p)                       what another CTA wrote to global memory before the last exchange
+//   c.template fresh<N>(p)           what another CTA wrote to global memory before the last exchange, N numbers
 namespace fastdream::resident {
 
-// Copy what this CTA has in `mine` to the same place in every other CTA of its block, beginning with the next one so that
-// not all write to the same.
-template <class S, class Cta, typename U>
-FD_HD void spread(Cta& c, U* mine, int count) {
-  c.each((S::ranks - 1) * count, [&](int i) {
-    c.peer((c.rank + 1 + i / count) % S::ranks, mine)[i % count] = mine[i % count];
+// What lanes add up.
+struct Sum {
+  float value;
+};
+
+// Lanes that share `count` numbers of a row, of which each takes `each`.
+constexpr int lanes_of(int count, int each) { return power_of_two(count / each); }
+
+// Copy `count` numbers that this CTA has at `mine` to the same place in every other CTA of its block, beginning with the
+// next one so that not all write to the same; whole 16 bytes, where they are aligned too.
+template <class S, int count, class Cta, typename U>
+FD_HD void spread(Cta& c, U* mine) {
+  constexpr int each = 16 / int(sizeof(U)), pieces = count / each;
+  static_assert(pieces * each == count, "what is spread is whole 16 bytes");
+  c.each((S::ranks - 1) * pieces, [&](int i) {
+    U* const from = mine + i % pieces * each;
+    store(c.peer((c.rank + 1 + i / pieces) % S::ranks, from), load<each>(from));
   });
 }
 
-template <typename T>
-struct alignas(kPiece * sizeof(T)) Piece {
-  T at[kPiece];
-};
-
 // As `spread`, for columns [first, first + count) of an activation, whole eighths of them.
-template <class S, class Cta, typename T>
-FD_HD void spread_columns(Cta& c, T* mine, int first, int count) {
-  const int pieces = count / 8 * kLanes;
-  c.each((S::ranks - 1) * pieces, [&](int i) {
-    const int offset = piece_offset(first / 8 + i % pieces / kLanes, i % kLanes);
-    T* const theirs = c.peer((c.rank + 1 + i / pieces) % S::ranks, mine);
-    *reinterpret_cast<Piece<T>*>(theirs + offset) = *reinterpret_cast<const Piece<T>*>(mine + offset);
-  });
+template <class S, int count, class Cta, typename T>
+FD_HD void spread_columns(Cta& c, T* mine, int first) {
+  if constexpr (count % kStep == 0) {
+    spread<S, count * kRows>(c, mine + first * kRows);
+  } else {
+    constexpr int pieces = count / 8 * kLanes;
+    c.each((S::ranks - 1) * pieces, [&](int i) {
+      T* const from = mine + piece_offset(first / 8 + i % pieces / kLanes, i % kLanes);
+      store(c.peer((c.rank + 1 + i / pieces) % S::ranks, from), load<kPiece>(from));
+    });
+  }
 }
 
 // Begin to copy `width` elements of each row of the tile: row m from from + m * row to to + m * width. Rows past the batch
@@ -65,25 +79,49 @@ FD_HD void fetch_all(Cta& c, T* to, const T* from, int count) {
   c.each(count / each, [&](int i) { c.template fetch<16>(to + i * each, from + i * each); });
 }
 
-// Sum of what all CTAs of the team left in `parts` [team, 16], into sums[m * kWarps]; the order is the same in every CTA.
+// Sums of what all CTAs of the team left in `parts` [16, team]; the order is the same in every CTA.
 template <class S, class Cta>
 FD_HD void gather_sums(Cta& c, const float* parts, float* sums) {
-  constexpr int each = S::team / kWarps > 0 ? S::team / kWarps : 1;
-  constexpr int shares = S::team / each;
-  c.each(kRows * shares, [&](int i) {
-    const int m = i % kRows, share = i / kRows;
-    float sum = 0.0f;
+  constexpr int lanes = S::team < kLanes ? S::team : kLanes, each = S::team / lanes;
+  c.template groups<lanes, Sum>(kRows, [&](int m, auto& g) {
+    g.each([&](int lane, Sum& s) {
+      const Numbers<float, each> numbers = c.template fresh<each>(parts + m * S::team + lane * each);
+      s.value = 0.0f;
+      FD_UNROLL
+      for (int k = 0; k < each; ++k) s.value += numbers.at[k];
+    });
+    g.sum(&Sum::value);
+    g.each([&](int lane, Sum& s) {
+      if (lane == 0) sums[m] = s.value;
+    });
+  });
+  c.sync();
+}
+
+// Sums over the blocks of four neighbours in their products [blocks, 16, 2H], of which `first` are the first block's.
+template <class S, class Cta>
+FD_HD Numbers<float, 4> sum_of_blocks(Cta& c, const float* first) {
+  Numbers<float, 4> parts[S::blocks], total = {};
+  FD_UNROLL
+  for (int block = 0; block < S::blocks; ++block) {
+    parts[block] = c.template fresh<4>(first + block * kRows * 2 * S::hidden);
+  }
+  FD_UNROLL
+  for (int block = 0; block < S::blocks; ++block) {
     FD_UNROLL
-    for (int k = 0; k < each; ++k) sum += c.fresh(parts + (share * each + k) * kRows + m);
-    sums[m * kWarps + share] = sum;
-  });
-  c.sync();
-  c.each(kRows, [&](int m) {
-    float sum = 0.0f;
-    for (int k = 0; k < shares; ++k) sum += sums[m * kWarps + k];
-    sums[m * kWarps] = sum;
-  });
-  c.sync();
+    for (int e = 0; e < 4; ++e) total.at[e] += parts[block].at[e];
+  }
+  return total;
+}
+
+// Keep columns [k, k + N) of row m of a layer: in an activation, and in a tensor if `kept`. N is even.
+template <typename T, int N>
+FD_HD void keep(const Numbers<T, N>& values, T* activation, int m, int k, bool kept, T* tensor) {
+  FD_UNROLL
+  for (int i = 0; i < N; i += 2) {
+    store(activation + left_offset(m, k + i), Numbers<T, 2>{values.at[i], values.at[i + 1]});
+  }
+  if (kept) store(tensor, values);
 }
 
 FD_HD bool bit(int32_t word, int m) { return word >> m & 1; }

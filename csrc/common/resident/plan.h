@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "common/bf16.h"
+#include "common/resident/numbers.h"
 #include "common/resident/fragments.h"
 
 // How observing is divided among CTAs whose weights stay on chip.
@@ -15,9 +17,8 @@
 // computes for itself. With one rank the whole team is one cluster, and both exchanges are that cluster's.
 namespace fastdream::resident {
 
-constexpr int kWarps = 8;
+constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * kLanes;
-constexpr int kPartial = 6144;  // floats of partial products at a time: what the largest product needs, 24 KB
 
 template <int Blocks, int Deter, int Hidden, int Stoch, int Classes, int Ranks>
 struct Shape {
@@ -42,6 +43,7 @@ using Size12mBy8 = Shape<8, 2048, 256, 32, 16, 8>;
 using Size25m = Shape<8, 3072, 384, 32, 24, 16>;
 
 constexpr int larger(int a, int b) { return a > b ? a : b; }
+constexpr int power_of_two(int least) { return least <= 1 ? 1 : 2 * power_of_two((least + 1) / 2); }
 
 // [16, K] times [K, N]: the warps share K by `split` and the strips by `groups`, and leave `split` partial results, which
 // whoever reads them adds in order. An odd number of eights between rows of them keeps lanes on different banks.
@@ -50,23 +52,40 @@ struct Product {
   static constexpr int rows = K, columns = N, elements = K * N;
   static constexpr int pairs = K / kPair, strips = N / kStrip;
   static constexpr int row = strips % 2 ? N : N + kStrip;
-  static constexpr bool fits(int split) { return pairs % split == 0 && split * kRows * row <= kPartial; }
-  static constexpr int split = fits(8) ? 8 : fits(4) ? 4 : fits(2) ? 2 : 1;
+  static constexpr int most = strips >= 12 ? 2 : strips > 2 ? 4 : 8;
+  static constexpr int split = pairs % most == 0 ? most : pairs % 4 == 0 ? 4 : pairs % 2 == 0 ? 2 : 1;
   static constexpr int groups = kWarps / split;
   static constexpr int strips_each = (strips + groups - 1) / groups;
   static constexpr int partial = split * kRows * row;
-  static_assert(partial <= kPartial, "the partial products do not fit");
 
-  // Element [m, n] of the product, from its partial results.
-  static FD_HD float sum(const float* partial, int m, int n) {
-    float total = 0.0f;
+  // Elements [m, n ... n + Count) of the product, from its partial results; n is a multiple of Count.
+  template <int Count>
+  static FD_HD Numbers<float, Count> sums(const float* partial, int m, int n) {
+    Numbers<float, Count> parts[split], total = {};
     FD_UNROLL
-    for (int s = 0; s < split; ++s) total += partial[(s * kRows + m) * row + n];
+    for (int s = 0; s < split; ++s) parts[s] = load<Count>(partial + (s * kRows + m) * row + n);
+    FD_UNROLL
+    for (int s = 0; s < split; ++s) {
+      FD_UNROLL
+      for (int i = 0; i < Count; ++i) total.at[i] += parts[s].at[i];
+    }
     return total;
   }
 };
 
-// A CTA's weights, one after the other; as many of them as `kept` lists, from the first, lie in its shared memory.
+constexpr size_t kSharedLimit = 227 * 1024;  // bytes that a CTA can have on compute capability 9.0
+
+// The largest of these numbers of weights of 2 bytes that fit beside so many bytes.
+template <size_t Count>
+constexpr int largest_beside(size_t bytes, const int (&numbers)[Count]) {
+  int largest = 0;
+  for (int number : numbers) {
+    if (number > largest && bytes + size_t(number) * 2 <= kSharedLimit) largest = number;
+  }
+  return largest;
+}
+
+// A CTA's weights, one after the other; as many of them as fit beside all else, from the first, lie in its shared memory.
 template <class S>
 struct ForwardWeights {
   using OfDeter = Product<S::block, S::own>;
@@ -78,11 +97,10 @@ struct ForwardWeights {
   static constexpr int of_state = of_deter + OfDeter::elements;
   static constexpr int gates = of_state + OfState::elements;
   static constexpr int of_next = gates + Gates::elements;
-  static constexpr int logits = of_next + OfNext::elements;
-  static constexpr int table = logits + Logits::elements;  // [flat, own_hidden], rows to gather
-  static constexpr int elements = table + S::flat * S::own_hidden;
-  static constexpr bool all_fit = elements * 2 <= 112 * 1024;
-  static constexpr int kept = all_fit ? elements : logits;
+  static constexpr int table = of_next + OfNext::elements;  // [flat, own_hidden], rows to gather
+  static constexpr int logits = table + S::flat * S::own_hidden;
+  static constexpr int elements = logits + Logits::elements;
+  static constexpr int kept_beside(size_t bytes) { return largest_beside(bytes, {of_next, table, logits, elements}); }
 };
 
 template <class S>
@@ -100,8 +118,9 @@ struct BackwardWeights {
   static constexpr int logits = of_deter + OfDeter::elements;
   static constexpr int table = logits + Logits::elements;
   static constexpr int elements = table + Table::elements;
-  static constexpr bool all_fit = elements * 2 <= 112 * 1024;
-  static constexpr int kept = all_fit ? elements : of_deter;
+  static constexpr int kept_beside(size_t bytes) {
+    return largest_beside(bytes, {gates, of_state, of_deter, logits, table, elements});
+  }
 };
 
 // A CTA's norms and biases in float, one after the other, for both directions.

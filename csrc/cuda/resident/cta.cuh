@@ -14,6 +14,59 @@ __device__ inline void multiply(float (&c)[4], const uint4& a, uint32_t b0, uint
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+// This thread, in a way that keeps what follows from it from being computed before the scan and kept in registers.
+__device__ inline int this_thread() {
+  int thread;
+  asm volatile("mov.b32 %0, %1;" : "=r"(thread) : "r"(threadIdx.x));
+  __builtin_assume(thread >= 0 && thread < kThreads);
+  return thread;
+}
+
+// L neighbouring lanes of a warp, of which this thread is one.
+template <int L, class State>
+struct DeviceGroup {
+  static constexpr uint32_t mask = ~0u;  // whole warps have groups, or none
+  const int lane;
+  State state;
+
+  template <class F>
+  __device__ void each(F f) {
+    f(lane, state);
+  }
+  template <int N = L>
+  __device__ float sum(float State::*x) {
+    return state.*x = add<N>(state.*x);
+  }
+  template <int N = L, int Count>
+  __device__ void sum(float (State::*x)[Count]) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) (state.*x)[i] = add<N>((state.*x)[i]);
+  }
+  __device__ float top(float State::*x) {
+    float top = state.*x;
+#pragma unroll
+    for (int apart = L / 2; apart > 0; apart /= 2) top = fmaxf(top, __shfl_xor_sync(mask, top, apart));
+    return state.*x = top;
+  }
+  template <class F>
+  __device__ float chain(int count, float x, F f) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      if (lane == i) x = f(lane, state, x);
+      x = __shfl_sync(mask, x, i, L);
+    }
+    return x;
+  }
+
+ private:
+  template <int N>
+  __device__ float add(float x) {
+#pragma unroll
+    for (int apart = N / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(mask, x, apart);
+    return x;
+  }
+};
+
 template <class S, class Shared>
 struct DeviceCta {
   Shared& mine;
@@ -21,7 +74,15 @@ struct DeviceCta {
 
   template <class F>
   __device__ void each(int n, F f) {
-    for (int i = threadIdx.x; i < n; i += kThreads) f(i);
+    for (int i = this_thread(); i < n; i += kThreads) f(i);
+  }
+  template <int L, class State, class F>
+  __device__ void groups(int n, F f) {
+    const int thread = this_thread();
+    for (int i = thread / L; i < n; i += kThreads / L) {
+      DeviceGroup<L, State> group{thread % L, {}};
+      f(i, group);
+    }
   }
   __device__ void sync() { __syncthreads(); }
 
@@ -30,7 +91,7 @@ struct DeviceCta {
   template <class P>
   __device__ void product(const bf16* left, const bf16* right, float* partial) {
     constexpr int pairs = P::pairs / P::split;
-    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    const int thread = this_thread(), warp = thread / kLanes, lane = thread % kLanes;
     const int share = warp % P::split, group = warp / P::split;
     const uint4* const a = reinterpret_cast<const uint4*>(left);
     const uint4* const b = reinterpret_cast<const uint4*>(right);
@@ -78,10 +139,20 @@ struct DeviceCta {
 
   // Past the first cache, which does not see what others write; volatile, for the same address holds something else at
   // the next step (not every toolkit's __ldcg is).
-  __device__ float fresh(const float* p) {
-    float value;
-    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(p));
-    return value;
+  template <int N>
+  __device__ Numbers<float, N> fresh(const float* p) {
+    Numbers<float, N> x;
+    if constexpr (N == 4) {
+      asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                   : "=f"(x.at[0]), "=f"(x.at[1]), "=f"(x.at[2]), "=f"(x.at[3])
+                   : "l"(p));
+    } else if constexpr (N == 2) {
+      asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];" : "=f"(x.at[0]), "=f"(x.at[1]) : "l"(p));
+    } else {
+      static_assert(N == 1, "four, two or one at a time");
+      asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(x.at[0]) : "l"(p));
+    }
+    return x;
   }
 };
 

@@ -6,8 +6,6 @@
 // all of it at once or not at all.
 namespace fastdream::resident {
 
-constexpr int kSharedLimit = 227 * 1024;  // bytes that a CTA can have on compute capability 9.0
-
 template <class Args>
 struct Launch {
   cudaLaunchConfig_t config = {};

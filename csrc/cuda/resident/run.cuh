@@ -22,7 +22,9 @@ class DeviceRun {
   template <class F>
   __device__ void phase(F f) {
     Phases phases{{cta_, args_}};
+    stamp();
     f(phases);
+    stamp();
   }
 
   __device__ void narrow() {
@@ -42,6 +44,12 @@ class DeviceRun {
   }
 
  private:
+  __device__ void stamp() {
+    if (args_.clocks == nullptr) return;
+    __syncthreads();
+    if (blockIdx.x == 0 && threadIdx.x == 0) args_.clocks[stamps_++] = clock64();
+  }
+
   // One thread arrives for its CTA and waits until all have. The counter only grows, so it is never reset between two
   // meetings: the n-th is over at n * team. Release and acquire at GPU scope order everything before the first
   // __syncthreads of any CTA before everything after the second one of any other.
@@ -74,7 +82,7 @@ class DeviceRun {
 
   Cta& cta_;
   const Args& args_;
-  int32_t target_ = 0;
+  int32_t target_ = 0, stamps_ = 0;
   bool failed_ = false;
 };
 

@@ -7,7 +7,7 @@ from fastdream.ops.native.categorical import categorical_sample, gumbel_sample
 from fastdream.ops.native.dense import mlp, mlps
 from fastdream.ops.native.dream import imagine_step, prior, rollout
 from fastdream.ops.native.dream_gradient import imagine
-from fastdream.ops.native.images import conv_pool, spread_norm_act
+from fastdream.ops.native.images import conv_pool, conv_spread, spread_norm_act
 from fastdream.ops.native.kl import categorical_kl, gaussian_kl
 from fastdream.ops.native.layers import norm_act
 from fastdream.ops.native.library import available, build_record, cpu_kernels
@@ -36,6 +36,7 @@ __all__ = [
     "categorical_kl",
     "categorical_sample",
     "conv_pool",
+    "conv_spread",
     "cpu_kernels",
     "gather_sequences",
     "gaussian_kl",

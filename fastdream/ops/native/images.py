@@ -1,4 +1,4 @@
-"""conv_pool and spread_norm_act: norm and activation of images that are halved before or doubled after."""
+"""conv_pool and conv_spread: norm and activation of images that are halved before or doubled after."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdream.ops.native.layers import ACTS, NORMS, code
 from fastdream.ops.native.library import check_float, check_shape, register, register_once_differentiable, run
 from fastdream.ops.params import Act, Norm
-from fastdream.ops.reference.images import pixels
+from fastdream.ops.reference.images import conv_same, pixels
 
 PADDED = 16  # kPlaceBytes in csrc/cpu/kernels/conv_pool.cpp
 # Bytes, for each thread, of convolved images that wait in the cache until they are pooled: they are several times as
@@ -43,6 +43,34 @@ def spread_norm_act(
     """As `fastdream.ops.reference.spread_norm_act`, all float32 or all float64. Differentiable once."""
     codes = code(NORMS, norm, "norm"), code(ACTS, act, "activation")
     return torch.ops.fastdream.spread_norm_act(x, scale, shift, *codes, eps)
+
+
+def conv_spread(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: Norm = "rms",
+    act: Act = "silu",
+    eps: float = 1e-4,
+) -> Tensor:
+    """As `fastdream.ops.reference.conv_spread`, all float32 or all float64. Differentiable once."""
+    check_float("conv_spread", x=x, weight=weight, bias=bias)
+    check_phases(x, weight, bias)
+    y = conv_same(x.permute(0, 3, 1, 2), weight.flatten(0, 1), bias.repeat(4)).permute(0, 2, 3, 1)
+    return spread_norm_act(y, scale, shift, norm, act, eps)
+
+
+def check_phases(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """ValueError unless conv_spread can multiply these."""
+    if x.dim() != 4:
+        raise ValueError(f"conv_spread: x has shape {list(x.shape)}, expected [B, H, W, in]")
+    if weight.dim() != 5:
+        raise ValueError(f"conv_spread: weight has shape {list(weight.shape)}, expected [4, out, in, k, k]")
+    out, kernel = weight.shape[1], weight.shape[-1]
+    check_shape("conv_spread", "weight", weight, 4, out, x.shape[-1], kernel, kernel)
+    check_shape("conv_spread", "bias", bias, out)
 
 
 def _check_affine(op: str, x: Tensor, n: int, scale: Optional, shift: Optional) -> None:

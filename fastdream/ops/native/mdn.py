@@ -20,6 +20,22 @@ class Layout(NamedTuple):
     mixtures: int
 
 
+def flatten(op: str, model: MDNRNN, hidden: Tensor, latent: Tensor, action: Tensor) -> tuple[Flat, Layout]:
+    """The model for the states and inputs of a step; ValueError naming what of it does not fit them."""
+    flat, width = Flat([], [], []), hidden.shape[-1]
+    layout = Layout(latent.shape[-1], action.shape[-1], int(model.restart), model.mixtures)
+    inputs, drawn = sum(layout[:3]), 3 * layout.latent * model.mixtures
+    outs = model.out.weight.shape[0]
+    if outs not in (drawn, drawn + 1):
+        raise ValueError(
+            f"{op}: model.out gives {outs} numbers, expected {drawn}, or {drawn + 1} with an end"
+        )
+    add_layer(flat, op, "model.weight_ih", Layer(model.weight_ih, model.bias), (inputs, 4 * width))
+    add_layer(flat, op, "model.weight_hh", Layer(model.weight_hh), (width, 4 * width))
+    add_layer(flat, op, "model.out", Layer(model.out.weight, model.out.bias), (width, outs))
+    return flat, layout
+
+
 def lstm_mdn_step(
     model: MDNRNN,
     hidden: Tensor,
@@ -35,17 +51,8 @@ def lstm_mdn_step(
 
     Parameters have hidden's dtype; the other floats are cast to it. Raises ValueError naming what does not fit.
     """
-    op, flat, width = "lstm_mdn_step", Flat([], [], []), hidden.shape[-1]
-    layout = Layout(latent.shape[-1], action.shape[-1], int(model.restart), model.mixtures)
-    inputs, drawn = sum(layout[:3]), 3 * layout.latent * model.mixtures
-    outs = model.out.weight.shape[0]
-    if outs not in (drawn, drawn + 1):
-        raise ValueError(
-            f"{op}: model.out gives {outs} numbers, expected {drawn}, or {drawn + 1} with an end"
-        )
-    add_layer(flat, op, "model.weight_ih", Layer(model.weight_ih, model.bias), (inputs, 4 * width))
-    add_layer(flat, op, "model.weight_hh", Layer(model.weight_hh), (width, 4 * width))
-    add_layer(flat, op, "model.out", Layer(model.out.weight, model.out.bias), (width, outs))
+    op = "lstm_mdn_step"
+    flat, layout = flatten(op, model, hidden, latent, action)
     params, filled = flat.present()
     check_params(op, params, hidden, "hidden")
     floats = (match(x, hidden.dtype) for x in (cell, latent, action))

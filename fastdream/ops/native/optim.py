@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native.library import check_float, check_shape, register, run
+from fastdream.ops.reference.layers import upcast
 
 Norms = tuple[Tensor, Tensor, Tensor]
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def laprop_(
@@ -65,7 +67,8 @@ def check_laprop(
             )
         for i, (x, param) in enumerate(zip(tensors, params, strict=True)):
             # There are hundreds: what could be wrong is put into words only if something is.
-            if x.shape != param.shape or x.dtype != first.dtype or x.device != first.device:
+            half = name == "grads" and x.dtype in HALVES and first.dtype == torch.float32
+            if x.shape != param.shape or not (half or x.dtype == first.dtype) or x.device != first.device:
                 check_float("laprop_", params=first, **{f"{name}[{i}]": x})
                 check_shape("laprop_", f"{name}[{i}]", x, *param.shape)
     check_float("laprop_", params=first, lr=lr)
@@ -95,7 +98,7 @@ def _kernel(
     nesterov: bool,
 ) -> Norms:
     norms = check_laprop(params, grads, nu, mu, step, lr)
-    dense = [[x.contiguous() for x in tensors] for tensors in (params, grads, nu, mu)]
+    dense = [[upcast(x).contiguous() for x in tensors] for tensors in (params, grads, nu, mu)]
     sizes = len(params), *(x.numel() for x in params), *map(int, decay_mask), int(momentum), int(nesterov)
     run("laprop_", (*chain(*dense), step, lr, *norms), sizes, (agc, pmin, beta1, beta2, eps, decay))
     write_back(chain(params, nu, mu), chain(dense[0], *dense[2:]))

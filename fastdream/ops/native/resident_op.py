@@ -29,6 +29,10 @@ ROWS = 16  # of the batch that a team of CTAs takes
 # In which order the CPU plays the CTAs, see csrc/cpu/resident_run.h. The results are the same.
 PLAYED_ORDER = 0
 
+# Where kernels of CUDA note the clock of their first CTA before and after every phase: int64, two words for each of the
+# first, of the seven of every step, and backward of the last. For whoever looks for the slow ones.
+CLOCKS: Tensor | None = None
+
 
 @cache
 def _failed(device: torch.device) -> Tensor:
@@ -57,7 +61,7 @@ def _run(name: str, tensors: list[Tensor | None], sizes: list[int], scalars: lis
     first = tensors[0]
     assert first is not None
     check_earlier(first.device)
-    call = first.element_size(), addresses([*tensors, _failed(first.device)]), sizes, scalars
+    call = first.element_size(), addresses([*tensors, _failed(first.device), CLOCKS]), sizes, scalars
     if first.device.type == "cpu":
         status = getattr(C, f"play_{name}")(*call, PLAYED_ORDER)
     else:

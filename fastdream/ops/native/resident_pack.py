@@ -70,9 +70,8 @@ def forward_weights(p: Params, shape: Shape) -> Tensor:
     )
     logits = p.logits.view(1, ranks, -1, shape.hidden).transpose(2, 3)
     table = p.stoch.view(1, ranks, own_hidden, -1).transpose(2, 3)
-    return _joined(
-        shape, [*(packed(x) for x in (of_deter, of_state, gates, of_next, logits)), table.flatten(2)]
-    )
+    first = (packed(x) for x in (of_deter, of_state, gates, of_next))
+    return _joined(shape, [*first, table.flatten(2), packed(logits)])
 
 
 def backward_weights(p: Params, shape: Shape) -> Tensor:

@@ -12,11 +12,12 @@ from fastdream.ops.reference.categorical import (
     categorical_log_prob,
     categorical_sample,
     gumbel_sample,
+    latent_entropy,
     unimix_log_probs,
 )
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std, trunc_normal_sample
-from fastdream.ops.reference.images import conv_pool, spread_norm_act
+from fastdream.ops.reference.images import conv_pool, conv_spread, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
 from fastdream.ops.reference.mdn import lstm_gates, lstm_mdn_step, mdn_sample, mdn_split
 from fastdream.ops.reference.optim import laprop_
@@ -24,6 +25,7 @@ from fastdream.ops.reference.policy import policy_step
 from fastdream.ops.reference.replay import gather_sequences
 from fastdream.ops.reference.returns import lambda_return
 from fastdream.ops.reference.scan import imagine, imagine_step, observe, observe_step, prior, rollout
+from fastdream.ops.reference.summary import summarize
 from fastdream.ops.reference.twohot import symexp, symlog, twohot_bins, twohot_loss, twohot_mean
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "imagine",
     "imagine_step",
     "lambda_return",
+    "latent_entropy",
     "laprop_",
     "layernorm_gru",
     "linear",
@@ -62,9 +65,11 @@ __all__ = [
     "observe_step",
     "policy_step",
     "conv_pool",
+    "conv_spread",
     "prior",
     "rollout",
     "spread_norm_act",
+    "summarize",
     "symexp",
     "symlog",
     "trunc_normal_sample",

@@ -13,6 +13,14 @@ def filters(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight if weight.dtype == dtype else weight.to(dtype, memory_format=torch.channels_last)
 
 
+def conv_same(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolution of x [B, in, H, W] with SAME padding. weight [out, in, k, k], bias [out], all of one dtype."""
+    kernel = weight.shape[-1]
+    if kernel % 2:
+        return F.conv2d(x, weight, bias, padding=kernel // 2)
+    return F.conv2d(F.pad(x, (kernel // 2 - 1, kernel // 2) * 2), weight, bias)
+
+
 def pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Images, uint8 [..., H, W, C], as values from -0.5 to 0.5 [N, H, W, C] in `dtype`."""
     return x.reshape(-1, *x.shape[-3:]).to(dtype).div_(255).sub_(0.5)
@@ -37,12 +45,7 @@ def conv_pool(
     Returns [B, H // 2, W // 2, out] in x.dtype. Source: DreamerV3 `rssm.Encoder`.
     """
     x = x if dtype is None else pixels(x, dtype)
-    weight, bias, x = filters(weight, x.dtype), match(bias, x.dtype), x.permute(0, 3, 1, 2)
-    kernel = weight.shape[-1]
-    if kernel % 2:
-        y = F.conv2d(x, weight, bias, padding=kernel // 2)
-    else:
-        y = F.conv2d(F.pad(x, (kernel // 2 - 1, kernel // 2) * 2), weight, bias)
+    y = conv_same(x.permute(0, 3, 1, 2), filters(weight, x.dtype), match(bias, x.dtype))
     return norm_act(F.max_pool2d(y, 2).permute(0, 2, 3, 1), scale, shift, norm, act, eps)
 
 
@@ -56,10 +59,30 @@ def spread_norm_act(
 ) -> Tensor:
     """`norm_act` over each quarter of a pixel's channels, which becomes one of 2x2 pixels, row by row.
 
-    x [B, H, W, 4 * N], the rest as in `norm_act`. It follows a convolution that computes an image of twice the size.
+    x [B, H, W, 4 * N], the rest as in `norm_act`.
     Returns [B, 2 * H, 2 * W, N] in x.dtype.
     """
     batch, height, width, channels = x.shape
     y = norm_act(x.reshape(batch, height, width, 4, channels // 4), scale, shift, norm, act, eps)
     y = y.reshape(batch, height, width, 2, channels // 2).transpose(2, 3)
     return y.reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+def conv_spread(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    norm: Norm = "rms",
+    act: Act = "silu",
+    eps: float = 1e-4,
+) -> Tensor:
+    """Convolution with SAME padding to each of 2x2 pixels for one, row by row, then `norm_act` over their channels.
+
+    x [B, H, W, in], weight [4, out, in, k, k], bias [out], the rest as in `norm_act`. weight and bias are cast to
+    x.dtype. Returns [B, 2 * H, 2 * W, out] in x.dtype.
+    """
+    weight, bias = filters(weight.flatten(0, 1), x.dtype), match(bias, x.dtype).repeat(4)
+    y = conv_same(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
+    return spread_norm_act(y, scale, shift, norm, act, eps)

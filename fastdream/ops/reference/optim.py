@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastdream.ops.reference.layers import upcast
+
 
 def _clipped(params: list[Tensor], grads: list[Tensor], agc: float, pmin: float) -> list[Tensor]:
     """grads / max(1, |grad| / (agc * max(pmin, |param|))), L2 norms of whole tensors."""
@@ -41,9 +43,10 @@ def laprop_(
     Returns three L2 norms over all tensors, 0-d: of the update, of the gradients as they came, and of the
     parameters after the step. Whoever passes over all of this anyway computes them for nothing.
 
-    params, grads, nu, mu: equally long lists of equally shaped tensors (float32; float64 works). nu is
-    the running mean square, mu the running mean of normalised gradients, both 0 at start. step: 0-d int64,
-    already incremented, so 1 in the first call. lr: a float or 0-d tensor.
+    params, grads, nu, mu: equally long lists of equally shaped tensors (float32; float64 works; any of the
+    gradients may be in half precision). nu is the running mean square, mu the running mean of normalised
+    gradients, both 0 at start. step: 0-d int64, already incremented, so 1 in the first call. lr: a float or
+    0-d tensor.
 
     1. agc > 0: grad /= max(1, |grad| / (agc * max(pmin, |param|))), per tensor.
     2. nu = beta2 * nu + (1 - beta2) * grad^2;  grad /= sqrt(nu / (1 - beta2^step)) + eps.
@@ -55,6 +58,7 @@ def laprop_(
     Source: LaProp (Ziyin et al. 2020) and AGC (Brock et al. 2021) as in DreamerV3 `opt.py`.
     """
     dtype = params[0].dtype
+    grads = [upcast(g) for g in grads]
     grad_norm = _norm(grads)
     count = step.double()  # 1 - 0.999^1 in float32 would be off by 1e-5 of itself
     if agc:

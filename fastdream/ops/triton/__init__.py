@@ -18,7 +18,7 @@ OLDEST = (3, 6)  # of Triton, the version that comes with torch 2.11
 _FILES = {
     "norm_act": "layers",
     "conv_pool": "images",
-    "spread_norm_act": "layers",
+    "conv_spread": "spread",
     "mlp": "dense",
     "mlps": "dense",
     "prior": "dense",
@@ -27,18 +27,21 @@ _FILES = {
     "categorical_sample": "categorical",
     "gumbel_sample": "gumbel",
     "categorical_kl": "kl",
+    "latent_entropy": "entropy",
     "gaussian_kl": "gaussian",
     "symlog": "pointwise",
     "symexp": "pointwise",
     "twohot_loss": "twohot",
     "twohot_mean": "twohot_means",
     "lambda_return": "returns",
+    "summarize": "summary",
     "laprop_": "optim",
     "gather_sequences": "replay",
     "imagine_step": "dream",
     "imagine": "dream",
     "rollout": "dream",
     "policy_step": "policy",
+    "lstm_mdn_step": "memory",
 }
 OPS = tuple(_FILES)
 

@@ -15,6 +15,7 @@ from fastdream.ops.triton.enter import norm_act_row
 from fastdream.ops.triton.library import launch
 
 BM = 16  # rows of a program
+COLUMNS = 512  # of a program, where no norm needs whole rows
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -40,9 +41,10 @@ def actions_kernel(
     BH: tl.constexpr,
     BK: tl.constexpr,
 ):
+    i_h = tl.program_id(1)
     o_m = tl.program_id(0) * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
-    o_h = tl.arange(0, BH)
+    o_h = i_h * BH + tl.arange(0, BH)
     m_m, m_h = o_m < M, o_h < H
     m_kept = m_m & (tl.load(reset + o_row, mask=m_m, other=1) == 0)
     b_pre = tl.zeros([BM, BH], tl.float32)
@@ -54,7 +56,7 @@ def actions_kernel(
         if x is not None:
             b_a = b_a / tl.maximum(tl.abs(b_a), 1.0)
         b_a = b_a.to(clipped.dtype.element_ty)
-        tl.store(clipped + p_a, b_a, mask=m_m[:, None] & m_k[None, :])
+        tl.store(clipped + p_a, b_a, mask=(m_m & (i_h == 0))[:, None] & m_k[None, :])
         p_w = weight + o_h[None, :] * s_weight + o_k[:, None]
         b_w = tl.load(p_w, mask=m_k[:, None] & m_h[None, :], other=0.0)
         b_pre = tl.dot(b_a, b_w, b_pre, input_precision="ieee")
@@ -80,10 +82,10 @@ def actions(
     """Compute clipped [M, A], pre [M, H] and x [M, H], whose rows may be apart. weight [H, A]: in clipped's dtype."""
     rows, count = action.shape
     width = weight.shape[0]
-    wide = power_of_two(width)
+    wide = power_of_two(width) if x is not None else min(COLUMNS, power_of_two(width))
     launch(
         actions_kernel,
-        (triton.cdiv(rows, BM),),
+        (triton.cdiv(rows, BM), triton.cdiv(width, wide)),
         action,
         reset,
         weight,

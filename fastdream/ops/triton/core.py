@@ -5,11 +5,9 @@ from typing import NamedTuple, Self
 from torch import Tensor
 
 from fastdream.ops.params import Layer, Layers
-from fastdream.ops.triton import library
 from fastdream.ops.triton.block_product import Normed, Tiles, block_product, product_sums, product_tiles
 from fastdream.ops.triton.dense_gates import dense_gates
 from fastdream.ops.triton.gates import block_gates, gates_tiles
-from fastdream.ops.triton.gates_sweep import Sweep, gates_sweep, sweep_gates
 
 
 class BlockStep(NamedTuple):
@@ -18,7 +16,7 @@ class BlockStep(NamedTuple):
     hidden: Layers
     gates: Layer
     tiles: Tiles
-    gates_tiles: Tiles | Sweep
+    gates_tiles: Tiles
     pre: tuple[Tensor, ...]  # [M, D] each, of the hidden layers
     sums: tuple[Tensor | None, ...]
 
@@ -30,9 +28,7 @@ class BlockStep(NamedTuple):
         tiles = product_tiles(rows, width, block, itemsize)
         pre = tuple(gates.weight.new_empty(rows, width) for _ in hidden)
         sums = tuple(product_sums(y, blocks, tiles, layer.norm) for y, layer in zip(pre, hidden, strict=True))
-        sizes = rows, width, block, itemsize
-        cut = gates_sweep(*sizes, library.capability(gates.weight.device)) or gates_tiles(*sizes)
-        return cls(hidden, gates, tiles, cut, pre, sums)
+        return cls(hidden, gates, tiles, gates_tiles(rows, width, block, itemsize), pre, sums)
 
     def __call__(self, deter: Tensor, x: Tensor, out: Tensor, reset: Tensor | None = None) -> None:
         """deter [M, D], zero where reset [M], and x [M, 3H], features of deter, stoch and action, to out [M, D]."""
@@ -47,11 +43,7 @@ class BlockStep(NamedTuple):
             block_product(*products, base, y, sums, layer.norm, self.tiles, normed)
         weight, bias = self.gates.weight, self.gates.bias
         inputs = y, sums, layer.scale, layer.shift, weight, bias, deter, reset, out, None
-        settings, cut = (layer.norm, layer.act, layer.eps, self.tiles.n), self.gates_tiles
-        if isinstance(cut, Sweep):
-            sweep_gates(*inputs, *settings, cut)
-        else:
-            block_gates(*inputs, *settings, cut)
+        block_gates(*inputs, layer.norm, layer.act, layer.eps, self.tiles.n, self.gates_tiles)
 
 
 class DenseStep(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fastdream.ops.params import BlockGRU, LayerNormGRU
-from fastdream.ops.triton.block_product import Tiles, product_tiles
+from fastdream.ops.triton.block_product import Tiles, piece, product_tiles
 from fastdream.ops.triton.dense_gates_gradient import dense_gates_gradient
 from fastdream.ops.triton.gates_gradient import block_gates_gradient
 from fastdream.ops.triton.layer_gradient import layer_gradient
@@ -36,7 +36,8 @@ def core_backward(
 def gradient_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     """Tiles of products whose first operand is made of two tensors while it is loaded."""
     tiles = product_tiles(min(rows, 16), width, segment, itemsize)
-    return tiles._replace(k=512 // itemsize, warps=4, stages=3)
+    most = 512 // itemsize
+    return tiles._replace(k=piece(most, most, tiles.n, itemsize), warps=4 if tiles.n < 64 else 8, stages=3)
 
 
 class BlockBackward:

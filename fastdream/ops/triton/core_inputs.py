@@ -23,19 +23,40 @@ def stoch_product(
 
 @triton.jit
 def action_product(action, actions, at, weight, o_m, m_m, TAIL: tl.constexpr):
-    """The action as the core takes it, times the weight of the core's layer; too narrow for tensor cores to matter."""
+    """The action as the core takes it, times the weight of the core's layer."""
     layer: tl.constexpr = TAIL.action
     BM: tl.constexpr = o_m.shape[0]
     BN: tl.constexpr = layer.cols
     o_n = tl.arange(0, BN)[None, :]
     b_y = tl.zeros([BM, BN], tl.float32)
-    for i_k in tl.range(0, layer.inp):
-        b_a = tl.load(action + (o_m * actions + at) * layer.inp + i_k, mask=m_m, other=0.0).to(tl.float32)
+    for i_k in tl.range(0, layer.inp, layer.depth):
+        o_k = i_k + tl.arange(0, layer.depth)
+        p_a = action + (o_m * actions + at) * layer.inp + o_k[None, :]
+        b_a = tl.load(p_a, mask=m_m & (o_k < layer.inp)[None, :], other=0.0).to(tl.float32)
         if TAIL.clipped:
             b_a = b_a / tl.maximum(tl.abs(b_a), 1.0)
-        b_w = tl.load(weight + layer.weight + o_n * layer.inp + i_k, mask=o_n < layer.out, other=0.0)
-        b_y += b_a.to(b_w.dtype).to(tl.float32) * b_w.to(tl.float32)
+        p_w = weight + layer.weight + o_n * layer.inp + o_k[:, None]
+        b_w = tl.load(p_w, mask=(o_k < layer.inp)[:, None] & (o_n < layer.out), other=0.0)
+        b_y = tl.dot(b_a.to(b_w.dtype), b_w, b_y, input_precision="ieee")
     return b_y
+
+
+@triton.jit
+def enter_state(product, b_stoch, x, vector, o_m, m_m, TAIL: tl.constexpr):
+    """A block core's layers on deter and on stoch, of the products of both."""
+    deter: tl.constexpr = TAIL.deter[0]
+    layer: tl.constexpr = TAIL.enter
+    row_store(x + deter.out, TAIL.inputs, row_norm_act(b_stoch, vector, layer), o_m, m_m, layer)
+    b_deter = row_load(product + TAIL.columns[1], TAIL.columns[2], o_m, m_m, deter)
+    row_store(x, TAIL.inputs, row_norm_act(b_deter, vector, deter), o_m, m_m, deter)
+
+
+@triton.jit
+def enter_action(action, actions, at, x, weight, vector, o_m, m_m, m_kept, TAIL: tl.constexpr):
+    """A block core's layer on the action, which is zero outside m_kept."""
+    layer: tl.constexpr = TAIL.action
+    b_y = row_norm_act(action_product(action, actions, at, weight, o_m, m_kept, TAIL), vector, layer)
+    row_store(x + TAIL.inputs - layer.out, TAIL.inputs, b_y, o_m, m_m, layer)
 
 
 @triton.jit
@@ -71,15 +92,8 @@ def enter_core(
     else:
         b_stoch = stoch_product(rows, stride, index, length, time, weight, o_m, m_kept, TAIL, layer)
     if len(TAIL.deter) == 1:
-        deter: tl.constexpr = TAIL.deter[0]
-        act: tl.constexpr = TAIL.action
-        b_stoch = row_norm_act(b_stoch, vector, layer)
-        row_store(x + deter.out, TAIL.inputs, b_stoch, o_m, m_m, layer)
-        b_deter = row_load(product + TAIL.columns[1], TAIL.columns[2], o_m, m_m, deter)
-        row_store(x, TAIL.inputs, row_norm_act(b_deter, vector, deter), o_m, m_m, deter)
-        b_action = action_product(action, actions, at, weight, o_m, m_kept, TAIL)
-        b_action = row_norm_act(b_action, vector, act)
-        row_store(x + deter.out + layer.out, TAIL.inputs, b_action, o_m, m_m, act)
+        enter_state(product, b_stoch, x, vector, o_m, m_m, TAIL)
+        enter_action(action, actions, at, x, weight, vector, o_m, m_m, m_kept, TAIL)
     else:
         b_x = b_stoch + action_product(action, actions, at, weight, o_m, m_kept, TAIL)
         row_store(x, TAIL.inputs, row_norm_act(b_x, vector, layer), o_m, m_m, layer)

@@ -132,7 +132,7 @@ def _mlps(
     _check("mlp", x, given, sizes, nets)
     outputs, kept = dense_nets.forward(_parts(x, given[0]), nets, learned)
     shaped = [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
-    return [*shaped, kept.weight, kept.first, *kept.later] if learned else shaped
+    return [*shaped, kept.first, *kept.later] if learned else shaped
 
 
 def _parts(x: Tensor, hot: Optional) -> list[Tensor]:
@@ -177,10 +177,10 @@ def _mlps_backward(
     d_layers = iter([d_fields[i : i + 4] for i in range(0, len(d_fields), 4)])
     parts = _parts(x, given[0])
     d_parts = [d if d is None else d.view(p.shape) for d, p in zip((d_x, d_hot), parts, strict=False)]
-    weight, first, *later = kept
+    first, *later = kept
     rows = [grad.contiguous().view(len(parts[0]), grad.shape[-1]) for grad in grads]
     d_nets = [[next(d_layers) for _ in net] for net in nets]
-    backward(parts, nets, len(grads), Kept(weight, first, later), rows, d_parts, d_nets)
+    backward(parts, nets, len(grads), Kept(first, later), rows, d_parts, d_nets)
     return gradients
 
 

@@ -192,7 +192,7 @@ def dense_gates_gradient(
         BT=power_of_two(row_tiles(3 * width, 3 * width, tile)),
         BM=tiles.m,
         BN=tiles.n,
-        BK=tiles.k,
+        BK=min(tiles.k, power_of_two(max(16, units))),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer, Layers
 from fastdream.ops.triton.dense_kernels import add_rows, dense_act_gradient, programs
-from fastdream.ops.triton.dense_nets import Kept, Optional, Parts, alone, columns, linear
+from fastdream.ops.triton.dense_nets import Kept, Optional, Packed, Parts, alone, columns, linear
 
 Fields = Sequence[Optional]  # gradients of weight, bias, scale and shift of a layer, None for those unwanted
 
@@ -74,17 +74,21 @@ def backward(
     """
     vectors = [p for net in d_layers[:learned] for layer in net for p in layer[1:] if p is not None]
     sums, casts = _Sums(sum(map(len, vectors)), grads[0]), _Casts()
+    packed = Packed(nets[:learned], grads[0], biases=False)
     places, later = columns(nets[:learned]), iter(kept.later)
     d_first = grads[0].new_empty(len(grads[0]), places[-1].stop)
-    for net, grad, fields, place in zip(nets[:learned], grads, d_layers[:learned], places, strict=True):
-        grad = _later(net, grad, fields, later, sums, casts)
+    for j, (net, grad, fields, place) in enumerate(
+        zip(nets[:learned], grads, d_layers[:learned], places, strict=True)
+    ):
+        weights = [packed.later[j, i] for i in range(1, len(net))]
+        grad = _later(net, weights, grad, fields, later, sums, casts)
         d_vectors = sums.columns(fields[0][1:])
         if alone(nets):
             d_first = _through_act(net[0], None, grad, d_vectors)
         else:
             dense_act_gradient(kept.first[:, place], net[0], grad, d_first[:, place], d_vectors)
     _first_weights(parts, d_first, places, [net[0][0] for net in d_layers[:learned]], casts)
-    for d_x, w in zip(d_parts, kept.weight.split([x.shape[1] for x in parts], 1), strict=True):
+    for d_x, w in zip(d_parts, packed.first.split([x.shape[1] for x in parts], 1), strict=True):
         if d_x is not None:
             torch.mm(d_first, w, out=d_x)
     sums.finish()
@@ -92,10 +96,18 @@ def backward(
 
 
 def _later(
-    net: Layers, grad: Tensor, fields: Sequence[Fields], later: Iterator[Tensor], sums: _Sums, casts: _Casts
+    net: Layers,
+    weights: list[Tensor],
+    grad: Tensor,
+    fields: Sequence[Fields],
+    later: Iterator[Tensor],
+    sums: _Sums,
+    casts: _Casts,
 ) -> Tensor:
     """Back through all layers but the first, whose output's gradient is returned."""
-    found = [(next(later), next(later), None if linear(x) else next(later)) for x in net[1:]]
+    found = [
+        (w, next(later), None if linear(x) else next(later)) for x, w in zip(net[1:], weights, strict=True)
+    ]
     for layer, (weight, x, pre), own in zip(net[:0:-1], found[::-1], fields[:0:-1], strict=True):
         d_pre = _through_act(layer, pre, grad, sums.columns(own[1:]))
         if own[0] is not None:

@@ -25,9 +25,8 @@ Parts = Sequence[Tensor]  # [M, K] each, side by side the input of the first lay
 class Kept(NamedTuple):
     """What gradients of the nets that learn need of the forward pass, beside its inputs."""
 
-    weight: Tensor  # [W, K], of their first layers, as the product took it
     first: Tensor  # [M, V] pre-activations of the first layers of all nets; none if `alone`
-    later: list[Tensor]  # of each later layer of each net: weight, input, and unless linear pre-activations
+    later: list[Tensor]  # of each later layer of each net: input, and unless linear pre-activations
 
 
 def linear(layer: Layer) -> bool:
@@ -50,35 +49,63 @@ def kept_shapes(rows: int, nets: Sequence[Layers], learned: int) -> list[tuple[i
     """Of all tensors of `Kept`."""
     ends = [part.stop for part in columns(nets)]
     first = (0, 0) if alone(nets) else (rows, ends[-1])
-    shapes = [(ends[learned - 1], nets[0][0].weight.shape[1]), first]
+    shapes = [first]
     for layer in (layer for net in nets[:learned] for layer in net[1:]):
         out, inp = layer.weight.shape
-        shapes += [(out, inp), (rows, inp)] + [(rows, out)] * (not linear(layer))
+        shapes += [(rows, inp)] + [(rows, out)] * (not linear(layer))
     return shapes
 
 
-class _Packed:
-    """Weights, and the biases that products add, in the dtype of products, cast in one launch."""
+class Packed:
+    """Weights, and the biases that products add, in the dtype of products.
 
-    def __init__(self, nets: Sequence[Layers], like: Tensor) -> None:
-        inputs, places = nets[0][0].weight.shape[1], columns(nets)
-        self.first = like.new_empty(places[-1].stop, inputs)
-        pairs = [(self.first[place], net[0].weight) for place, net in zip(places, nets, strict=True)]
+    As they are where they are in it and those of the first layers lie one after the other; the others are copied, in
+    one launch.
+    """
+
+    def __init__(self, nets: Sequence[Layers], like: Tensor, biases: bool = True) -> None:
         self.later, self.bias = {}, {}
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self.first = self._joined([net[0].weight for net in nets], like)
         for j, net in enumerate(nets):
             for i, layer in enumerate(net):
                 if i > 0:
-                    self.later[j, i] = like.new_empty(layer.weight.shape)
-                    pairs.append((self.later[j, i], layer.weight))
-                if linear(layer) and layer.bias is not None:
-                    self.bias[j, i] = like.new_empty(layer.bias.shape)
-                    pairs.append((self.bias[j, i], layer.bias))
-        torch._foreach_copy_([y for y, _ in pairs], [x for _, x in pairs])
+                    self.later[j, i] = self._taken(layer.weight, like)
+                if biases and linear(layer) and layer.bias is not None:
+                    self.bias[j, i] = self._taken(layer.bias, like)
+        if self._pairs:
+            torch._foreach_copy_([y for y, _ in self._pairs], [x for _, x in self._pairs])
+
+    def _taken(self, x: Tensor, like: Tensor) -> Tensor:
+        if x.dtype == like.dtype:
+            return x
+        self._pairs.append((like.new_empty(x.shape), x))
+        return self._pairs[-1][0]
+
+    def _joined(self, weights: list[Tensor], like: Tensor) -> Tensor:
+        if len(weights) == 1:
+            return self._taken(weights[0], like)
+        joined = in_one_piece(weights) if weights[0].dtype == like.dtype else None
+        if joined is None:
+            joined = like.new_empty(sum(map(len, weights)), weights[0].shape[1])
+            self._pairs += zip(joined.split([len(x) for x in weights]), weights, strict=True)
+        return joined
+
+
+def in_one_piece(tensors: Sequence[Tensor]) -> Optional:
+    """Tensors [n, ...] as one, if they are parts of one piece of memory without gaps."""
+    first, end = tensors[0], tensors[0].data_ptr()
+    for x in tensors:
+        same = x.dtype == first.dtype and x.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or not x.is_contiguous() or x.data_ptr() != end:
+            return None
+        end += x.numel() * x.element_size()
+    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
 
 
 def forward(parts: Parts, nets: Sequence[Layers], learned: int) -> tuple[list[Tensor], Kept]:
     """What each net gives [M, out]; and what gradients of the first `learned` nets need."""
-    packed, places = _Packed(nets, parts[0]), columns(nets)
+    packed, places = Packed(nets, parts[0]), columns(nets)
     first = _product(parts, packed.first, packed.bias.get((0, 0)) if alone(nets) else None)
     outputs, later = [], []
     for j, net in enumerate(nets):
@@ -87,12 +114,10 @@ def forward(parts: Parts, nets: Sequence[Layers], learned: int) -> tuple[list[Te
             weight = packed.later[j, i]
             pre = _product([x], weight, packed.bias.get((j, i)))
             if j < learned:
-                later += [weight, x] if linear(layer) else [weight, x, pre]
+                later += [x] if linear(layer) else [x, pre]
             x = pre if linear(layer) else _activated(pre, layer)
         outputs.append(x)
-    # What an op returns shares no memory.
-    weight = packed.first[: places[learned - 1].stop] if learned else packed.first
-    return outputs, Kept(weight, first.new_empty(0, 0) if alone(nets) else first, later)
+    return outputs, Kept(first.new_empty(0, 0) if alone(nets) else first, later)
 
 
 def _product(parts: Parts, weight: Tensor, bias: Optional) -> Tensor:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdream.ops.triton.block_product import Tiles
+from fastdream.ops.triton.block_product import Tiles, piece
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.math import tanh
@@ -29,8 +29,8 @@ def gates_tiles(rows: int, width: int, block: int, itemsize: int) -> Tiles:
     depth = 128 // itemsize
     if rows <= 16:
         n = 32 if width // 32 >= 96 and block % 32 == 0 else 16
-        return Tiles(16, n, 4 * depth, 4, 4)  # latency counts: few long pieces
-    shapes = (64, 64), (64, 32), (32, 32)
+        return Tiles(16, n, piece(4 * depth, block, 3 * n, itemsize), 4, 4)  # latency counts: few long pieces
+    shapes = ((128, 64),) * (itemsize == 2) + ((64, 64), (64, 32), (32, 32))
     fitting = [(m, n) for m, n in shapes if n <= block]
     enough = [
         (m, n) for m, n in fitting if triton.cdiv(rows, m) * (width // block) * triton.cdiv(block, n) >= 120

@@ -270,7 +270,7 @@ def block_gates_gradient(
         OWN_BD=power_of_two(own_tiles),
         BM=tiles.m,
         BN=tiles.n,
-        BK=tiles.k,
+        BK=min(tiles.k, power_of_two(max(16, units, len(stacked) - at))),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

@@ -112,7 +112,7 @@ def categorical_kl(
     return dyn, rep
 
 
-def _latent_tile(stoch: int, classes: int) -> Tile:
+def latent_tile(stoch: int, classes: int) -> Tile:
     """Variables and classes of one row of latents that its program holds at a time."""
     cols = power_of_two(classes)
     rows = min(power_of_two(stoch), max(1, 4096 // cols))
@@ -121,7 +121,7 @@ def _latent_tile(stoch: int, classes: int) -> Tile:
 
 def _launch_categorical(kernel: Any, args: list[Any], post: Tensor, free: float, **options: Any) -> None:
     *lead, stoch, classes = post.shape
-    tile = _latent_tile(stoch, classes)
+    tile = latent_tile(stoch, classes)
     rows = torch.Size(lead).numel()
     constants = {"S": stoch, "C": classes, "BS": tile.rows, "BC": tile.cols, "num_warps": tile.warps}
     launch(kernel, (rows,), *args, free, rows, **constants, **options)

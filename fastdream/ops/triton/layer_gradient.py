@@ -175,7 +175,7 @@ def layer_gradient(
         UP_BD=power_of_two(later.tiles()) if later else 1,
         BM=tiles.m,
         BN=tiles.n,
-        BK=tiles.k,
+        BK=min(tiles.k, power_of_two(max(16, depth))),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

@@ -1,10 +1,12 @@
-"""Which models the steps of imagination and of acting compute. Importable without Triton."""
+"""Which models the steps of imagination, of acting and of dreaming compute. Importable without Triton."""
 
-from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Layers
+from fastdream.ops.params import GRU, MDNRNN, RSSM, Actor, BlockGRU, Categorical, Layers
 
 CLASSES = 256  # of a categorical, in the latent or in an action
 OUTPUTS = 1024  # of an action head
 UNITS = 2048  # of a hidden layer, of which a program holds whole rows
+MIXTURES = 32  # of a latent dimension
+ACTIONS = 32  # inputs of a memory beside the latent
 
 
 def unserved(rssm: RSSM, net: Layers) -> str:
@@ -40,6 +42,16 @@ def unserved_actor(actor: Actor) -> str:
                 f"{head.elements} elements of {head.classes} classes"
             )
     return _too_wide(actor.layers)
+
+
+def unserved_memory(model: MDNRNN) -> str:
+    """Why a memory has no kernels; empty if it has."""
+    if not 0 < model.mixtures <= MIXTURES:
+        return f"triton takes up to {MIXTURES} mixtures, not {model.mixtures}"
+    latents = len(model.out.weight) // (3 * model.mixtures)
+    if (actions := model.weight_ih.shape[1] - latents - model.restart) > ACTIONS:
+        return f"triton takes up to {ACTIONS} numbers of an action, not {actions}"
+    return ""
 
 
 def check_served(op: str, reason: str) -> None:

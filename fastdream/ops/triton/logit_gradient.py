@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.params import Categorical, Layer
+from fastdream.ops.triton.block_product import piece
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.overlap import begin
@@ -106,14 +107,13 @@ def logit_gradient(
     latent: Categorical,
     layer: Layer,
     later: Later | None,
-    depth: int,
 ) -> None:
     """Write d_logit [M, S*C]. layer: stoch's of the core; weight [H, S*C] is its own in the dtype of products."""
     rows = logit.shape[0]
     stoch, classes, unimix = latent
     columns = power_of_two(classes)
     variables = max(1, min(32 // columns, power_of_two(stoch)))
-    tiles = later.tiles() if later else 0
+    tiles, units, itemsize = later.tiles() if later else 0, weight.shape[0], weight.element_size()
     launch(
         logit_gradient_kernel,
         (triton.cdiv(stoch, variables), triton.cdiv(rows, 16)),
@@ -135,14 +135,14 @@ def logit_gradient(
         d_logit.stride(0),
         S=stoch,
         C=classes,
-        H=weight.shape[0],
+        H=units,
         NORM=layer.norm,
         TILES=tiles,
         BT=power_of_two(tiles),
         BM=16,
         BV=variables,
         BC=columns,
-        BK=depth,
+        BK=piece(512 // itemsize, units, variables * columns, itemsize),
         num_warps=4,
         num_stages=4,
     )

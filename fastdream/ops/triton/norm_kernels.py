@@ -1,4 +1,4 @@
-"""Kernels of norm and activation, of rows that stay where they are or become one of 2 x 2 pixels."""
+"""Kernels of norm and activation."""
 
 import triton
 import triton.language as tl
@@ -50,26 +50,17 @@ def normalize(b_x, m_n, eps, N: tl.constexpr, NORM: tl.constexpr):
     return b_x * b_rstd, b_rstd
 
 
-@triton.jit
-def spread_rows(i_r, W):
-    """Rows i_r of [B, H, W, 2 * 2] as rows of [B, 2 * H, 2 * W]."""
-    i_q = i_r % 4
-    return (i_r // (4 * W) * 2 + i_q // 2) * (2 * W) + i_r // 4 % W * 2 + i_q % 2
-
-
-@triton.jit(do_not_specialize=["M", "W"])
+@triton.jit(do_not_specialize=["M"])
 def norm_act_fwd_kernel(
     x,  # [M, N]
     scale,  # [N] or None
     shift,  # [N] or None
-    y,  # [M, N], or spread
+    y,  # [M, N]
     eps,
     M,
-    W,  # pixels of a line, where rows are spread
     N: tl.constexpr,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
-    SPREAD: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -87,26 +78,23 @@ def norm_act_fwd_kernel(
         b_x *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
     if shift is not None:
         b_x += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
-    p_y = y + spread_rows(i_m + o_m, W) * N + o_n if SPREAD else y + i_m * N + o_x
-    tl.store(p_y, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_x)
+    tl.store(y + i_m * N + o_x, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_x)
 
 
-@triton.jit(do_not_specialize=["M", "W"])
+@triton.jit(do_not_specialize=["M"])
 def norm_act_bwd_kernel(
     x,  # [M, N]
     scale,  # [N] or None
     shift,  # [N] or None
-    grad,  # [M, N], or spread
+    grad,  # [M, N]
     d_x,  # [M, N]
     d_scale,  # [programs, N] or None
     d_shift,  # [programs, N] or None
     eps,
     M,
-    W,  # pixels of a line, where rows are spread
     N: tl.constexpr,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
-    SPREAD: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -128,8 +116,7 @@ def norm_act_bwd_kernel(
         i_m = tl.cast(i_t, tl.int64) * BM
         m_x = (o_m < M - i_m) & m_n
         b_x = tl.load(x + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32)
-        p_g = grad + spread_rows(i_m + o_m, W) * N + o_n if SPREAD else grad + i_m * N + o_x
-        b_g = tl.load(p_g, mask=m_x, other=0.0).to(tl.float32)
+        b_g = tl.load(grad + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32)
         if NORM == "none":
             b_dx = activate_grad(b_x, b_g, ACT)
         else:

@@ -7,9 +7,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.optim import SCHEMA, Norms, check_laprop, rate_and_mask, write_back
+from fastdream.ops.native.optim import HALVES, SCHEMA, Norms, check_laprop, rate_and_mask, write_back
 from fastdream.ops.triton.library import launch, register
 from fastdream.ops.triton.optim_kernels import (
+    TYPES,
     factors_kernel,
     laprop_kernel,
     norms_kernel,
@@ -40,7 +41,7 @@ def laprop_(
     momentum: bool = True,
     nesterov: bool = False,
 ) -> Norms:
-    """As `fastdream.ops.reference.laprop_`, of tensors in float32.
+    """As `fastdream.ops.reference.laprop_`, of tensors in float32; gradients may be in one type of half precision.
 
     Call it once before a graph is captured: tables of the tensors' sizes are made then.
     """
@@ -58,7 +59,13 @@ def _fake(
         raise ValueError(f"laprop_: params is {params[0].dtype}, expected torch.float32")
     if step.device != params[0].device:
         raise ValueError(f"laprop_: step has device {step.device}, expected {params[0].device} like params")
+    if len(set(_halves(grads))) > 1:
+        raise ValueError("laprop_: grads are of both types of half precision, expected one")
     return check_laprop(params, grads, nu, mu, step, lr)
+
+
+def _halves(grads: Tensors) -> list[torch.dtype]:
+    return [g.dtype for g in grads if g.dtype in HALVES]
 
 
 def _log(beta: float) -> float:
@@ -92,11 +99,12 @@ def _kernel(
     of_inputs, of_results = params[0].new_empty(2, 2, total).unbind()
     blocks = {
         "ALIGNED": all(x.data_ptr() % 16 == 0 for x in chain(changed, dense[3])),
+        "HALF": next((TYPES[half] for half in _halves(grads)), None),
         "PIECE": PIECE,
         "BLOCK": BLOCK,
         "num_warps": 4,
     }
-    where = owner, begin, sizes
+    where = owner, begin, sizes, flags(tuple(g.dtype in HALVES for g in grads), device)
     launch(square_sums_kernel, (total,), *tables, *where, of_inputs, count, **blocks)
     launch(
         factors_kernel,

@@ -1,18 +1,38 @@
 """LaProp's kernels: a program takes a piece of one tensor, whose addresses it reads from tables."""
 
+import torch
 import triton
 import triton.language as tl
 
 from fastdream.ops.triton.math import expm1
 
+TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
 
 @triton.jit
-def pointer(table, i, ALIGNED: tl.constexpr):
-    """The float32 tensor whose address is entry i of the table."""
-    p_x = tl.load(table + i).to(tl.pointer_type(tl.float32))
+def pointer(table, i, ALIGNED: tl.constexpr, TYPE: tl.constexpr = tl.float32):
+    """The tensor of this type whose address is entry i of the table."""
+    p_x = tl.load(table + i).to(tl.pointer_type(TYPE))
     if ALIGNED:
         p_x = tl.multiple_of(p_x, 16)
     return p_x
+
+
+@triton.jit
+def gradient(table, halves, i, o_x, m_x, HALF: tl.constexpr, ALIGNED: tl.constexpr):
+    """Elements o_x where m_x of the gradient whose address is entry i of the table, float32.
+
+    HALF: the type of those that `halves` says are in half precision; None if none is.
+    """
+    p_g = pointer(table, i, ALIGNED)
+    if HALF is None:
+        b_g = tl.load(p_g + o_x, mask=m_x, other=0.0)
+    else:
+        if tl.load(halves + i) != 0:
+            b_g = tl.load(pointer(table, i, ALIGNED, HALF) + o_x, mask=m_x, other=0.0).to(tl.float32)
+        else:
+            b_g = tl.load(p_g + o_x, mask=m_x, other=0.0)
+    return b_g
 
 
 @triton.jit
@@ -32,25 +52,27 @@ def square_sums_kernel(
     owner,  # [P]
     begin,  # [P]
     count,  # [N]
+    halves,  # [N], whether the gradient is in half precision
     sums,  # [2, P], of grads and of params
     N,
     ALIGNED: tl.constexpr,
+    HALF: tl.constexpr,
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i_t, i_from, i_to, i_whole = bounds(owner, begin, count, PIECE, BLOCK)
-    p_p, p_g = pointer(changed, i_t, ALIGNED), pointer(grads, i_t, ALIGNED)
+    p_p = pointer(changed, i_t, ALIGNED)
     o_b = tl.arange(0, BLOCK)
+    m_all = o_b < BLOCK
     b_gg, b_pp = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for i in range(i_from, i_whole, BLOCK):
-        b_g, b_p = tl.load(p_g + i + o_b), tl.load(p_p + i + o_b)
+        b_g = gradient(grads, halves, i_t, i + o_b, m_all, HALF, ALIGNED)
+        b_p = tl.load(p_p + i + o_b)
         b_gg += b_g * b_g
         b_pp += b_p * b_p
     m_b = i_whole + o_b < i_to
-    b_g, b_p = (
-        tl.load(p_g + i_whole + o_b, mask=m_b, other=0.0),
-        tl.load(p_p + i_whole + o_b, mask=m_b, other=0.0),
-    )
+    b_g = gradient(grads, halves, i_t, i_whole + o_b, m_b, HALF, ALIGNED)
+    b_p = tl.load(p_p + i_whole + o_b, mask=m_b, other=0.0)
     tl.store(sums + tl.program_id(0), tl.sum(b_gg + b_g * b_g))
     tl.store(sums + tl.num_programs(0) + tl.program_id(0), tl.sum(b_pp + b_p * b_p))
 
@@ -110,6 +132,7 @@ def laprop_kernel(
     owner,  # [P]
     begin,  # [P]
     count,  # [N]
+    halves,  # [N], whether the gradient is in half precision
     factor,  # [N]
     mask,  # [N], whether decay is for it
     step,  # []
@@ -125,11 +148,12 @@ def laprop_kernel(
     MOMENTUM: tl.constexpr,
     NESTEROV: tl.constexpr,
     ALIGNED: tl.constexpr,
+    HALF: tl.constexpr,
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i_t, i_from, i_to, i_whole = bounds(owner, begin, count, PIECE, BLOCK)
-    p_p, p_g = pointer(changed, i_t, ALIGNED), pointer(grads, i_t, ALIGNED)
+    p_p = pointer(changed, i_t, ALIGNED)
     p_nu, p_mu = pointer(changed, N + i_t, ALIGNED), pointer(changed, 2 * N + i_t, ALIGNED)
     steps = tl.load(step).to(tl.float32)
     c = (
@@ -143,15 +167,12 @@ def laprop_kernel(
     )
     scale = tl.load(factor + i_t)
     o_b = tl.arange(0, BLOCK)
+    m_all = o_b < BLOCK
     b_uu, b_pp = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for i in range(i_from, i_whole, BLOCK):
         o_x = i + o_b
-        b_p, b_g, b_nu, b_mu = (
-            tl.load(p_p + o_x),
-            tl.load(p_g + o_x),
-            tl.load(p_nu + o_x),
-            tl.load(p_mu + o_x),
-        )
+        b_g = gradient(grads, halves, i_t, o_x, m_all, HALF, ALIGNED)
+        b_p, b_nu, b_mu = tl.load(p_p + o_x), tl.load(p_nu + o_x), tl.load(p_mu + o_x)
         b_p, b_nu, b_mu, b_u = stepped(b_p, scale * b_g, b_nu, b_mu, c, MOMENTUM, NESTEROV)
         tl.store(p_p + o_x, b_p)
         tl.store(p_nu + o_x, b_nu)
@@ -162,7 +183,8 @@ def laprop_kernel(
 
     o_x = i_whole + o_b
     m_x = o_x < i_to
-    b_p, b_g = tl.load(p_p + o_x, mask=m_x, other=0.0), tl.load(p_g + o_x, mask=m_x, other=0.0)
+    b_g = gradient(grads, halves, i_t, o_x, m_x, HALF, ALIGNED)
+    b_p = tl.load(p_p + o_x, mask=m_x, other=0.0)
     b_nu, b_mu = tl.load(p_nu + o_x, mask=m_x, other=0.0), tl.load(p_mu + o_x, mask=m_x, other=0.0)
     b_p, b_nu, b_mu, b_u = stepped(b_p, scale * b_g, b_nu, b_mu, c, MOMENTUM, NESTEROV)
     tl.store(p_p + o_x, b_p, mask=m_x)

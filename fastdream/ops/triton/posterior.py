@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.params import Categorical, Layer
-from fastdream.ops.triton.block_product import Normed
+from fastdream.ops.triton.block_product import Normed, piece
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.enter import Entering, enter, gather
@@ -43,7 +43,7 @@ def posterior_tiles(units: int, stoch: int, classes: int, itemsize: int) -> Post
     columns = power_of_two(classes)
     rows = 2 if units * stoch * classes <= 2**20 else 4
     variables = max(1, min(64 // columns, power_of_two(stoch)))
-    return PosteriorTiles(rows, variables, 256 // itemsize, 4, 4)
+    return PosteriorTiles(rows, variables, piece(256 // itemsize, units, variables * columns, itemsize), 4, 4)
 
 
 @triton.jit(do_not_specialize=["M"])

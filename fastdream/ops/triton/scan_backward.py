@@ -35,7 +35,7 @@ def backward_scan(
         logit, b_logit = outputs.logit[:, t].flatten(1), grads.logit[:, t]
         given = _at(d_stoch, t), _at(d_logit, t)
         layer, latent = model.stoch, model.latent
-        logit_gradient(logit, *given, b_logit, weights.stoch, latent, layer, core.stoch, post.depth)
+        logit_gradient(logit, *given, b_logit, weights.stoch, latent, layer, core.stoch)
         first = post.step(t)
         before = outputs.deter[:, t - 1] if t else deter
         core.step(t, before, None if d_deter is None else d_deter[:, t], first)
@@ -59,7 +59,6 @@ class PosteriorBackward:
         widths = [layer.weight.shape[0] for layer in model.post[:-1]]
         self.cuts = [gradient_tiles(rows, n, n, like.itemsize) for n in widths]
         self.tiles = [sizes.tile, *(later_tile(n, rows, like.itemsize) for n in widths[1:])]
-        self.depth = self.cuts[0].k
         self.dots = [
             empty_dots(like, rows, -(-n // cut.n), layer.norm)
             for n, cut, layer in zip(widths, self.cuts, model.post, strict=False)

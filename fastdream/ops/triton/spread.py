@@ -1,0 +1,260 @@
+"""A convolution, by torch, to 2x2 pixels for one, then bias, norm and activation: one pass over what it gives.
+
+The convolution has no bias: torch would add it, and sum its gradient, by passes of their own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from fastdream.ops.native.images import check_phases
+from fastdream.ops.native.layers import code, spread
+from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.params import Act, Norm
+from fastdream.ops.triton.config import WIDEST, Tile, row_tile
+from fastdream.ops.triton.dense_kernels import add_rows
+from fastdream.ops.triton.library import (
+    capability,
+    check_floats,
+    check_shape,
+    contiguous,
+    empty_like,
+    launch,
+    register,
+    register_once_differentiable,
+)
+from fastdream.ops.triton.phases import Phases
+from fastdream.ops.triton.spread_kernels import (
+    spread_act_bwd_kernel,
+    spread_act_fwd_kernel,
+    spread_norm_act_bwd_kernel,
+    spread_norm_act_fwd_kernel,
+)
+
+# Of the backward pass, all on a GPU at once: each adds up its own pixels' gradients of bias, scale and shift.
+PROGRAMS = 768
+LINE = 64  # numbers of a line of the image that a program without norm has at a time
+
+Optional = Tensor | None
+
+
+def conv_spread(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: Norm = "rms",
+    act: Act = "silu",
+    eps: float = 1e-4,
+) -> Tensor:
+    """As `fastdream.ops.reference.conv_spread`, x float32 or half precision, out at most 4096. Differentiable once.
+
+    The bias is added in float32, after the convolution.
+    """
+    code(NORMS, norm, "norm"), code(ACTS, act, "activation")
+    if norm == "none":
+        scale = shift = None  # they belong to the norm
+    return torch.ops.fastdream.triton_conv_spread(x, weight, bias, scale, shift, norm, act, eps)[0]
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, scale: Optional, shift: Optional) -> Phases:
+    check_floats("conv_spread", x=x, weight=weight, bias=bias, scale=scale, shift=shift)
+    check_phases(x, weight, bias)
+    phases = Phases.of(x, weight)
+    if not 0 < 4 * phases.out <= WIDEST:
+        raise ValueError(
+            f"conv_spread: weight has shape {list(weight.shape)}, expected [4, out, in, k, k] with out from 1 to "
+            f"{WIDEST // 4}"
+        )
+    for name, p in (("scale", scale), ("shift", shift)):
+        if p is not None:
+            check_shape("conv_spread", name, p, phases.out)
+    return phases
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: str,
+    act: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and what is kept for its gradient: what the convolution gives, and its weight as torch takes it."""
+    phases = _check(x, weight, bias, scale, shift)
+    y, z = x.new_empty(phases.shape), x.new_empty(*x.shape[:3], phases.channels)
+    return y, z, x.new_empty(phases.channels, *weight.shape[3:], weight.shape[2])
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: str,
+    act: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    phases = _check(x, weight, bias, scale, shift)
+    filters = phases.filters(weight, x)
+    z = torch.ops.aten.convolution(phases.image(x), filters.permute(0, 3, 1, 2), None, *phases.options)
+    z, y = z.permute(0, 2, 3, 1).contiguous(), x.new_empty(phases.shape)
+    if norm == "none":
+        lines, numbers = 2 * phases.batch * phases.height, 2 * phases.width * phases.out
+        tile = row_tile(min(LINE, numbers), capability(x.device))
+        grid = triton.cdiv(lines, tile.rows), triton.cdiv(numbers, tile.cols)
+        _launch(spread_act_fwd_kernel, grid, (z, bias.contiguous(), y, lines), phases, tile, ACT=act)
+    else:
+        tile, rows = _norm_tile(phases, x, tensors=2), 4 * phases.pixels
+        args = z, *contiguous(bias, scale, shift), y, eps, rows
+        programs = triton.cdiv(rows, tile.rows)
+        _launch(spread_norm_act_fwd_kernel, (programs,), args, phases, tile, NORM=norm, ACT=act)
+    return y, z, filters
+
+
+def _norm_tile(phases: Phases, x: Tensor, tensors: int) -> Tile:
+    """Of pixels of the large image, that the small one has whole."""
+    tile = row_tile(phases.out, capability(x.device), tensors)
+    return tile._replace(rows=max(4, tile.rows))
+
+
+def _launch(
+    kernel: Any, grid: tuple[int, ...], args: tuple, phases: Phases, tile: Tile, **options: str
+) -> None:
+    launch(
+        kernel,
+        grid,
+        *args,
+        W=phases.width,
+        N=phases.out,
+        C=phases.channels,
+        BM=tile.rows,
+        BN=tile.cols,
+        num_warps=tile.warps,
+        **options,
+    )
+
+
+def _backward_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: str,
+    act: str,
+    eps: float,
+    z: Optional,
+    filters: Tensor,
+    grad: Tensor,
+    want_x: bool,
+) -> list[Tensor]:
+    """Gradients of weight and bias, then of scale and shift where they are there, and of x where it is wanted."""
+    op = "conv_spread_backward"
+    y, like, taken = _fake(x, weight, bias, scale, shift, norm, act, eps)
+    check_floats(op, x=x, z=z, filters=filters, grad=grad)
+    for name, given, expected in (("z", z, like), ("filters", filters, taken), ("grad", grad, y)):
+        if given is not None:
+            check_shape(op, name, given, *expected.shape)
+    params = bias, scale, shift, x if want_x else None
+    # As weight lies in memory, which may be a view.
+    return [torch.empty_like(weight), *(empty_like(p) for p in params if p is not None)]
+
+
+def _backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Optional,
+    shift: Optional,
+    norm: str,
+    act: str,
+    eps: float,
+    z: Optional,
+    filters: Tensor,
+    grad: Tensor,
+    want_x: bool,
+) -> list[Tensor]:
+    d_weight = _backward_fake(x, weight, bias, scale, shift, norm, act, eps, z, filters, grad, want_x)[0]
+    phases, grad = Phases.of(x, weight), grad.contiguous()
+    if norm == "none":
+        d_z, sums = _through_act(phases, z, bias.contiguous(), grad, act)
+    else:
+        d_z, sums = _through_norm(phases, contiguous(z, bias, scale, shift), grad, norm, act, eps)
+    d_params = [d.to(p.dtype) for d, p in zip(sums, (bias, scale, shift), strict=False) if p is not None]
+    image, wanted = phases.image(x), [want_x, True, False]
+    d_image, d_filters, _ = torch.ops.aten.convolution_backward(
+        d_z.permute(0, 3, 1, 2), image, filters.permute(0, 3, 1, 2), None, *phases.options, wanted
+    )
+    d_weight.copy_(d_filters[: 4 * phases.out].unflatten(0, (4, phases.out)))
+    return [d_weight, *d_params, *([phases.cut(d_image)] if want_x else [])]
+
+
+def _through_norm(
+    phases: Phases, inputs: Sequence[Optional], grad: Tensor, norm: str, act: str, eps: float
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Gradients of what the convolution gave, and of bias, scale and shift, of which the inputs are z and those."""
+    padded = phases.channels > 4 * phases.out
+    make = grad.new_zeros if padded else grad.new_empty
+    d_z = make(phases.batch, phases.height, phases.width, phases.channels)
+    tile, rows = _norm_tile(phases, grad, tensors=4), 4 * phases.pixels
+    programs = min(PROGRAMS, triton.cdiv(rows, tile.rows))
+    sums = grad.new_empty(programs, 3 * phases.out, dtype=torch.float32)
+    args = *inputs, grad, d_z, sums, eps, rows
+    _launch(spread_norm_act_bwd_kernel, (programs,), args, phases, tile, NORM=norm, ACT=act)
+    return d_z, add_rows(sums).unflatten(0, (3, phases.out)).unbind()
+
+
+def _through_act(
+    phases: Phases, z: Optional, bias: Tensor, grad: Tensor, act: str
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Gradients of what the convolution gave, and of bias."""
+    d_z = grad.new_empty(phases.batch, phases.height, phases.width, phases.channels)
+    tile = row_tile(phases.channels, capability(grad.device), tensors=2)
+    programs = min(PROGRAMS, triton.cdiv(phases.pixels, tile.rows))
+    sums = grad.new_empty(programs, 4 * phases.out, dtype=torch.float32)
+    args = z, bias, grad, d_z, sums, phases.pixels
+    _launch(spread_act_bwd_kernel, (programs,), args, phases, tile, ACT=act)
+    return d_z, [add_rows(sums).unflatten(0, (4, phases.out)).sum(0)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, scale, shift, *ctx.statics = inputs
+    norm, act, _ = ctx.statics
+    _, z, filters = output
+    linear = norm == "none" and act == "none"
+    ctx.save_for_backward(x, weight, bias, scale, shift, None if linear else z, filters)
+    ctx.set_materialize_grads(False)  # those of what is kept never come
+
+
+def _gradient(ctx: Any, grad: Optional, *_: Optional) -> tuple[Optional, ...]:
+    if grad is None:
+        return (None,) * 8
+    *params, z, filters = ctx.saved_tensors
+    want_x = ctx.needs_input_grad[0]
+    gradients = torch.ops.fastdream.triton_conv_spread_backward(
+        *params, *ctx.statics, z, filters, grad, want_x
+    )
+    d_x = gradients[-1] if want_x else None
+    return d_x, *spread(gradients, [p is not None for p in params[1:]]), None, None, None
+
+
+_INPUTS = "Tensor x, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, str norm, str act, float eps"
+register_once_differentiable(
+    register(f"conv_spread({_INPUTS}) -> (Tensor, Tensor, Tensor)", _forward, _fake),
+    register(
+        f"conv_spread_backward({_INPUTS}, Tensor? z, Tensor filters, Tensor grad, bool want_x) -> Tensor[]",
+        _backward,
+        _backward_fake,
+    ),
+    _gradient,
+    _save,
+    "conv_spread",
+)
