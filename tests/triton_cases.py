@@ -85,12 +85,17 @@ def doubled(layer: str, m: Maker, n: int) -> Arguments:
 
 
 def convolved(layer: str, m: Maker, n: int) -> Arguments:
-    """The encoder's first convolution, of RGB, or its second, of small images."""
+    """The encoder's first convolution, of RGB, as stored or as floats, or its second, of small images."""
     depth = m.sizes.embed // 64
-    inp, out = (3, 2 * depth) if layer == "first" else (2 * depth, 3 * depth)
+    inp, out = (2 * depth, 3 * depth) if layer == "second" else (3, 2 * depth)
     m.sizes = m.sizes._replace(deter=out)
     weight, bias = m.normal(out, inp, 5, 5, scale=(25 * inp) ** -0.5), m.normal(out)
-    return m.normal(n // 64, 8, 8, inp), weight, bias, *ops.norm_act("rms", "silu", m, 1)[1:]
+    x, dtype = m.normal(n // 64, 8, 8, inp), None
+    if layer == "stored":
+        x, dtype = m.index(n // 64, 8, 8, inp, high=256).to(torch.uint8), torch.float32
+    elif layer == "first":
+        x = x.detach()
+    return x, weight, bias, *ops.norm_act("rms", "silu", m, 1)[1:], dtype
 
 
 def image_loss(m: Maker, n: int) -> Arguments:
@@ -155,7 +160,7 @@ CASES: dict[str, dict[str, Case]] = {
         ("layer", "elu", "units"),
         ("none", "silu", "units"),
     ),
-    "conv_pool": ops.cases(convolved, ["first", "second"]),
+    "conv_pool": ops.cases(convolved, ["stored", "first", "second"]),
     "conv_spread": ops.cases(doubled, ["inner", "last"]),
     "image_loss": ops.cases(image_loss),
     "mlp": ops.cases(ops.mlp, ["rms"], ["silu"]) | ops.cases(ops.mlp, ["layer"], ["elu"]),
@@ -236,6 +241,7 @@ MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program may have 
 BUDGETS: dict[str, Budget] = {
     "observe": Budget(255, 160 * 1024, 16),
     "observe_step": Budget(255, 160 * 1024, 16),
+    "conv_pool": Budget(255, 136 * 1024, 64),  # of images with few channels, whose programs multiply
     "imagine_step": STEPS,
     "imagine": STEPS,
     "rollout": STEPS,
@@ -253,8 +259,9 @@ SPILLS = {"norm_act_bwd_kernel": 144}
 
 
 def in_precision(op: str, args: Arguments, dtype: torch.dtype) -> Arguments:
-    """The arguments with floats in dtype, or in float32 where the op wants that."""
+    """The arguments with floats in dtype, or in float32 where the op wants that, and told to compute in dtype."""
     wide = WIDE.get(op, ())
+    args = tuple(dtype if isinstance(arg, torch.dtype) else arg for arg in args)
     return tuple(changed(cast(torch.float32 if i in wide else dtype), arg) for i, arg in enumerate(args))
 
 
