@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdream import ops
-from fastdream.ops import auto, auto_cpu, reference
+from fastdream.ops import auto, auto_cpu, auto_cuda, reference
 from fastdream.ops.params import Gaussian
 
 from .ops_tools import A, D, H, Maker, S
@@ -134,9 +134,9 @@ def test_block_layers_go_to_the_reference():
 def test_chains_that_triton_leaves_to_the_reference():
     """Block layers, and rows too wide for one program."""
     maker = Maker()
-    rules = {op: auto.TRITON_RULES[op].serves for op in ("mlp", "mlps", "prior")}
+    rules = {op: auto_cuda.TRITON_RULES[op].serves for op in ("mlp", "mlps", "prior")}
     dense, block = maker.layer(D, D), maker.layer(D, D, blocks=2)
-    broad = dense._replace(weight=torch.empty(auto.WIDEST + 1, D, device="meta"))
+    broad = dense._replace(weight=torch.empty(auto_cuda.WIDEST + 1, D, device="meta"))
     x, model = torch.zeros(2, D), maker.rssm()
     for last, served in ((dense, True), (block, False), (broad, False)):
         assert rules["mlp"](x, (dense, last)) is served
