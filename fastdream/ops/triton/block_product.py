@@ -74,6 +74,40 @@ class Normed(NamedTuple):
     tile: int  # columns of a tile of them
 
 
+@triton.jit
+def products(
+    deter, m_own, own, x, m_m, shared, b_mean, b_rstd, in_scale, in_shift, s_deter, s_x, s_g, s_k, s_n,
+    i_g, o_row, o_n, m_n, K: tl.constexpr, X: tl.constexpr, IN_NORM: tl.constexpr, IN_ACT: tl.constexpr,
+    BK: tl.constexpr
+):  # fmt: skip
+    """A tile [BM, BN] of deter^(k) W^(k) + x V^(k) of block i_g, rows o_row, of which deter has m_own and x m_m."""
+    o_k = tl.arange(0, BK)
+    CHUNKS: tl.constexpr = (K + BK - 1) // BK
+    b_out = tl.zeros([o_row.shape[0], o_n.shape[0]], tl.float32)
+    # One loop over both operands, so that there is one pipeline.
+    for i_k in range(CHUNKS + (X + BK - 1) // BK):
+        if X == 0:
+            o_c, m_a, width = i_k * BK + o_k, m_own, K
+            p_a, p_b = deter + i_g * K + o_row * s_deter, own
+        else:
+            mine = i_k < CHUNKS
+            o_c = (i_k - tl.where(mine, 0, CHUNKS)) * BK + o_k
+            m_a, width = m_m & (m_own | (i_k >= CHUNKS)), tl.where(mine, K, X)
+            p_a = tl.where(mine, deter + i_g * K, x) + o_row * tl.where(mine, s_deter, s_x)
+            p_b = tl.where(mine, own, shared)
+        m_c = o_c < width
+        p_b += i_g * s_g
+        b_a = tl.load(p_a[:, None] + o_c[None, :], mask=m_a[:, None] & m_c[None, :], other=0.0)
+        b_b = tl.load(
+            p_b + o_c[:, None] * s_k + o_n[None, :] * s_n, mask=m_c[:, None] & m_n[None, :], other=0.0
+        )
+        if IN_NORM != "none" or IN_ACT != "none":
+            b_a = normalize_tile(b_a, b_mean, b_rstd, in_scale, in_shift, i_g * K + o_c, m_c)
+            b_a = activate(b_a, IN_ACT).to(b_b.dtype)
+        b_out = tl.dot(b_a, b_b, b_out, input_precision="ieee")
+    return b_out
+
+
 @triton.jit(do_not_specialize=["M"])
 def block_product_kernel(
     deter,  # [M, G*K]
@@ -116,7 +150,6 @@ def block_product_kernel(
     i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     o_m = i_m * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
-    o_k = tl.arange(0, BK)
     m_m, m_n = o_m < M, o_n < N
     o_row = o_m.to(tl.int64)
     m_own = m_m
@@ -124,29 +157,10 @@ def block_product_kernel(
         m_own = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
 
     b_mean, b_rstd = moments(in_sums, o_m, M, in_eps, G * K, K, IN_TILE, IN_BT, IN_NORM)
-    CHUNKS: tl.constexpr = (K + BK - 1) // BK
-    b_out = tl.zeros([BM, BN], tl.float32)
-    # One loop over both operands, so that there is one pipeline.
-    for i_k in range(CHUNKS + (X + BK - 1) // BK):
-        if X == 0:
-            o_c, m_a, width = i_k * BK + o_k, m_own, K
-            p_a, p_b = deter + i_g * K + o_row * s_deter, own
-        else:
-            mine = i_k < CHUNKS
-            o_c = (i_k - tl.where(mine, 0, CHUNKS)) * BK + o_k
-            m_a, width = m_m & (m_own | (i_k >= CHUNKS)), tl.where(mine, K, X)
-            p_a = tl.where(mine, deter + i_g * K, x) + o_row * tl.where(mine, s_deter, s_x)
-            p_b = tl.where(mine, own, shared)
-        m_c = o_c < width
-        p_b += i_g * s_g
-        b_a = tl.load(p_a[:, None] + o_c[None, :], mask=m_a[:, None] & m_c[None, :], other=0.0)
-        b_b = tl.load(
-            p_b + o_c[:, None] * s_k + o_n[None, :] * s_n, mask=m_c[:, None] & m_n[None, :], other=0.0
-        )
-        if IN_NORM != "none" or IN_ACT != "none":
-            b_a = normalize_tile(b_a, b_mean, b_rstd, in_scale, in_shift, i_g * K + o_c, m_c)
-            b_a = activate(b_a, IN_ACT).to(b_b.dtype)
-        b_out = tl.dot(b_a, b_b, b_out, input_precision="ieee")
+    b_out = products(
+        deter, m_own, own, x, m_m, shared, b_mean, b_rstd, in_scale, in_shift, s_deter, s_x, s_g, s_k, s_n,
+        i_g, o_row, o_n, m_n, K, X, IN_NORM, IN_ACT, BK
+    )  # fmt: skip
 
     o_out = i_g * N + o_n
     m_out = m_m[:, None] & m_n[None, :]
