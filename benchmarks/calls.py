@@ -13,6 +13,7 @@ from fastdream import ops as fd
 from fastdream.ops import RSSM, Layer, Layers
 
 from . import floors
+from .image_calls import conv_pool, conv_spread, image_loss
 from .inputs import Call, Source
 from .memory_calls import lstm_mdn_dream, lstm_mdn_step
 from .shapes import PRESETS, Shape, model, networks
@@ -44,20 +45,6 @@ def _only(rssm: RSSM, *used: str) -> RSSM:
 def norm_act(s: Shape) -> Call:
     """The hidden layer of the core, for a whole batch."""
     return Call((Source().normal(s.starts, s.deter), torch.ones(s.deter).requires_grad_(), None))
-
-
-def conv_pool(s: Shape) -> Call:
-    """The encoder's second convolution, of 64 images for 16 sequences."""
-    r, inp, out, images = Source(), s.units // 8, s.units // 16 * 3, 4 * s.batch
-    x, weight, bias = r.normal(images, 32, 32, inp), r.normal(out, inp, 5, 5), r.normal(out)
-    return Call((x, weight, bias, r.normal(out), None), 2 * images * 32**2 * weight.numel())
-
-
-def conv_spread(s: Shape) -> Call:
-    """The decoder's last convolution but one, of 64 images for 16 sequences."""
-    r, inp, out, images = Source(), s.units // 16 * 3, s.units // 8, 4 * s.batch
-    x, weight, bias = r.normal(images, 16, 16, inp), r.normal(4, out, inp, 3, 3), r.normal(out)
-    return Call((x, weight, bias, r.normal(out), None), 2 * images * 16**2 * weight.numel())
 
 
 def mlp(s: Shape, rows: int = 0) -> Call:
@@ -260,6 +247,7 @@ PLANS: dict[str, Plan] = {
     "mlps": Plan(mlps, ("1m",), ("12m",)),
     "conv_pool": Plan(conv_pool, ("1m", "12m")),
     "conv_spread": Plan(conv_spread, ("1m", "12m")),
+    "image_loss": Plan(image_loss),
     "block_gru": Plan(core, ("1m", "12m"), ("25m", "50m", "100m", "200m")),
     "layernorm_gru": Plan(core, ("v2-dmc", "v2-atari")),
     "gru": Plan(core, ("v1",)),

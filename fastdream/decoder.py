@@ -12,7 +12,7 @@ from fastdream.distributions import sum_event, wide
 from fastdream.encoder import check_keys, check_sizes, image_spaces, smallest_map, vector_spaces
 from fastdream.nets import MLP, Children, Dense, NormAct
 from fastdream.ops import Ops, categorical_log_prob, mlp_outputs
-from fastdream.ops.params import Act, Norm
+from fastdream.ops.params import Act, Layers, Norm
 from fastdream.spaces import Space, Spaces
 
 
@@ -143,11 +143,14 @@ class Decoder(nn.Module):
             outputs.update(self._decode_images(deter, stoch))
         return {key: outputs[key] for key in self.spaces}
 
+    @property
+    def outs(self) -> Layers:
+        """The layers that give vectors, as ops take them."""
+        parts = (part for key in self.vectors for part in self.vec[key].children())
+        return tuple(part.layer for part in parts if isinstance(part, Dense))
+
     def _decode_vectors(self, feat: Tensor) -> dict[str, Tensor]:
-        outs = [
-            out.layer for key in self.vectors for out in self.vec[key].children() if isinstance(out, Dense)
-        ]
-        flat = mlp_outputs(feat, self.mlp.layers, outs, self.ops.mlps)
+        flat = mlp_outputs(feat, self.mlp.layers, self.outs, self.ops.mlps)
         outputs = {}
         for (key, space), x in zip(self.vectors.items(), flat, strict=True):
             shape = (*space.shape, space.classes) if space.kind == "discrete" else space.shape
@@ -186,13 +189,14 @@ class Decoder(nn.Module):
         Images: squared error of values in [0, 1]; vectors: squared error (in symlog space if config.symlog);
         discrete entries: cross-entropy.
         """
-        return {key: self._loss(space, wide(outputs[key]), obs[key]) for key, space in self.spaces.items()}
+        return {key: self._loss(space, outputs[key], obs[key]) for key, space in self.spaces.items()}
 
     def _loss(self, space: Space, out: Tensor, target: Tensor) -> Tensor:
+        if space.kind == "image":
+            return self.ops.image_loss(out, target)
+        out = wide(out)
         if space.kind == "discrete":
             return sum_event(-categorical_log_prob(out, target.long()), len(space.shape))
-        if space.kind == "image":  # read as it is: a copy in float32 would be four times as large
-            return sum_event(torch.sub(out.sigmoid(), target, alpha=1 / 255).square(), 3)
         target = target.to(out.dtype)
         target = self.ops.symlog(target) if self.config.symlog else target
         return sum_event((out - target).square(), len(space.shape))

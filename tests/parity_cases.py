@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import Actor, twohot_bins
+from fastdream.ops import Actor
 from fastdream.ops.params import ActionHead, Feat, Gaussian
-from fastdream.ops.reference.summary import KINDS
 
 from .ops_tools import A, Maker, chain, mapped, safe_noise
-from .parity_memory import Arguments, T, lstm_mdn, lstm_mdn_dream
+from .parity_critic import critic_loss, lambda_return, twohot_loss, twohot_mean
+from .parity_losses import Arguments, T, entropy, numbers, policy_loss, summary
+from .parity_memory import lstm_mdn, lstm_mdn_dream
 
 
 class Case(NamedTuple):
@@ -44,6 +45,12 @@ def convolved(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
     width = m.sizes.deter
     filters = m.normal(width, 2, kernel, kernel), m.normal(width)
     return m.normal(n, 5, 4, 2), *filters, *norm_act(norm, act, m, n)[1:]
+
+
+def image_loss(m: Maker, n: int) -> Arguments:
+    """Images in rows of two."""
+    shape = n, 2, 3, 5, m.sizes.deter
+    return m.normal(*shape, scale=3.0), m.index(*shape, high=256).to(torch.uint8)
 
 
 def mlp(norm: str, act: str, m: Maker, n: int) -> Arguments:
@@ -80,10 +87,6 @@ def categorical_kl(clamp: str, free: float, unimix: float, m: Maker, n: int) -> 
     return m.normal(*shape), m.normal(*shape), unimix, free, clamp
 
 
-def entropy(unimix: float, m: Maker, n: int) -> Arguments:
-    return m.normal(n, T, m.sizes.stoch, m.sizes.classes, scale=2.0), unimix
-
-
 def gaussian(m: Maker, n: int) -> Arguments:
     shape = n, m.sizes.stoch
     return m.normal(*shape), m.normal(*shape), m.normal(*shape).detach()
@@ -99,32 +102,6 @@ def gaussian_kl(clamp: str, free: float, m: Maker, n: int) -> Arguments:
 
 def elementwise(m: Maker, n: int) -> Arguments:
     return (m.normal(n, m.sizes.deter, scale=2.0),)
-
-
-def twohot_loss(form: str, m: Maker, n: int) -> Arguments:
-    bins = twohot_bins(41).to(m.dtype)
-    return (
-        m.normal(n, T, 41),
-        m.normal(n, T, scale=30.0).detach(),
-        bins if form == "symexp" else bins.sign() * bins.abs().log1p(),
-        form,
-    )
-
-
-def twohot_mean(form: str, m: Maker, n: int) -> Arguments:
-    logit, _, bins, _ = twohot_loss(form, m, n)
-    return logit, bins, form
-
-
-def lambda_return(m: Maker, n: int) -> Arguments:
-    live, mix = (m.normal(n, T).detach().sigmoid().requires_grad_() for _ in range(2))
-    return m.normal(n, T), live, mix, m.normal(n, T)
-
-
-def summary(m: Maker, n: int) -> Arguments:
-    """Every kind of number of tensors of several shapes."""
-    shapes = (n + 1, m.sizes.deter), (), (n + 1,), (n + 1, 2, 3), (5000,), (4096,)
-    return tuple(m.normal(*shape) for shape in (*shapes, shapes[0])), (*KINDS, "mean")
 
 
 def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
@@ -234,6 +211,7 @@ CASES: dict[str, dict[str, Case]] = {
     "norm_act": cases(norm_act, NORMS, ACTS),
     "conv_pool": cases(convolved, [3, 4], NORMS, ("silu", "relu")),
     "conv_spread": cases(doubled, [2, 3], NORMS, ("none", "silu")),
+    "image_loss": cases(image_loss),
     "mlp": cases(mlp, NORMS, ("silu", "elu")),
     "mlps": cases(mlps, [False, True]),
     "block_gru": cases(cell, ["block"], [0, 1]),
@@ -249,7 +227,10 @@ CASES: dict[str, dict[str, Case]] = {
     "symexp": cases(elementwise),
     "twohot_loss": cases(twohot_loss, ("symexp", "symlog")),
     "twohot_mean": cases(twohot_mean, ("symexp", "symlog")),
+    "critic_loss": cases(critic_loss, ("symexp", "symlog")),
     "lambda_return": cases(lambda_return),
+    "reinforce": cases(policy_loss, [0.0, 0.1]),
+    "percentiles": cases(numbers, [0.0, 5.0, 50.0], [95.0, 100.0], gradients=False),
     "summarize": cases(summary),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),

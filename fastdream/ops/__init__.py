@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops import reference
-from fastdream.ops.auto import LIMITS, route
+from fastdream.ops.auto import FIRST, LIMITS, route
 from fastdream.ops.native.resident_op import check_earlier
 from fastdream.ops.params import (
     GRU,
@@ -62,6 +62,8 @@ from fastdream.ops.reference import (
     linear,
     mlp,
     mlp_outputs,
+    normal_entropy,
+    normal_log_prob,
     twohot_bins,
     unimix_log_probs,
 )
@@ -96,9 +98,13 @@ class Ops(NamedTuple):
     symexp: Callable[..., Tensor]
     twohot_loss: Callable[..., Tensor]
     twohot_mean: Callable[..., Tensor]
+    critic_loss: Callable[..., Tensor]
     lambda_return: Callable[..., Tensor]
+    percentiles: Callable[..., Pair]
+    reinforce: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
     conv_pool: Callable[..., Tensor]
     conv_spread: Callable[..., Tensor]
+    image_loss: Callable[..., Tensor]
     observe_step: Callable[..., Step]
     imagine_step: Callable[..., Step]
     observe: Callable[..., Step]
@@ -154,6 +160,9 @@ def load(
         _check_name("op", op, OPS)
         _check_name("backend", pin, ("auto", *_BACKENDS))
     chosen = {op: _choose(op, pins.get(op, backend), device, strict or op in pins) for op in OPS}
+    for op, kind in FIRST:
+        if kind == device.type and pins.get(op, backend) == "auto":
+            chosen[op] = _before(op, device, chosen[op])
     for reason in dict.fromkeys(reason for choice in chosen.values() for reason in choice.blocked):
         _say_once(reason)
     functions = {op: choice.function for op, choice in chosen.items()}
@@ -201,6 +210,20 @@ def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choic
         else:
             missing.append(f"{name} has no {op}")
     raise AssertionError((op, backend, missing, blocked))
+
+
+def _before(op: str, device: torch.device, usual: _Choice) -> _Choice:
+    """The op by the backend that is tried before the usual one, where it works on the device."""
+    name, limits = FIRST[op, device.type]
+    module = import_module(_BACKENDS[name])
+    if usual.row.backend == name:
+        return usual
+    if reason := _problem(name, device) or _op_problem(module, op, device):
+        words = "; ".join(filter(None, [f"{name}: {reason}", usual.row.reason]))
+        return usual._replace(row=usual.row._replace(reason=words))
+    function, elsewhere = route(op, getattr(module, op), usual.function, limits, usual.row.backend)
+    words = "; ".join(filter(None, [elsewhere, usual.row.reason]))
+    return _Choice(function, Row(op, name, words), usual.blocked)
 
 
 def _implements(module: ModuleType, op: str, device: torch.device) -> bool:
@@ -273,6 +296,8 @@ __all__ = [
     "load",
     "mlp",
     "mlp_outputs",
+    "normal_entropy",
+    "normal_log_prob",
     "table",
     "twohot_bins",
     "unimix_log_probs",

@@ -18,7 +18,7 @@ from fastdream.ops.native.policy import policy_step
 from fastdream.ops.native.replay import gather_sequences
 from fastdream.ops.native.returns import lambda_return
 from fastdream.ops.native.scan import block_gru, gru, layernorm_gru, observe, observe_step
-from fastdream.ops.native.twohot import twohot_loss, twohot_mean
+from fastdream.ops.native.twohot import critic_loss, twohot_loss, twohot_mean
 
 ON_CUDA = ("lambda_return", "observe")  # the rest is for the CPU alone
 
@@ -38,6 +38,7 @@ __all__ = [
     "conv_pool",
     "conv_spread",
     "cpu_kernels",
+    "critic_loss",
     "gather_sequences",
     "gaussian_kl",
     "gru",

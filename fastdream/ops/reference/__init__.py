@@ -16,8 +16,9 @@ from fastdream.ops.reference.categorical import (
     unimix_log_probs,
 )
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
+from fastdream.ops.reference.critic import critic_loss
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std, trunc_normal_sample
-from fastdream.ops.reference.images import conv_pool, conv_spread, spread_norm_act
+from fastdream.ops.reference.images import conv_pool, conv_spread, image_loss, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
 from fastdream.ops.reference.mdn import (
     controlled,
@@ -28,7 +29,9 @@ from fastdream.ops.reference.mdn import (
     mdn_split,
 )
 from fastdream.ops.reference.optim import laprop_
+from fastdream.ops.reference.order import percentiles
 from fastdream.ops.reference.policy import policy_step
+from fastdream.ops.reference.reinforce import normal_entropy, normal_log_prob, reinforce
 from fastdream.ops.reference.replay import gather_sequences
 from fastdream.ops.reference.returns import lambda_return
 from fastdream.ops.reference.scan import imagine, imagine_step, observe, observe_step, prior, rollout
@@ -46,12 +49,14 @@ __all__ = [
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
+    "critic_loss",
     "dense",
     "gather_sequences",
     "gaussian_kl",
     "gaussian_sample",
     "gaussian_std",
     "gru",
+    "image_loss",
     "gumbel_sample",
     "imagine",
     "imagine_step",
@@ -69,13 +74,17 @@ __all__ = [
     "mlp_outputs",
     "mlps",
     "norm_act",
+    "normal_entropy",
+    "normal_log_prob",
     "observe",
     "observe_step",
+    "percentiles",
     "policy_step",
     "controlled",
     "conv_pool",
     "conv_spread",
     "prior",
+    "reinforce",
     "rollout",
     "spread_norm_act",
     "summarize",
