@@ -3,7 +3,6 @@
 A new op gets its lines in CASES, in BUDGETS if it needs more than rows do, and in WIDE.
 """
 
-import math
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import SIZES
-from fastdream.ops import reference, twohot_bins
+from fastdream.ops import reference
 from fastdream.ops.params import Feat
 
 from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
 from .parity_cases import Arguments, Case
 from .parity_tools import cast, changed
+from .triton_losses import critic_loss, lambda_return, policy_loss, returns, twohot_loss, twohot_mean
 
 PRESETS = tuple(name for name in SIZES if name.endswith("m"))
 USUAL = "12m"  # what the default run compiles
@@ -116,40 +116,6 @@ def gumbel(unimix: float, m: Maker, n: int) -> Arguments:
     return logit, noise.scatter(-1, winner, 1 - 2**-20), unimix
 
 
-def twohot_loss(targets: int, m: Maker, n: int) -> Arguments:
-    return m.normal(n, 255), m.normal(targets, n, scale=30.0).detach(), twohot_bins(255), "symexp"
-
-
-def twohot_mean(m: Maker, n: int) -> Arguments:
-    return m.normal(n, 255), twohot_bins(255), "symexp"
-
-
-def critic_loss(m: Maker, n: int) -> Arguments:
-    """Of whole dreams."""
-    target, others = m.normal(n, 15, scale=30.0).detach(), m.normal(2, n, 16).detach()[..., :-1]
-    return m.normal(n, 16, 255), target, *others, 1.0, twohot_bins(255), "symexp"
-
-
-def lambda_return(steps: int, m: Maker, n: int) -> Arguments:
-    live, mix = (m.normal(n, steps).detach().sigmoid().requires_grad_() for _ in range(2))
-    return m.normal(n, steps), live, mix, m.normal(n, steps)
-
-
-def policy_loss(kind: str, m: Maker, n: int) -> Arguments:
-    """Of whole dreams: Atari's actions, many classes, or the forces on a body."""
-    shape = {"atari": (1, 18), "classes": (3, 41), "forces": (21,)}[kind]
-    outs = [m.normal(n, 16, *shape)]
-    if kind == "forces":
-        outs.append(m.normal(n, 16, *shape).detach().sigmoid().requires_grad_())
-    action, adv = m.normal(n, 16, math.prod(shape)).detach(), m.normal(n, 15).detach()
-    return (tuple(outs),), action, adv, m.normal(n, 16).detach()[:, :-1], 3e-4, 0.0
-
-
-def returns(m: Maker, n: int) -> Arguments:
-    """Of a whole dream."""
-    return m.normal(n, 15).detach(), 5.0, 95.0
-
-
 def gather(m: Maker, n: int) -> Arguments:
     """Images."""
     storage = m.index(n, 64, 64, 3, high=256).to(torch.uint8)
@@ -196,6 +162,8 @@ CASES: dict[str, dict[str, Case]] = {
     "reinforce": ops.cases(policy_loss, ["atari", "classes", "forces"]),
     "percentiles": ops.cases(returns, gradients=False),
     "summarize": ops.cases(ops.summary),
+    "join_inputs": ops.cases(ops.inputs, [True], gradients=False),
+    "vector_losses": ops.cases(ops.vectors, [True]),
     "gather_sequences": ops.cases(gather, gradients=False),
     "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
     "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),

@@ -111,6 +111,8 @@ class Ops(NamedTuple):
     policy_step: Callable[..., tuple[Step, Tensor]]
     lstm_mdn_step: Callable[..., MDNStep]
     summarize: Callable[..., Tensor]
+    join_inputs: Callable[..., Tensor]
+    vector_losses: Callable[..., tuple[Tensor, ...]]
     laprop_: Callable[..., Any]
     gather_sequences: Callable[..., Tensor]
     rows: tuple[Row, ...] = ()  # what `table` returns

@@ -33,7 +33,9 @@ LEAST_LEARNED = 768
 class Rule(NamedTuple):
     """The calls of one op that are the faster backend's."""
 
-    at: int = 0  # position of the argument whose dtype and size decide: a tensor, or the first of several
+    at: int | None = (
+        0  # which argument's dtype and size decide: a tensor, or the first of several; None: none does
+    )
     serves: Callable[..., bool] = lambda *args, **kwargs: True  # takes the op's arguments
     but: str = ""  # what `serves` turns down
 
@@ -179,6 +181,11 @@ def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return scan_limits.problem(rssm) is None
 
 
+def _plain(parts: Sequence[Tensor], *args: Any) -> bool:
+    plain = all(x.dtype != torch.float64 and x.shape[-1] <= WIDEST for x in parts)
+    return plain and not any(x.requires_grad for x in parts)
+
+
 def _full(params: list[Tensor], *args: Any, **kwargs: Any) -> bool:
     return params[0].dtype == torch.float32
 
@@ -235,6 +242,8 @@ TRITON_RULES: dict[str, Rule] = {
     "percentiles": Rule(),
     "reinforce": Rule(1, _all_narrow, _WIDE),
     "summarize": Rule(),
+    "join_inputs": Rule(None, _plain, f"gradients, double precision, {_WIDE}"),
+    "vector_losses": Rule(serves=lambda outs, *_: all(x.shape[-1] <= WIDEST for x in outs), but=_WIDE),
     "laprop_": Rule(serves=_full, but="half precision"),
     "imagine_step": Rule(1, _stepped, _STEPPED),
     "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
@@ -275,10 +284,12 @@ def route(
     if op not in limits.rules:
         return ours, ""
     at, serves, but = limits.rules[op]
-    least, name = limits.least.get(op, 0), list(signature(reference).parameters)[at]
+    least, name = limits.least.get(op, 0), list(signature(reference).parameters)[at or 0]
     precisions = limits.precisions
 
     def routed(*args: Any, **kwargs: Any) -> Any:
+        if at is None:
+            return (ours if serves(*args, **kwargs) else reference)(*args, **kwargs)
         x = args[at] if at < len(args) else kwargs.get(name)
         if isinstance(x, (tuple, list)):
             x = x[0]
