@@ -21,7 +21,8 @@ from .shapes import BACKENDS, entries, job, random_batch, shape
 
 # Which arguments of an op an agent has in the type of its matrix products; the others are float32 throughout.
 HALF = {
-    "norm_act": (0,), "mlp": (0,), "mlps": (0,), "conv_pool": (0,), "conv_spread": (0,), "prior": (1,),
+    "norm_act": (0,), "conv_pool": (0,), "conv_spread": (0,), "image_loss": (0,),
+    "mlp": (0,), "mlps": (0,), "prior": (1,),
     "block_gru": (1, 2, 3), "layernorm_gru": (1, 2, 3), "gru": (1, 2, 3),
     "categorical_sample": (0,), "gumbel_sample": (0,), "categorical_kl": (0, 1),
     "twohot_loss": (0,), "twohot_mean": (0,),
@@ -173,6 +174,7 @@ def compiled_update(name: str, bench: Bench) -> dict[str, Any]:
         "prior",
         "conv_pool",
         "conv_spread",
+        "image_loss",
         "categorical_kl",
         "twohot_loss",
         "twohot_mean",

@@ -53,8 +53,11 @@ class Adam:
         return sum(p.numel() for p in self.params)
 
     @torch.no_grad()
-    def step(self) -> dict[str, Tensor]:
-        """Apply and clear the gradients; every parameter must have one. Returns metrics, 0-d tensors."""
+    def step(self, lr: Tensor | None = None) -> dict[str, Tensor]:
+        """Apply and clear the gradients; every parameter must have one. Returns metrics, 0-d tensors.
+
+        lr   0-d float64, instead of the configured one.
+        """
         config, params, grads = self.config, list[Tensor](self.params), [p.grad for p in self.params]
         missing = [n for n, g in zip(self.names, grads, strict=True) if g is None]
         assert not missing, f"no gradient reached {missing}"
@@ -64,7 +67,7 @@ class Adam:
             torch._foreach_mul_(present, config.clip / norm.clamp_min(config.clip))
         self.count += 1
         t = self.count.double()  # 1 - 0.999^1 in float32 would be off by 1e-5 of itself
-        rate = config.lr * (1 - config.beta2**t).sqrt() / (1 - config.beta1**t)
+        rate = (config.lr if lr is None else lr) * (1 - config.beta2**t).sqrt() / (1 - config.beta1**t)
         if config.wd:
             torch._foreach_mul_(params, 1 - config.wd)
         torch._foreach_lerp_(self.mean, present, 1 - config.beta1)

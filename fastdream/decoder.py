@@ -199,10 +199,9 @@ class Decoder(nn.Module):
         return {key: (found | others)[key] for key in self.spaces}
 
     def _loss(self, space: Space, out: Tensor, target: Tensor) -> Tensor:
-        out = wide(out)
-        if space.kind == "image":  # read as it is: a copy in float32 would be four times as large
-            return sum_event(torch.sub(out.sigmoid(), target, alpha=1 / 255).square(), 3)
-        return sum_event(-categorical_log_prob(out, target.long()), len(space.shape))
+        if space.kind == "image":
+            return self.ops.image_loss(out, target)
+        return sum_event(-categorical_log_prob(wide(out), target.long()), len(space.shape))
 
     def pred(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw outputs -> predictions: images in [0, 1], vectors in their own units, class indices."""

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import MDNRNN, Actor, reference
-from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
+from fastdream.ops import Actor
+from fastdream.ops.params import ActionHead, Feat, Gaussian
 
-from .ops_tools import A, Maker, chain, mapped
+from .ops_tools import A, Maker, chain, mapped, safe_noise
 from .parity_critic import critic_loss, lambda_return, twohot_loss, twohot_mean
+from .parity_images import convolved, doubled, image_loss, norm_act
 from .parity_losses import Arguments, T, entropy, inputs, numbers, policy_loss, summary, vectors
+from .parity_memory import lstm_mdn, lstm_mdn_dream
 
 
 class Case(NamedTuple):
@@ -24,26 +26,6 @@ class Case(NamedTuple):
 
     make: Callable[[Maker, int], Arguments]
     gradients: bool = True
-
-
-def norm_act(norm: str, act: str, m: Maker, n: int) -> Arguments:
-    x, scale, shift = m.normal(n, m.sizes.deter), m.normal(m.sizes.deter), m.normal(m.sizes.deter)
-    return x, None if norm == "none" else scale, shift if norm == "layer" else None, norm, act, 1e-3
-
-
-def doubled(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
-    """Of odd height; the weight as its caller has it, a view of another order."""
-    width = m.sizes.deter
-    weight = m.normal(width, 2, 4, kernel, kernel, scale=0.5).permute(2, 0, 1, 3, 4)
-    filters = weight.detach().requires_grad_(), m.normal(width)
-    return m.normal(n, 5, 4, 2), *filters, *norm_act(norm, act, m, n)[1:]
-
-
-def convolved(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
-    """Of odd height, whose last row is not pooled."""
-    width = m.sizes.deter
-    filters = m.normal(width, 2, kernel, kernel), m.normal(width)
-    return m.normal(n, 5, 4, 2), *filters, *norm_act(norm, act, m, n)[1:]
 
 
 def mlp(norm: str, act: str, m: Maker, n: int) -> Arguments:
@@ -63,14 +45,6 @@ def mlps(apart: bool, m: Maker, n: int) -> Arguments:
 def cell(name: Any, later: int, m: Maker, n: int) -> Arguments:
     deter, stoch = m.state(n)
     return m.core(name, later=later), deter, stoch.detach().flatten(1).requires_grad_(), m.normal(n, A)
-
-
-def safe_noise(logit: Tensor, unimix: float, index: Tensor) -> Tensor:
-    """Uniform numbers in the middle of what draws these classes."""
-    cdf = reference.unimix_log_probs(logit.detach(), unimix).exp().cumsum(-1)
-    high = cdf.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    low = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    return ((low + high) / 2).float()
 
 
 def categorical(unimix: float, replayed: bool, m: Maker, n: int) -> Arguments:
@@ -177,22 +151,6 @@ def policy_step(core: Any, encoded: bool, m: Maker, n: int) -> Arguments:
     return encoder, m.rssm(core), actor, *state, None, None, m.index(n, m.sizes.stoch)
 
 
-def lstm_mdn(restart: bool, tau: float, m: Maker, n: int) -> Arguments:
-    """With mixtures of constant logits, so that it is known which numbers draw a component for certain."""
-    latents, width, count = m.sizes.stoch, m.sizes.deter, 5
-    weight, bias = (
-        m.normal(1 + 3 * latents * count, width, scale=width**-0.5),
-        m.normal(1 + 3 * latents * count),
-    )
-    of_mixtures = torch.arange(len(bias) - 1).view(latents, 3, count) + 1
-    weight = weight.detach().index_fill(0, of_mixtures[:, 0].flatten(), 0.0)
-    logit = (bias[of_mixtures[:, 0]] / tau).expand(n, latents, count)
-    weights = m.normal(4 * width, latents + A + restart, scale=0.5), m.normal(4 * width, width, scale=0.3)
-    model = MDNRNN(*weights, m.normal(4 * width, scale=0.3), Layer(weight, bias), count, restart)
-    state = m.normal(n, width), m.normal(n, width), m.normal(n, latents), m.normal(n, A), m.uniform(n) < 0.3
-    return model, *state, safe_noise(logit, 0.0, m.index(n, latents, high=count)), m.normal(n, latents), tau
-
-
 def laprop(agc: float, momentum: bool, nesterov: bool, decay: float, m: Maker, n: int) -> Arguments:
     """Two tensors, of which one is a matrix; moments as after some updates."""
     shapes = (n, m.sizes.deter), (m.sizes.deter,)
@@ -228,6 +186,7 @@ CASES: dict[str, dict[str, Case]] = {
     "norm_act": cases(norm_act, NORMS, ACTS),
     "conv_pool": cases(convolved, [3, 4], NORMS, ("silu", "relu")),
     "conv_spread": cases(doubled, [2, 3], NORMS, ("none", "silu")),
+    "image_loss": cases(image_loss),
     "mlp": cases(mlp, NORMS, ("silu", "elu")),
     "mlps": cases(mlps, [False, True]),
     "block_gru": cases(cell, ["block"], [0, 1]),
@@ -260,6 +219,7 @@ CASES: dict[str, dict[str, Case]] = {
     "rollout": cases(rollout, CORES, gradients=False),
     "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
     "lstm_mdn_step": cases(lstm_mdn, [False, True], [1.0, 1.3], gradients=False),
+    "lstm_mdn_dream": cases(lstm_mdn_dream, [False, True], [False, True], [False, True], gradients=False),
     "laprop_": cases(laprop, [0.0, 0.3], [False, True], [False, True], [0.0, 0.1], gradients=False),
     "gather_sequences": cases(gather, (torch.uint8, torch.float32, torch.bool), gradients=False),
 }

@@ -1,4 +1,4 @@
-"""conv_pool and spread_norm_act: the reference by hand, the compiled ops against it."""
+"""conv_pool, spread_norm_act and image_loss: the reference by hand, the compiled ops against it."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -76,6 +76,12 @@ def test_spreading_by_hand() -> None:
     y = reference.spread_norm_act(x, None, None, "none", "none")
     assert y[0, 0].tolist() == [[0, 1], [2, 3], [8, 9], [10, 11]]
     assert y[0, 1].tolist() == [[4, 5], [6, 7], [12, 13], [14, 15]]
+
+
+def test_loss_of_an_image_by_hand() -> None:
+    x, target = torch.tensor([0.0, 40.0, -40.0]), torch.tensor([51, 255, 255]).to(torch.uint8)
+    loss = reference.image_loss(x.reshape(1, 1, 3), target.reshape(1, 1, 3))
+    assert float(loss) == pytest.approx(0.3**2 + 1, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -244,6 +250,24 @@ def test_conv_pool_names_bad_input(
     args[index] = torch.zeros(shape, dtype=torch.float64)
     with pytest.raises(ValueError, match=f"conv_pool: {message}"):
         native.conv_pool(*args)
+
+
+@pytest.mark.parametrize(
+    ("index", "shape", "message"),
+    [
+        (0, (4, 4, 3), r"x has shape \[4, 4, 3\], expected \[B, H, W, in\]"),
+        (1, (8, 3, 3, 3), r"weight has shape \[8, 3, 3, 3\], expected \[4, out, in, k, k\]"),
+        (1, (3, 2, 3, 3, 3), r"weight has shape \[3, 2, 3, 3, 3\], expected \[4, 2, 3, 3, 3\]"),
+        (2, (8,), r"bias has shape \[8\], expected \[2\]"),
+    ],
+)
+def test_conv_spread_names_bad_input(
+    native: ModuleType, index: int, shape: tuple[int, ...], message: str
+) -> None:
+    args = [torch.zeros(2, 4, 4, 3), torch.zeros(4, 2, 3, 3, 3), torch.zeros(2), None, None]
+    args[index] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=f"conv_spread: {message}"):
+        native.conv_spread(*args)
 
 
 def test_spread_norm_act_names_bad_input(native: ModuleType) -> None:

@@ -33,10 +33,11 @@ def _package() -> None:
     pytest.importorskip("cma", reason="what the last stage is done by")
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_the_command_goes_through_all_stages_and_can_be_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    train.main([*COMMAND, "--logdir", str(tmp_path), "--log.every", "0"])
+    train.main([*COMMAND, "--logdir", str(tmp_path), "--log.every", "0", "--device", device])
     text = capsys.readouterr().out
     assert "agent     world_models current, preset debug, size debug" in text and "evaluation: " in text
     for stage in (

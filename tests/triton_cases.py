@@ -85,12 +85,23 @@ def doubled(layer: str, m: Maker, n: int) -> Arguments:
 
 
 def convolved(layer: str, m: Maker, n: int) -> Arguments:
-    """The encoder's first convolution, of RGB, or its second, of small images."""
+    """The encoder's first convolution, of RGB, as stored or as floats, or its second, of small images."""
     depth = m.sizes.embed // 64
-    inp, out = (3, 2 * depth) if layer == "first" else (2 * depth, 3 * depth)
+    inp, out = (2 * depth, 3 * depth) if layer == "second" else (3, 2 * depth)
     m.sizes = m.sizes._replace(deter=out)
     weight, bias = m.normal(out, inp, 5, 5, scale=(25 * inp) ** -0.5), m.normal(out)
-    return m.normal(n // 64, 8, 8, inp), weight, bias, *ops.norm_act("rms", "silu", m, 1)[1:]
+    x, dtype = m.normal(n // 64, 8, 8, inp), None
+    if layer == "stored":  # in lines that tiles divide
+        x, dtype = m.index(max(1, n // 1024), 16, 64, inp, high=256).to(torch.uint8), torch.float32
+    elif layer == "first":
+        x = x.detach()
+    return x, weight, bias, *ops.norm_act("rms", "silu", m, 1)[1:], dtype
+
+
+def image_loss(m: Maker, n: int) -> Arguments:
+    """RGB of the usual size."""
+    shape = n // 64, 64, 64, 3
+    return m.normal(*shape), m.index(*shape, high=256).to(torch.uint8)
 
 
 def scan(function: Any, core: str, m: Maker, n: int) -> Arguments:
@@ -133,6 +144,14 @@ def memory(name: str, m: Maker, n: int) -> Arguments:
     return ops.lstm_mdn(name == "take_cover", 1.15, m, n)
 
 
+def dreams(name: str, m: Maker, n: int) -> Arguments:
+    """Steps of them, whose controllers see what those of the paper see."""
+    latents, units = MEMORIES[name]
+    m.sizes = m.sizes._replace(deter=units, stoch=latents)
+    doom = name == "take_cover"
+    return ops.lstm_mdn_dream(doom, doom, not doom, m, n)
+
+
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -141,8 +160,9 @@ CASES: dict[str, dict[str, Case]] = {
         ("layer", "elu", "units"),
         ("none", "silu", "units"),
     ),
-    "conv_pool": ops.cases(convolved, ["first", "second"]),
+    "conv_pool": ops.cases(convolved, ["stored", "first", "second"]),
     "conv_spread": ops.cases(doubled, ["inner", "last"]),
+    "image_loss": ops.cases(image_loss),
     "mlp": ops.cases(ops.mlp, ["rms"], ["silu"]) | ops.cases(ops.mlp, ["layer"], ["elu"]),
     "mlps": ops.cases(heads, [False, True]),
     "prior": ops.cases(ops.prior),
@@ -173,6 +193,7 @@ CASES: dict[str, dict[str, Case]] = {
         core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
     },
     "lstm_mdn_step": {name: Case(partial(memory, name), False) for name in MEMORIES},
+    "lstm_mdn_dream": {name: Case(partial(dreams, name), False) for name in MEMORIES},
 }
 
 
@@ -206,6 +227,7 @@ WIDE: dict[str, tuple[int, ...]] = {
     "rollout": (0, 4),
     "policy_step": (0, 1, 2, 8, 9),
     "lstm_mdn_step": (3, 4, 6, 7),
+    "lstm_mdn_dream": (1, 4, 6, 7),
 }
 FULL_PRECISION = (
     "lambda_return",
@@ -221,24 +243,27 @@ MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program may have 
 BUDGETS: dict[str, Budget] = {
     "observe": Budget(255, 160 * 1024, 16),
     "observe_step": Budget(255, 160 * 1024, 16),
+    "conv_pool": Budget(255, 136 * 1024, 64),  # of images with few channels, whose programs multiply
     "imagine_step": STEPS,
     "imagine": STEPS,
     "rollout": STEPS,
     "policy_step": STEPS,
     "lstm_mdn_step": STEPS,
-    # Of rows of 6144 on sm_80: ptxas prefers more programs on the SM.
-    "norm_act": Budget(spilled=8),
-    # Of gradients, a warp each: twelve of them fit on an SM.
+    "lstm_mdn_dream": STEPS,
+    # Of rows of 6144 on sm_80, and of many classes: ptxas prefers more programs on the SM.
+    **dict.fromkeys(("norm_act", "reinforce"), Budget(spilled=8)),
+    # Of gradients, a warp each: eight of them fit on an SM.
     **dict.fromkeys(("mlp", "mlps", "prior"), Budget(168, spilled=8)),
 }
 
 # Bytes a thread that one kernel may spill whatever op launches it: LayerNorm of rows over 8192, of DreamerV2's gates.
-SPILLS = {"norm_act_bwd_kernel": 112}
+SPILLS = {"norm_act_bwd_kernel": 144}
 
 
 def in_precision(op: str, args: Arguments, dtype: torch.dtype) -> Arguments:
-    """The arguments with floats in dtype, or in float32 where the op wants that."""
+    """The arguments with floats in dtype, or in float32 where the op wants that, and told to compute in dtype."""
     wide = WIDE.get(op, ())
+    args = tuple(dtype if isinstance(arg, torch.dtype) else arg for arg in args)
     return tuple(changed(cast(torch.float32 if i in wide else dtype), arg) for i, arg in enumerate(args))
 
 

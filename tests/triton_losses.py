@@ -1,4 +1,4 @@
-"""What Triton's kernels of losses and returns are compiled, budgeted and compared at."""
+"""What Triton's kernels of returns and losses are compiled and compared at: whole dreams."""
 
 import math
 

@@ -7,7 +7,6 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fastdream.config import Config
 from fastdream.learner import Metrics
 from fastdream.recording import Recording
 from fastdream.replay_store import Array
+from fastdream.stages.replayed import replayed
 
 ENCODED = 256  # pictures that are encoded at once
 
@@ -45,18 +45,24 @@ class FitVision:
             dict(agent.vision.named_parameters()), AdamConfig(self.settings.lr, clip=0.0, eps=1e-8)
         )
         self.losses = Metrics()
+        self.updated = replayed(self.update, agent.vision, self.opt, agent.device)
 
     def advance(self) -> None:
         """One update."""
         rng, generator = stream(self.config, 1, self.done)
         rows = np.sort(rng.choice(self.recording.rows, self.settings.batch))
-        image = torch.from_numpy(self.recording["image"][rows]).to(self.agent.device)
         noise = torch.randn(len(rows), self.agent.config.latents, generator=generator)
-        loss, metrics = self.agent.vision_loss(image, noise.to(self.agent.device))
-        loss.backward()
-        self.opt.step()
+        batch = self.agent.inputs({"image": self.recording["image"][rows], "noise": noise.numpy()})
+        (metrics,) = self.updated(batch)
         self.losses.add({f"loss/vision_{k}": v for k, v in metrics.items()}, self.done)
         self.done += 1
+
+    def update(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]]:
+        """From image [N, 64, 64, C] and noise [N, Z] to metrics."""
+        loss, metrics = self.agent.vision_loss(batch["image"], batch["noise"])
+        loss.backward()
+        self.opt.step()
+        return ({key: value.detach() for key, value in metrics.items()},)
 
     def state_dict(self) -> dict[str, Any]:
         """Updates so far and the optimiser."""
@@ -162,10 +168,13 @@ class Latents:
             )
         self.mean, self.logvar = encoded[:, 0], encoded[:, 1]
 
+    def rows(self, rows: Array) -> dict[str, Array]:
+        """mean and logvar [*rows.shape, Z] in float16."""
+        return {"mean": np.asarray(self.mean[rows]), "logvar": np.asarray(self.logvar[rows])}
+
     def at(self, rows: Array, device: torch.device) -> dict[str, Tensor]:
-        """mean and logvar [*rows.shape, Z] in float32."""
-        both = {"mean": self.mean[rows], "logvar": self.logvar[rows]}
-        return {key: torch.from_numpy(np.asarray(value)).to(device).float() for key, value in both.items()}
+        """The same as tensors in float32."""
+        return {key: torch.from_numpy(value).to(device).float() for key, value in self.rows(rows).items()}
 
 
 class FitMemory:
@@ -188,6 +197,7 @@ class FitMemory:
             dict(agent.memory.named_parameters()), AdamConfig(self.settings.lr, clip=0.0, eps=1e-8)
         )
         self.losses = Metrics()
+        self.updated = replayed(self.update, agent.memory, self.opt, agent.device)
         self._order: tuple[int, Array] = -1, np.zeros(0, int)
 
     @cached_property
@@ -209,24 +219,33 @@ class FitMemory:
 
     def advance(self) -> None:
         """One update."""
-        rows, device = self.rows(self.done), self.agent.device
+        rows, settings = self.rows(self.done), self.settings
         if self.done % self.chunks == 0:
             self.state = self.agent.memory.initial(self.streams)
         _, generator = stream(self.config, 3, self.done)
-        batch = self.latents.at(rows, device)
-        batch |= {key: torch.from_numpy(value[rows]).to(device) for key, value in self.flags.items()}
-        noise = torch.randn(batch["mean"].shape, generator=generator).to(device)
-        loss, self.state, metrics = self.agent.memory_loss(batch, noise, self.state)
+        noise = torch.randn(*rows.shape, self.agent.config.latents, generator=generator)
+        rate = (settings.lr - settings.lr_end) * settings.decay**self.done + settings.lr_end
+        data = self.latents.rows(rows) | {key: value[rows] for key, value in self.flags.items()}
+        batch = self.agent.inputs(data | {"noise": noise.numpy(), "rate": np.array([rate])})
+        hidden, cell = self.state
+        after, metrics = self.updated(batch, {"hidden": hidden, "cell": cell})
+        self.state = after["hidden"], after["cell"]
+        self.losses.add({f"loss/memory_{k}": v for k, v in metrics.items()}, self.done)
+        self.done += 1
+
+    def update(
+        self, batch: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """From what `memory_loss` takes, noise and the learning rate, float64 [1], to the next state and metrics."""
+        floats = {key: batch[key].float() for key in ("mean", "logvar")}
+        before = state["hidden"], state["cell"]
+        loss, (hidden, cell), metrics = self.agent.memory_loss({**batch, **floats}, batch["noise"], before)
         loss.backward()
         for param in self.opt.params:
             assert param.grad is not None, "no gradient reached M"
             param.grad.clamp_(-self.settings.clip, self.settings.clip)
-        settings = self.settings
-        rate = (settings.lr - settings.lr_end) * settings.decay**self.done + settings.lr_end
-        self.opt.config = replace(self.opt.config, lr=rate)
-        self.opt.step()
-        self.losses.add({f"loss/memory_{k}": v for k, v in metrics.items()}, self.done)
-        self.done += 1
+        self.opt.step(batch["rate"][0])
+        return {"hidden": hidden, "cell": cell}, {key: value.detach() for key, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Updates so far, the optimiser, and the LSTM's state."""

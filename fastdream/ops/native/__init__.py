@@ -11,7 +11,7 @@ from fastdream.ops.native.images import conv_pool, conv_spread, spread_norm_act
 from fastdream.ops.native.kl import categorical_kl, gaussian_kl
 from fastdream.ops.native.layers import norm_act
 from fastdream.ops.native.library import available, build_record, cpu_kernels
-from fastdream.ops.native.mdn import lstm_mdn_step
+from fastdream.ops.native.mdn import lstm_mdn_dream, lstm_mdn_step
 from fastdream.ops.native.optim import laprop_
 from fastdream.ops.native.pointwise import symexp, symlog
 from fastdream.ops.native.policy import policy_step
@@ -48,6 +48,7 @@ __all__ = [
     "lambda_return",
     "laprop_",
     "layernorm_gru",
+    "lstm_mdn_dream",
     "lstm_mdn_step",
     "mlp",
     "mlps",

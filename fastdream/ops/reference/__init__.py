@@ -18,9 +18,16 @@ from fastdream.ops.reference.categorical import (
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
 from fastdream.ops.reference.critic import critic_loss
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std, trunc_normal_sample
-from fastdream.ops.reference.images import conv_pool, conv_spread, spread_norm_act
+from fastdream.ops.reference.images import conv_pool, conv_spread, image_loss, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
-from fastdream.ops.reference.mdn import lstm_gates, lstm_mdn_step, mdn_sample, mdn_split
+from fastdream.ops.reference.mdn import (
+    controlled,
+    lstm_gates,
+    lstm_mdn_dream,
+    lstm_mdn_step,
+    mdn_sample,
+    mdn_split,
+)
 from fastdream.ops.reference.optim import laprop_
 from fastdream.ops.reference.order import percentiles
 from fastdream.ops.reference.policy import policy_step
@@ -50,6 +57,7 @@ __all__ = [
     "gaussian_sample",
     "gaussian_std",
     "gru",
+    "image_loss",
     "gumbel_sample",
     "imagine",
     "imagine_step",
@@ -60,6 +68,7 @@ __all__ = [
     "layernorm_gru",
     "linear",
     "lstm_gates",
+    "lstm_mdn_dream",
     "lstm_mdn_step",
     "mdn_sample",
     "mdn_split",
@@ -73,6 +82,7 @@ __all__ = [
     "observe_step",
     "percentiles",
     "policy_step",
+    "controlled",
     "conv_pool",
     "conv_spread",
     "prior",

@@ -1,11 +1,11 @@
-"""Norm and activation at every pixel of an image, together with what halves the image before or doubles it after."""
+"""Convolutions that halve an image or double it, with norm and activation at every pixel; the loss of an image."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.ops.params import Act, Norm
-from fastdream.ops.reference.layers import match, norm_act
+from fastdream.ops.reference.layers import match, norm_act, upcast
 
 
 def filters(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,3 +86,13 @@ def conv_spread(
     weight, bias = filters(weight.flatten(0, 1), x.dtype), match(bias, x.dtype).repeat(4)
     y = conv_same(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
     return spread_norm_act(y, scale, shift, norm, act, eps)
+
+
+def image_loss(x: Tensor, target: Tensor) -> Tensor:
+    """Squared error of an image with values in [0, 1], summed over its pixels and colours.
+
+    x [..., H, W, C] before the sigmoid, target the same shape in 0 to 255, of any type; it gets no gradient. Returns
+    [...] in float32, or float64 where x is.
+    """
+    # The target is read as it is: a copy in float32 would be four times as large.
+    return torch.sub(upcast(x).sigmoid(), target.detach(), alpha=1 / 255).square().sum((-3, -2, -1))

@@ -19,6 +19,7 @@ _FILES = {
     "norm_act": "layers",
     "conv_pool": "images",
     "conv_spread": "spread",
+    "image_loss": "pixels",
     "mlp": "dense",
     "mlps": "dense",
     "prior": "dense",
@@ -47,6 +48,7 @@ _FILES = {
     "rollout": "dream",
     "policy_step": "policy",
     "lstm_mdn_step": "memory",
+    "lstm_mdn_dream": "memory",
 }
 OPS = tuple(_FILES)
 

@@ -82,8 +82,15 @@ class Spread(NamedTuple):
     together: bool  # in one launch, in which programs wait for one another; or one launch for every layer
 
 
+# GPUs on which a block core of many rows is one launch, in which programs wait for one another.
+JOINT: frozenset[int] = frozenset()
 SPREAD: dict[int, Spread] = {}  # by capability
 WIDEST_SPREAD = 512  # units of a layer
+
+
+def joint_core(rows: int, capability: int, itemsize: int) -> bool:
+    """Whether a block core of so many rows is one launch."""
+    return capability in JOINT and itemsize == 2 and rows >= 512
 
 
 def spread_tail(rows: int, wide: int, capability: int, itemsize: int) -> Spread | None:

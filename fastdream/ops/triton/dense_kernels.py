@@ -26,10 +26,10 @@ from fastdream.ops.triton.library import capability, launch
 from fastdream.ops.triton.norm_kernels import activate, activate_grad, normalize
 from fastdream.ops.triton.padding import padded, readable
 
-# Programs of a backward pass, by capability: four on an SM, or almost.
-PROGRAMS = {0: 432, 80: 432, 90: 512}
-REGISTERS = 128  # of a thread, so that four of them, of four warps, fit
-ADDED = 256, 16  # rows and columns of a program that adds up sums
+# Programs of a backward pass, by capability: eight on an SM.
+PROGRAMS = {0: 864, 80: 864, 90: 1056}
+ONE_WARP = 512  # the widest rows of which a program has one warp: it adds up rows without waiting for others
+ADDED = 512, 8  # rows and columns of a program that adds up sums
 
 
 @triton.jit
@@ -39,12 +39,22 @@ def tile_of(x, i_m, o_m, o_n, s_x, M, READ: tl.constexpr):
 
 
 @triton.jit
-def biased(b_x, bias, o_n, m_x, m_n):
-    """z of a tile."""
-    b_x = b_x.to(tl.float32)
-    if bias is not None:
-        b_x += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-    return tl.where(m_x, b_x, 0.0)
+def biased(b_x, b_bias, m_n, N: tl.constexpr):
+    """z of a tile, 0 beyond N. In rows that are not there it is the bias, which nothing reads."""
+    b_x = b_x.to(tl.float32) + b_bias
+    if b_x.shape[1] > N:
+        b_x = tl.where(m_n, b_x, 0.0)
+    return b_x
+
+
+@triton.jit
+def vector_of(x, o_n, m_n, OTHER: tl.constexpr):
+    """[1, BN]: x, or the same number everywhere if it is None."""
+    if x is None:
+        b_x = tl.full(o_n.shape, OTHER, tl.float32)
+    else:
+        b_x = tl.load(x + o_n, mask=m_n, other=0.0).to(tl.float32)
+    return b_x
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -68,8 +78,8 @@ def dense_act_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
-    m_x = (o_m < M - i_m) & m_n
-    b_x = biased(tile_of(x, i_m, o_m, o_n, s_x, M, W), bias, o_n, m_x, m_n)
+    b_x = tile_of(x, i_m, o_m, o_n, s_x, M, W)
+    b_x = biased(b_x, vector_of(bias, o_n, m_n, 0.0), m_n, N)
     if NORM != "none":
         b_x, _ = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
     if scale is not None:
@@ -109,12 +119,9 @@ def dense_act_gradient_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
-    b_scale = tl.full([1, BN], 1.0, tl.float32)
-    b_shift = tl.zeros([1, BN], tl.float32)
-    if scale is not None:
-        b_scale = tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if shift is not None:
-        b_shift = tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
+    b_bias = vector_of(bias, o_n, m_n, 0.0)
+    b_scale = vector_of(scale, o_n, m_n, 1.0)
+    b_shift = vector_of(shift, o_n, m_n, 0.0)
     # Whole tiles, whose rows are added up once at the end: until then no thread waits for another.
     b_dbias = tl.zeros([BM, BN], tl.float32)
     b_dscale = tl.zeros([BM, BN], tl.float32)
@@ -128,11 +135,12 @@ def dense_act_gradient_kernel(
     for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
         i_m = tl.cast(i_t, tl.int64) * BM
         i_next = i_m + tl.num_programs(0) * BM
-        m_x = (o_m < M - i_m) & m_n
-        b_d = tl.where(m_n, b_grad.to(tl.float32), 0.0)
+        b_d = b_grad.to(tl.float32)
+        if N < BN:
+            b_d = tl.where(m_n, b_d, 0.0)
         b_grad = tile_of(grad, i_next, o_m, o_n, s_grad, M, READ)
         if x is not None:
-            b_x = biased(b_pre, bias, o_n, m_x, m_n)
+            b_x = biased(b_pre, b_bias, m_n, N)
             b_pre = tile_of(x, i_next, o_m, o_n, s_x, M, W)
             if NORM == "none":
                 b_d = activate_grad(b_x, b_d, ACT)
@@ -145,7 +153,9 @@ def dense_act_gradient_kernel(
                 b_dx = b_d - b_x * (tl.sum(b_d * b_x, 1, keep_dims=True) / N)
                 if NORM == "layer":
                     b_dx -= tl.sum(b_d, 1, keep_dims=True) / N
-                b_d = tl.where(m_x, b_dx * b_rstd, 0.0)
+                    if N < BN:
+                        b_dx = tl.where(m_n, b_dx, 0.0)
+                b_d = b_dx * b_rstd
         b_dbias += b_d
         if d_x is not None:
             m_d = (o_m < M - i_m) & (o_n < W)
@@ -221,9 +231,8 @@ def dense_act_gradient(
     rows, width = grad.shape
     present = [p for p in sums if p is not None]
     wide = padded(width)
-    # What is read ahead and added up is in registers too.
-    small = grad.element_size() == 2 and layer.norm != "layer"
-    tile = row_tile(wide, capability(grad.device), tensors=2 if small else 4)
+    cut = warp_tile(wide, capability(grad.device), 2) if wide <= ONE_WARP else None
+    tile = cut or row_tile(wide, capability(grad.device), tensors=4)
     launch(
         dense_act_gradient_kernel,
         (len(present[0]) if present else programs(grad),),
@@ -246,13 +255,12 @@ def dense_act_gradient(
         BM=tile.rows,
         BN=tile.cols,
         num_warps=tile.warps,
-        maxnreg=REGISTERS if tile.warps == 4 else None,
     )
 
 
 def programs(x: Tensor) -> int:
     """How many of them a pass over the gradient of x [M, ...] has, whatever its width: none where there are no rows."""
-    return min(entry(PROGRAMS, capability(x.device)), len(x))
+    return min(entry(PROGRAMS, capability(x.device)), triton.cdiv(len(x), 2))
 
 
 def add_rows(x: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""Percentiles in one launch: nothing is sorted, a bit of both order statistics is found at a time by counting.
+"""Percentiles in one launch: nothing is sorted, the bits of an order statistic are found one by one, by counting.
 
-Floats are compared as integers of the same order. One program has all of them in registers, and counts 31 times what
-lies below the number that has the next bit set: 16 comparisons a thread and a sum over the program each. More numbers
-than that program can hold are sorted.
+Floats are compared as integers of the same order. A program for each percentile has all of them in registers, and 31
+times it counts what lies below the number that has the next bit set. More numbers than a program can hold are sorted.
 """
 
 import torch
@@ -15,16 +14,10 @@ from fastdream.ops.reference.order import place
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import check_floats, launch, register
 
-MOST = 16384  # numbers, so that two counts fit into one integer
-PER_WARP = 512
+MOST = 16384  # numbers that a program has in registers
+PER_WARP = 1024
 
 Pair = tuple[Tensor, Tensor]
-
-
-@triton.jit
-def counts(b_low, b_high):
-    """How many are true, in the lower and in the upper half of an integer."""
-    return tl.sum(b_low.to(tl.int32) + b_high.to(tl.int32) * 65536)
 
 
 @triton.jit
@@ -40,21 +33,15 @@ def float_of(key):
     return tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def next_key(b_key, key, count, rank):
-    """That of the given rank, where `count` keys are not above the one before it."""
-    return tl.where(count > rank, key, tl.min(tl.where(b_key > key, b_key, 0x7FFFFFFF)))
-
-
 @triton.jit(do_not_specialize=["N", "low", "low_next", "high", "high_next"])
 def percentiles_kernel(
     x,  # [N]
     lower,
     upper,
     N,
-    low,  # ranks: the first of the two between which the lower percentile lies
+    low,  # rank of the number before the lower percentile, and of the one behind it
     low_next,
-    low_rest,  # weights of the first and of the second
+    low_rest,  # weights of the two
     low_weight,
     high,
     high_next,
@@ -62,25 +49,24 @@ def percentiles_kernel(
     high_weight,
     BN: tl.constexpr,
 ):
+    first = tl.program_id(0) == 0
+    rank, rank_next = tl.where(first, low, high), tl.where(first, low_next, high_next)
     o_n = tl.arange(0, BN)
     # What is not there lies above all, as NaN does.
     b_key = key_of(tl.load(x + o_n, mask=o_n < N, other=float("nan")).to(tl.float32))
 
-    count = counts(b_key < 0, b_key < 0)
-    b_low = tl.where((count & 0xFFFF) <= low, 0, -2147483648)
-    b_high = tl.where((count >> 16) <= high, 0, -2147483648)
+    key = tl.where(tl.sum((b_key < 0).to(tl.int32)) <= rank, 0, -2147483648)
     bit = 0x40000000
     for _ in range(31):
-        count = counts(b_key < (b_low | bit), b_key < (b_high | bit))
-        b_low = tl.where((count & 0xFFFF) <= low, b_low | bit, b_low)
-        b_high = tl.where((count >> 16) <= high, b_high | bit, b_high)
+        key = tl.where(tl.sum((b_key < (key | bit)).to(tl.int32)) <= rank, key | bit, key)
         bit = bit // 2
 
-    count = counts(b_key <= b_low, b_key <= b_high)
-    b_above = float_of(next_key(b_key, b_low, count & 0xFFFF, low_next))
-    tl.store(lower, float_of(b_low) * low_rest + b_above * low_weight)
-    b_above = float_of(next_key(b_key, b_high, count >> 16, high_next))
-    tl.store(upper, float_of(b_high) * high_rest + b_above * high_weight)
+    above = tl.min(tl.where(b_key > key, b_key, 0x7FFFFFFF))
+    above = tl.where(tl.sum((b_key <= key).to(tl.int32)) > rank_next, key, above)
+    rest, weight = tl.where(first, low_rest, high_rest), tl.where(first, low_weight, high_weight)
+    result = float_of(key) * rest + float_of(above) * weight
+    tl.store(lower, result, mask=first)
+    tl.store(upper, result, mask=first == 0)
 
 
 def percentiles(x: Tensor, low: float, high: float) -> Pair:
@@ -105,7 +91,7 @@ def _percentiles(x: Tensor, low: float, high: float) -> Pair:
     width = power_of_two(count)
     launch(
         percentiles_kernel,
-        (1,),
+        (2,),
         x.contiguous(),
         lower,
         upper,

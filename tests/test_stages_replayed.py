@@ -1,0 +1,27 @@
+"""Updates of V and M that are recorded are those that are done anew: bit for bit, with tapes in place of graphs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdream.stages import replayed
+
+from .graph_tools import Tapes, assert_equal
+from .stages_tools import run, tiny
+
+
+def test_replayed_updates_are_the_eager_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cma", reason="what the last stage is done by")
+    done, eager = run(tiny(), tmp_path / "eager")
+    recorders: list[Tapes] = []
+
+    def recorder(device: torch.device) -> Tapes:
+        recorders.append(Tapes())
+        return recorders[-1]
+
+    monkeypatch.setattr(replayed, "recorder_for", recorder)
+    again, ours = run(tiny(), tmp_path / "replayed")
+    assert done and again
+    assert [len(tapes.tapes) for tapes in recorders] == [1, 1]
+    assert_equal(ours, eager)

@@ -1,0 +1,61 @@
+"""Triton's loss of images: of several blocks each, of any targets, of one launch each way."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdream.ops import triton as backend
+from fastdream.ops.triton import pixels
+
+from .launch_tools import Launches
+from .ops_tools import Maker
+from .parity_cases import Case
+from .parity_tools import changed, check
+from .test_triton import DEVICE, HALF
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
+
+def arguments(*shape: int) -> tuple[Tensor, Tensor]:
+    make = Maker(0, torch.float32)
+    args = make.normal(*shape, scale=3.0), make.index(*shape, high=256).to(torch.uint8)
+    return changed(lambda x: x.to(DEVICE), args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@pytest.mark.parametrize("numbers", [pixels.BLOCK, pixels.BLOCK + 2, 2 * pixels.BLOCK + 10])
+def test_large_images_agree_with_reference(numbers: int, dtype: torch.dtype, poison: list[str]):
+    x, target = arguments(3, 2, numbers // 2, 1)
+    x = x.detach().to(dtype).requires_grad_()
+    check(backend.image_loss, "image_loss", Case(tuple, True), (x, target), dtype)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64], ids=str)
+def test_targets_may_be_of_any_type(kind: torch.dtype):
+    x, target = arguments(2, 4, 6, 3)
+    check(backend.image_loss, "image_loss", Case(tuple, True), (x, target.to(kind)), torch.float32)
+
+
+def test_parts_of_an_image_and_a_single_one():
+    x, target = arguments(4, 6, 5)
+    for part in (slice(0, 3), slice(3, 5)):
+        args = x[..., part].detach().requires_grad_(), target[..., part]
+        check(backend.image_loss, "image_loss", Case(tuple, True), args, torch.float32)
+
+
+def test_one_launch_each_way():
+    x, target = changed(Tensor.detach, arguments(2, 4, 6, 3))
+    with Launches() as found:
+        grad = pixels._forward(x, target)
+        pixels._backward(x, target, grad)
+    assert found.names == {"image_loss_fwd_kernel": 1, "image_loss_bwd_kernel": 1}
+
+
+def test_bad_input_is_named():
+    x, target = changed(Tensor.detach, arguments(2, 4, 6, 3))
+    with pytest.raises(ValueError, match=r"image_loss: x has shape \[6, 3\], expected \[..., H, W, C\]"):
+        backend.image_loss(x[0, 0], target[0, 0])
+    with pytest.raises(
+        ValueError, match=r"image_loss: target has shape \[4, 6, 3\], expected \[2, 4, 6, 3\]"
+    ):
+        backend.image_loss(x, target[0])
