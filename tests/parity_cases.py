@@ -17,7 +17,7 @@ from fastdream.ops.params import ActionHead, Feat, Gaussian
 from .ops_tools import A, Maker, chain, mapped, safe_noise
 from .parity_critic import critic_loss, lambda_return, twohot_loss, twohot_mean
 from .parity_images import convolved, doubled, image_loss, norm_act
-from .parity_losses import Arguments, T, entropy, numbers, policy_loss, summary
+from .parity_losses import Arguments, T, entropy, inputs, numbers, policy_loss, summary, vectors
 from .parity_memory import lstm_mdn, lstm_mdn_dream
 
 
@@ -207,6 +207,8 @@ CASES: dict[str, dict[str, Case]] = {
     "reinforce": cases(policy_loss, [0.0, 0.1]),
     "percentiles": cases(numbers, [0.0, 5.0, 50.0], [95.0, 100.0], gradients=False),
     "summarize": cases(summary),
+    "join_inputs": cases(inputs, [False, True], gradients=False),
+    "vector_losses": cases(vectors, [False, True]),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),

@@ -182,6 +182,8 @@ CASES: dict[str, dict[str, Case]] = {
     "reinforce": ops.cases(policy_loss, ["atari", "classes", "forces"]),
     "percentiles": ops.cases(returns, gradients=False),
     "summarize": ops.cases(ops.summary),
+    "join_inputs": ops.cases(ops.inputs, [True], gradients=False),
+    "vector_losses": ops.cases(ops.vectors, [True]),
     "gather_sequences": ops.cases(gather, gradients=False),
     "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
     "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),

@@ -173,7 +173,7 @@ class Networks(nn.Module):
             carry = {"deter": deter.to(self.dtype), "stoch": self.latent.unpack(stoch, self.dtype)}
         batch = {k: v[:, context:] for k, v in batch.items()}
         action = {k: batch[f"action/{k}"] for k in self.act_space}
-        return dict(carry), batch, encode_action(self.act_space, action, self.dtype)
+        return dict(carry), batch, encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
 
     def starts(self, T: int) -> int:
         """From how many of a sequence's T states imagination starts: the last ones."""

@@ -54,6 +54,8 @@ class Ops(NamedTuple):
     lstm_mdn_step: Callable[..., MDNStep]
     lstm_mdn_dream: Callable[..., MDNDream]
     summarize: Callable[..., Tensor]
+    join_inputs: Callable[..., Tensor]
+    vector_losses: Callable[..., tuple[Tensor, ...]]
     laprop_: Callable[..., Any]
     gather_sequences: Callable[..., Tensor]
     rows: tuple[Row, ...] = ()  # what `table` returns
