@@ -114,6 +114,7 @@ class Ops(NamedTuple):
     policy_step: Callable[..., tuple[Step, Tensor]]
     lstm_mdn_step: Callable[..., MDNStep]
     lstm_mdn_dream: Callable[..., MDNDream]
+    lstm_scan: Callable[..., Pair]
     summarize: Callable[..., Tensor]
     laprop_: Callable[..., Any]
     gather_sequences: Callable[..., Tensor]
