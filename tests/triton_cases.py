@@ -152,6 +152,12 @@ def dreams(name: str, m: Maker, n: int) -> Arguments:
     return ops.lstm_mdn_dream(doom, doom, not doom, m, n)
 
 
+def sequences(name: str, m: Maker, n: int) -> Arguments:
+    """As many as a batch has that a memory learns from, and a few steps of them."""
+    m.sizes = m.sizes._replace(deter=MEMORIES[name][1])
+    return ops.lstm_scan(m, 100)
+
+
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -194,6 +200,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "lstm_mdn_step": {name: Case(partial(memory, name), False) for name in MEMORIES},
     "lstm_mdn_dream": {name: Case(partial(dreams, name), False) for name in MEMORIES},
+    "lstm_scan": {name: Case(partial(sequences, name)) for name in MEMORIES},
 }
 
 
@@ -250,6 +257,7 @@ BUDGETS: dict[str, Budget] = {
     "policy_step": STEPS,
     "lstm_mdn_step": STEPS,
     "lstm_mdn_dream": STEPS,
+    "lstm_scan": STEPS,
     # Of rows of 6144 on sm_80, and of many classes: ptxas prefers more programs on the SM.
     **dict.fromkeys(("norm_act", "reinforce"), Budget(spilled=8)),
     # Of gradients, a warp each: eight of them fit on an SM.

@@ -130,4 +130,5 @@ TRITON_RULES: dict[str, Rule] = {
     "policy_step": Rule(3, _acted, f"{ACTORS}, posteriors without deter or of one layer, unusual heads"),
     "lstm_mdn_step": Rule(1, _remembered, _MEMORIES),
     "lstm_mdn_dream": Rule(2, _remembered, _MEMORIES),
+    "lstm_scan": Rule(),
 }

@@ -53,6 +53,7 @@ class Ops(NamedTuple):
     policy_step: Callable[..., tuple[Step, Tensor]]
     lstm_mdn_step: Callable[..., MDNStep]
     lstm_mdn_dream: Callable[..., MDNDream]
+    lstm_scan: Callable[..., Pair]
     summarize: Callable[..., Tensor]
     join_inputs: Callable[..., Tensor]
     vector_losses: Callable[..., tuple[Tensor, ...]]

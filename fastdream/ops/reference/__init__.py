@@ -25,6 +25,7 @@ from fastdream.ops.reference.mdn import (
     lstm_gates,
     lstm_mdn_dream,
     lstm_mdn_step,
+    lstm_scan,
     mdn_sample,
     mdn_split,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "lstm_gates",
     "lstm_mdn_dream",
     "lstm_mdn_step",
+    "lstm_scan",
     "mdn_sample",
     "mdn_split",
     "mlp",

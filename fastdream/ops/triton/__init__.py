@@ -49,6 +49,7 @@ _FILES = {
     "policy_step": "policy",
     "lstm_mdn_step": "memory",
     "lstm_mdn_dream": "memory",
+    "lstm_scan": "sequences",
 }
 OPS = tuple(_FILES)
 
