@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fastdream import ops as fd
-from fastdream.ops import MDNRNN, RSSM, Layer, Layers
+from fastdream.ops import RSSM, Layer, Layers
 
 from . import floors
 from .image_calls import conv_pool, conv_spread, image_loss
 from .inputs import Call, Source
+from .memory_calls import lstm_mdn_dream, lstm_mdn_step
 from .shapes import PRESETS, Shape, model, networks
 
 
@@ -208,16 +209,6 @@ def _act(s: Shape, n: int) -> Call:
     return Call(args, floors.observe_flops(rssm, n) + 2 * n * floors.macs(encoder, actor))
 
 
-def lstm_mdn_step(s: Shape) -> Call:
-    """World Models' Doom: Z 64, D 512, an action, the restart flag and the logit of the end; 1024 dreams."""
-    r, out = Source(), Layer(*(0.05 * Source().normal(*dims, grad=False) for dims in ((961, 512), (961,))))
-    weights = (0.05 * r.normal(*dims, grad=False) for dims in ((2048, 66), (2048, 512), (2048,)))
-    inputs = (r.normal(s.starts, width, grad=False) for width in (512, 512, 64, 1))
-    noise = r.resets(s.starts), r.uniform(s.starts, 64), r.normal(s.starts, 64, grad=False)
-    model = MDNRNN(*weights, out, restart=True)
-    return Call((model, *inputs, *noise), 2 * s.starts * floors.macs(model))
-
-
 def laprop_(s: Shape) -> Call:
     """All that a preset learns."""
     r = Source()
@@ -281,6 +272,7 @@ PLANS: dict[str, Plan] = {
     "policy_step": Plan(policy_step, ("1m", "12m"), ("25m", "50m"), backward=False),
     "policy_step:batch": Plan(policy_steps, ("1m", "12m"), backward=False),
     "lstm_mdn_step": Plan(lstm_mdn_step, backward=False),
+    "lstm_mdn_dream": Plan(lstm_mdn_dream, backward=False),
     "laprop_": Plan(laprop_, ("1m", "12m"), ("25m", "50m"), backward=False),
     "gather_sequences": Plan(gather_sequences, backward=False),
 }

@@ -1,4 +1,4 @@
-"""Learning to act: returns, and the losses of actor and critic, as functions of tensors.
+"""Learning to act: returns and what they are weighted by, as functions of tensors.
 
 Time indices. An imagined trajectory has H+1 states: index 0 is the start, the reward and continuation at index t
 belong to the state reached at t, so the return of the state at t begins with the reward at t+1. In the first two
@@ -6,10 +6,8 @@ Dreamers it begins with the reward at t: see `own_return`.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastdream.heads import TwoHotHead
 from fastdream.ops import Ops
 
 
@@ -19,7 +17,8 @@ def imagined_return(ops: Ops, rew: Tensor, cont: Tensor, val: Tensor, disc: floa
     ret_t = rew_{t+1} + disc * cont_{t+1} * ((1 - lam) * val_{t+1} + lam * ret_{t+1}), ret_H = val_H.
     """
     mix = torch.full_like(rew[:, 1:], lam)
-    return ops.lambda_return(rew[:, 1:], disc * cont[:, 1:], mix, val[:, 1:])
+    live = cont if disc == 1 else disc * cont
+    return ops.lambda_return(rew[:, 1:], live[:, 1:], mix, val[:, 1:])
 
 
 def replayed_return(
@@ -36,7 +35,7 @@ def replayed_return(
 
 def discount_weight(cont: Tensor, disc: float) -> Tensor:
     """Probability that a trajectory is still alive: [N, H+1] continuations -> [N, H+1], product up to each."""
-    return torch.cumprod(disc * cont, 1) / disc
+    return torch.cumprod(cont, 1) if disc == 1 else torch.cumprod(disc * cont, 1) / disc
 
 
 def own_return(ops: Ops, rew: Tensor, disc: Tensor, val: Tensor, lam: float) -> Tensor:
@@ -52,22 +51,3 @@ def alive_weight(disc: Tensor) -> Tensor:
     """Discount up to each state without its own, [N, K] -> [N, K]: 1, disc_0, disc_0 disc_1, ..., without gradient."""
     disc = disc.detach()
     return torch.cumprod(torch.cat([torch.ones_like(disc[:, :1]), disc[:, :-1]], 1), 1)
-
-
-def reinforce_loss(log_prob: Tensor, adv: Tensor, entropy: Tensor, weight: Tensor, actent: float) -> Tensor:
-    """REINFORCE with entropy bonus (DreamerV3, eq. 11), all [N, H]; gradients flow into log_prob and entropy."""
-    return weight.detach() * -(log_prob * adv.detach() + actent * entropy)
-
-
-def critic_loss(
-    head: TwoHotHead, logit: Tensor, target: Tensor, slow: Tensor, weight: Tensor, slowreg: float
-) -> Tensor:
-    """Cross-entropy to the two-hot return and to the slow critic's prediction (DreamerV3, eq. 10).
-
-    logit [N, H, bins] or of more steps, which are not learned; target, slow and weight [N, H]; gradients flow into
-    logit. Logits stay whole because cutting their last step off would copy all of them, forward and backward.
-    """
-    steps = target.shape[1]
-    targets = F.pad(torch.stack([target, slow]).detach(), (0, logit.shape[1] - steps))
-    of_target, of_slow = head.loss(logit, targets)[..., :steps]
-    return weight.detach() * (of_target + slowreg * of_slow)

@@ -1,6 +1,6 @@
 """Weights in the dtype of products: cast once an update, for everything that multiplies by them in it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdream.nets import Dense
 
-ALIGNED = 64  # elements: every cast begins at a cache line
+EVEN = 8  # rows: memory of a cast, or of several, has as many more as make their number a multiple, all zero
 
 
 class Casts:
@@ -24,24 +24,26 @@ class Casts:
     them every op casts what it multiplies by, in the forward and in the backward pass, and its gradients back. What
     is in `dtype` already has no cast.
 
-    joined   weights that are multiplied by the same input, which lie directly one after the other if they fit.
+    joined   groups of weights that multiply the same input, each of which lies in one piece of memory.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, joined: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, joined: Iterable[Sequence[Tensor]] = ()
+    ) -> None:
         owners: list[tuple[dict[str, Any], str]] = []
         for part in module.modules():
             if isinstance(part, Dense):
                 owners += [(part._parameters, name) for name in _multiplied(part)]
-        cast = [(owner, name) for owner, name in owners if owner[name].dtype != dtype]
-        found = {id(owner[name]): owner[name] for owner, name in cast}
-        order = [x for x in joined if id(x) in found]
-        # Weights that follow one another are those of one head, or of several on the same layer.
-        for others in (lambda x: x.dim() > 1, lambda x: x.dim() == 1):
-            order += [x for i, x in found.items() if others(x) and all(i != id(y) for y in order)]
-        self._params: list[Tensor] = [x.detach() for x in order]
-        self._casts = _allocate(order, dtype)
-        self._leaves = dict(zip(map(id, order), self._casts, strict=True))
-        self._places = [(owner, name, owner[name], self._leaves[id(owner[name])]) for owner, name in cast]
+        self._places = [(owner, name, owner[name]) for owner, name in owners if owner[name].dtype != dtype]
+        found = {id(x): x for _, _, x in self._places}
+        groups = [[found.pop(id(x)) for x in group if id(x) in found] for group in joined]
+        groups = [group for group in groups if group] + [[x] for x in found.values()]
+        self._leaves: dict[int, Tensor] = {}
+        for group in groups:
+            casts = _memory(group, dtype)
+            self._leaves |= {id(x): y for x, y in zip(group, casts, strict=True)}
+        self._params = [x.detach() for group in groups for x in group]
+        self._casts = [y.detach() for y in self._leaves.values()]
 
     def leaf(self, parameter: Tensor) -> Tensor:
         """The cast of a parameter, or itself if it has none."""
@@ -49,16 +51,15 @@ class Casts:
 
     def __enter__(self) -> Self:
         if self._casts:
-            with torch.no_grad():
-                torch._foreach_copy_(self._casts, self._params)
-        for owner, name, _, cast in self._places:
-            owner[name] = cast
+            torch._foreach_copy_(self._casts, self._params)
+        for owner, name, parameter in self._places:
+            owner[name] = self._leaves[id(parameter)]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for owner, name, parameter, _ in self._places:
+        for owner, name, parameter in self._places:
             owner[name] = parameter
 
 
@@ -68,14 +69,9 @@ def _multiplied(dense: Dense) -> list[str]:
     return ["weight", "bias"] if linear and dense.bias is not None else ["weight"]
 
 
-def _allocate(params: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Memory for the casts of all, in their order, as leaves that want a gradient where the parameters do."""
-    if not params:
-        return []
-    starts, size = [], 0
-    for x in params:
-        starts.append(size)
-        size += -(-x.numel() // ALIGNED) * ALIGNED
-    flat = torch.zeros(size, dtype=dtype, device=params[0].device)
-    views = [flat[start : start + x.numel()].view(x.shape) for start, x in zip(starts, params, strict=True)]
-    return [view.detach().requires_grad_(x.requires_grad) for view, x in zip(views, params, strict=True)]
+def _memory(group: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Memory for casts [n, ...] of all, one after the other; each wants a gradient if the parameter does."""
+    rows = [-(-len(x) // EVEN) * EVEN for x in group]
+    whole = torch.zeros(sum(rows), *group[0].shape[1:], dtype=dtype, device=group[0].device)
+    parts = zip(whole.split(rows), group, strict=True)
+    return [part[: len(x)].detach().requires_grad_(x.requires_grad) for part, x in parts]

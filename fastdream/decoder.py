@@ -12,7 +12,7 @@ from fastdream.distributions import sum_event, wide
 from fastdream.encoder import check_keys, check_sizes, image_spaces, smallest_map, vector_spaces
 from fastdream.nets import MLP, Children, Dense, NormAct
 from fastdream.ops import Ops, categorical_log_prob, mlp_outputs
-from fastdream.ops.params import Act, Norm
+from fastdream.ops.params import Act, Layers, Norm
 from fastdream.spaces import Space, Spaces
 
 
@@ -143,11 +143,14 @@ class Decoder(nn.Module):
             outputs.update(self._decode_images(deter, stoch))
         return {key: outputs[key] for key in self.spaces}
 
+    @property
+    def outs(self) -> Layers:
+        """The layers that give vectors, as ops take them."""
+        parts = (part for key in self.vectors for part in self.vec[key].children())
+        return tuple(part.layer for part in parts if isinstance(part, Dense))
+
     def _decode_vectors(self, feat: Tensor) -> dict[str, Tensor]:
-        outs = [
-            out.layer for key in self.vectors for out in self.vec[key].children() if isinstance(out, Dense)
-        ]
-        flat = mlp_outputs(feat, self.mlp.layers, outs, self.ops.mlps)
+        flat = mlp_outputs(feat, self.mlp.layers, self.outs, self.ops.mlps)
         outputs = {}
         for (key, space), x in zip(self.vectors.items(), flat, strict=True):
             shape = (*space.shape, space.classes) if space.kind == "discrete" else space.shape

@@ -6,16 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdream.ops import normal_entropy, normal_log_prob
 
-def normal_log_prob(event: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log N(event; mean, std²), shapes broadcast."""
-    z = (event - mean) / std
-    return -0.5 * z.square() - std.log() - 0.5 * math.log(2 * math.pi)
-
-
-def normal_entropy(std: Tensor) -> Tensor:
-    """Entropy of a normal in nats."""
-    return 0.5 * (2 * math.pi * std.square()).log() + 0.5
+__all__ = [
+    "huber",
+    "normal_entropy",
+    "normal_log_prob",
+    "sum_event",
+    "tanh_normal_log_prob",
+    "trunc_normal_entropy",
+    "trunc_normal_log_prob",
+    "unit_normal_loss",
+    "wide",
+]
 
 
 def _density(z: Tensor) -> Tensor:

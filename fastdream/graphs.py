@@ -30,6 +30,7 @@ Graph = Literal["auto", "on", "off"]
 T = TypeVar("T")
 
 WARM_UPS = 3
+TOGETHER = 256  # rows of dreams
 MOST = 8  # recordings of one function; the one that was not used for longest goes first
 
 
@@ -211,6 +212,18 @@ def capture(agent: Any, recorder: Recorder | None = None, check: Callable[[], No
     recorder = CudaGraphs(agent.device) if recorder is None else recorder
     for name in ("act", "update"):
         setattr(agent, name, Captured(getattr(agent, name), agent, recorder, check))
+
+
+def capture_dreams(agent: Any, recorder: Recorder | None = None) -> None:
+    """Let `agent.dream_steps` of World Models be recorded and replayed, unless it is already.
+
+    Rows that remain are rounded up, so that a generation's dreams need few recordings.
+    """
+    if isinstance(agent.dream_steps, Captured):
+        return
+    recorder = CudaGraphs(agent.device) if recorder is None else recorder
+    agent.dream_steps = Captured(agent.dream_steps, agent, recorder, lambda: None)
+    agent.together = TOGETHER
 
 
 def _clone(tree: Any) -> Any:

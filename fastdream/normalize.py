@@ -1,10 +1,13 @@
 """Running statistics of returns and advantages, and slow copies of networks. All state is in buffers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from fastdream.ops import reference
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Normalize(nn.Module):
     """Running offset and scale of a stream of tensors (DreamerV3, return normalisation).
 
     `perc` gives (lo, max(limit, hi - lo)) of two percentiles, `meanstd` (mean, max(limit, std)), `none` (0, 1).
+    `percentiles` finds them: that of the ops that serve the device.
     """
 
     first: Tensor
@@ -42,9 +46,13 @@ class Normalize(nn.Module):
     corr: Tensor
     one: Tensor
 
-    def __init__(self, config: NormConfig) -> None:
+    def __init__(
+        self,
+        config: NormConfig,
+        percentiles: Callable[..., tuple[Tensor, Tensor]] = reference.percentiles,
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self._percentiles = config, percentiles
         # lo and hi, or mean and mean square; `corr` is the total weight of the average so far.
         for name in ("first", "second", "corr"):
             self.register_buffer(name, torch.zeros(()))
@@ -59,36 +67,42 @@ class Normalize(nn.Module):
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Take one batch of values, of any shape, into the running statistics."""
-        config, x = self.config, x.detach().float().flatten()
+        config, x = self.config, x.detach().float()
         if config.impl == "none":
             return
         if config.impl == "perc":
-            x = x.sort().values
-            first, second = _percentile(x, config.perclo), _percentile(x, config.perchi)
+            first, second = self._percentiles(x, config.perclo, config.perchi)
         else:
             first, second = x.mean(), x.square().mean()
         torch._foreach_lerp_([self.first, self.second, self.corr], [first, second, self.one], config.rate)
+
+    def normalized(self, x: Tensor, training: bool) -> Tensor:
+        """x without offset and in units of scale, after an update by it if training."""
+        if self.config.impl == "none":
+            return x
+        offset, scale = self(x, training)
+        return (x - offset) / scale
+
+    def restored(self, x: Tensor) -> Tensor:
+        """What x was before it was normalized by the present statistics."""
+        if self.config.impl == "none":
+            return x
+        offset, scale = self.stats()
+        return x * scale + offset
 
     def stats(self) -> tuple[Tensor, Tensor]:
         """Offset and scale, 0-d float32."""
         config = self.config
         if config.impl == "none":
             return self.first, self.one  # the first stays 0
-        corr = 1 / self.corr.clamp(min=config.rate) if config.debias else self.one
-        first, second = self.first * corr, self.second * corr
+        first, second = self.first.clone(), self.second
+        if config.debias:
+            corr = 1 / self.corr.clamp(min=config.rate)
+            first, second = first * corr, second * corr
         if config.impl == "perc":
             return first, (second - first).clamp(min=config.limit)
         std = (second - first.square()).clamp(min=0).sqrt()
         return first, std.clamp(min=config.limit)
-
-
-def _percentile(ordered: Tensor, percent: float) -> Tensor:
-    # Linear interpolation between order statistics; the positions are known on the host, so nothing waits.
-    position = percent / 100 * (len(ordered) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    weight = position - below
-    return ordered[below] * (1 - weight) + ordered[above] * weight
 
 
 @dataclass(frozen=True)

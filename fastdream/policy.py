@@ -140,6 +140,19 @@ class ActorHeads(nn.Module):
             return categorical_log_prob(out[0], index, self.config.unimix).sum(-1)
         return self.continuous.log_prob(wide(part), wide(out[0]), wide(out[1])).sum(-1)
 
+    def reinforce(
+        self, outs: Outputs, flat: Tensor, adv: Tensor, weight: Tensor, actent: float
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss of the first H of K steps by `ops.reinforce`, log-probability, and entropy of every key, all [N, H].
+
+        outs as `forward` gives them and flat actions [N, K, ...]; adv and weight [N, H]. Of classes and of normals
+        that nothing cuts off. The loss alone has a gradient.
+        """
+        assert isinstance(self.continuous, BoundedNormal), "its log-probability is that of a normal"
+        given = outs, flat, adv, weight, actent, self.config.unimix
+        loss, log_prob, entropies = self.ops.reinforce(*given)
+        return loss, log_prob, dict(zip(self.spaces, entropies, strict=True))
+
     def entropy(self, outs: Outputs) -> dict[str, Tensor]:
         """Entropy [...] of every key in nats, summed over its elements."""
         return {key: self._entropy(out) for key, out in zip(self.spaces, outs, strict=True)}

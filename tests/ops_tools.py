@@ -188,3 +188,11 @@ def plain_form(core: BlockGRU | LayerNormGRU | GRU, deter: Tensor, stoch: Tensor
     if isinstance(core, LayerNormGRU):
         return _gated(ops.dense(torch.cat([x, deter], -1), core.gates).unflatten(-1, (3, -1)), deter)
     return torch.gru_cell(x, deter, *(weight.to(deter.dtype) for weight in core[1:5]))
+
+
+def safe_noise(logit: Tensor, unimix: float, index: Tensor) -> Tensor:
+    """Uniform numbers in the middle of what draws these classes."""
+    cdf = ops.unimix_log_probs(logit.detach(), unimix).exp().cumsum(-1)
+    high = cdf.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    low = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    return ((low + high) / 2).float()

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import MDNRNN, Actor, reference, twohot_bins
-from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
-from fastdream.ops.reference.summary import KINDS
+from fastdream.ops import Actor
+from fastdream.ops.params import ActionHead, Feat, Gaussian
 
-from .ops_tools import A, Maker, chain, mapped
+from .ops_tools import A, Maker, chain, mapped, safe_noise
+from .parity_critic import critic_loss, lambda_return, twohot_loss, twohot_mean
 from .parity_images import convolved, doubled, image_loss, norm_act
-
-Arguments = tuple[Any, ...]
-T = 4
+from .parity_losses import Arguments, T, entropy, numbers, policy_loss, summary
+from .parity_memory import lstm_mdn, lstm_mdn_dream
 
 
 class Case(NamedTuple):
@@ -48,14 +47,6 @@ def cell(name: Any, later: int, m: Maker, n: int) -> Arguments:
     return m.core(name, later=later), deter, stoch.detach().flatten(1).requires_grad_(), m.normal(n, A)
 
 
-def safe_noise(logit: Tensor, unimix: float, index: Tensor) -> Tensor:
-    """Uniform numbers in the middle of what draws these classes."""
-    cdf = reference.unimix_log_probs(logit.detach(), unimix).exp().cumsum(-1)
-    high = cdf.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    low = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    return ((low + high) / 2).float()
-
-
 def categorical(unimix: float, replayed: bool, m: Maker, n: int) -> Arguments:
     logit, index = m.normal(n, m.sizes.stoch, m.sizes.classes), m.index(n, m.sizes.stoch)
     return (logit, None, unimix, index) if replayed else (logit, safe_noise(logit, unimix, index), unimix)
@@ -69,10 +60,6 @@ def gumbel(unimix: float, tau: float, m: Maker, n: int) -> Arguments:
 def categorical_kl(clamp: str, free: float, unimix: float, m: Maker, n: int) -> Arguments:
     shape = n, T, m.sizes.stoch, m.sizes.classes
     return m.normal(*shape), m.normal(*shape), unimix, free, clamp
-
-
-def entropy(unimix: float, m: Maker, n: int) -> Arguments:
-    return m.normal(n, T, m.sizes.stoch, m.sizes.classes, scale=2.0), unimix
 
 
 def gaussian(m: Maker, n: int) -> Arguments:
@@ -90,32 +77,6 @@ def gaussian_kl(clamp: str, free: float, m: Maker, n: int) -> Arguments:
 
 def elementwise(m: Maker, n: int) -> Arguments:
     return (m.normal(n, m.sizes.deter, scale=2.0),)
-
-
-def twohot_loss(form: str, m: Maker, n: int) -> Arguments:
-    bins = twohot_bins(41).to(m.dtype)
-    return (
-        m.normal(n, T, 41),
-        m.normal(n, T, scale=30.0).detach(),
-        bins if form == "symexp" else bins.sign() * bins.abs().log1p(),
-        form,
-    )
-
-
-def twohot_mean(form: str, m: Maker, n: int) -> Arguments:
-    logit, _, bins, _ = twohot_loss(form, m, n)
-    return logit, bins, form
-
-
-def lambda_return(m: Maker, n: int) -> Arguments:
-    live, mix = (m.normal(n, T).detach().sigmoid().requires_grad_() for _ in range(2))
-    return m.normal(n, T), live, mix, m.normal(n, T)
-
-
-def summary(m: Maker, n: int) -> Arguments:
-    """Every kind of number of tensors of several shapes."""
-    shapes = (n + 1, m.sizes.deter), (), (n + 1,), (n + 1, 2, 3), (5000,), (4096,)
-    return tuple(m.normal(*shape) for shape in (*shapes, shapes[0])), (*KINDS, "mean")
 
 
 def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
@@ -190,22 +151,6 @@ def policy_step(core: Any, encoded: bool, m: Maker, n: int) -> Arguments:
     return encoder, m.rssm(core), actor, *state, None, None, m.index(n, m.sizes.stoch)
 
 
-def lstm_mdn(restart: bool, tau: float, m: Maker, n: int) -> Arguments:
-    """With mixtures of constant logits, so that it is known which numbers draw a component for certain."""
-    latents, width, count = m.sizes.stoch, m.sizes.deter, 5
-    weight, bias = (
-        m.normal(1 + 3 * latents * count, width, scale=width**-0.5),
-        m.normal(1 + 3 * latents * count),
-    )
-    of_mixtures = torch.arange(len(bias) - 1).view(latents, 3, count) + 1
-    weight = weight.detach().index_fill(0, of_mixtures[:, 0].flatten(), 0.0)
-    logit = (bias[of_mixtures[:, 0]] / tau).expand(n, latents, count)
-    weights = m.normal(4 * width, latents + A + restart, scale=0.5), m.normal(4 * width, width, scale=0.3)
-    model = MDNRNN(*weights, m.normal(4 * width, scale=0.3), Layer(weight, bias), count, restart)
-    state = m.normal(n, width), m.normal(n, width), m.normal(n, latents), m.normal(n, A), m.uniform(n) < 0.3
-    return model, *state, safe_noise(logit, 0.0, m.index(n, latents, high=count)), m.normal(n, latents), tau
-
-
 def laprop(agc: float, momentum: bool, nesterov: bool, decay: float, m: Maker, n: int) -> Arguments:
     """Two tensors, of which one is a matrix; moments as after some updates."""
     shapes = (n, m.sizes.deter), (m.sizes.deter,)
@@ -257,7 +202,10 @@ CASES: dict[str, dict[str, Case]] = {
     "symexp": cases(elementwise),
     "twohot_loss": cases(twohot_loss, ("symexp", "symlog")),
     "twohot_mean": cases(twohot_mean, ("symexp", "symlog")),
+    "critic_loss": cases(critic_loss, ("symexp", "symlog")),
     "lambda_return": cases(lambda_return),
+    "reinforce": cases(policy_loss, [0.0, 0.1]),
+    "percentiles": cases(numbers, [0.0, 5.0, 50.0], [95.0, 100.0], gradients=False),
     "summarize": cases(summary),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
@@ -269,6 +217,7 @@ CASES: dict[str, dict[str, Case]] = {
     "rollout": cases(rollout, CORES, gradients=False),
     "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
     "lstm_mdn_step": cases(lstm_mdn, [False, True], [1.0, 1.3], gradients=False),
+    "lstm_mdn_dream": cases(lstm_mdn_dream, [False, True], [False, True], [False, True], gradients=False),
     "laprop_": cases(laprop, [0.0, 0.3], [False, True], [False, True], [0.0, 0.1], gradients=False),
     "gather_sequences": cases(gather, (torch.uint8, torch.float32, torch.bool), gradients=False),
 }

@@ -10,6 +10,7 @@ from fastdream.casts import Casts
 from fastdream.nets import Dense
 from fastdream.ops import load
 from fastdream.ops.triton.dense_nets import in_one_piece
+from fastdream.ops.triton.padding import padded_rows
 
 from .agent_tools import CONTINUOUS, VECTOR, batch
 
@@ -93,8 +94,13 @@ def test_casts_follow_changes_in_place_and_leave_after_an_error():
 def test_joined_weights_lie_together():
     nets = torch.nn.ModuleList(Dense(load("reference"), 64, n, norm="rms") for n in (3, 5, 2))
     chosen = [nets[i].weight for i in (2, 0)]
-    casts = Casts(nets, torch.bfloat16, chosen)
+    casts = Casts(nets, torch.bfloat16, [chosen])
     joined = in_one_piece([casts.leaf(x) for x in chosen])
     with casts:
-        assert joined is not None and torch.equal(joined, torch.cat(chosen).bfloat16())
-    assert in_one_piece([casts.leaf(nets[i].weight) for i in (0, 2)]) is None
+        expected = torch.zeros(16, 64)
+        expected[:2], expected[8:11] = chosen
+        assert joined is not None and torch.equal(joined, expected.bfloat16())
+        alone = padded_rows(casts.leaf(nets[1].weight))
+        assert alone is not None and torch.equal(alone[:5], nets[1].weight) and not alone[5:].any()
+    for others in ((0, 2), (2,), (0, 0)):
+        assert in_one_piece([casts.leaf(nets[i].weight) for i in others]) is None

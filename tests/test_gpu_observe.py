@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdream import ops
 from fastdream.ops import reference
 from fastdream.ops.native import resident, resident_op
 
@@ -131,3 +132,12 @@ def test_runs_beside_other_work(name: str):
             for _ in range(10):
                 torch.mm(big, big)
         assert not differ(first, step())
+
+
+def test_auto_takes_it_where_it_is_the_fastest():
+    """With the bits of the call by name."""
+    case = case_of("1m", 16, 4)
+    chosen = ops.load(device=DEVICE)
+    assert next(row for row in ops.table(chosen) if row.op == "observe").backend == "native"
+    ours, theirs = case.draw(chosen.observe), case.draw(resident.observe)
+    assert torch.equal(ours.deter, theirs.deter) and torch.equal(ours.logit, theirs.logit)

@@ -14,7 +14,9 @@ from torch import Tensor
 from fastdream import ops
 from fastdream.ops import reference
 from fastdream.ops.native import resident, resident_op
+from fastdream.ops.native.resident_pack import Params, backward_weights, forward_weights, gathered, vectors
 from fastdream.ops.params import RSSM, BlockGRU, Gaussian, Step
+from fastdream.ops.reference.state import Posterior
 
 from .observe_tools import assert_as_good, results
 from .ops_tools import A, Maker, Sizes, mapped
@@ -86,6 +88,15 @@ def test_smaller_clusters_agree_with_reference(native: ModuleType, monkeypatch: 
     case = Case("12m by 8", 2, 2, torch.bfloat16)
     monkeypatch.setattr(resident, "SHAPES", others)
     check(case)
+
+
+@pytest.mark.parametrize("cut", [forward_weights, backward_weights, vectors])
+@pytest.mark.parametrize("name", ["tiny", "12m by 8"])
+def test_what_is_gathered_is_what_is_cut(name: str, cut: Callable[..., Tensor]):
+    case, shape = Case(name, 1, 1, torch.bfloat16), resident.SHAPES[name]
+    model = Posterior.bind(case.rssm, torch.bfloat16, shape.deter, A)
+    p = Params(*(x.detach() for x in resident._bound(model)))
+    assert torch.equal(gathered(cut, p, shape), cut(p, shape))
 
 
 @pytest.mark.parametrize("resets", [0.0, 1.0])
@@ -276,8 +287,31 @@ def test_auto_on_cuda_says_and_gives_the_rest_to_the_reference(
     assert row.backend == "reference" and "no clusters" in row.reason
 
 
-# Registers a thread of each direction; at 255 ptxas begins to spill. Shared memory is held by the sources themselves.
-@pytest.mark.parametrize("direction, registers", [("forward", 224), ("backward", 240)])
+def test_auto_on_cuda_takes_the_single_launch_where_it_is_faster_than_triton(
+    native: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    from fastdream.ops import triton
+
+    for module in (native, triton):
+        monkeypatch.setattr(module, "available", lambda device: None)
+    monkeypatch.setattr(native, "op_available", lambda op, device: None)
+    monkeypatch.setattr(triton, "observe", lambda *args: "triton")
+    monkeypatch.setattr(reference, "observe", lambda rssm, deter, *rest: "reference")
+    monkeypatch.setattr(native, "observe", lambda *args: "native")
+    chosen = ops.load(device="cuda")
+    for name, expected in (("1m", "native"), ("25m", "triton")):
+        case = Case(name, 2, 1, torch.bfloat16)
+        assert chosen.observe(*case.trees, case.reset, case.noise) == expected
+    assert ops.load("triton", device="cuda").observe(*case.trees, case.reset, case.noise) == "triton"
+    row = next(row for row in ops.table(chosen) if row.op == "observe")
+    assert row.backend == "native" and "triton for" in row.reason and "at size 1m" in row.reason
+    monkeypatch.setattr(native, "op_available", lambda op, device: "no clusters" if op == "observe" else None)
+    row = next(row for row in ops.table(ops.load(device="cuda")) if row.op == "observe")
+    assert row.backend == "triton" and "no clusters" in row.reason
+
+
+# Registers a thread of each direction; at 128 ptxas begins to spill. Shared memory is held by the sources themselves.
+@pytest.mark.parametrize("direction, registers", [("forward", 112), ("backward", 120)])
 def test_resident_kernels_do_not_spill(direction: str, registers: int, tmp_path: Path):
     nvcc = shutil.which("nvcc")
     if nvcc is None:

@@ -128,28 +128,27 @@ def launches(nets: tuple[Layers, ...], x: Feat) -> tuple[int, int]:
     detached: Any = mapped(Tensor.detach, nets)
     with Launches() as forward:
         outputs, kept = dense_nets.forward(x, detached, len(nets))
-    d_layers = [
-        [[None if p is None else torch.empty_like(p) for p in layer[:4]] for layer in net] for net in detached
-    ]
+    layers = [(j, i, layer) for j, net in enumerate(detached) for i, layer in enumerate(net)]
+    wanted = {(j, i, f) for j, i, layer in layers for f in range(4) if layer[f] is not None}
     with Launches() as backward:
         grads = [torch.ones_like(y) for y in outputs]
-        d_parts = [torch.empty_like(p) for p in x]
-        dense_gradients.backward(x, detached, len(nets), kept, grads, d_parts, d_layers)
+        dense_gradients.backward(x, detached, kept, grads, [True, True], wanted)
     return forward.count, backward.count - len(nets)
 
 
 def test_launches():
     """Forward: products and one pass a layer, one product more for the one-hots. Backward: two products and a pass a
-    layer, two products more for the one-hots; one adds up all sums, one spreads them, one copies the first weights'.
-    Each has a cast more of weights in another dtype, or that do not lie together.
+    layer, two products more for the one-hots; one adds up all sums, one copies what is in another dtype or of several
+    first layers. Each has a copy more of weights in another dtype or of odd widths without memory to pad them, or of
+    first ones that do not lie together.
     """
     m = Maker(1, torch.float32)
-    nets = chain(m, WIDTH, 6, 6, 5), chain(m, WIDTH, 4, 4)
+    nets = chain(m, WIDTH, 8, 8, 16), chain(m, WIDTH, 8, 16)
     x = Feat(m.normal(3, 4).detach().half(), m.normal(3, WIDTH - 4).detach().half())
     x = Feat(*(p.to(DEVICE) for p in x))
     layers, hidden = 5, 3
     first, linear = 2, 2
-    forwards, backwards = 2 + (layers - first) + hidden, 2 * (layers - first) + 4 + hidden + linear + 3
+    forwards, backwards = 2 + (layers - first) + hidden, 2 * (layers - first) + 4 + hidden + linear + 2
     assert launches(changed(lambda p: p.to(DEVICE), nets), x) == (forwards + 1, backwards + 1)
     nets = changed(lambda p: p.to(DEVICE).half(), nets)
     assert launches(nets, x) == (forwards + 1, backwards + 1)

@@ -36,7 +36,8 @@ CONVS = [
     (2, 6, 6, 16, 24, 5, False),
     (2, 4, 6, 3, 5, 1, False),
     (2, 4, 6, 5, 3, 2, False),
-    (1, 4, 6, 32, 5, 3, False),  # whose gradients are computed with pairs of columns
+    (1, 4, 6, 8, 5, 5, False),  # with pairs of columns
+    (1, 4, 6, 8, 65, 5, False),  # whose gradients alone are
 ]
 
 
@@ -59,6 +60,7 @@ def test_folded_images_agree_with_reference(shape: tuple[int, ...], dtype: torch
         assert Foldings.of(args[0].shape, args[1], args[0].element_size()).y.paired == folded
     for given in (args, changed(strided, args)):
         check(backend.conv_pool, "conv_pool", Case(tuple, True), given, dtype)
+    check(backend.conv_pool, "conv_pool", Case(tuple, True), (args[0].detach(), *args[1:]), dtype)
 
 
 @pytest.mark.parametrize("side", [4, 5])
@@ -120,24 +122,30 @@ class Calls(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("inp", [3, 8])
-def test_one_launch_after_the_convolution_and_one_before_its_gradient(
-    inp: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("inp", "dtype"), [(3, torch.float32), (3, HALF), (8, HALF)])
+def test_nothing_else_makes_or_copies_or_sums_an_image(
+    inp: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    """Folding takes one more of each; nothing else makes, copies or sums an image."""
+    """One launch follows the convolution, one precedes its gradients; images of few channels take but one."""
     kernels: list[str] = []
     monkeypatch.setattr(library, "run", lambda kernel, *_: kernels.append(kernel.fn.__name__))
-    args = changed(Tensor.detach, arguments((150, 16, 16, inp, 32, 5), HALF, "rms"))
-    fold = ["fold_kernel"] * (inp == 3)
+    args = changed(Tensor.detach, arguments((150, 16, 16, inp, 32, 5), dtype, "rms"))
+    alone, fold = inp == 3 and dtype == HALF, ["fold_kernel"] * (inp == 3)
     with Calls(150 * 8 * 8 * 12) as forward:
         y, *kept = images._forward(*args, None)
-    assert kernels == [*fold, "filters_kernel", "pool_norm_act_fwd_kernel"]
-    assert forward.names == ["aten::convolution"]
+    if alone:
+        assert kernels == ["surround_kernel", "window_filters_kernel", "window_pool_fwd_kernel"]
+    else:
+        assert kernels == [*fold, "filters_kernel", "pool_norm_act_fwd_kernel"]
+    assert forward.names == ["aten::convolution"] * (not alone)
     kernels.clear()
     with Calls(150 * 8 * 8 * 12) as backward:
         images._backward(*args, None, *kept, y, inp == 8)
     filters = ["filters_kernel"] * (inp == 8)
-    assert kernels == ["pool_norm_act_bwd_kernel", "add_rows_kernel", *filters, *fold, "d_weight_kernel"]
+    if alone:
+        assert kernels == ["window_pool_bwd_kernel", "add_rows_kernel", "window_d_weight_kernel"]
+    else:
+        assert kernels == ["pool_norm_act_bwd_kernel", "add_rows_kernel", *filters, *fold, "d_weight_kernel"]
     assert backward.names == ["aten::convolution_backward"] * (inp == 8)  # else it makes none
 
 
@@ -187,7 +195,7 @@ PLACES = [
 
 @pytest.mark.parametrize("shape", PLACES)
 def test_places_of_several_pixels_give_the_same_convolution(shape: tuple[int, ...], poison: list[str]):
-    """And the same gradients, that of the image also as a convolution of its own."""
+    """And the same gradients."""
     batch, height, width, inp, out, kernel, rows, columns = shape
     x, weight, *_ = arguments(shape[:6], torch.float32)
     x, weight = x.detach(), weight.detach()
@@ -195,19 +203,13 @@ def test_places_of_several_pixels_give_the_same_convolution(shape: tuple[int, ..
     wide = x.double().requires_grad_(), weight.double().requires_grad_()
     y = conv(*wide)
     d_x, d_weight = torch.autograd.grad(y, wide, grad.double())
-    folding, back = (
-        Folding.of(*sizes, kernel, 4, rows, columns, flip)
-        for sizes, flip in (((inp, out), False), ((out, inp), True))
-    )
+    folding = Folding.of(inp, out, kernel, 4, rows, columns)
     image, paired = folding.image(x, x.dtype), folding.paired
-    ours = folding.forward(image, weight)
     given = quarters(grad) if paired else grad
     close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5, check_dtype=False)
-    close(ours, quarters(y) if paired else y)
+    close(folding.forward(image, weight), quarters(y) if paired else y)
     close(folding.d_weight(image, weight, given), d_weight)
     close(folding.d_x(weight, given), d_x)
-    turned = back.forward(back.image(grad, grad.dtype), weight.transpose(0, 1), flip=True)
-    close(turned, quarters(d_x) if paired else d_x)
 
 
 def conv(x: Tensor, weight: Tensor) -> Tensor:

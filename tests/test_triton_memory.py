@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdream.ops import MDNRNN, Layer, auto, reference
+from fastdream.ops import MDNRNN, Control, Layer, auto, reference
 from fastdream.ops import triton as backend
 from fastdream.ops.triton import library, lstm, mixture
 
@@ -84,20 +84,40 @@ def test_a_restart_forgets(flag: bool):
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_tiles_fit_tensor_cores(units: int, rows: int, itemsize: int):
     """At least 16 rows, columns and numbers that are summed."""
-    for capability in (0, 80, 90):
-        tiles = lstm.lstm_tiles(rows, units, itemsize, capability)
-        assert tiles.m >= 16 and 4 * tiles.n >= 16 and tiles.k >= 16
-    for columns in (4, 16, 64, 128):
-        tiles = mixture.mixture_tiles(rows, 64, columns, itemsize)
+    tiles = lstm.lstm_tiles(rows, units, itemsize)
+    assert tiles.m >= 16 and 4 * tiles.n >= 16 and tiles.k >= 16
+    for mixtures, columns in {1: 4, 5: 16, 16: 64, 32: 128}.items():
+        tiles = mixture.mixture_tiles(rows, 64, mixtures, itemsize)
         assert tiles.m >= 16 and 16 <= tiles.n * columns <= mixture.COLUMNS
+
+
+def controllers(m: Maker, n: int, cell: bool, bias: bool) -> Control:
+    return plain(Control(m.normal(n, Z + D * (1 + cell), A, scale=0.2), m.normal(n, A) if bias else None))
+
+
+@pytest.mark.parametrize(("cell", "bias"), [(True, False), (False, True)])
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (19, 2), (40, 5)])
+def test_drawn_dreams_agree(rows: int, length: int, cell: bool, bias: bool, poison: list[str]):
+    """From noise that lies step by step in memory, as whoever draws for all rows at once has it."""
+    m = Maker(rows, torch.float32)
+    model, (*state, _, restart, _, _) = memory(m), inputs(m, rows)
+    noise = m.uniform(length, rows, Z).transpose(0, 1), m.normal(length, rows, Z).detach().transpose(0, 1)
+    args = model, controllers(m, rows, cell, bias), *state, restart, *plain(noise), 1.15
+    assert_close(backend.lstm_mdn_dream(*args), reference.lstm_mdn_dream(*args))
+    assert poison
 
 
 def test_a_step_is_two_launches(monkeypatch: pytest.MonkeyPatch):
     found: list[str] = []
     monkeypatch.setattr(library, "run", lambda kernel, *_: found.append(kernel.fn.__name__))
     m = Maker(6, torch.float32)
-    backend.lstm_mdn_step(memory(m), *inputs(m, 3))
-    assert found == ["lstm_kernel", "mixture_kernel"]
+    model, (*state, action, restart, uniform, normal) = memory(m), inputs(m, 3)
+    step = ["lstm_kernel", "mixture_kernel"]
+    backend.lstm_mdn_step(model, *state, action, restart, uniform, normal)
+    assert found == step
+    noise = uniform[:, None].expand(-1, 5, -1), normal[:, None].expand(-1, 5, -1)
+    backend.lstm_mdn_dream(model, controllers(m, 3, True, True), *state, restart, *noise)
+    assert found == 6 * step
 
 
 def test_what_only_the_reference_computes():
@@ -129,6 +149,25 @@ def test_names_wrong_shapes(position: int, shape: tuple[int, ...], message: str)
     args[position] = torch.zeros(shape, dtype=args[position].dtype, device=DEVICE)
     with pytest.raises(ValueError, match=message):
         backend.lstm_mdn_step(model, *args)
+
+
+@pytest.mark.parametrize(
+    "position, shape, message",
+    [
+        (0, (3, Z + D + 1, A), r"control.weight has shape \[3, 29, 2\], expected \[3, 49, 2\]"),
+        (1, (3, A + 1), r"control.bias has shape \[3, 3\], expected \[3, 2\]"),
+        (2, (3, 4, Z + 1), r"uniform has shape \[3, 4, 8\], expected \[3, 4, 7\]"),
+        (2, (3, 0, Z), r"normal has shape \[3, 4, 7\], expected \[3, 0, 7\]"),
+    ],
+)
+def test_names_wrong_shapes_of_dreams(position: int, shape: tuple[int, ...], message: str):
+    m = Maker(8, torch.float32)
+    model, (*state, _, restart, _, _) = memory(m), inputs(m, 3)
+    args = [*controllers(m, 3, True, True), torch.rand(3, 4, Z), torch.rand(3, 4, Z)]
+    args[position] = torch.zeros(shape)
+    weight, bias, *noise = (x.to(DEVICE) for x in args)
+    with pytest.raises(ValueError, match=message):
+        backend.lstm_mdn_dream(model, Control(weight, bias), *state, restart, *noise)
 
 
 def test_names_a_restart_that_is_no_flag():

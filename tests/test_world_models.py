@@ -1,6 +1,7 @@
 """World Models' V, M and C against NumPy, their sizes in the paper, and what a dream is."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdream import graphs
 from fastdream import ops as fd
 from fastdream.agents.world_models import Config, WorldModels, size
 from fastdream.agents.world_models_nets import Memory, Vision, mixture_loss
 from fastdream.ops import MDNStep
+from fastdream.ops.reference.mdn import dreamt
 from fastdream.presets import resolve
 from fastdream.spaces import Space
 
+from .graph_tools import Tapes
 from .ops_tools import worst
 
 IMAGE = {"image": Space("image", (64, 64, 3))}
@@ -201,7 +205,7 @@ class Ending:
 
 def test_dreams_last_until_they_end_and_leave_the_batch() -> None:
     agent, ending = make(), Ending()
-    agent.ops = agent.ops._replace(lstm_mdn_step=ending)
+    agent.ops = agent.ops._replace(lstm_mdn_dream=partial(dreamt, ending))
     rows = torch.arange(1.0, 13.0)
     latent, seeds = rows[:, None].expand(12, 4), torch.arange(12) % 6
     controls = torch.zeros(12, agent.controller.count)
@@ -218,11 +222,33 @@ def test_dreams_last_until_they_end_and_leave_the_batch() -> None:
 
 def test_dreams_end_early_together() -> None:
     agent, ending = make(), Ending()
-    agent.ops = agent.ops._replace(lstm_mdn_step=ending)
+    agent.ops = agent.ops._replace(lstm_mdn_dream=partial(dreamt, ending))
     controls = torch.zeros(2, agent.controller.count)
     generator = torch.Generator().manual_seed(0)
     lasted = agent.dream(controls, torch.ones(2, 4), torch.arange(2), generator, 1.0, 1000)
     assert lasted.tolist() == [3, 3] and ending.step == 16
+
+
+def dreamt_by(agent: WorldModels) -> Tensor:
+    """How long each of some dreams lasts, of which ever fewer remain."""
+    g = torch.Generator().manual_seed(7)
+    controls, latent = torch.randn(13, agent.controller.count, generator=g), torch.randn(13, 4, generator=g)
+    return agent.dream(controls, latent, torch.arange(13) % 7, torch.Generator().manual_seed(8), 1.2, 200)
+
+
+def test_replayed_dreams_last_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "TOGETHER", 3)
+    agents = make(), make()
+    for agent in agents:
+        agent.memory.out.layer.weight.data[0] *= 20
+        agent.memory.out.layer.bias.data[0] = -2
+    graphs.capture_dreams(agents[1], tapes := Tapes())
+    lasted, replayed = map(dreamt_by, agents)
+    assert torch.equal(lasted, replayed) and lasted.min() < 16 and lasted.max() == 200, lasted
+    before = len(tapes.tapes)
+    assert torch.equal(dreamt_by(agents[1]), lasted) and len(tapes.tapes) == before > 1
+    graphs.capture_dreams(agents[1], Tapes())
+    assert torch.equal(dreamt_by(agents[1]), lasted) and len(tapes.tapes) == before
 
 
 def test_what_cannot_be_seen_or_dreamed_is_refused() -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import SIZES
-from fastdream.ops import reference, twohot_bins
+from fastdream.ops import reference
 from fastdream.ops.params import Feat
 
 from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
 from .parity_cases import Arguments, Case
 from .parity_tools import cast, changed
+from .triton_losses import critic_loss, lambda_return, policy_loss, returns, twohot_loss, twohot_mean
 
 PRESETS = tuple(name for name in SIZES if name.endswith("m"))
 USUAL = "12m"  # what the default run compiles
@@ -84,12 +85,17 @@ def doubled(layer: str, m: Maker, n: int) -> Arguments:
 
 
 def convolved(layer: str, m: Maker, n: int) -> Arguments:
-    """The encoder's first convolution, of RGB, or its second, of small images."""
+    """The encoder's first convolution, of RGB, as stored or as floats, or its second, of small images."""
     depth = m.sizes.embed // 64
-    inp, out = (3, 2 * depth) if layer == "first" else (2 * depth, 3 * depth)
+    inp, out = (2 * depth, 3 * depth) if layer == "second" else (3, 2 * depth)
     m.sizes = m.sizes._replace(deter=out)
     weight, bias = m.normal(out, inp, 5, 5, scale=(25 * inp) ** -0.5), m.normal(out)
-    return m.normal(n // 64, 8, 8, inp), weight, bias, *ops.norm_act("rms", "silu", m, 1)[1:]
+    x, dtype = m.normal(n // 64, 8, 8, inp), None
+    if layer == "stored":
+        x, dtype = m.index(n // 64, 8, 8, inp, high=256).to(torch.uint8), torch.float32
+    elif layer == "first":
+        x = x.detach()
+    return x, weight, bias, *ops.norm_act("rms", "silu", m, 1)[1:], dtype
 
 
 def image_loss(m: Maker, n: int) -> Arguments:
@@ -121,19 +127,6 @@ def gumbel(unimix: float, m: Maker, n: int) -> Arguments:
     return logit, noise.scatter(-1, winner, 1 - 2**-20), unimix
 
 
-def twohot_loss(targets: int, m: Maker, n: int) -> Arguments:
-    return m.normal(n, 255), m.normal(targets, n, scale=30.0).detach(), twohot_bins(255), "symexp"
-
-
-def twohot_mean(m: Maker, n: int) -> Arguments:
-    return m.normal(n, 255), twohot_bins(255), "symexp"
-
-
-def lambda_return(steps: int, m: Maker, n: int) -> Arguments:
-    live, mix = (m.normal(n, steps).detach().sigmoid().requires_grad_() for _ in range(2))
-    return m.normal(n, steps), live, mix, m.normal(n, steps)
-
-
 def gather(m: Maker, n: int) -> Arguments:
     """Images."""
     storage = m.index(n, 64, 64, 3, high=256).to(torch.uint8)
@@ -151,6 +144,14 @@ def memory(name: str, m: Maker, n: int) -> Arguments:
     return ops.lstm_mdn(name == "take_cover", 1.15, m, n)
 
 
+def dreams(name: str, m: Maker, n: int) -> Arguments:
+    """Steps of them, whose controllers see what those of the paper see."""
+    latents, units = MEMORIES[name]
+    m.sizes = m.sizes._replace(deter=units, stoch=latents)
+    doom = name == "take_cover"
+    return ops.lstm_mdn_dream(doom, doom, not doom, m, n)
+
+
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -159,7 +160,7 @@ CASES: dict[str, dict[str, Case]] = {
         ("layer", "elu", "units"),
         ("none", "silu", "units"),
     ),
-    "conv_pool": ops.cases(convolved, ["first", "second"]),
+    "conv_pool": ops.cases(convolved, ["stored", "first", "second"]),
     "conv_spread": ops.cases(doubled, ["inner", "last"]),
     "image_loss": ops.cases(image_loss),
     "mlp": ops.cases(ops.mlp, ["rms"], ["silu"]) | ops.cases(ops.mlp, ["layer"], ["elu"]),
@@ -176,7 +177,10 @@ CASES: dict[str, dict[str, Case]] = {
     "symexp": ops.cases(ops.elementwise),
     "twohot_loss": ops.cases(twohot_loss, [1, 2]),
     "twohot_mean": ops.cases(twohot_mean),
+    "critic_loss": ops.cases(critic_loss),
     "lambda_return": ops.cases(lambda_return, [15, 64]),
+    "reinforce": ops.cases(policy_loss, ["atari", "classes", "forces"]),
+    "percentiles": ops.cases(returns, gradients=False),
     "summarize": ops.cases(ops.summary),
     "gather_sequences": ops.cases(gather, gradients=False),
     "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
@@ -187,6 +191,7 @@ CASES: dict[str, dict[str, Case]] = {
         core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
     },
     "lstm_mdn_step": {name: Case(partial(memory, name), False) for name in MEMORIES},
+    "lstm_mdn_dream": {name: Case(partial(dreams, name), False) for name in MEMORIES},
 }
 
 
@@ -213,13 +218,21 @@ WIDE: dict[str, tuple[int, ...]] = {
     "gumbel_sample": (1,),
     "twohot_loss": (1, 2),
     "twohot_mean": (1,),
+    "critic_loss": (1, 2, 3, 5),
+    "reinforce": (1, 2, 3),
     "imagine_step": (0, 4),
     "imagine": (0, 1, 5, 6),
     "rollout": (0, 4),
     "policy_step": (0, 1, 2, 8, 9),
     "lstm_mdn_step": (3, 4, 6, 7),
+    "lstm_mdn_dream": (1, 4, 6, 7),
 }
-FULL_PRECISION = ("lambda_return", "gather_sequences", "laprop_")  # or of whatever precision, alike
+FULL_PRECISION = (
+    "lambda_return",
+    "percentiles",
+    "gather_sequences",
+    "laprop_",
+)  # or of whatever precision, alike
 IN_PLACE = ("laprop_",)  # ops that change their arguments
 SCANS = ("observe", "observe_step")  # ops of many launches, which take long to interpret
 # Steps are products, and few programs: one on each SM, which may have all its registers.
@@ -228,22 +241,27 @@ MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program may have 
 BUDGETS: dict[str, Budget] = {
     "observe": Budget(255, 160 * 1024, 16),
     "observe_step": Budget(255, 160 * 1024, 16),
+    "conv_pool": Budget(255, 136 * 1024, 64),  # of images with few channels, whose programs multiply
     "imagine_step": STEPS,
     "imagine": STEPS,
     "rollout": STEPS,
     "policy_step": STEPS,
     "lstm_mdn_step": STEPS,
-    # Of rows of 6144 on sm_80, and of dense layers' gradients at 72 registers: ptxas prefers more programs on the SM.
-    **dict.fromkeys(("norm_act", "mlp", "mlps", "prior"), Budget(spilled=8)),
+    "lstm_mdn_dream": STEPS,
+    # Of rows of 6144 on sm_80, and of many classes: ptxas prefers more programs on the SM.
+    **dict.fromkeys(("norm_act", "reinforce"), Budget(spilled=8)),
+    # Of gradients, a warp each: eight of them fit on an SM.
+    **dict.fromkeys(("mlp", "mlps", "prior"), Budget(168, spilled=8)),
 }
 
 # Bytes a thread that one kernel may spill whatever op launches it: LayerNorm of rows over 8192, of DreamerV2's gates.
-SPILLS = {"norm_act_bwd_kernel": 112}
+SPILLS = {"norm_act_bwd_kernel": 144}
 
 
 def in_precision(op: str, args: Arguments, dtype: torch.dtype) -> Arguments:
-    """The arguments with floats in dtype, or in float32 where the op wants that."""
+    """The arguments with floats in dtype, or in float32 where the op wants that, and told to compute in dtype."""
     wide = WIDE.get(op, ())
+    args = tuple(dtype if isinstance(arg, torch.dtype) else arg for arg in args)
     return tuple(changed(cast(torch.float32 if i in wide else dtype), arg) for i, arg in enumerate(args))
 
 

@@ -31,36 +31,81 @@ void multiply(const T* left[kLanes], const T* right[kLanes], float (*result)[4])
   }
 }
 
-// What one warp gives to the partial results of Product P: that of csrc/cuda/resident/cta.cuh.
-template <class P, typename T>
-void multiply_in_warp(int warp, const T* left, const T* right, float* partial) {
-  constexpr int pairs = P::pairs / P::split;
-  const int share = warp % P::split;
-  for (int strip = warp / P::split; strip < P::strips; strip += P::groups) {
-    float result[kLanes][4] = {};
-    for (int pair = share * pairs; pair < (share + 1) * pairs; ++pair) {
-      for (int half = 0; half < 2; ++half) {
-        const T *a[kLanes], *b[kLanes];
-        for (int lane = 0; lane < kLanes; ++lane) {
-          a[lane] = left + ((pair * 2 + half) * kLanes + lane) * 8;
-          b[lane] = right + ((strip * P::pairs + pair) * kLanes + lane) * 8 + half * 4;
+// Products by warps `first`, first + every, ..., as those of csrc/cuda/resident/cta.cuh make them.
+template <class P>
+struct HostSums {
+  float at[kWarps][P::strips_each][kLanes][4] = {};
+};
+
+template <class P>
+struct HostHeld {
+  const void* right;
+};
+
+struct HostProducts {
+  int first = 0, every = 1;
+
+  template <class P>
+  using Sums = HostSums<P>;
+  template <class P>
+  using Held = HostHeld<P>;
+
+  template <class P>
+  void hold(const void* right, HostHeld<P>& held) {
+    held.right = right;
+  }
+  template <class P, typename T>
+  void multiply(const T* left, const HostHeld<P>& held, HostSums<P>& sums) {
+    multiply(left, static_cast<const T*>(held.right), sums);
+  }
+
+  template <class P, typename T>
+  void multiply(const T* left, const T* right, HostSums<P>& sums) {
+    constexpr int pairs = P::pairs / P::split;
+    for (int warp = first; warp < kWarps; warp += every) {
+      for (int s = 0; s < P::strips_each; ++s) {
+        if (!P::has(s, warp / P::split)) continue;
+        const int strip = s * P::groups + warp / P::split;
+        for (int p = 0; p < pairs; ++p) {
+          const int pair = warp % P::split * pairs + p;
+          for (int half = 0; half < 2; ++half) {
+            const T *a[kLanes], *b[kLanes];
+            for (int lane = 0; lane < kLanes; ++lane) {
+              a[lane] = left + ((pair * 2 + half) * kLanes + lane) * 8;
+              b[lane] = right + ((strip * P::pairs + pair) * kLanes + lane) * 8 + half * 4;
+            }
+            resident::multiply(a, b, sums.at[warp][s]);
+          }
         }
-        multiply(a, b, result);
-      }
-    }
-    for (int lane = 0; lane < kLanes; ++lane) {
-      for (int i = 0; i < 4; ++i) {
-        const int at = (share * kRows + result_row(lane, i)) * P::row + strip * kStrip + result_column(lane, i);
-        partial[at] = result[lane][i];
       }
     }
   }
-}
-
-template <class P, typename T>
-void multiply_all(const T* left, const T* right, float* partial) {
-  for (int warp = 0; warp < kWarps; ++warp) multiply_in_warp<P>(warp, left, right, partial);
-}
+  template <class P, class F>
+  void forget(HostSums<P>& sums, F f) {
+    for (int warp = first; warp < kWarps; warp += every) {
+      for (auto& strip : sums.at[warp]) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          for (int i = 0; i < 4; ++i) strip[lane][i] = f(result_row(lane, i)) ? 0.0f : strip[lane][i];
+        }
+      }
+    }
+  }
+  template <class P>
+  void leave(const HostSums<P>& sums, float* partial) {
+    for (int warp = first; warp < kWarps; warp += every) {
+      for (int s = 0; s < P::strips_each; ++s) {
+        if (!P::has(s, warp / P::split)) continue;
+        const int strip = s * P::groups + warp / P::split, share = warp % P::split;
+        for (int lane = 0; lane < kLanes; ++lane) {
+          for (int i = 0; i < 4; ++i) {
+            const int at = (share * kRows + result_row(lane, i)) * P::row + strip * kStrip + result_column(lane, i);
+            partial[at] = sums.at[warp][s][lane][i];
+          }
+        }
+      }
+    }
+  }
+};
 
 // A group of lanes, one after the other.
 template <int L, class State>
@@ -104,10 +149,13 @@ struct HostGroup {
 };
 
 template <class Shared>
-struct HostCta {
+struct HostCta : HostProducts {
   Shared& mine;
   Shared* team;  // in the order block * ranks + rank
   int block, rank, tile, ranks;
+
+  HostCta(Shared& mine, Shared* team, int block, int rank, int tile, int ranks)
+      : mine(mine), team(team), block(block), rank(rank), tile(tile), ranks(ranks) {}
 
   template <class F>
   void each(int n, F f) {
@@ -121,23 +169,24 @@ struct HostCta {
     }
   }
   void sync() {}
-  template <class P, typename T>
-  void product(const T* left, const T* right, float* partial) {
-    multiply_all<P>(left, right, partial);
+  template <int N, typename U>
+  void send(int other, U* place, const Numbers<U, N>& numbers) {
+    const size_t offset = size_t(reinterpret_cast<char*>(place) - reinterpret_cast<char*>(&mine));
+    store(reinterpret_cast<U*>(reinterpret_cast<char*>(&team[block * ranks + other]) + offset), numbers);
   }
-  template <typename U>
-  U* peer(int other, U* p) {
-    const size_t offset = size_t(reinterpret_cast<char*>(p) - reinterpret_cast<char*>(&mine));
-    return reinterpret_cast<U*>(reinterpret_cast<char*>(&team[block * ranks + other]) + offset);
-  }
+  void expect(int) {}
   template <int bytes, typename U>
   void fetch(U* to, const U* from) {
     std::memcpy(to, from, bytes);
   }
   void fetched() {}
   template <int N>
-  Numbers<float, N> fresh(const float* p) {
-    return load<N>(p);
+  void give(float* p, const Numbers<float, N>& numbers, int) {
+    store(p, numbers);
+  }
+  template <int N, int Count>
+  void fresh(Numbers<float, N> (&parts)[Count], const float* first, int apart, int) {
+    for (int k = 0; k < Count; ++k) parts[k] = load<N>(first + k * apart);
   }
 };
 
@@ -149,7 +198,7 @@ class HostRun {
     // What a phase reads before it was written is NaN.
     std::memset(static_cast<void*>(team.data()), 0xff, sizeof(Shared) * team.size());
     for (int i = 0; i < S::team; ++i) {
-      ctas_.push_back({team[i], team.data(), i / S::ranks, i % S::ranks, tile, S::ranks});
+      ctas_.emplace_back(team[i], team.data(), i / S::ranks, i % S::ranks, tile, S::ranks);
     }
   }
   ~HostRun() { flush(); }
@@ -158,6 +207,7 @@ class HostRun {
     pending_.push_back(std::move(f));
     if (order_ < 2) flush();
   }
+  void begun() {}
   void narrow() {}
   void wide() { flush(); }
 
@@ -169,7 +219,8 @@ class HostRun {
       const int first = (backwards ? clusters - 1 - k : k) * each;
       for (auto& f : pending_) {
         for (int i = 0; i < each; ++i) {
-          Phases phases{{ctas_[first + (backwards ? each - 1 - i : i)], args_}};
+          const int cta = first + (backwards ? each - 1 - i : i);
+          Phases phases{{ctas_[cta], args_, held_[cta]}};
           f(phases);
         }
       }
@@ -180,6 +231,7 @@ class HostRun {
   const Args& args_;
   const int order_;
   std::vector<HostCta<Shared>> ctas_;
+  std::vector<typename Phases::Held> held_{S::team};
   std::vector<std::function<void(Phases&)>> pending_;
 };
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import Config
 from fastdream.agents.dreamer_v3_nets import Networks
-from fastdream.behavior import critic_loss, discount_weight, imagined_return, reinforce_loss, replayed_return
+from fastdream.behavior import discount_weight, imagined_return, replayed_return
 from fastdream.ops import Kind, Ops
 from fastdream.policy import Outputs
 
@@ -34,8 +34,7 @@ def actor_critic_loss(
     action [N, H+1, A] flat, rew, cont, slow (the slow critic's prediction) [N, H+1]; policy and value are raw
     outputs of their heads on the same states.
     """
-    offset, scale = nets.valnorm.stats()
-    val, slowval = nets.val.pred(value).detach() * scale + offset, slow * scale + offset
+    val, slowval = nets.valnorm.restored(nets.val.pred(value).detach()), nets.valnorm.restored(slow)
     target = slowval if config.slowtar else val
     disc = 1.0 if config.contdisc else 1 - 1 / config.horizon
     ret = imagined_return(ops, rew, cont, target, disc, config.lam)
@@ -43,16 +42,12 @@ def actor_critic_loss(
 
     offset, scale = nets.retnorm(ret, training)
     adv, ret_normed = (ret - target[:, :-1]) / scale, (ret - offset) / scale
-    adv_offset, adv_scale = nets.advnorm(adv, training)
-    adv_normed = (adv - adv_offset) / adv_scale
-    log_prob = nets.pol.log_prob(policy, action)[:, :-1]
-    ents = {k: v[:, :-1] for k, v in nets.pol.entropy(policy).items()}
-    entropy = torch.stack(list(ents.values())).sum(0)
-    actor = reinforce_loss(log_prob, adv_normed, entropy, weight[:, :-1], config.actent)
+    adv_normed = nets.advnorm.normalized(adv, training)
+    actor, log_prob, ents = nets.pol.reinforce(policy, action, adv_normed, weight[:, :-1], config.actent)
 
-    tar_offset, tar_scale = nets.valnorm(ret, training)
-    tar = (ret - tar_offset) / tar_scale
-    critic = critic_loss(nets.val, value, tar, slow[:, :-1], weight[:, :-1], config.slowreg)
+    tar = nets.valnorm.normalized(ret, training)
+    bins = nets.val.bins, nets.val.form
+    critic = ops.critic_loss(value, tar, slow[:, :-1], weight[:, :-1], config.slowreg, *bins)
 
     stats = dict(adv=adv, rew=rew, con=cont, ret=ret_normed, val=val, tar=tar, weight=weight, slowval=slowval)
     shown: Shown = {k: (v, "mean") for k, v in stats.items()}
@@ -96,10 +91,9 @@ def replay_critic_loss(
     """
     last, disc = batch["is_last"], 1 - 1 / config.horizon
     ret = replayed_return(ops, batch["reward"], last, batch["is_terminal"], boot, disc, config.replay_lam)
-    offset, scale = nets.valnorm.stats()
-    stats = {"val": nets.val.pred(value).detach() * scale + offset, "slowval": slow * scale + offset}
-    offset, scale = nets.valnorm(ret, training)
+    val, slowval = nets.valnorm.restored(nets.val.pred(value).detach()), nets.valnorm.restored(slow)
+    tar = nets.valnorm.normalized(ret, training)
     weight = 1 - last.float()
-    trace["repl"] = stats | {"ret": ret, "weight": weight}
-    tar = (ret - offset) / scale
-    return critic_loss(nets.val, value, tar, slow[:, :-1], weight[:, :-1], config.replay_slowreg)
+    trace["repl"] = {"val": val, "slowval": slowval, "ret": ret, "weight": weight}
+    bins = nets.val.bins, nets.val.form
+    return ops.critic_loss(value, tar, slow[:, :-1], weight[:, :-1], config.replay_slowreg, *bins)

@@ -83,9 +83,9 @@ class Networks(nn.Module):
         self.pol = ActorHeads(ops, feat, act_space, config.policy, generator)
         self.val = TwoHotHead(ops, feat, config.value, generator=generator)
         self.slowval = TwoHotHead(ops, feat, config.value, generator=generator)
-        self.retnorm = Normalize(config.retnorm)
-        self.valnorm = Normalize(config.valnorm)
-        self.advnorm = Normalize(config.advnorm)
+        self.retnorm = Normalize(config.retnorm, ops.percentiles)
+        self.valnorm = Normalize(config.valnorm, ops.percentiles)
+        self.advnorm = Normalize(config.advnorm, ops.percentiles)
         self._acting = Kept(self._policy_params, self.enc, self.dyn, self.pol)
         # Acting calls these at every step, and a module looks its parts up slowly.
         self._raw, self._action_noise = self.enc.raw, self.pol.noise
@@ -104,10 +104,12 @@ class Networks(nn.Module):
         """Parameters that the optimiser trains: all but the slow critic's."""
         return {n: p for n, p in self.named_parameters() if not n.startswith("slowval.")}
 
-    def joined(self) -> list[Tensor]:
-        """The first weights of all heads that see the same states in a dream."""
+    def joined(self) -> list[list[Tensor]]:
+        """Weights that multiply the same: of all heads in a dream, of the actor's outputs, of the decoder's vectors."""
         heads = self.pol, self.val, self.rew, self.con, self.slowval
-        return [head.layers[0].weight for head in heads if head.layers]
+        actor, outs = [layer for head in self.pol.params.heads for layer in head.out], self.dec.outs
+        firsts = [head.layers[0] for head in heads if head.layers]
+        return [[layer.weight for layer in layers] for layers in (firsts, actor, outs)]
 
     def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
         """Input of every head: [..., D] and [..., S, C] as [..., D + S*C]."""

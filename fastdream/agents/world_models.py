@@ -41,6 +41,7 @@ class WorldModels:
 
     replay_context = 0
     capturable = False  # as a CUDA graph: see fastdream.graphs
+    together = 1  # rows of dreams leave the batch in such numbers that a multiple of it remains
     dtype = torch.float32
 
     def __init__(
@@ -164,27 +165,53 @@ class WorldModels:
         """
         count, rows = int(seeds.shape[0]), torch.arange(len(seeds), device=self.device)
         lasted, alive = torch.zeros(count, device=self.device), torch.ones_like(rows, dtype=torch.bool)
-        params, draws = self.memory.params, controls.new_empty(2, count, self.config.latents)
-        (hidden, cell), restart = self.memory.initial(count), torch.ones_like(alive)
-        for step in range(length):
+        hidden, cell = self.memory.initial(count)
+        dream = {"controls": controls, "hidden": hidden, "cell": cell, "latent": latent, "restart": alive}
+        draws = controls.new_empty(PATIENCE, 2, count, self.config.latents)
+        for begin in range(0, length, PATIENCE):
+            steps = min(PATIENCE, length - begin)
+            for uniform, normal in draws[:steps]:
+                uniform.uniform_(generator=generator)
+                normal.normal_(generator=generator)
+            uniform, normal = draws[:steps, :, seeds].unbind(1)
+            noise = {"uniform": uniform, "normal": normal}
+            (after,) = self.dream_steps(dream, noise, temperature=temperature)
             if trail is not None:
-                trail.append(latent)
-            action = self.controller(controls, latent, (hidden, cell))
-            uniform = draws[0].uniform_(generator=generator)[seeds]
-            normal = draws[1].normal_(generator=generator)[seeds]
-            hidden, cell, latent, ends = self.ops.lstm_mdn_step(
-                params, hidden, cell, latent, action, restart, uniform, normal, temperature
-            )
-            lasted[rows] += alive
-            alive, restart = alive & (ends <= 0), torch.zeros_like(alive)
-            if step % PATIENCE == PATIENCE - 1:
-                (left,) = alive.nonzero(as_tuple=True)
-                if not len(left):
-                    break
-                if len(left) < len(rows):
-                    state = (hidden, cell, latent, controls, seeds, rows, alive, restart)
-                    hidden, cell, latent, controls, seeds, rows, alive, restart = (x[left] for x in state)
+                trail += [dream["latent"], *after["latents"][:, :-1].unbind(1)]
+            lasted[rows] += alive * after["lasted"]
+            alive = alive & after["alive"]
+            left = int(alive.sum())
+            if not left:
+                break
+            dream |= {key: after[key] for key in ("hidden", "cell", "latent")}
+            dream["restart"] = torch.zeros_like(alive)
+            if (kept := min(len(rows), -(-left // self.together) * self.together)) < len(rows):
+                order = torch.argsort(alive, descending=True, stable=True)[:kept]
+                dream = {key: x[order] for key, x in dream.items()}
+                seeds, rows, alive = seeds[order], rows[order], alive[order]
         return lasted
+
+    @torch.no_grad()
+    def dream_steps(
+        self, dream: Mapping[str, Tensor], noise: Mapping[str, Tensor], temperature: float
+    ) -> tuple[dict[str, Tensor]]:
+        """T steps of dreams, however they end: what `dream` repeats, and `graphs.capture_dreams` records.
+
+        dream   controls [N, P], hidden and cell [N, D], latent [N, Z], restart [N] of the first step.
+        noise   uniform and normal [T, N, Z].
+        Returns hidden, cell and latent after the last step, latents [N, T, Z] of all, alive [N] after the last, and
+        lasted [N], how many steps a dream lives on that was alive before the first.
+        """
+        control = self.controller.params(dream["controls"])
+        state = dream["hidden"], dream["cell"], dream["latent"], dream["restart"]
+        draws = noise["uniform"].transpose(0, 1), noise["normal"].transpose(0, 1)
+        hidden, cell, latents, ends = self.ops.lstm_mdn_dream(
+            self.memory.params, control, *state, *draws, temperature
+        )
+        # A dream that ends at a step has survived it.
+        alive = (ends <= 0).cumprod(1)
+        counts = {"lasted": 1 + alive[:, :-1].sum(1), "alive": alive[:, -1] > 0}
+        return ({"hidden": hidden, "cell": cell, "latent": latents[:, -1], "latents": latents, **counts},)
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters of V, M and C, and the generator."""

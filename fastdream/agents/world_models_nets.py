@@ -15,8 +15,8 @@ from fastdream.agents.world_models_config import Config
 from fastdream.convs import Valid
 from fastdream.keras import keras_defaults
 from fastdream.nets import Dense
-from fastdream.ops import MDNRNN, Ops
-from fastdream.ops.reference import lstm_gates, mdn_split
+from fastdream.ops import MDNRNN, Control, Ops
+from fastdream.ops.reference import controlled, lstm_gates, mdn_split
 from fastdream.spaces import Spaces
 
 State = tuple[Tensor, Tensor]  # hidden and cell of the LSTM, [N, D] each
@@ -170,12 +170,12 @@ class Controller:
 
         Biases come first in the vector, then a row of A weights for each feature.
         """
-        hidden, cell = state
-        feat = torch.cat([latent, cell, hidden] if self.cell else [latent, hidden], -1)
+        return controlled(self.params(controls), latent, *state)
+
+    def params(self, controls: Tensor) -> Control:
+        """Vectors [N, P], or one [P], as ops take them."""
         bias, weight = controls.split([self.actions * self.bias, self.actions * self.features], -1)
-        weight = weight.unflatten(-1, (self.features, self.actions))
-        action = feat @ weight if controls.dim() == 1 else torch.bmm(feat[:, None], weight)[:, 0]
-        return torch.tanh(action + bias if self.bias else action)
+        return Control(weight.unflatten(-1, (self.features, self.actions)), bias if self.bias else None)
 
     def decode(self, action: np.ndarray) -> dict[str, np.ndarray]:
         """[N, A] in [-1, 1] -> what the environments take."""

@@ -19,10 +19,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fastdream.ops import reference
-from fastdream.ops.auto import LIMITS, route
+from fastdream.ops.auto import FIRST, LIMITS, route
 from fastdream.ops.native.resident_op import check_earlier
 from fastdream.ops.params import (
     GRU,
@@ -34,6 +33,7 @@ from fastdream.ops.params import (
     Actor,
     BlockGRU,
     Categorical,
+    Control,
     Core,
     Dream,
     Feat,
@@ -43,6 +43,7 @@ from fastdream.ops.params import (
     Layer,
     LayerNormGRU,
     Layers,
+    MDNDream,
     MDNStep,
     Norm,
     Step,
@@ -60,59 +61,12 @@ from fastdream.ops.reference import (
     linear,
     mlp,
     mlp_outputs,
+    normal_entropy,
+    normal_log_prob,
     twohot_bins,
     unimix_log_probs,
 )
-
-Pair = tuple[Tensor, Tensor]
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    op: str
-    backend: str
-    reason: str  # why nothing faster serves the op, or which calls of it another backend takes; empty if none
-
-
-class Ops(NamedTuple):
-    """Every op of the library, as functions of tensors; shapes and meaning in `fastdream.ops.reference`."""
-
-    norm_act: Callable[..., Tensor]
-    mlp: Callable[..., Tensor]
-    mlps: Callable[..., tuple[Tensor, ...]]
-    block_gru: Callable[..., Tensor]
-    layernorm_gru: Callable[..., Tensor]
-    gru: Callable[..., Tensor]
-    categorical_sample: Callable[..., Pair]
-    gumbel_sample: Callable[..., Pair]
-    categorical_kl: Callable[..., Pair]
-    latent_entropy: Callable[..., Tensor]
-    gaussian_sample: Callable[..., Tensor]
-    gaussian_kl: Callable[..., Pair]
-    symlog: Callable[..., Tensor]
-    symexp: Callable[..., Tensor]
-    twohot_loss: Callable[..., Tensor]
-    twohot_mean: Callable[..., Tensor]
-    lambda_return: Callable[..., Tensor]
-    conv_pool: Callable[..., Tensor]
-    conv_spread: Callable[..., Tensor]
-    image_loss: Callable[..., Tensor]
-    observe_step: Callable[..., Step]
-    imagine_step: Callable[..., Step]
-    observe: Callable[..., Step]
-    prior: Callable[..., Tensor]
-    imagine: Callable[..., Dream]
-    rollout: Callable[..., Step]
-    policy_step: Callable[..., tuple[Step, Tensor]]
-    lstm_mdn_step: Callable[..., MDNStep]
-    summarize: Callable[..., Tensor]
-    laprop_: Callable[..., Any]
-    gather_sequences: Callable[..., Tensor]
-    rows: tuple[Row, ...] = ()  # what `table` returns
-
-
-OPS = tuple(name for name in Ops._fields if name != "rows")
+from fastdream.ops.surface import OPS, Ops, Row
 
 _BACKENDS = {
     "reference": "fastdream.ops.reference",
@@ -152,6 +106,9 @@ def load(
         _check_name("op", op, OPS)
         _check_name("backend", pin, ("auto", *_BACKENDS))
     chosen = {op: _choose(op, pins.get(op, backend), device, strict or op in pins) for op in OPS}
+    for op, kind in FIRST:
+        if kind == device.type and pins.get(op, backend) == "auto":
+            chosen[op] = _before(op, device, chosen[op])
     for reason in dict.fromkeys(reason for choice in chosen.values() for reason in choice.blocked):
         _say_once(reason)
     functions = {op: choice.function for op, choice in chosen.items()}
@@ -201,6 +158,20 @@ def _choose(op: str, backend: str, device: torch.device, strict: bool) -> _Choic
     raise AssertionError((op, backend, missing, blocked))
 
 
+def _before(op: str, device: torch.device, usual: _Choice) -> _Choice:
+    """The op by the backend that is tried before the usual one, where it works on the device."""
+    name, limits = FIRST[op, device.type]
+    module = import_module(_BACKENDS[name])
+    if usual.row.backend == name:
+        return usual
+    if reason := _problem(name, device) or _op_problem(module, op, device):
+        words = "; ".join(filter(None, [f"{name}: {reason}", usual.row.reason]))
+        return usual._replace(row=usual.row._replace(reason=words))
+    function, elsewhere = route(op, getattr(module, op), usual.function, limits, usual.row.backend)
+    words = "; ".join(filter(None, [elsewhere, usual.row.reason]))
+    return _Choice(function, Row(op, name, words), usual.blocked)
+
+
 def _implements(module: ModuleType, op: str, device: torch.device) -> bool:
     """Whether the backend has the op for this kind of device."""
     has = op in module.OPS if hasattr(module, "OPS") else hasattr(module, op)
@@ -240,6 +211,7 @@ __all__ = [
     "Actor",
     "BlockGRU",
     "Categorical",
+    "Control",
     "Core",
     "Dream",
     "Feat",
@@ -249,6 +221,7 @@ __all__ = [
     "Layer",
     "LayerNormGRU",
     "Layers",
+    "MDNDream",
     "MDNStep",
     "Norm",
     "Ops",
@@ -269,6 +242,8 @@ __all__ = [
     "load",
     "mlp",
     "mlp_outputs",
+    "normal_entropy",
+    "normal_log_prob",
     "table",
     "twohot_bins",
     "unimix_log_probs",

@@ -175,3 +175,19 @@ class MDNStep(NamedTuple):
     cell: Tensor  # [N, D]
     latent: Tensor  # [N, Z]
     ends: Tensor  # [N] logit of the episode's end
+
+
+class Control(NamedTuple):
+    """World Models' controllers, one a row: a linear map of [latent, hidden] or [latent, cell, hidden], then tanh."""
+
+    weight: Tensor  # [N, F, A]; F is Z + D, or Z + 2D where the cell is seen
+    bias: Tensor | None  # [N, A]
+
+
+class MDNDream(NamedTuple):
+    """T steps of dreams, whose actions controllers chose."""
+
+    hidden: Tensor  # [N, D] after the last step
+    cell: Tensor  # [N, D]
+    latent: Tensor  # [N, T, Z] that the steps led to
+    ends: Tensor  # [N, T] logits of the episode's end

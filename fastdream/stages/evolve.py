@@ -16,6 +16,7 @@ from fastdream.agents.world_models_nets import draw
 from fastdream.config import Config
 from fastdream.driver import Driver
 from fastdream.evolution import Evolution
+from fastdream.graphs import capture_dreams
 from fastdream.replay_store import Array
 from fastdream.stages.fit import Latents, stream
 
@@ -27,6 +28,8 @@ class Dreams:
 
     def __init__(self, config: Config, agent: WorldModels, latents: Latents, starts: Array) -> None:
         self.config, self.agent, self.latents, self.starts = config, agent, latents, starts
+        if agent.device.type == "cuda":
+            capture_dreams(agent)
 
     def __call__(self, controls: Array, seeds: Array, key: tuple[int, ...], begin: int = 0) -> Array:
         """Of controllers [N, P], each in the dream of a seed [N]; key: of the random numbers behind the seeds."""

@@ -59,7 +59,10 @@ void test_product(const char* name) {
   for (int k = 0; k < P::rows; ++k) {
     for (int n = 0; n < P::columns; ++n) right[right_offset(k, n, P::rows)] = b[k * P::columns + n];
   }
-  multiply_all<P>(left.data(), right.data(), partial.data());
+  HostProducts products;
+  HostSums<P> sums;
+  products.multiply(left.data(), right.data(), sums);
+  products.leave<P>(sums, partial.data());
   for (int m = 0; m < kRows; ++m) {
     for (int n = 0; n < P::columns; ++n) {
       double sum = 0;
@@ -73,8 +76,7 @@ template <class S>
 void test_products() {
   using Forward = ForwardWeights<S>;
   using Backward = BackwardWeights<S>;
-  test_product<typename Forward::OfDeter>("forward: of deter");
-  test_product<typename Forward::OfState>("forward: of the state's features");
+  test_product<typename Forward::Hidden>("forward: of deter and of the state's features");
   test_product<typename Forward::Gates>("forward: gates");
   test_product<typename Forward::OfNext>("forward: of the next layers");
   test_product<typename Forward::Logits>("forward: logits");

@@ -44,7 +44,7 @@ class Barrier {
 };
 
 template <class Shared>
-struct ThreadCta {
+struct ThreadCta : HostProducts {
   struct Copy {
     void* to;
     const void* from;
@@ -56,6 +56,10 @@ struct ThreadCta {
   int block, rank, tile, ranks, player;
   Barrier& barrier;
   std::vector<Copy> copies = {};
+
+  ThreadCta(Shared& mine, Shared* team, int block, int rank, int tile, int ranks, int player, Barrier& barrier)
+      : HostProducts{player, kPlayers}, mine(mine), team(team), block(block), rank(rank), tile(tile), ranks(ranks),
+        player(player), barrier(barrier) {}
 
   template <class F>
   void each(int n, F f) {
@@ -71,15 +75,12 @@ struct ThreadCta {
     }
   }
   void sync() { barrier.wait(); }
-  template <class P, typename T>
-  void product(const T* left, const T* right, float* partial) {
-    for (int warp = player; warp < kWarps; warp += kPlayers) multiply_in_warp<P>(warp, left, right, partial);
+  template <int N, typename U>
+  void send(int other, U* place, const Numbers<U, N>& numbers) {
+    const size_t offset = size_t(reinterpret_cast<char*>(place) - reinterpret_cast<char*>(&mine));
+    store(reinterpret_cast<U*>(reinterpret_cast<char*>(&team[block * ranks + other]) + offset), numbers);
   }
-  template <typename U>
-  U* peer(int other, U* p) {
-    const size_t offset = size_t(reinterpret_cast<char*>(p) - reinterpret_cast<char*>(&mine));
-    return reinterpret_cast<U*>(reinterpret_cast<char*>(&team[block * ranks + other]) + offset);
-  }
+  void expect(int) {}
   template <int bytes, typename U>
   void fetch(U* to, const U* from) {
     copies.push_back({to, from, bytes});
@@ -89,8 +90,12 @@ struct ThreadCta {
     copies.clear();
   }
   template <int N>
-  Numbers<float, N> fresh(const float* p) {
-    return load<N>(p);
+  void give(float* p, const Numbers<float, N>& numbers, int) {
+    store(p, numbers);
+  }
+  template <int N, int Count>
+  void fresh(Numbers<float, N> (&parts)[Count], const float* first, int apart, int) {
+    for (int k = 0; k < Count; ++k) parts[k] = load<N>(first + k * apart);
   }
 };
 
@@ -99,12 +104,14 @@ struct ThreadRun {
   Cta& cta;
   const Args& args;
   Barrier &cluster, &all;
+  typename Phases::Held held = {};
 
   template <class F>
   void phase(F f) {
-    Phases phases{{cta, args}};
+    Phases phases{{cta, args, held}};
     f(phases);
   }
+  void begun() { cluster.wait(); }
   void narrow() { cluster.wait(); }
   void wide() { all.wait(); }
 };
@@ -122,7 +129,7 @@ void play_at_once(const Args& args, Scan scan) {
   for (int i = 0; i < S::team * kPlayers; ++i) {
     threads.emplace_back([&, i] {
       const int n = i / kPlayers, block = n / S::ranks;
-      Cta cta{team[n], team.data(), block, n % S::ranks, 0, S::ranks, i % kPlayers, *ctas[n]};
+      Cta cta(team[n], team.data(), block, n % S::ranks, 0, S::ranks, i % kPlayers, *ctas[n]);
       ThreadRun<S, Cta, Direction<S, float, Cta>, Args> run{cta, args, *clusters[block], all};
       scan(run);
     });
@@ -182,7 +189,6 @@ Call forward_call(Tensors& t, std::vector<int64_t>& index, std::vector<int32_t>&
   t.add(S::team * kRows, 0.0f);
   t.add(S::blocks * kRows * 2 * S::hidden, 0.0f);
   t.add_words(zeros);
-  t.add_words(zeros);
   t.pointers.push_back(0);
   return {t.pointers, {S::blocks, S::deter, S::hidden, S::stoch, S::classes, S::ranks, kBatch, kLength}, {1e-4, 1e-4, 1e-4, 0.01}};
 }
@@ -206,7 +212,6 @@ Call backward_call(Tensors& t, std::vector<int32_t>& resets, std::vector<int32_t
   t.add(kBatch * S::deter, 0.0f);
   t.add(S::team * kRows, 0.0f);
   t.add(S::blocks * kRows * 2 * S::hidden, 0.0f);
-  t.add_words(zeros);
   t.add_words(zeros);
   t.pointers.push_back(0);
   return {t.pointers, {S::blocks, S::deter, S::hidden, S::stoch, S::classes, S::ranks, kBatch, kLength}, {1e-4, 1e-4, 1e-4, 0.01}};

@@ -9,7 +9,7 @@ template <class S, typename T, class Cta>
 struct Backward : BackwardCta<S, T, Cta> {
   using Base = BackwardCta<S, T, Cta>;
   using Weights = BackwardWeights<S>;
-  using Base::a, Base::c, Base::x, Base::kDeter, Base::kStoch, Base::kPost, Base::kHidden;
+  using Base::a, Base::c, Base::held, Base::x, Base::kDeter, Base::kStoch, Base::kPost, Base::kHidden;
   using Base::at, Base::column, Base::cta, Base::fetch_state, Base::fetch_step, Base::product_at, Base::reset, Base::root,
       Base::rows, Base::slope_of, Base::speaks, Base::stoch, Base::through_norm, Base::vector;
 
@@ -22,7 +22,7 @@ struct Backward : BackwardCta<S, T, Cta> {
     using Table = typename Weights::Table;
     c.fetched();
     fetch_state(t);
-    c.template product<Table>(stoch(), this->template weight<Weights::table>(), x.partial);
+    this->template product_of<Table, Weights::table>(stoch(), held.table);
     c.sync();
     constexpr int used = S::classes / 4;
     c.template groups<lanes_classes, Slopes>(kRows * S::own_stoch, [&](int q, auto& g) {
@@ -65,7 +65,7 @@ struct Backward : BackwardCta<S, T, Cta> {
   // Through the posterior's layers. Then a narrow exchange, of sums for its first layer's norm.
   FD_HD void slope_post(int t) {
     using Logits = typename Weights::Logits;
-    c.template product<Logits>(x.wide, this->template weight<Weights::logits>(), x.partial);
+    this->template product_of<Logits, Weights::logits>(x.wide, held.logits);
     c.sync();
     c.template groups<lanes_hidden, Sum>(kRows, [&](int m, auto& g) {
       g.each([&](int lane, Sum& s) {
@@ -98,7 +98,7 @@ struct Backward : BackwardCta<S, T, Cta> {
   // The gradient of deter, through the gates. Then a narrow exchange, of the gates' columns.
   FD_HD void slope_gates(int t) {
     using ToDeter = typename Weights::ToDeter;
-    c.template product<ToDeter>(x.pair, this->template weight<Weights::to_deter>(), x.partial);
+    product<ToDeter>(c, x.pair, this->template weight<Weights::to_deter>(), x.partial);
     c.sync();
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2, own = m * S::own + n;
@@ -133,7 +133,7 @@ struct Backward : BackwardCta<S, T, Cta> {
   // Through the gates' weights and the hidden layer's activation. Then a wide exchange, of sums for its norm.
   FD_HD void slope_hidden(int t) {
     using Gates = typename Weights::Gates;
-    c.template product<Gates>(x.wide, this->template weight<Weights::gates>(), x.partial);
+    product<Gates>(c, x.wide, this->template weight<Weights::gates>(), x.partial);
     c.sync();
     float* const team = a.sums + int64_t(c.tile) * kRows * S::team + cta();
     c.template groups<lanes, Sum>(kRows, [&](int m, auto& g) {
@@ -159,14 +159,14 @@ struct Backward : BackwardCta<S, T, Cta> {
       });
       g.sum(&Sum::value);
       g.each([&](int lane, Sum& s) {
-        if (lane == 0) team[m * S::team] = s.value;
+        if (lane == 0) c.give(team + m * S::team, Numbers<float, 1>{s.value}, t);
       });
     });
   }
 
   // The hidden layer before its norm. Then a narrow exchange, of its columns.
   FD_HD void finish_hidden(int t) {
-    gather_sums<S>(c, a.sums + int64_t(c.tile) * kRows * S::team, x.sums);
+    gather_sums<S>(c, a.sums + int64_t(c.tile) * kRows * S::team, x.sums, t);
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
       const float mean = x.sums[m] * (1.0f / S::deter), root = this->root(kHidden, m, t);
@@ -188,12 +188,12 @@ struct Backward : BackwardCta<S, T, Cta> {
     using OfState = typename Weights::OfState;
     using OfDeter = typename Weights::OfDeter;
     float* const of_deter = x.partial + OfState::partial;
-    c.template product<OfState>(x.wide, this->template weight<Weights::of_state>(), x.partial);
-    c.template product<OfDeter>(x.wide, this->template weight<Weights::of_deter>(), of_deter);
+    product<OfState>(c, x.wide, this->template weight<Weights::of_state>(), x.partial);
+    product<OfDeter>(c, x.wide, this->template weight<Weights::of_deter>(), of_deter);
     c.sync();
     c.each(kRows * OfState::columns / 4, [&](int i) {
       const int m = i / (OfState::columns / 4), n = i % (OfState::columns / 4) * 4;
-      store(a.products + product_at(c.block, m, n), OfState::template sums<4>(x.partial, m, n));
+      c.give(a.products + product_at(c.block, m, n), OfState::template sums<4>(x.partial, m, n), t);
     });
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
@@ -218,7 +218,7 @@ struct Backward : BackwardCta<S, T, Cta> {
         const int j = 4 * lane, k = half * S::hidden + c.rank * S::own_hidden + j;
         s.value = 0.0f;
         if (j >= S::own_hidden) return;
-        const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, half * S::own_hidden + j));
+        const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, half * S::own_hidden + j), t);
         s.value = slope_of(half ? kStoch : kDeter, m, t, j, sums, x.pre[half], x.slopes[half],
                            a.pre_terms + at(m, t) * 2 * S::hidden + k);
       });
@@ -245,13 +245,20 @@ struct Backward : BackwardCta<S, T, Cta> {
     spread_columns<S, S::own_hidden>(c, x.pair, S::hidden + c.rank * S::own_hidden);
     spread_columns<S, S::own_hidden>(c, stoch(), c.rank * S::own_hidden);
   }
+
+  // Weights of the next phases.
+  FD_HD void hold_weights() {
+    this->template hold<typename Weights::Table, Weights::table>(held.table);
+    this->template hold<typename Weights::Logits, Weights::logits>(held.logits);
+  }
 };
 
 // The whole scan, for a team that `run` plays, as in `forward_scan`.
 template <class Run>
 FD_HD void backward_scan(Run& run, int length) {
   run.phase([](auto& cta) { cta.begin(); });
-  run.narrow();  // nobody writes to a CTA that has not begun
+  run.begun();
+  run.phase([](auto& cta) { cta.hold_weights(); });
   for (int t = length - 1; t >= 0; --t) {
     run.phase([t](auto& cta) { cta.slope_logits(t); });
     run.narrow();
@@ -270,6 +277,7 @@ FD_HD void backward_scan(Run& run, int length) {
     run.phase([t](auto& cta) { cta.slope_state(t); });
     run.narrow();
     run.phase([t](auto& cta) { cta.finish_state(t); });
+    run.phase([](auto& cta) { cta.hold_weights(); });
     run.narrow();
   }
 }

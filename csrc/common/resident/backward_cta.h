@@ -16,8 +16,15 @@ struct BackwardCta {
   using Shared = BackwardShared<S, T>;
   enum Norms { kDeter, kStoch, kPost, kHidden };
 
+  // What threads keep from phase to phase.
+  struct Held {
+    typename Cta::template Held<typename Weights::Table> table;
+    typename Cta::template Held<typename Weights::Logits> logits;
+  };
+
   Cta& c;
   const Args& a;
+  Held& held;
   Shared& x = c.mine;
 
   FD_HD int rows() const { return a.batch - c.tile * kRows < kRows ? a.batch - c.tile * kRows : kRows; }
@@ -37,6 +44,22 @@ struct BackwardCta {
       return x.weights + offset;
     } else {
       return a.weights + int64_t(cta()) * Weights::elements + offset;
+    }
+  }
+
+  // Begin to read a product's weights into registers, where they are not on the chip.
+  template <class P, int offset>
+  FD_HD void hold(typename Cta::template Held<P>& held) {
+    if constexpr (offset >= Shared::kept) c.hold(weight<offset>(), held);
+  }
+
+  // The product with these.
+  template <class P, int offset>
+  FD_HD void product_of(const T* left, const typename Cta::template Held<P>& held) {
+    if constexpr (offset >= Shared::kept) {
+      product<P>(c, left, held, x.partial);
+    } else {
+      product<P>(c, left, weight<offset>(), x.partial);
     }
   }
 

@@ -20,9 +20,8 @@ struct BackwardArgs {
   T *logits, *d_pre, *d_hidden, *d_gates, *d_post;
   T *pre_terms, *hidden_terms, *post_terms;  // what sums over rows to the gradients of the norms' scales
   float* carried;  // [B, D] of deter0, but for what comes through its features
-  float* sums;     // [tiles, 16, team] a workspace: each CTA's part of sums over the hidden layer
-  float* products;  // [tiles, blocks, 16, 2H] a workspace: each block's part of products over all of deter
-  int32_t* barrier;
+  float* sums;     // [tiles, 16, team] zeros, a workspace: each CTA's part of sums over the hidden layer
+  float* products;  // [tiles, blocks, 16, 2H] zeros, a workspace: each block's part of products over all of deter
   int32_t* failed;
   int64_t* clocks;
   int batch, length;

@@ -79,7 +79,6 @@ ForwardArgs<T> forward_args(Call& call) {
   a.roots = call.pointer<float>();
   a.squares = call.pointer<float>();
   a.products = call.pointer<float>();
-  a.barrier = call.pointer<int32_t>();
   a.failed = call.pointer<int32_t>();
   a.clocks = call.pointer<int64_t>();
   a.batch = call.batch();
@@ -119,7 +118,6 @@ BackwardArgs<T> backward_args(Call& call) {
   a.carried = call.pointer<float>();
   a.sums = call.pointer<float>();
   a.products = call.pointer<float>();
-  a.barrier = call.pointer<int32_t>();
   a.failed = call.pointer<int32_t>();
   a.clocks = call.pointer<int64_t>();
   a.batch = call.batch();

@@ -9,7 +9,8 @@ template <class S, typename T, class Cta>
 struct Forward : ForwardCta<S, T, Cta> {
   using Base = ForwardCta<S, T, Cta>;
   using Weights = ForwardWeights<S>;
-  using Base::a, Base::c, Base::x, Base::kDeter, Base::kStoch, Base::kPost;
+  using Hidden = typename Weights::Hidden;
+  using Base::a, Base::c, Base::held, Base::x, Base::kDeter, Base::kStoch, Base::kPost;
   using Base::activate, Base::at, Base::column, Base::cta, Base::fetch_entered, Base::find_roots, Base::reset, Base::rows,
       Base::speaks, Base::vector;
 
@@ -17,24 +18,42 @@ struct Forward : ForwardCta<S, T, Cta> {
   static constexpr int lanes = lanes_of(S::own, 2), lanes_hidden = lanes_of(S::own_hidden, 4);
   static constexpr int lanes_classes = lanes_of(S::classes, 4);
 
-  // Features of the state; the core's hidden layer before its norm. Then a wide exchange, of sums of squares.
+  // Of the core's hidden layer of step t, what comes from deter before it.
+  FD_HD void multiply_deter(int t) {
+    held.hidden = {};
+    multiply_hidden<0>(x.deter);
+    if (t > 0) fetch_entered(t);
+  }
+
+  // Features of deter, for step t.
+  FD_HD void activate_deter(int t) {
+    find_roots(kDeter, a.eps_state);
+    activate(kDeter, x.state, a.pre_feat, 2 * S::hidden, 0, t);
+  }
+
+  // What comes from these. A row that forgets its state has no part of deter, whatever deter is: it is left out, not
+  // multiplied by 0.
+  FD_HD void multiply_features(int t) {
+    c.sync();
+    c.forget(held.hidden, [&](int m) { return reset(m, t); });
+    multiply_hidden<1>(x.state);
+  }
+
+  // An activation times the n-th of the hidden layer's weights.
+  template <int n>
+  FD_HD void multiply_hidden(const T* activation) {
+    const T* const weights = this->template weight<Weights::hidden + n * Hidden::elements>();
+    c.multiply(activation, weights, held.hidden);
+  }
+
+  // Features of stoch; the core's hidden layer before its norm. Then a wide exchange, of sums of squares.
   FD_HD void hide(int t) {
     c.fetched();
-    find_roots(kDeter, 2, a.eps_state);
-    activate(x.state, 2 * S::hidden, kDeter, a.pre_feat, t);
-    this->fetch_resets(t + 1);
-    fetch_rows<S::own_hidden>(c, rows(), x.embedded, a.embedded + at(0, t) * S::hidden + c.rank * S::own_hidden,
-                              int64_t(a.length) * S::hidden);
-    if (a.noise) {
-      fetch_rows<S::own_stoch>(c, rows(), x.noise, a.noise + at(0, t) * S::stoch + c.rank * S::own_stoch,
-                               int64_t(a.length) * S::stoch);
-    }
+    find_roots(kStoch, a.eps_state);
+    activate(kStoch, x.state + kRows * S::hidden, a.pre_feat, 2 * S::hidden, S::hidden, t);
     c.sync();
-    using OfDeter = typename Weights::OfDeter;
-    using OfState = typename Weights::OfState;
-    float* const of_state = x.partial + OfDeter::partial;
-    c.template product<OfDeter>(x.deter, this->template weight<Weights::of_deter>(), x.partial);
-    c.template product<OfState>(x.state, this->template weight<Weights::of_state>(), of_state);
+    multiply_hidden<2>(x.state + kRows * S::hidden);
+    c.leave(held.hidden, x.partial);
     c.sync();
     float* const squares = a.squares + int64_t(c.tile) * kRows * S::team + cta();
     c.template groups<lanes, Sum>(kRows, [&](int m, auto& g) {
@@ -42,16 +61,13 @@ struct Forward : ForwardCta<S, T, Cta> {
         const int n = 2 * lane;
         s.value = 0.0f;
         if (n >= S::own) return;
-        // A row that forgets its state has no part of deter, whatever deter is: it is left out, not multiplied by 0.
-        const Numbers<float, 2> of_deter = OfDeter::template sums<2>(x.partial, m, n);
-        const Numbers<float, 2> of_rest = OfState::template sums<2>(of_state, m, n);
+        const Numbers<float, 2> sums = Hidden::template sums<2>(x.partial, m, n);
         const Numbers<T, 2> entered = load<2>(x.entered + m * S::own + n);
         Numbers<T, 2> values;
         Numbers<float, 2> wide;
         FD_UNROLL
         for (int i = 0; i < 2; ++i) {
-          const float own = reset(m, t) ? 0.0f : of_deter.at[i];
-          values.at[i] = rounded<T>(widened(entered.at[i]) + of_rest.at[i] + own);
+          values.at[i] = rounded<T>(widened(entered.at[i]) + sums.at[i]);
           wide.at[i] = widened(values.at[i]);
           s.value += wide.at[i] * wide.at[i];
         }
@@ -60,14 +76,24 @@ struct Forward : ForwardCta<S, T, Cta> {
       });
       g.sum(&Sum::value);
       g.each([&](int lane, Sum& s) {
-        if (lane == 0) squares[m * S::team] = s.value;
+        if (lane == 0) c.give(squares + m * S::team, Numbers<float, 1>{s.value}, t);
       });
     });
   }
 
+  // Begin to copy what the rest of the step needs.
+  FD_HD void fetch_inputs(int t) {
+    this->fetch_resets(t + 1);
+    fetch_rows<S::own_hidden>(c, rows(), x.embedded, a.embedded + at(0, t) * S::hidden + c.rank * S::own_hidden,
+                              int64_t(a.length) * S::hidden);
+    if (!a.noise) return;
+    fetch_rows<S::own_stoch>(c, rows(), x.noise, a.noise + at(0, t) * S::stoch + c.rank * S::own_stoch,
+                             int64_t(a.length) * S::stoch);
+  }
+
   // Norm and activation of the hidden layer. Then a narrow exchange, of the block's columns.
   FD_HD void activate_hidden(int t) {
-    gather_sums<S>(c, a.squares + int64_t(c.tile) * kRows * S::team, x.sums);
+    gather_sums<S>(c, a.squares + int64_t(c.tile) * kRows * S::team, x.sums, t);
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
       const float root = inverse_root(x.sums[m] * (1.0f / S::deter) + a.eps_hidden);
@@ -91,7 +117,7 @@ struct Forward : ForwardCta<S, T, Cta> {
   // Gates and the new deter. Then a narrow exchange, of deter's columns.
   FD_HD void gate(int t) {
     using Gates = typename Weights::Gates;
-    c.template product<Gates>(x.active, this->template weight<Weights::gates>(), x.partial);
+    product<Gates>(c, x.active, this->template weight<Weights::gates>(), x.partial);
     c.sync();
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
@@ -123,12 +149,11 @@ struct Forward : ForwardCta<S, T, Cta> {
   // The block's part of the products over all of deter. Then a wide exchange, of these.
   FD_HD void project(int t) {
     using OfNext = typename Weights::OfNext;
-    c.template product<OfNext>(x.deter, this->template weight<Weights::of_next>(), x.partial);
-    if (t + 1 < a.length) fetch_entered(t + 1);
+    product<OfNext>(c, x.deter, this->template weight<Weights::of_next>(), x.partial);
     c.sync();
     c.each(kRows * OfNext::columns / 4, [&](int i) {
       const int m = i / (OfNext::columns / 4), n = i % (OfNext::columns / 4) * 4;
-      store(a.products + product_at(c.block, m, n), OfNext::template sums<4>(x.partial, m, n));
+      c.give(a.products + product_at(c.block, m, n), OfNext::template sums<4>(x.partial, m, n), t);
     });
   }
 
@@ -139,6 +164,7 @@ struct Forward : ForwardCta<S, T, Cta> {
 
   // Sums over the blocks: the next step's first layer, and the posterior's. Then a narrow exchange, of both.
   FD_HD void combine(int t) {
+    this->template hold<typename Weights::Logits, Weights::logits>(held.logits);
     c.fetched();
     c.sync();
     c.template groups<lanes_hidden, Sum>(2 * kRows, [&](int q, auto& g) {
@@ -148,7 +174,7 @@ struct Forward : ForwardCta<S, T, Cta> {
         const int j = 4 * lane, k = c.rank * S::own_hidden + j;
         s.value = 0.0f;
         if (j >= S::own_hidden) return;
-        const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, post * S::own_hidden + j));
+        const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, post * S::own_hidden + j), t);
         const Numbers<float, 4> bias = load<4>(vector(Vectors<S>::deter_bias) + j);
         const Numbers<T, 4> embedded = load<4>(x.embedded + m * S::own_hidden + j);
         Numbers<T, 4> values;
@@ -180,10 +206,10 @@ struct Forward : ForwardCta<S, T, Cta> {
   // Features of the posterior, logits, draws. Then a narrow exchange, of the draws.
   FD_HD void draw_latent(int t) {
     using Logits = typename Weights::Logits;
-    find_roots(kPost, 1, a.eps_post);
-    activate(x.active, S::hidden, kPost, a.post_feat, t);
+    find_roots(kPost, a.eps_post);
+    activate(kPost, x.active, a.post_feat, S::hidden, 0, t);
     c.sync();
-    c.template product<Logits>(x.active, this->template weight<Weights::logits>(), x.partial);
+    this->template product_of<Logits, Weights::logits>(x.active, held.logits);
     c.sync();
     c.template groups<lanes_classes, Classes>(kRows * S::own_stoch, [&](int q, auto& g) {
       const int m = q / S::own_stoch, own = q % S::own_stoch, s = c.rank * S::own_stoch + own;
@@ -279,25 +305,34 @@ struct Forward : ForwardCta<S, T, Cta> {
 
 // The whole scan, for a team that `run` plays: run.phase(f) calls f with the phases of each CTA, run.narrow() and
 // run.wide() let the CTAs of a block, or all of them, see what they gave to one another.
+// What depends on no exchange that has begun is computed while that goes on.
 template <class Run>
 FD_HD void forward_scan(Run& run, int length) {
   run.phase([](auto& cta) { cta.begin(); });
-  run.narrow();  // nobody writes to a CTA that has not begun
+  run.begun();
+  run.phase([](auto& cta) { cta.multiply_deter(0); });
+  run.phase([](auto& cta) { cta.activate_deter(0); });
+  run.phase([](auto& cta) { cta.multiply_features(0); });
   for (int t = 0; t < length; ++t) {
+    const bool more = t + 1 < length;
     run.phase([t](auto& cta) { cta.hide(t); });
+    run.phase([t](auto& cta) { cta.fetch_inputs(t); });
     run.wide();
     run.phase([t](auto& cta) { cta.activate_hidden(t); });
     run.narrow();
     run.phase([t](auto& cta) { cta.gate(t); });
     run.narrow();
     run.phase([t](auto& cta) { cta.project(t); });
+    if (more) run.phase([t](auto& cta) { cta.multiply_deter(t + 1); });
     run.wide();
     run.phase([t](auto& cta) { cta.combine(t); });
     run.narrow();
     run.phase([t](auto& cta) { cta.draw_latent(t); });
+    if (more) run.phase([t](auto& cta) { cta.activate_deter(t + 1); });
     run.narrow();
-    if (t + 1 == length) break;
+    if (!more) break;
     run.phase([t](auto& cta) { cta.gather(t); });
+    run.phase([t](auto& cta) { cta.multiply_features(t + 1); });
     run.narrow();
   }
 }

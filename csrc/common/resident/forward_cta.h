@@ -13,8 +13,15 @@ struct ForwardCta {
   using Shared = ForwardShared<S, T>;
   enum Norms { kDeter, kStoch, kPost };
 
+  // What threads keep from phase to phase.
+  struct Held {
+    typename Cta::template Sums<typename Weights::Hidden> hidden;  // of the core's hidden layer, before entered is added
+    typename Cta::template Held<typename Weights::Logits> logits;
+  };
+
   Cta& c;
   const Args& a;
+  Held& held;
   Shared& x = c.mine;
 
   FD_HD int rows() const { return a.batch - c.tile * kRows < kRows ? a.batch - c.tile * kRows : kRows; }
@@ -33,6 +40,22 @@ struct ForwardCta {
       return a.weights + int64_t(cta()) * Weights::elements + offset;
     }
   }
+  // Begin to read a product's weights into registers, where they are not on the chip.
+  template <class P, int offset>
+  FD_HD void hold(typename Cta::template Held<P>& held) {
+    if constexpr (offset >= Shared::kept) c.hold(weight<offset>(), held);
+  }
+
+  // The product with these.
+  template <class P, int offset>
+  FD_HD void product_of(const T* left, const typename Cta::template Held<P>& held) {
+    if constexpr (offset >= Shared::kept) {
+      product<P>(c, left, held, x.partial);
+    } else {
+      product<P>(c, left, weight<offset>(), x.partial);
+    }
+  }
+
   FD_HD const float* vector(int offset) const { return x.vectors + offset; }
 
   // Weights come to the chip, and the state before the first step.
@@ -54,6 +77,7 @@ struct ForwardCta {
     });
     fetch_resets(0);
     fetch_entered(0);
+    c.fetched();
     c.sync();
     c.each(2 * S::ranks * kRows, [&](int i) {
       const int m = i % kRows, rank = i / kRows % S::ranks, which = i / kRows / S::ranks;
@@ -80,10 +104,9 @@ struct ForwardCta {
     fetch_rows<S::own>(c, rows(), x.entered, a.entered + at(0, t) * S::deter + column(0), int64_t(a.length) * S::deter);
   }
 
-  // x.roots of some norms from the ranks' sums of squares.
-  FD_HD void find_roots(int first, int count, float eps) {
-    c.each(count * kRows, [&](int i) {
-      const int which = first + i / kRows, m = i % kRows;
+  // x.roots of a norm from the ranks' sums of squares.
+  FD_HD void find_roots(Norms which, float eps) {
+    c.each(kRows, [&](int m) {
       float sum = 0.0f;
       FD_UNROLL
       for (int rank = 0; rank < S::ranks; ++rank) sum += x.squares[which][rank][m];
@@ -92,13 +115,13 @@ struct ForwardCta {
     c.sync();
   }
 
-  // Norm and activation, in place, of an activation of `count` columns that begins with the norm `which`: a lane's eight
-  // elements at a time. This rank's columns are kept at `feat` [B, T, count].
-  FD_HD void activate(T* activation, int count, int which, T* feat, int t) {
-    c.each(count / kStep * kLanes, [&](int i) {
+  // Norm and activation, in place, of the columns of one norm: a lane's eight elements at a time. This rank's columns are
+  // kept in columns from `first` on of `feat` [B, T, width].
+  FD_HD void activate(Norms which, T* activation, T* feat, int width, int first, int t) {
+    c.each(S::hidden / kStep * kLanes, [&](int i) {
       const int m = left_row(i % kLanes, 0), k = i / kLanes * kStep + left_column(i % kLanes, 0);
       const Numbers<T, 8> before = load<8>(activation + i * 8);
-      const float* const root = x.roots[which + k / S::hidden] + m;
+      const float* const root = x.roots[which] + m;
       const float* const scale = vector(Vectors<S>::scales) + which * S::hidden + k;
       const float roots[2] = {root[0], root[8]};
       const Numbers<float, 2> scales[2] = {load<2>(scale), load<2>(scale + 8)};
@@ -113,8 +136,8 @@ struct ForwardCta {
       FD_UNROLL
       for (int e = 0; e < 8; e += 2) {
         const int row = m + left_row(0, e), column = k + left_column(0, e);
-        const bool mine = column % S::hidden / S::own_hidden == c.rank && row < rows();
-        if (mine) store(feat + at(row, t) * count + column, Numbers<T, 2>{after.at[e], after.at[e + 1]});
+        const bool mine = column / S::own_hidden == c.rank && row < rows();
+        if (mine) store(feat + at(row, t) * width + first + column, Numbers<T, 2>{after.at[e], after.at[e + 1]});
       }
     });
   }

@@ -24,10 +24,9 @@ struct ForwardArgs {
   T *pre, *hidden, *gates, *post;
   T *pre_feat, *hidden_feat, *post_feat;
   float* roots;          // [B, T, 4] the norms' 1 / root mean square: deter, stoch, post, hidden
-  float* squares;        // [tiles, 16, team] a workspace: each CTA's part of the hidden layer's sum of squares
-  float* products;       // [tiles, blocks, 16, 2H] a workspace: each block's part of the products over all of deter
-  int32_t* barrier;      // [tiles] zeros
-  int32_t* failed;       // set if a barrier was waited for in vain
+  float* squares;        // [tiles, 16, team] zeros, a workspace: each CTA's part of the hidden layer's sum of squares
+  float* products;       // [tiles, blocks, 16, 2H] zeros, a workspace: each block's part of the products over all of deter
+  int32_t* failed;       // set if a CTA was waited for in vain
   int64_t* clocks;       // null, or where the first CTA notes its clock before and after every phase
   int batch, length;
   float eps_state, eps_hidden, eps_post, unimix;
@@ -41,7 +40,7 @@ struct ForwardRest {
   alignas(16) T state[kRows * 2 * S::hidden];  // the features of deter | stoch, before the norm and then after it,
   // and the core's hidden layer, later in the step the posterior's, likewise.
   alignas(16) T active[kRows * larger(S::block, S::hidden)];
-  alignas(16) float partial[larger(larger(Weights::Gates::partial, Weights::OfDeter::partial + Weights::OfState::partial),
+  alignas(16) float partial[larger(larger(Weights::Gates::partial, Weights::Hidden::partial),
                                    larger(Weights::OfNext::partial, Weights::Logits::partial))];
   alignas(16) float vectors[Vectors<S>::elements];
   alignas(16) T entered[kRows * S::own];

@@ -15,7 +15,9 @@ struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Numbers {
 };
 
 #ifdef __CUDACC__
-// What the hardware moves at once is one of its own types; nvcc takes a struct apart.
+// What the hardware moves at once is one of its own types; nvcc takes structs and copies apart.
+template <int N>
+using Floats = std::conditional_t<N == 4, float4, std::conditional_t<N == 2, float2, float>>;
 template <size_t bytes>
 using Word = std::conditional_t<bytes == 16, uint4, std::conditional_t<bytes == 8, uint2, uint32_t>>;
 #endif
@@ -23,11 +25,16 @@ using Word = std::conditional_t<bytes == 16, uint4, std::conditional_t<bytes == 
 template <int N, typename T>
 FD_HD Numbers<T, N> load(const T* from) {
 #ifdef __CUDA_ARCH__
-  using W = Word<N * sizeof(T)>;
-  const W word = *reinterpret_cast<const W*>(from);
   Numbers<T, N> numbers;
-  static_assert(sizeof(numbers) == sizeof(word), "4, 8 or 16 bytes at a time");
-  memcpy(&numbers, &word, sizeof(word));
+  if constexpr (std::is_same_v<T, float>) {
+    const Floats<N> word = *reinterpret_cast<const Floats<N>*>(from);
+    if constexpr (N == 1) numbers = {word};
+    if constexpr (N == 2) numbers = {word.x, word.y};
+    if constexpr (N == 4) numbers = {word.x, word.y, word.z, word.w};
+  } else {
+    const Word<N * sizeof(T)> word = *reinterpret_cast<const Word<N * sizeof(T)>*>(from);
+    memcpy(&numbers, &word, sizeof(word));
+  }
   return numbers;
 #else
   return *reinterpret_cast<const Numbers<T, N>*>(from);
@@ -37,11 +44,16 @@ FD_HD Numbers<T, N> load(const T* from) {
 template <typename T, int N>
 FD_HD void store(T* to, const Numbers<T, N>& numbers) {
 #ifdef __CUDA_ARCH__
-  using W = Word<N * sizeof(T)>;
-  W word;
-  static_assert(sizeof(numbers) == sizeof(word), "4, 8 or 16 bytes at a time");
-  memcpy(&word, &numbers, sizeof(word));
-  *reinterpret_cast<W*>(to) = word;
+  if constexpr (std::is_same_v<T, float>) {
+    const auto& x = numbers.at;
+    if constexpr (N == 1) *to = x[0];
+    if constexpr (N == 2) *reinterpret_cast<float2*>(to) = make_float2(x[0], x[1]);
+    if constexpr (N == 4) *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
+  } else {
+    Word<N * sizeof(T)> word;
+    memcpy(&word, &numbers, sizeof(word));
+    *reinterpret_cast<Word<N * sizeof(T)>*>(to) = word;
+  }
 #else
   *reinterpret_cast<Numbers<T, N>*>(to) = numbers;
 #endif

@@ -17,11 +17,18 @@
 //     g.sum(&State::x), g.top(...)   x, a float or floats, becomes the sum or the largest of all lanes'
 //     g.chain(n, x, f)               x = f(lane, state, x) for lanes 0 ... n - 1 in turn; returns the last x
 //   c.sync()                         what its threads wrote is seen by all of them
-//   c.template product<P>(a, b, to)  a [16, K] times b [K, N], as partial results
-//   c.peer(rank, p)                  where p, in this shared memory, is in that of another CTA of the block
+//   Sums<P>                          results of a [16, K] times b [K, N] so far, of which each warp has its part
+//   c.multiply(a, b, sums)           add one more
+//   c.forget(sums, f)                rows m with f(m) become zeros
+//   c.leave(sums, to)                the sums, as partial results
+//   Held<P>                          the weights b of a product in registers, which c.hold(b, held) begins to read there
+//   c.expect(n)                      n bytes are to come from other CTAs of the block before the next narrow exchange ends
+//   c.send(rank, p, numbers)         store numbers at p in the shared memory of another CTA of the block: it has them after
+//                                    that exchange
 //   c.template fetch<bytes>(to, from)  begin to copy from global to shared memory
 //   c.fetched()                      that thread's fetches are done; others see them after sync
-//   c.template fresh<N>(p)           what another CTA wrote to global memory before the last exchange, N numbers
+//   c.give(p, numbers, t)            store numbers of step t in global memory for CTAs of any block
+//   c.fresh(parts, p, apart, t)      what others gave at p, p + apart, ... for step t, which is waited for
 namespace fastdream::resident {
 
 // What lanes add up.
@@ -40,8 +47,9 @@ FD_HD void spread(Cta& c, U* mine) {
   static_assert(pieces * each == count, "what is spread is whole 16 bytes");
   c.each((S::ranks - 1) * pieces, [&](int i) {
     U* const from = mine + i % pieces * each;
-    store(c.peer((c.rank + 1 + i / pieces) % S::ranks, from), load<each>(from));
+    c.send((c.rank + 1 + i / pieces) % S::ranks, from, load<each>(from));
   });
+  c.expect((S::ranks - 1) * count * int(sizeof(U)));
 }
 
 // As `spread`, for columns [first, first + count) of an activation, whole eighths of them.
@@ -53,9 +61,23 @@ FD_HD void spread_columns(Cta& c, T* mine, int first) {
     constexpr int pieces = count / 8 * kLanes;
     c.each((S::ranks - 1) * pieces, [&](int i) {
       T* const from = mine + piece_offset(first / 8 + i % pieces / kLanes, i % kLanes);
-      store(c.peer((c.rank + 1 + i / pieces) % S::ranks, from), load<kPiece>(from));
+      c.send((c.rank + 1 + i / pieces) % S::ranks, from, load<kPiece>(from));
     });
+    c.expect((S::ranks - 1) * count * kRows * int(sizeof(T)));
   }
+}
+
+template <class P, class Cta, typename T>
+FD_HD void product(Cta& c, const T* left, const T* right, float* partial) {
+  typename Cta::template Sums<P> sums = {};
+  c.multiply(left, right, sums);
+  c.leave(sums, partial);
+}
+template <class P, class Cta, typename T>
+FD_HD void product(Cta& c, const T* left, const typename Cta::template Held<P>& right, float* partial) {
+  typename Cta::template Sums<P> sums = {};
+  c.multiply(left, right, sums);
+  c.leave(sums, partial);
 }
 
 // Begin to copy `width` elements of each row of the tile: row m from from + m * row to to + m * width. Rows past the batch
@@ -66,9 +88,9 @@ FD_HD void fetch_rows(Cta& c, int rows, T* to, const T* from, int64_t row) {
   constexpr int chunk = bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4;
   constexpr int chunks = bytes / chunk;
   static_assert(chunks * chunk == bytes, "rows are copied in words");
-  c.each(rows * chunks, [&](int i) {
+  c.each(kRows * chunks, [&](int i) {
     const int m = i / chunks, part = i % chunks * (chunk / int(sizeof(T)));
-    c.template fetch<chunk>(to + m * width + part, from + m * row + part);
+    if (m < rows) c.template fetch<chunk>(to + m * width + part, from + m * row + part);
   });
 }
 
@@ -79,16 +101,17 @@ FD_HD void fetch_all(Cta& c, T* to, const T* from, int count) {
   c.each(count / each, [&](int i) { c.template fetch<16>(to + i * each, from + i * each); });
 }
 
-// Sums of what all CTAs of the team left in `parts` [16, team]; the order is the same in every CTA.
+// Sums of what all CTAs of the team gave in `parts` [16, team] for step t; the order is the same in every CTA.
 template <class S, class Cta>
-FD_HD void gather_sums(Cta& c, const float* parts, float* sums) {
+FD_HD void gather_sums(Cta& c, const float* parts, float* sums, int t) {
   constexpr int lanes = S::team < kLanes ? S::team : kLanes, each = S::team / lanes;
   c.template groups<lanes, Sum>(kRows, [&](int m, auto& g) {
     g.each([&](int lane, Sum& s) {
-      const Numbers<float, each> numbers = c.template fresh<each>(parts + m * S::team + lane * each);
+      Numbers<float, each> numbers[1];
+      c.fresh(numbers, parts + m * S::team + lane * each, 0, t);
       s.value = 0.0f;
       FD_UNROLL
-      for (int k = 0; k < each; ++k) s.value += numbers.at[k];
+      for (int k = 0; k < each; ++k) s.value += numbers[0].at[k];
     });
     g.sum(&Sum::value);
     g.each([&](int lane, Sum& s) {
@@ -98,14 +121,11 @@ FD_HD void gather_sums(Cta& c, const float* parts, float* sums) {
   c.sync();
 }
 
-// Sums over the blocks of four neighbours in their products [blocks, 16, 2H], of which `first` are the first block's.
+// Sums over the blocks of four neighbours in their products of step t [blocks, 16, 2H], of which `first` are the first block's.
 template <class S, class Cta>
-FD_HD Numbers<float, 4> sum_of_blocks(Cta& c, const float* first) {
+FD_HD Numbers<float, 4> sum_of_blocks(Cta& c, const float* first, int t) {
   Numbers<float, 4> parts[S::blocks], total = {};
-  FD_UNROLL
-  for (int block = 0; block < S::blocks; ++block) {
-    parts[block] = c.template fresh<4>(first + block * kRows * 2 * S::hidden);
-  }
+  c.fresh(parts, first, kRows * 2 * S::hidden, t);
   FD_UNROLL
   for (int block = 0; block < S::blocks; ++block) {
     FD_UNROLL

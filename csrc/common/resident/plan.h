@@ -57,6 +57,10 @@ struct Product {
   static constexpr int groups = kWarps / split;
   static constexpr int strips_each = (strips + groups - 1) / groups;
   static constexpr int partial = split * kRows * row;
+  static_assert(pairs % split == 0, "even shares");
+
+  // Whether a group of warps has an s-th strip.
+  static FD_HD bool has(int s, int group) { return strips % groups == 0 || s * groups + group < strips; }
 
   // Elements [m, n ... n + Count) of the product, from its partial results; n is a multiple of Count.
   template <int Count>
@@ -73,7 +77,8 @@ struct Product {
   }
 };
 
-constexpr size_t kSharedLimit = 227 * 1024;  // bytes that a CTA can have on compute capability 9.0
+// Bytes that a CTA can have on compute capability 9.0, but for those of its exchanges.
+constexpr size_t kSharedLimit = 227 * 1024 - 128;
 
 // The largest of these numbers of weights of 2 bytes that fit beside so many bytes.
 template <size_t Count>
@@ -88,14 +93,13 @@ constexpr int largest_beside(size_t bytes, const int (&numbers)[Count]) {
 // A CTA's weights, one after the other; as many of them as fit beside all else, from the first, lie in its shared memory.
 template <class S>
 struct ForwardWeights {
-  using OfDeter = Product<S::block, S::own>;
-  using OfState = Product<2 * S::hidden, S::own>;     // from the features of deter | stoch
+  using Hidden = Product<S::block, S::own>;           // from deter, from the features of deter, from those of stoch
+  static_assert(S::block == S::hidden, "these have the same shape");
   using Gates = Product<S::block, 3 * S::own>;        // reset | cand | update
   using OfNext = Product<S::block, 2 * S::own_hidden>;  // to the next step's first layer | the posterior's
   using Logits = Product<S::hidden, S::own_flat>;
-  static constexpr int of_deter = 0;
-  static constexpr int of_state = of_deter + OfDeter::elements;
-  static constexpr int gates = of_state + OfState::elements;
+  static constexpr int hidden = 0;
+  static constexpr int gates = hidden + 3 * Hidden::elements;
   static constexpr int of_next = gates + Gates::elements;
   static constexpr int table = of_next + OfNext::elements;  // [flat, own_hidden], rows to gather
   static constexpr int logits = table + S::flat * S::own_hidden;

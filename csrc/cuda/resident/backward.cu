@@ -11,12 +11,10 @@ using Args = BackwardArgs<bf16>;
 template <class S>
 __global__ void __launch_bounds__(kThreads, 1) resident_backward_kernel(const __grid_constant__ Args args) {
   using Shared = BackwardShared<S, bf16>;
-  using Cta = DeviceCta<S, Shared>;
   static_assert(sizeof(Shared) <= kSharedLimit, "does not fit in a CTA's shared memory");
   extern __shared__ __align__(128) unsigned char memory[];
-  const int cta = blockIdx.x % S::team;
-  Cta c{*reinterpret_cast<Shared*>(memory), cta / S::ranks, cta % S::ranks, int(blockIdx.x) / S::team};
-  DeviceRun<S, Cta, Backward<S, bf16, Cta>, Args> run(c, args);
+  __shared__ uint64_t barriers[2];
+  DeviceRun<S, Shared, Backward, Args> run(*reinterpret_cast<Shared*>(memory), barriers, args);
   backward_scan(run, args.length);
 }
 

@@ -1,8 +1,7 @@
 #pragma once
 
-#include <cooperative_groups.h>
-
 #include "common/resident/phase.h"
+#include "cuda/resident/exchange.cuh"
 
 // A CTA as csrc/common/resident/phase.h asks for it, played by the threads of a real one.
 namespace fastdream::resident {
@@ -67,10 +66,31 @@ struct DeviceGroup {
   }
 };
 
+// A pair of tiles of the left operand times one of the right.
+__device__ inline void multiply_pair(float (&sums)[4], const uint4& low, const uint4& high, const uint4& right) {
+  multiply(sums, low, right.x, right.y);
+  multiply(sums, high, right.z, right.w);
+}
+
+// Of one thread: results so far of its warp's strips, and its warp's weights.
+template <class P>
+struct DeviceSums {
+  float at[P::strips_each][4];
+};
+template <class P>
+struct DeviceHeld {
+  uint4 at[P::pairs / P::split][P::strips_each];
+};
+
 template <class S, class Shared>
 struct DeviceCta {
   Shared& mine;
-  int block, rank, tile;
+  const int block, rank, tile;
+  uint64_t* const barriers;  // two, in shared memory
+  int32_t* const failed;
+  uint32_t exchanges = 0;
+  int expected = 0;
+  bool gave_up = false;
 
   template <class F>
   __device__ void each(int n, F f) {
@@ -86,48 +106,95 @@ struct DeviceCta {
   }
   __device__ void sync() { __syncthreads(); }
 
-  // A warp takes one of `split` shares of K and every groups-th strip. It reads a tile of the left operand once for all
-  // of its strips.
+  // A warp takes one of `split` shares of the pairs and every groups-th strip. It reads a tile of the left operand once for
+  // all of its strips.
   template <class P>
-  __device__ void product(const bf16* left, const bf16* right, float* partial) {
+  using Sums = DeviceSums<P>;
+  template <class P>
+  using Held = DeviceHeld<P>;
+
+  template <class P>
+  __device__ void multiply(const bf16* left, const bf16* right, DeviceSums<P>& sums) {
     constexpr int pairs = P::pairs / P::split;
     const int thread = this_thread(), warp = thread / kLanes, lane = thread % kLanes;
-    const int share = warp % P::split, group = warp / P::split;
-    const uint4* const a = reinterpret_cast<const uint4*>(left);
-    const uint4* const b = reinterpret_cast<const uint4*>(right);
-    float result[P::strips_each][4] = {};
+    const int share = warp % P::split * pairs, group = warp / P::split;
+    const uint4* const a = reinterpret_cast<const uint4*>(left) + share * 2 * kLanes + lane;
+    const uint4* const b = reinterpret_cast<const uint4*>(right) + (group * P::pairs + share) * kLanes + lane;
 #pragma unroll 4
     for (int p = 0; p < pairs; ++p) {
-      const int pair = share * pairs + p;
-      const uint4 first = a[pair * 2 * kLanes + lane], second = a[(pair * 2 + 1) * kLanes + lane];
+      const uint4 low = a[p * 2 * kLanes], high = a[(p * 2 + 1) * kLanes];
 #pragma unroll
       for (int s = 0; s < P::strips_each; ++s) {
-        const int strip = s * P::groups + group;
-        if (P::strips % P::groups && strip >= P::strips) continue;
-        const uint4 weight = b[(strip * P::pairs + pair) * kLanes + lane];
-        multiply(result[s], first, weight.x, weight.y);
-        multiply(result[s], second, weight.z, weight.w);
+        if (!P::has(s, group)) continue;
+        multiply_pair(sums.at[s], low, high, b[(s * P::groups * P::pairs + p) * kLanes]);
       }
     }
+  }
+  template <class P>
+  __device__ void multiply(const bf16* left, const DeviceHeld<P>& held, DeviceSums<P>& sums) {
+    constexpr int pairs = P::pairs / P::split;
+    const int thread = this_thread(), warp = thread / kLanes, lane = thread % kLanes;
+    const uint4* const a = reinterpret_cast<const uint4*>(left) + warp % P::split * pairs * 2 * kLanes + lane;
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) {
+      const uint4 low = a[p * 2 * kLanes], high = a[(p * 2 + 1) * kLanes];
+#pragma unroll
+      for (int s = 0; s < P::strips_each; ++s) multiply_pair(sums.at[s], low, high, held.at[p][s]);
+    }
+  }
+  template <class P>
+  __device__ void hold(const bf16* right, DeviceHeld<P>& held) {
+    constexpr int pairs = P::pairs / P::split;
+    const int thread = this_thread(), warp = thread / kLanes, lane = thread % kLanes, group = warp / P::split;
+    const uint4* const b = reinterpret_cast<const uint4*>(right) + (group * P::pairs + warp % P::split * pairs) * kLanes + lane;
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) {
+#pragma unroll
+      for (int s = 0; s < P::strips_each; ++s) {
+        held.at[p][s] = P::has(s, group) ? b[(s * P::groups * P::pairs + p) * kLanes] : uint4{};
+      }
+    }
+  }
+  template <class P, class F>
+  __device__ void forget(DeviceSums<P>& sums, F f) {
+    const int lane = this_thread() % kLanes;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      if (!f(result_row(lane, i))) continue;
+#pragma unroll
+      for (int s = 0; s < P::strips_each; ++s) sums.at[s][i] = sums.at[s][i + 1] = 0.0f;
+    }
+  }
+  template <class P>
+  __device__ void leave(const DeviceSums<P>& sums, float* partial) {
+    const int thread = this_thread(), warp = thread / kLanes, lane = thread % kLanes;
+    const int share = warp % P::split, group = warp / P::split;
 #pragma unroll
     for (int s = 0; s < P::strips_each; ++s) {
-      const int strip = s * P::groups + group;
-      if (P::strips % P::groups && strip >= P::strips) continue;
+      if (!P::has(s, group)) continue;
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
-        const int at = (share * kRows + result_row(lane, i)) * P::row + strip * kStrip + result_column(lane, i);
-        *reinterpret_cast<float2*>(partial + at) = make_float2(result[s][i], result[s][i + 1]);
+        const int column = (s * P::groups + group) * kStrip + result_column(lane, i);
+        float* const to = partial + (share * kRows + result_row(lane, i)) * P::row + column;
+        store(to, Numbers<float, 2>{sums.at[s][i], sums.at[s][i + 1]});
       }
     }
   }
 
-  template <typename U>
-  __device__ U* peer(int other, U* p) {
-    if constexpr (S::one_cluster) {
-      return p;  // a block is this CTA alone
-    } else {
-      return cooperative_groups::this_cluster().map_shared_rank(p, other);
-    }
+  template <int N, typename U>
+  __device__ void send(int other, U* place, const Numbers<U, N>& numbers) {
+    Word<N * sizeof(U)> word;
+    memcpy(&word, &numbers, sizeof(word));
+    resident::send(address_in(other, shared_address(place)), word, address_in(other, barrier()));
+  }
+  __device__ void expect(int bytes) { expected += bytes; }
+
+  // Until the others' have come.
+  __device__ void receive() {
+    if (threadIdx.x == 0) expect_bytes(barrier(), expected);
+    wait([&] { return has_come(barrier(), exchanges / 2 % 2); });
+    ++exchanges;
+    expected = 0;
   }
 
   template <int bytes, typename U>
@@ -137,23 +204,48 @@ struct DeviceCta {
   }
   __device__ void fetched() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-  // Past the first cache, which does not see what others write; volatile, for the same address holds something else at
-  // the next step (not every toolkit's __ldcg is).
   template <int N>
-  __device__ Numbers<float, N> fresh(const float* p) {
-    Numbers<float, N> x;
-    if constexpr (N == 4) {
-      asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-                   : "=f"(x.at[0]), "=f"(x.at[1]), "=f"(x.at[2]), "=f"(x.at[3])
-                   : "l"(p));
-    } else if constexpr (N == 2) {
-      asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];" : "=f"(x.at[0]), "=f"(x.at[1]) : "l"(p));
-    } else {
-      static_assert(N == 1, "four, two or one at a time");
-      asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(x.at[0]) : "l"(p));
-    }
-    return x;
+  __device__ void give(float* p, const Numbers<float, N>& numbers, int step) {
+    uint32_t words[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) words[i] = marked(numbers.at[i], mark_of(step));
+    give_words(p, words);
   }
+
+  // All are read before one is looked at. The mark stays in the numbers, as little as it is.
+  template <int N, int Count>
+  __device__ void fresh(Numbers<float, N> (&parts)[Count], const float* first, int apart, int step) {
+    wait([&] {
+      uint32_t words[Count][N], others = 0;
+#pragma unroll
+      for (int k = 0; k < Count; ++k) take_words(first + k * apart, words[k]);
+#pragma unroll
+      for (int k = 0; k < Count; ++k) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          others |= words[k][i] ^ mark_of(step);
+          parts[k].at[i] = __uint_as_float(words[k][i]);
+        }
+      }
+      return (others & 3) == 0;
+    });
+  }
+
+ private:
+  // A thread that waited in vain says so and waits no more: the kernel ends, and the host sees the flag at its next call.
+  template <class Ready>
+  __device__ void wait(Ready ready) {
+    uint64_t since = 0;
+    for (uint32_t tries = 1; !ready() && !gave_up; ++tries) {
+      if (tries % 1024) continue;
+      if (since == 0) since = nanoseconds();
+      if (nanoseconds() - since < kPatience) continue;
+      gave_up = true;
+      *static_cast<volatile int32_t*>(failed) = 1;
+      __threadfence_system();
+    }
+  }
+  __device__ uint32_t barrier() const { return shared_address(barriers + exchanges % 2); }
 };
 
 }  // namespace fastdream::resident

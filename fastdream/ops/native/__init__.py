@@ -11,14 +11,14 @@ from fastdream.ops.native.images import conv_pool, conv_spread, spread_norm_act
 from fastdream.ops.native.kl import categorical_kl, gaussian_kl
 from fastdream.ops.native.layers import norm_act
 from fastdream.ops.native.library import available, build_record, cpu_kernels
-from fastdream.ops.native.mdn import lstm_mdn_step
+from fastdream.ops.native.mdn import lstm_mdn_dream, lstm_mdn_step
 from fastdream.ops.native.optim import laprop_
 from fastdream.ops.native.pointwise import symexp, symlog
 from fastdream.ops.native.policy import policy_step
 from fastdream.ops.native.replay import gather_sequences
 from fastdream.ops.native.returns import lambda_return
 from fastdream.ops.native.scan import block_gru, gru, layernorm_gru, observe, observe_step
-from fastdream.ops.native.twohot import twohot_loss, twohot_mean
+from fastdream.ops.native.twohot import critic_loss, twohot_loss, twohot_mean
 
 ON_CUDA = ("lambda_return", "observe")  # the rest is for the CPU alone
 
@@ -38,6 +38,7 @@ __all__ = [
     "conv_pool",
     "conv_spread",
     "cpu_kernels",
+    "critic_loss",
     "gather_sequences",
     "gaussian_kl",
     "gru",
@@ -47,6 +48,7 @@ __all__ = [
     "lambda_return",
     "laprop_",
     "layernorm_gru",
+    "lstm_mdn_dream",
     "lstm_mdn_step",
     "mlp",
     "mlps",

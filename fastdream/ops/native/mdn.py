@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fastdream.ops.native.library import check_float, check_shape, register, run
 from fastdream.ops.native.params import Flat, add_layer, check_params, with_gaps
-from fastdream.ops.params import MDNRNN, Layer, MDNStep
+from fastdream.ops.params import MDNRNN, Control, Layer, MDNDream, MDNStep
 from fastdream.ops.reference.layers import match
+from fastdream.ops.reference.mdn import dreamt
 
 
 class Layout(NamedTuple):
@@ -61,6 +62,21 @@ def lstm_mdn_step(
     with torch.no_grad():
         results = torch.ops.fastdream.lstm_mdn_step(params, *settings, hidden, *floats, restart, *noise)
     return MDNStep(*results)
+
+
+def lstm_mdn_dream(
+    model: MDNRNN,
+    control: Control,
+    hidden: Tensor,
+    cell: Tensor,
+    latent: Tensor,
+    restart: Tensor,
+    uniform: Tensor,
+    normal: Tensor,
+    temperature: float = 1.0,
+) -> MDNDream:
+    """As `fastdream.ops.reference.lstm_mdn_dream`, by steps of `lstm_mdn_step`."""
+    return dreamt(lstm_mdn_step, model, control, hidden, cell, latent, restart, uniform, normal, temperature)
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]

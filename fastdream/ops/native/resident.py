@@ -69,6 +69,14 @@ def _choose(rssm: RSSM, device: torch.device) -> tuple[Shape | None, str]:
     return None, f"{device}, which cannot run {clusters} at once{''.join(words)}"
 
 
+def size_of(rssm: RSSM) -> str | None:
+    """The name of the model's sizes among `SHAPES`."""
+    if not isinstance(rssm.core, BlockGRU) or not isinstance(rssm.latent, Categorical):
+        return None
+    sizes = _sizes(rssm)
+    return next((name for name, shape in SHAPES.items() if tuple(shape[:5]) == sizes), None)
+
+
 def why_not(rssm: RSSM, dtype: torch.dtype, batch: int, device: torch.device) -> str:
     """Why this model, or this batch of it, is not served on the device; empty if it is."""
     core, latent = rssm.core, rssm.latent

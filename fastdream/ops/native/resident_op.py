@@ -21,7 +21,14 @@ from fastdream.ops.native.library import (
     register_once_differentiable,
 )
 from fastdream.ops.native.resident_gradients import Kept, Slopes, gradients
-from fastdream.ops.native.resident_pack import Params, Shape, backward_weights, forward_weights, vectors
+from fastdream.ops.native.resident_pack import (
+    Params,
+    Shape,
+    backward_weights,
+    forward_weights,
+    gathered,
+    vectors,
+)
 from fastdream.ops.reference.layers import linear
 
 ROWS = 16  # of the batch that a team of CTAs takes
@@ -29,8 +36,8 @@ ROWS = 16  # of the batch that a team of CTAs takes
 # In which order the CPU plays the CTAs, see csrc/cpu/resident_run.h. The results are the same.
 PLAYED_ORDER = 0
 
-# Where kernels of CUDA note the clock of their first CTA before and after every phase: int64, two words for each of the
-# first, of the seven of every step, and backward of the last. For whoever looks for the slow ones.
+# Where kernels of CUDA note the clock of their first CTA before and after every phase of `forward_scan` or
+# `backward_scan`: int64. For whoever looks for the slow ones.
 CLOCKS: Tensor | None = None
 
 
@@ -85,13 +92,10 @@ def _reset_words(reset: Tensor) -> Tensor:
 
 
 def _workspaces(deter: Tensor, shape: Shape) -> list[Tensor]:
-    """Sums, products and the barriers' counts of every tile of the batch."""
+    """Zeros for the sums and products that the CTAs of every tile of the batch exchange."""
     tiles = -(-deter.shape[0] // ROWS)
-    return [
-        deter.new_empty((tiles, shape.team, ROWS), dtype=torch.float32),
-        deter.new_empty((tiles, shape.blocks, ROWS, 2 * shape.hidden), dtype=torch.float32),
-        deter.new_zeros(tiles, dtype=torch.int32),
-    ]
+    sums, products = tiles * ROWS * shape.team, tiles * shape.blocks * ROWS * 2 * shape.hidden
+    return list(deter.new_zeros(sums + products, dtype=torch.float32).split([sums, products]))
 
 
 def _first_layers(p: Params, deter: Tensor, stoch: Tensor, reset: Tensor) -> Tensor:
@@ -159,8 +163,8 @@ def _forward(
     out_deter, out_stoch, logit, drawn, *kept = outputs
     state = deter, _first_layers(p, deter, stoch, reset), entered, embedded
     tensors: list[Tensor | None] = [
-        forward_weights(p, s),
-        vectors(p, s),
+        gathered(forward_weights, p, s),
+        gathered(vectors, p, s),
         *state,
         _reset_words(reset),
         noise,
@@ -205,8 +209,8 @@ def _backward(
     if reset.numel() == 0:
         return [torch.zeros_like(x) for x in (*params, deter, stoch, out_deter, post)]
     tensors: list[Tensor | None] = [
-        backward_weights(p, s),
-        vectors(p, s),
+        gathered(backward_weights, p, s),
+        gathered(vectors, p, s),
         deter,
         out_deter,
         logit,

@@ -3,6 +3,8 @@
 A CTA (block, rank) owns D / blocks / ranks columns of deter, H / ranks of every hidden layer, S / ranks variables.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -44,6 +46,9 @@ class Params(NamedTuple):
     logits_bias: Tensor
 
 
+Cut = Callable[[Params, Shape], Tensor]
+
+
 def packed(weight: Tensor) -> Tensor:
     """Right operands [..., K, N] in the order of `right_offset` of csrc/common/resident/fragments.h -> [..., K * N]."""
     *lead, rows, columns = weight.shape
@@ -70,7 +75,8 @@ def forward_weights(p: Params, shape: Shape) -> Tensor:
     )
     logits = p.logits.view(1, ranks, -1, shape.hidden).transpose(2, 3)
     table = p.stoch.view(1, ranks, own_hidden, -1).transpose(2, 3)
-    first = (packed(x) for x in (of_deter, of_state, gates, of_next))
+    of_features = of_state.split(shape.hidden, 2)
+    first = (packed(x) for x in (of_deter, *of_features, gates, of_next))
     return _joined(shape, [*first, table.flatten(2), packed(logits)])
 
 
@@ -95,3 +101,32 @@ def vectors(p: Params, shape: Shape) -> Tensor:
     parts = [scales.expand(1, ranks, -1), p.hidden_scale.view(g, ranks, -1), gates]
     parts += [x.view(1, ranks, -1) for x in (p.deter_bias, p.stoch_bias, p.logits_bias)]
     return _joined(shape, [part.float() for part in parts])
+
+
+def gathered(cut: Cut, p: Params, shape: Shape) -> Tensor:
+    """What one of the functions above cuts, in a few launches: parameters in a row, and each element from its place."""
+    biases, rest = [x.flatten() for x in _biases(p)], [x.flatten() for x in _others(cut, p)]
+    row = torch.cat([torch.cat(biases).float(), *rest]) if cut is vectors else torch.cat(rest)
+    places = _places(cut, shape, tuple(x.shape for x in p), p.deter.device)
+    return row.index_select(0, places).view(shape.team, -1)
+
+
+@cache
+def _places(cut: Cut, shape: Shape, sizes: tuple[torch.Size, ...], device: torch.device) -> Tensor:
+    """[blocks * ranks * elements]: where in the row each lies, found by cutting numbers that count the row's."""
+    numbers = Params(*(torch.empty(size, dtype=torch.int32) for size in sizes))
+    first = 0
+    for x in (*(_biases(numbers) if cut is vectors else ()), *_others(cut, numbers)):
+        x.copy_(torch.arange(first, first + x.numel(), dtype=torch.int32).view_as(x))
+        first += x.numel()
+    return cut(numbers, shape).flatten().to(device, torch.int32)
+
+
+def _biases(p: Params) -> list[Tensor]:
+    return [p.deter_bias, p.stoch_bias, p.gates_bias, p.logits_bias]
+
+
+def _others(cut: Cut, p: Params) -> list[Tensor]:
+    if cut is vectors:
+        return [p.deter_scale, p.stoch_scale, p.hidden_scale, p.post_scale]
+    return [p.deter, p.stoch, p.of_deter, p.of_state, p.gates, p.post, p.logits]

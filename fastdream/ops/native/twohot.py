@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdream.ops import reference
 from fastdream.ops.native.library import (
     check_float,
     check_shape,
@@ -29,6 +30,19 @@ def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symex
 def twohot_mean(logit: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
     """As `fastdream.ops.reference.twohot_mean`, float32 or float64. Differentiable once, in logit."""
     return torch.ops.fastdream.twohot_mean(logit, bins, _in_symlog(form))
+
+
+def critic_loss(
+    logit: Tensor,
+    target: Tensor,
+    slow: Tensor,
+    weight: Tensor,
+    slowreg: float,
+    bins: Tensor,
+    form: Form = "symexp",
+) -> Tensor:
+    """As `fastdream.ops.reference.critic_loss`, float32 or float64. Differentiable once, in logit."""
+    return reference.critic_loss(logit, target, slow, weight, slowreg, bins, form, twohot_loss)
 
 
 def _in_symlog(form: Form) -> bool:

@@ -16,12 +16,22 @@ from fastdream.ops.reference.categorical import (
     unimix_log_probs,
 )
 from fastdream.ops.reference.cells import block_gru, gru, layernorm_gru
+from fastdream.ops.reference.critic import critic_loss
 from fastdream.ops.reference.gaussian import gaussian_kl, gaussian_sample, gaussian_std, trunc_normal_sample
 from fastdream.ops.reference.images import conv_pool, conv_spread, image_loss, spread_norm_act
 from fastdream.ops.reference.layers import dense, linear, mlp, mlp_outputs, mlps, norm_act
-from fastdream.ops.reference.mdn import lstm_gates, lstm_mdn_step, mdn_sample, mdn_split
+from fastdream.ops.reference.mdn import (
+    controlled,
+    lstm_gates,
+    lstm_mdn_dream,
+    lstm_mdn_step,
+    mdn_sample,
+    mdn_split,
+)
 from fastdream.ops.reference.optim import laprop_
+from fastdream.ops.reference.order import percentiles
 from fastdream.ops.reference.policy import policy_step
+from fastdream.ops.reference.reinforce import normal_entropy, normal_log_prob, reinforce
 from fastdream.ops.reference.replay import gather_sequences
 from fastdream.ops.reference.returns import lambda_return
 from fastdream.ops.reference.scan import imagine, imagine_step, observe, observe_step, prior, rollout
@@ -39,6 +49,7 @@ __all__ = [
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
+    "critic_loss",
     "dense",
     "gather_sequences",
     "gaussian_kl",
@@ -55,6 +66,7 @@ __all__ = [
     "layernorm_gru",
     "linear",
     "lstm_gates",
+    "lstm_mdn_dream",
     "lstm_mdn_step",
     "mdn_sample",
     "mdn_split",
@@ -62,12 +74,17 @@ __all__ = [
     "mlp_outputs",
     "mlps",
     "norm_act",
+    "normal_entropy",
+    "normal_log_prob",
     "observe",
     "observe_step",
+    "percentiles",
     "policy_step",
+    "controlled",
     "conv_pool",
     "conv_spread",
     "prior",
+    "reinforce",
     "rollout",
     "spread_norm_act",
     "summarize",

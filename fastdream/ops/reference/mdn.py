@@ -1,13 +1,15 @@
 """The memory of World Models: an LSTM whose output is a mixture of normals for every latent dimension.
 
-Sizes: N rows, D units, Z latent dimensions, A action width, K components of each mixture.
+Sizes: N rows, T steps, D units, Z latent dimensions, A action width, K components of each mixture.
 Source: Ha & Schmidhuber 2018, `rnn.py` and `doomrnn.py` of the authors' experiments.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import MDNRNN, MDNStep
+from fastdream.ops.params import MDNRNN, Control, MDNDream, MDNStep
 from fastdream.ops.reference.categorical import inverse_cdf
 from fastdream.ops.reference.layers import linear, match, upcast
 
@@ -76,3 +78,67 @@ def lstm_mdn_step(
         ends, logit, mean, logstd = mdn_split(out, latent.shape[-1], model.mixtures)
         drawn = mdn_sample(logit, mean, logstd, uniform, normal, temperature)
         return MDNStep(hidden, cell, drawn, ends)
+
+
+def controlled(control: Control, latent: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+    """Actions [N, A] in [-1, 1], in float32 at least, from latent [N, Z] and hidden, cell [N, D].
+
+    Parameters without their first axis are of one controller for all rows.
+    """
+    action = control_sums(control.weight, latent, hidden, cell)
+    return torch.tanh(action if control.bias is None else action + match(control.bias, action.dtype))
+
+
+def control_sums(weight: Tensor, latent: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+    """The products alone [N, A] of what the controllers see."""
+    seen = weight.shape[-2] > latent.shape[-1] + hidden.shape[-1]
+    feat = upcast(torch.cat([latent, cell, hidden] if seen else [latent, hidden], -1))
+    weight = match(weight, feat.dtype)
+    return feat @ weight if weight.dim() == 2 else torch.bmm(feat[:, None], weight)[:, 0]
+
+
+def lstm_mdn_dream(
+    model: MDNRNN,
+    control: Control,
+    hidden: Tensor,
+    cell: Tensor,
+    latent: Tensor,
+    restart: Tensor,
+    uniform: Tensor,
+    normal: Tensor,
+    temperature: float = 1.0,
+) -> MDNDream:
+    """T steps of a dream, without gradient, whose actions the controllers choose; T is 1 at least.
+
+    control   one of each row. hidden, cell [N, D]; latent [N, Z] to begin with. restart [N] bool is of the first step.
+    uniform, normal [N, T, Z] and temperature as in `mdn_sample`.
+    Returns MDNDream(hidden, cell [N, D] in hidden.dtype; latent [N, T, Z] and ends [N, T] in float32 at least). A dream
+    goes on after its end.
+    """
+    return dreamt(lstm_mdn_step, model, control, hidden, cell, latent, restart, uniform, normal, temperature)
+
+
+def dreamt(
+    step: Callable[..., MDNStep],
+    model: MDNRNN,
+    control: Control,
+    hidden: Tensor,
+    cell: Tensor,
+    latent: Tensor,
+    restart: Tensor,
+    uniform: Tensor,
+    normal: Tensor,
+    temperature: float,
+) -> MDNDream:
+    """`lstm_mdn_dream` by any backend's `lstm_mdn_step`."""
+    latents, ends = [], []
+    with torch.no_grad():
+        for draws in zip(uniform.unbind(1), normal.unbind(1), strict=True):
+            action = controlled(control, latent, hidden, cell)
+            hidden, cell, latent, end = step(
+                model, hidden, cell, latent, action, restart, *draws, temperature
+            )
+            latents.append(latent)
+            ends.append(end)
+            restart = torch.zeros_like(restart)
+        return MDNDream(hidden, cell, torch.stack(latents, 1), torch.stack(ends, 1))

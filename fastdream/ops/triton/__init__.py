@@ -34,7 +34,10 @@ _FILES = {
     "symexp": "pointwise",
     "twohot_loss": "twohot",
     "twohot_mean": "twohot_means",
+    "critic_loss": "critic",
     "lambda_return": "returns",
+    "percentiles": "order",
+    "reinforce": "policy_loss",
     "summarize": "summary",
     "laprop_": "optim",
     "gather_sequences": "replay",
@@ -43,6 +46,7 @@ _FILES = {
     "rollout": "dream",
     "policy_step": "policy",
     "lstm_mdn_step": "memory",
+    "lstm_mdn_dream": "memory",
 }
 OPS = tuple(_FILES)
 

@@ -45,7 +45,7 @@ def actions_kernel(
     o_m = tl.program_id(0) * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
     o_h = i_h * BH + tl.arange(0, BH)
-    m_m, m_h = o_m < M, o_h < H
+    m_m, m_h, m_first = o_m < M, o_h < H, o_m < tl.where(i_h == 0, M, 0)
     m_kept = m_m & (tl.load(reset + o_row, mask=m_m, other=1) == 0)
     b_pre = tl.zeros([BM, BH], tl.float32)
     for i_k in range(0, A, BK):
@@ -56,7 +56,7 @@ def actions_kernel(
         if x is not None:
             b_a = b_a / tl.maximum(tl.abs(b_a), 1.0)
         b_a = b_a.to(clipped.dtype.element_ty)
-        tl.store(clipped + p_a, b_a, mask=(m_m & (i_h == 0))[:, None] & m_k[None, :])
+        tl.store(clipped + p_a, b_a, mask=m_first[:, None] & m_k[None, :])
         p_w = weight + o_h[None, :] * s_weight + o_k[:, None]
         b_w = tl.load(p_w, mask=m_k[:, None] & m_h[None, :], other=0.0)
         b_pre = tl.dot(b_a, b_w, b_pre, input_precision="ieee")

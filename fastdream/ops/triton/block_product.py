@@ -32,25 +32,35 @@ from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import PLANES, moments, normalize_tile, row_tiles, store_sums
+from fastdream.ops.triton.split_product import split_product_kernel
 
 
 class Tiles(NamedTuple):
-    """What a program of a product computes at a time: rows, columns, depth; with how many warps and stages."""
+    """What a program of a product computes at a time: rows, columns, depth; with how many warps and stages.
+
+    split: into how many parts the inputs of a piece are split, as many as there are warps, or 1; see `split`.
+    """
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
+    split: int = 1
 
 
-PIECE = 24 * 1024  # bytes of weights that a program multiplies by at a time, at the most
+PIECE = 32 * 1024  # bytes of weights that a program multiplies by at a time, at the most
 
 
-def piece(most: int, inputs: int, columns: int, itemsize: int) -> int:
+def piece(most: int, inputs: int, columns: int, itemsize: int, parts: int) -> int:
     """How many of so many inputs are multiplied by weights of so many columns at a time: a power of two up to most."""
     fitting = power_of_two(PIECE // (columns * itemsize) + 1) // 2
-    return max(16, min(most, fitting, power_of_two(inputs)))
+    return max(16 * parts, min(most, fitting, power_of_two(inputs)))
+
+
+def split_warps(width: int) -> int:
+    """Warps among which inputs are split, for layers of so many units: each has sixteen inputs or more of a piece."""
+    return 8 if width >= 256 else 4
 
 
 def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
@@ -63,7 +73,8 @@ def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     depth = 128 // itemsize
     if rows <= 16:
         n = next((n for n in (64, 32) if width // n >= 96 and segment % n == 0), 16)
-        return Tiles(16, n, 2 * depth, 2 if n == 16 else 4, 4)
+        most, warps = 8 * depth, split_warps(segment)
+        return Tiles(16, n, piece(most, most, n, itemsize, warps), warps, 4 if n == 16 else 3, split=warps)
     shapes = (128, 128), (64, 128), (128, 64), (64, 64), (64, 32), (32, 32)
     fitting = [(m, n) for m, n in shapes if n <= segment]
     enough = [
@@ -81,6 +92,40 @@ class Normed(NamedTuple):
     layer: Layer
     sums: Tensor | None  # [tiles, planes, M], of the rows
     tile: int  # columns of a tile of them
+
+
+@triton.jit
+def products(
+    deter, m_own, own, x, m_m, shared, b_mean, b_rstd, in_scale, in_shift, s_deter, s_x, s_g, s_k, s_n,
+    i_g, o_row, o_n, m_n, K: tl.constexpr, X: tl.constexpr, IN_NORM: tl.constexpr, IN_ACT: tl.constexpr,
+    BK: tl.constexpr
+):  # fmt: skip
+    """A tile [BM, BN] of deter^(k) W^(k) + x V^(k) of block i_g, rows o_row, of which deter has m_own and x m_m."""
+    o_k = tl.arange(0, BK)
+    CHUNKS: tl.constexpr = (K + BK - 1) // BK
+    b_out = tl.zeros([o_row.shape[0], o_n.shape[0]], tl.float32)
+    # One loop over both operands, so that there is one pipeline.
+    for i_k in range(CHUNKS + (X + BK - 1) // BK):
+        if X == 0:
+            o_c, m_a, width = i_k * BK + o_k, m_own, K
+            p_a, p_b = deter + i_g * K + o_row * s_deter, own
+        else:
+            mine = i_k < CHUNKS
+            o_c = (i_k - tl.where(mine, 0, CHUNKS)) * BK + o_k
+            m_a, width = m_m & (m_own | (i_k >= CHUNKS)), tl.where(mine, K, X)
+            p_a = tl.where(mine, deter + i_g * K, x) + o_row * tl.where(mine, s_deter, s_x)
+            p_b = tl.where(mine, own, shared)
+        m_c = o_c < width
+        p_b += i_g * s_g
+        b_a = tl.load(p_a[:, None] + o_c[None, :], mask=m_a[:, None] & m_c[None, :], other=0.0)
+        b_b = tl.load(
+            p_b + o_c[:, None] * s_k + o_n[None, :] * s_n, mask=m_c[:, None] & m_n[None, :], other=0.0
+        )
+        if IN_NORM != "none" or IN_ACT != "none":
+            b_a = normalize_tile(b_a, b_mean, b_rstd, in_scale, in_shift, i_g * K + o_c, m_c)
+            b_a = activate(b_a, IN_ACT).to(b_b.dtype)
+        b_out = tl.dot(b_a, b_b, b_out, input_precision="ieee")
+    return b_out
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -125,7 +170,6 @@ def block_product_kernel(
     i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     o_m = i_m * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
-    o_k = tl.arange(0, BK)
     m_m, m_n = o_m < M, o_n < N
     o_row = o_m.to(tl.int64)
     m_own = m_m
@@ -133,29 +177,10 @@ def block_product_kernel(
         m_own = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
 
     b_mean, b_rstd = moments(in_sums, o_m, M, in_eps, G * K, K, IN_TILE, IN_BT, IN_NORM)
-    CHUNKS: tl.constexpr = (K + BK - 1) // BK
-    b_out = tl.zeros([BM, BN], tl.float32)
-    # One loop over both operands, so that there is one pipeline.
-    for i_k in range(CHUNKS + (X + BK - 1) // BK):
-        if X == 0:
-            o_c, m_a, width = i_k * BK + o_k, m_own, K
-            p_a, p_b = deter + i_g * K + o_row * s_deter, own
-        else:
-            mine = i_k < CHUNKS
-            o_c = (i_k - tl.where(mine, 0, CHUNKS)) * BK + o_k
-            m_a, width = m_m & (m_own | (i_k >= CHUNKS)), tl.where(mine, K, X)
-            p_a = tl.where(mine, deter + i_g * K, x) + o_row * tl.where(mine, s_deter, s_x)
-            p_b = tl.where(mine, own, shared)
-        m_c = o_c < width
-        p_b += i_g * s_g
-        b_a = tl.load(p_a[:, None] + o_c[None, :], mask=m_a[:, None] & m_c[None, :], other=0.0)
-        b_b = tl.load(
-            p_b + o_c[:, None] * s_k + o_n[None, :] * s_n, mask=m_c[:, None] & m_n[None, :], other=0.0
-        )
-        if IN_NORM != "none" or IN_ACT != "none":
-            b_a = normalize_tile(b_a, b_mean, b_rstd, in_scale, in_shift, i_g * K + o_c, m_c)
-            b_a = activate(b_a, IN_ACT).to(b_b.dtype)
-        b_out = tl.dot(b_a, b_b, b_out, input_precision="ieee")
+    b_out = products(
+        deter, m_own, own, x, m_m, shared, b_mean, b_rstd, in_scale, in_shift, s_deter, s_x, s_g, s_k, s_n,
+        i_g, o_row, o_n, m_n, K, X, IN_NORM, IN_ACT, BK
+    )  # fmt: skip
 
     o_out = i_g * N + o_n
     m_out = m_m[:, None] & m_n[None, :]
@@ -173,6 +198,14 @@ def product_sums(out: Tensor, blocks: int, tiles: Tiles, norm: str) -> Tensor | 
     rows, width = out.shape
     shape = row_tiles(width, width // blocks, tiles.n), PLANES[norm], rows
     return out.new_empty(shape, dtype=torch.float32) if norm != "none" else None
+
+
+def _pieces(tiles: Tiles, *inputs: int) -> dict[str, int]:
+    """Of deter's inputs and of x's."""
+    if tiles.split == 1:
+        return {"BK": tiles.k}
+    sizes = [min(tiles.k, power_of_two(max(16 * tiles.split, n))) for n in inputs]
+    return {"BK": sizes[0], "BX": sizes[1], "KS": tiles.split}
 
 
 def block_product(
@@ -194,8 +227,9 @@ def block_product(
     before = normed.layer if normed else Layer(own)
     assert normed is None or x is None, "only deter alone can be normed"
     assert x is None or (shared is not None and shared.stride() == own.stride()), "W and V differ in strides"
+    few, reads = tiles.split > 1, 0 if x is None else x.shape[1]
     launch(
-        block_product_kernel,
+        split_product_kernel if few else block_product_kernel,
         (triton.cdiv(width, tiles.n), blocks, triton.cdiv(rows, tiles.m)),
         deter,
         reset,
@@ -218,7 +252,7 @@ def block_product(
         *own.stride(),
         G=blocks,
         K=depth,
-        X=0 if x is None else x.shape[1],
+        X=reads,
         N=width,
         BASE=0 if base is None else base.shape[1],
         NORM=norm,
@@ -228,7 +262,7 @@ def block_product(
         IN_BT=power_of_two(row_tiles(blocks * depth, depth, normed.tile)) if normed else 1,
         BM=tiles.m,
         BN=tiles.n,
-        BK=tiles.k,
+        **_pieces(tiles, depth, reads),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

@@ -33,6 +33,18 @@ def row_tile(width: int, capability: int, tensors: int = 1) -> Tile:
     return Tile(rows, cols, power_of_two(warps))
 
 
+# Elements that one warp has, at the most.
+WARP_ELEMENTS = 1024
+
+
+def warp_tile(width: int, capability: int, tensors: int = 1) -> Tile:
+    """As `row_tile`, for kernels that add up rows several times: a warp has whole ones, and waits for no other."""
+    cols = power_of_two(width)
+    if cols * power_of_two(tensors) > WARP_ELEMENTS:
+        return row_tile(width, capability, tensors)
+    return Tile(WARP_ELEMENTS // (cols * power_of_two(tensors)), cols, 1)
+
+
 class TailCut(NamedTuple):
     """How the tail of a step, whose programs have whole rows, takes in weights. Sizes are in bytes of weights."""
 
@@ -70,8 +82,15 @@ class Spread(NamedTuple):
     together: bool  # in one launch, in which programs wait for one another; or one launch for every layer
 
 
+# GPUs on which a block core of many rows is one launch, in which programs wait for one another.
+JOINT: frozenset[int] = frozenset()
 SPREAD: dict[int, Spread] = {}  # by capability
 WIDEST_SPREAD = 512  # units of a layer
+
+
+def joint_core(rows: int, capability: int, itemsize: int) -> bool:
+    """Whether a block core of so many rows is one launch."""
+    return capability in JOINT and itemsize == 2 and rows >= 512
 
 
 def spread_tail(rows: int, wide: int, capability: int, itemsize: int) -> Spread | None:

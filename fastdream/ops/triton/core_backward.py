@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fastdream.ops.params import BlockGRU, LayerNormGRU
-from fastdream.ops.triton.block_product import Tiles, piece, product_tiles
+from fastdream.ops.triton.block_product import Tiles, piece, product_tiles, split_warps
 from fastdream.ops.triton.dense_gates_gradient import dense_gates_gradient
 from fastdream.ops.triton.gates_gradient import block_gates_gradient
 from fastdream.ops.triton.layer_gradient import layer_gradient
@@ -36,8 +36,9 @@ def core_backward(
 def gradient_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     """Tiles of products whose first operand is made of two tensors while it is loaded."""
     tiles = product_tiles(min(rows, 16), width, segment, itemsize)
-    most = 512 // itemsize
-    return tiles._replace(k=piece(most, most, tiles.n, itemsize), warps=4 if tiles.n < 64 else 8, stages=3)
+    most, warps = 512 // itemsize, split_warps(segment)
+    k = piece(most, most, tiles.n, itemsize, warps)
+    return tiles._replace(k=k, warps=warps, split=warps, stages=3)
 
 
 class BlockBackward:

@@ -22,6 +22,7 @@ from fastdream.ops.triton.library import (
     register,
     register_once_differentiable,
 )
+from fastdream.ops.triton.padding import as_rows, empty_rows
 
 Params = Sequence[Tensor]
 
@@ -119,7 +120,7 @@ def _mlps_fake(
     given = spread(params, there)
     nets = _nets(given, sizes, eps)
     _check("mlp", x, given, sizes, nets)
-    outputs, rows = [x.new_empty(*x.shape[:-1], len(net[-1].weight)) for net in nets], x.shape[:-1].numel()
+    outputs, rows = [empty_rows(x, *x.shape[:-1], len(net[-1].weight)) for net in nets], x.shape[:-1].numel()
     shapes = dense_nets.kept_shapes(rows, nets, learned) if learned else []
     return [*outputs, *(x.new_empty(shape) for shape in shapes)]
 
@@ -131,7 +132,8 @@ def _mlps(
     nets = _nets(given, sizes, eps)
     _check("mlp", x, given, sizes, nets)
     outputs, kept = dense_nets.forward(_parts(x, given[0]), nets, learned)
-    shaped = [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
+    widths = (len(net[-1].weight) for net in nets)
+    shaped = [y.view(*x.shape[:-1], y.shape[-1])[..., :n] for y, n in zip(outputs, widths, strict=True)]
     return [*shaped, kept.first, *kept.later] if learned else shaped
 
 
@@ -169,19 +171,17 @@ def _mlps_backward(
     grads: Params,
     wanted: Flags,
 ) -> list[Tensor]:
-    gradients = _mlps_backward_fake(x, params, there, sizes, eps, kept, grads, wanted)
+    _mlps_backward_fake(x, params, there, sizes, eps, kept, grads, wanted)
     given = spread(params, there)
-    nets = _nets(given, sizes, eps)
-    d_x, *d_params = spread(gradients, wanted)
-    d_hot, *d_fields = spread(d_params, there)
-    d_layers = iter([d_fields[i : i + 4] for i in range(0, len(d_fields), 4)])
-    parts = _parts(x, given[0])
-    d_parts = [d if d is None else d.view(p.shape) for d, p in zip((d_x, d_hot), parts, strict=False)]
-    first, *later = kept
-    rows = [grad.contiguous().view(len(parts[0]), grad.shape[-1]) for grad in grads]
-    d_nets = [[next(d_layers) for _ in net] for net in nets]
-    backward(parts, nets, len(grads), Kept(first, later), rows, d_parts, d_nets)
-    return gradients
+    nets, parts, (first, *later) = _nets(given, sizes, eps), _parts(x, given[0]), kept
+    places = [(j, i, field) for j, net in enumerate(nets) for i in range(len(net)) for field in range(4)]
+    flags = iter(wanted)
+    inputs = [next(flags) for _ in parts]
+    slots = [place for place, is_there in zip(places, there[1:], strict=True) if is_there]
+    chosen = [place for place, want in zip(slots, flags, strict=True) if want]
+    rows = [*map(as_rows, grads)]
+    d_parts, found = backward(parts, nets, Kept(first, later), rows, inputs, set(chosen))
+    return [d.view(*x.shape[:-1], d.shape[1]) for d in d_parts] + [found[place] for place in chosen]
 
 
 def _save_mlps(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

@@ -13,9 +13,8 @@ from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.dense_gates import load_gate
 from fastdream.ops.triton.gates_gradient import gate_gradients, through_layer
 from fastdream.ops.triton.library import launch
-from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, row_tiles
-from fastdream.ops.triton.rowwise_gradient import Later, store_gradient
+from fastdream.ops.triton.rowwise_gradient import Later, load_hat, load_vector, store_gradient
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -60,9 +59,9 @@ def dense_gates_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
     i_n, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
@@ -70,12 +69,18 @@ def dense_gates_gradient_kernel(
     m_m, m_n = o_m < M, o_n < D
     m_x = m_m[:, None] & m_n[None, :]
     m_old = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
-    b_d = tl.load(carry + o_row[:, None] * D + o_n[None, :], mask=m_x, other=0.0)
+    p_carry = carry + o_row[:, None] * D + o_n[None, :]
+    b_d = tl.load(p_carry, mask=m_x, other=0.0, cache_modifier=".cg")
     if given is not None:
         p_given = given + o_row[:, None] * s_given + o_n[None, :]
         b_d += tl.load(p_given, mask=m_x, other=0.0).to(tl.float32)
-    b_d = through_layer(
-        b_d,
+    b_old = tl.load(deter + o_row[:, None] * s_deter + o_n[None, :], mask=m_x, other=0.0).to(tl.float32)
+    b_old = tl.where(m_old[:, None], b_old, 0.0)
+    b_mean, b_rstd = moments(sums, o_m, M, eps, 3 * D, 3 * D, TILE, BT, NORM)
+    b_r = load_gate(pre, scale, shift, b_mean, b_rstd, o_row, o_n, m_m, m_n, s_pre, ACT)
+    b_c = load_gate(pre, scale, shift, b_mean, b_rstd, o_row, D + o_n, m_m, m_n, s_pre, ACT)
+    b_u = load_gate(pre, scale, shift, b_mean, b_rstd, o_row, 2 * D + o_n, m_m, m_n, s_pre, ACT)
+    b_d += through_layer(
         stacked,
         hidden_dn,
         hidden,
@@ -98,38 +103,20 @@ def dense_gates_gradient_kernel(
         HIDDEN_TILES,
         HIDDEN_BD,
         BK,
+        KS,
+        PDL,
     )
-
-    b_mean, b_rstd = moments(sums, o_m, M, eps, 3 * D, 3 * D, TILE, BT, NORM)
-    b_r = load_gate(pre, scale, shift, b_mean, b_rstd, o_row, o_n, m_m, m_n, s_pre, ACT)
-    b_c = load_gate(pre, scale, shift, b_mean, b_rstd, o_row, D + o_n, m_m, m_n, s_pre, ACT)
-    b_u = load_gate(pre, scale, shift, b_mean, b_rstd, o_row, 2 * D + o_n, m_m, m_n, s_pre, ACT)
-    p_deter = deter + o_row[:, None] * s_deter + o_n[None, :]
-    b_old = tl.load(p_deter, mask=m_x & m_old[:, None], other=0.0).to(tl.float32)
     b_dr, b_dc, b_du, b_carry = gate_gradients(b_d, b_r, b_c, b_u, b_old)
     b_carry = tl.where(m_old[:, None], b_carry, 0.0)
-    tl.store(carry + o_row[:, None] * D + o_n[None, :], b_carry, mask=m_x)
+    tl.store(p_carry, b_carry, mask=m_x)
     n = tl.num_programs(0)
     for i_gate in tl.static_range(3):
         b_grad = b_dr if i_gate == 0 else (b_dc if i_gate == 1 else b_du)
+        o_g = i_gate * D + o_n
+        b_hat = load_hat(pre, sums, o_m, o_g, m_n, M, eps, s_pre, 3 * D, 3 * D, TILE, BT, NORM)
+        b_scale, b_shift = load_vector(scale, o_g, m_n, 1.0), load_vector(shift, o_g, m_n, 0.0)
         store_gradient(
-            b_grad,
-            pre,
-            scale,
-            shift,
-            d_n,
-            dots,
-            b_mean,
-            b_rstd,
-            i_gate * n + i_n,
-            o_m,
-            i_gate * D + o_n,
-            m_n,
-            M,
-            s_pre,
-            s_d,
-            NORM,
-            ACT,
+            b_grad, b_hat, b_scale, b_shift, d_n, dots, i_gate * n + i_n, o_m, o_g, m_n, M, s_d, NORM, ACT
         )
 
 
@@ -192,7 +179,8 @@ def dense_gates_gradient(
         BT=power_of_two(row_tiles(3 * width, 3 * width, tile)),
         BM=tiles.m,
         BN=tiles.n,
-        BK=min(tiles.k, power_of_two(max(16, units))),
+        BK=min(tiles.k, power_of_two(max(16 * tiles.warps, units))),
+        KS=tiles.warps,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

@@ -1,146 +1,125 @@
-"""Gradients of `dense_nets`: of all parameters and of the input, into given tensors."""
+"""Gradients of `dense_nets`: of all parameters and of the input."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastdream.ops.params import Layer, Layers
-from fastdream.ops.triton.dense_kernels import add_rows, dense_act_gradient, programs
+from fastdream.ops.triton.dense_kernels import add_rows_into, dense_act_gradient, programs
 from fastdream.ops.triton.dense_nets import Kept, Optional, Packed, Parts, alone, columns, linear
+from fastdream.ops.triton.padding import padded
 
-Fields = Sequence[Optional]  # gradients of weight, bias, scale and shift of a layer, None for those unwanted
+Place = tuple[int, int, int]  # of a parameter: its net, its layer there, its field of the layer
+Gradients = dict[Place, Tensor]
 
 
-class _Sums:
-    """Gradients of vectors, which each program of a pass over rows adds up on its own."""
+class _Vectors:
+    """Gradients of biases, scales and shifts, which each program of a pass over rows adds up on its own."""
 
     def __init__(self, width: int, like: Tensor) -> None:
         self._sums = like.new_empty(programs(like), width, dtype=torch.float32)
-        self._targets: list[Tensor] = []
+        self._taken: list[tuple[Place, Tensor]] = []
         self._used = 0
 
-    def columns(self, targets: Fields) -> list[Optional]:
-        """[P, N] for programs to store, for every target [N] that is there."""
-        return [None if target is None else self._column(target) for target in targets]
+    def columns(self, nets: Sequence[Layers], net: int, i: int, wanted: set[Place]) -> list[Optional]:
+        """[P, N] for programs to store, for each vector [N] of layer i of a net whose gradient is wanted."""
+        places = [(net, i, field) for field in (1, 2, 3)]
+        return [self._column(p, parameter(nets, p)) if p in wanted else None for p in places]
 
-    def _column(self, target: Tensor) -> Tensor:
-        self._targets.append(target)
-        self._used += len(target)
-        return self._sums[:, self._used - len(target) : self._used]
+    def _column(self, place: Place, vector: Tensor) -> Tensor:
+        self._taken.append((place, vector))
+        self._used += len(vector)
+        return self._sums[:, self._used - len(vector) : self._used]
 
-    def finish(self) -> None:
-        """Fill the targets."""
-        if self._targets:
-            sums = add_rows(self._sums).split([len(target) for target in self._targets])
-            torch._foreach_copy_(self._targets, sums)
-
-
-class _Casts:
-    """Gradients of weights, which products give in their own dtype."""
-
-    def __init__(self) -> None:
-        self._pairs: list[tuple[Tensor, Tensor]] = []
-
-    def place(self, target: Tensor, dtype: torch.dtype) -> Tensor:
-        """Memory in `dtype` for what the target shall hold: its own where it can."""
-        if target.dtype == dtype:
-            return target
-        self.later(target, torch.empty_like(target, dtype=dtype))
-        return self._pairs[-1][1]
-
-    def later(self, target: Tensor, source: Tensor) -> None:
-        """Copy at the end."""
-        self._pairs.append((target, source))
-
-    def finish(self) -> None:
-        """Fill the targets, in one launch."""
-        if self._pairs:
-            torch._foreach_copy_([y for y, _ in self._pairs], [x for _, x in self._pairs])
+    def finish(self) -> Gradients:
+        """The gradients, in the dtypes of what they are of."""
+        found = {place: torch.empty_like(vector) for place, vector in self._taken}
+        if found:
+            add_rows_into(self._sums, [*found.values()])
+        return found
 
 
 def backward(
     parts: Parts,
     nets: Sequence[Layers],
-    learned: int,
     kept: Kept,
     grads: Sequence[Tensor],
-    d_parts: Sequence[Optional],
-    d_layers: Sequence[Sequence[Fields]],
-) -> None:
-    """Fill the gradients of parts, and of each layer of the first `learned` nets, where they are there.
+    inputs: Sequence[bool],
+    wanted: set[Place],
+) -> tuple[list[Tensor], Gradients]:
+    """Gradients of those parts that `inputs` says, and of the parameters that are wanted, in their dtypes.
 
-    grads: of what these nets gave, [M, out] contiguous.
+    grads: of what the first nets gave, [M, out], rows in one piece each; only these have parameters that are wanted.
     """
-    vectors = [p for net in d_layers[:learned] for layer in net for p in layer[1:] if p is not None]
-    sums, casts = _Sums(sum(map(len, vectors)), grads[0]), _Casts()
-    packed = Packed(nets[:learned], grads[0], biases=False)
-    places, later = columns(nets[:learned]), iter(kept.later)
+    nets, single = nets[: len(grads)], alone(nets)
+    width = sum(len(nets[j][i].weight) for j, i, field in wanted if field)
+    vectors, weights = _Vectors(width, grads[0]), Packed(nets, grads[0], biases=False)
+    places, later = columns(nets), iter(kept.later)
+    found: Gradients = {}
     d_first = grads[0].new_empty(len(grads[0]), places[-1].stop)
-    for j, (net, grad, fields, place) in enumerate(
-        zip(nets[:learned], grads, d_layers[:learned], places, strict=True)
-    ):
-        weights = [packed.later[j, i] for i in range(1, len(net))]
-        grad = _later(net, weights, grad, fields, later, sums, casts)
-        d_vectors = sums.columns(fields[0][1:])
-        if alone(nets):
+    for j, (net, grad, place) in enumerate(zip(nets, grads, places, strict=True)):
+        saved = [(next(later), None if linear(x) else next(later)) for x in net[1:]]
+        for i in range(len(net) - 1, 0, -1):
+            x, pre = saved[i - 1]
+            d_pre = _through_act(net[i], pre, grad, vectors.columns(nets, j, i, wanted))
+            if (j, i, 0) in wanted:
+                d_weight = torch.mm(d_pre.t(), x[:, : net[i].weight.shape[1]])
+                found[j, i, 0] = d_weight[: len(net[i].weight)]
+            grad = d_pre @ weights.later[j, i]
+        d_vectors = vectors.columns(nets, j, 0, wanted)
+        if single:
             d_first = _through_act(net[0], None, grad, d_vectors)
         else:
             dense_act_gradient(kept.first[:, place], net[0], grad, d_first[:, place], d_vectors)
-    _first_weights(parts, d_first, places, [net[0][0] for net in d_layers[:learned]], casts)
-    for d_x, w in zip(d_parts, packed.first.split([x.shape[1] for x in parts], 1), strict=True):
-        if d_x is not None:
-            torch.mm(d_first, w, out=d_x)
-    sums.finish()
-    casts.finish()
+    if any((j, 0, 0) in wanted for j in range(len(nets))):
+        whole = _first_weights(parts, d_first)
+        for j, (net, place) in enumerate(zip(nets, places, strict=True)):
+            if (j, 0, 0) in wanted:
+                found[j, 0, 0] = whole[place][: len(net[0].weight)]
+    of_parts = zip(weights.first.split([x.shape[1] for x in parts], 1), inputs, strict=True)
+    d_parts = [torch.mm(d_first, weight) for weight, want in of_parts if want]
+    return d_parts, _apart(found, nets) | vectors.finish()
 
 
-def _later(
-    net: Layers,
-    weights: list[Tensor],
-    grad: Tensor,
-    fields: Sequence[Fields],
-    later: Iterator[Tensor],
-    sums: _Sums,
-    casts: _Casts,
-) -> Tensor:
-    """Back through all layers but the first, whose output's gradient is returned."""
-    found = [
-        (w, next(later), None if linear(x) else next(later)) for x, w in zip(net[1:], weights, strict=True)
-    ]
-    for layer, (weight, x, pre), own in zip(net[:0:-1], found[::-1], fields[:0:-1], strict=True):
-        d_pre = _through_act(layer, pre, grad, sums.columns(own[1:]))
-        if own[0] is not None:
-            torch.mm(d_pre.t(), x, out=casts.place(own[0], d_pre.dtype))
-        grad = d_pre @ weight
-    return grad
+def _apart(found: Gradients, nets: Sequence[Layers]) -> Gradients:
+    """Gradients in the dtypes of what they are of, which share no memory: those that are not so are copied at once."""
+    copies = {}
+    for place, g in found.items():
+        p = parameter(nets, place)
+        if g.dtype != p.dtype or (place[1:] == (0, 0) and len(nets) > 1):
+            copies[place] = torch.empty_like(p, memory_format=torch.contiguous_format)
+    if copies:
+        torch._foreach_copy_([*copies.values()], [found[place] for place in copies])
+    return found | copies
+
+
+def parameter(nets: Sequence[Layers], place: Place) -> Tensor:
+    """The parameter at a place."""
+    net, i, field = place
+    found = nets[net][i][:4][field]
+    assert found is not None, place
+    return found
 
 
 def _through_act(layer: Layer, pre: Optional, grad: Tensor, sums: list[Optional]) -> Tensor:
-    """Gradient of a layer's product, from that of its output; a linear layer's is the same."""
-    if linear(layer):
+    """Gradient of a layer's product, padded, from that of its output; a linear layer's is the same."""
+    rows, width = grad.shape
+    if linear(layer) and width == padded(width):
         if sums[0] is not None:
             dense_act_gradient(None, layer, grad, None, sums)
         return grad
-    d_pre = torch.empty_like(grad)
-    dense_act_gradient(pre, layer, grad, d_pre, sums)
+    d_pre = grad.new_empty(rows, padded(width))
+    dense_act_gradient(None if linear(layer) else pre, layer, grad, d_pre, sums)
     return d_pre
 
 
-def _first_weights(
-    parts: Parts, d_first: Tensor, places: list[slice], targets: list[Optional], casts: _Casts
-) -> None:
-    """Gradients of the first layers' weights, one product for each part of the input."""
-    if all(target is None for target in targets):
-        return
-    only, widths = targets[0] if len(targets) == 1 else None, [x.shape[1] for x in parts]
-    whole = (
-        casts.place(only, d_first.dtype)
-        if only is not None
-        else d_first.new_empty(places[-1].stop, sum(widths))
-    )
+def _first_weights(parts: Parts, d_first: Tensor) -> Tensor:
+    """Gradients of the first layers' weights, one below the other: one product for each part of the input."""
+    widths = [x.shape[1] for x in parts]
+    if len(parts) == 1:
+        return torch.mm(d_first.t(), parts[0])
+    whole = d_first.new_empty(d_first.shape[1], sum(widths))
     for x, d_weight in zip(parts, whole.split(widths, 1), strict=True):
         torch.mm(d_first.t(), x, out=d_weight)
-    for target, place in zip(targets, places, strict=True):
-        if only is None and target is not None:
-            casts.later(target, whole[place])
+    return whole

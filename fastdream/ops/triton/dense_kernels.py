@@ -2,49 +2,73 @@
 
 z = x + bias,    y = act(norm(z))
 
-x       [M, N]          what the weights gave, rows `stride(0)` apart
-grad    [M, N]          of y, contiguous
-d_x     [M, N]          written, rows `stride(0)` apart
+x       [M, W]          what the weights gave, rows `stride(0)` apart: N columns, and W - N that mean nothing
+y       [M, W]          written, contiguous: zeros beyond N
+grad    [M, N]          of y, rows `stride(0)` apart
+d_x     [M, W]          written, rows `stride(0)` apart: zeros beyond N
 sums    [P, columns]    written: what each of P programs has added up of the gradients of bias, scale and shift
+
+W is `padding.padded(N)`.
 
 `add_rows` adds the programs' sums in an order that is always the same.
 """
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.params import Layer
-from fastdream.ops.triton.config import entry, row_tile
+from fastdream.ops.triton.config import entry, row_tile, warp_tile
 from fastdream.ops.triton.library import capability, launch
 from fastdream.ops.triton.norm_kernels import activate, activate_grad, normalize
+from fastdream.ops.triton.padding import padded, readable
 
-# Programs of a backward pass, by capability: four on an SM.
-PROGRAMS = {0: 432, 80: 432, 90: 528}
-ADDED = 64, 32  # rows and columns of a program that adds up sums
+# Programs of a backward pass, by capability: eight on an SM.
+PROGRAMS = {0: 864, 80: 864, 90: 1056}
+ONE_WARP = 512  # the widest rows of which a program has one warp: it adds up rows without waiting for others
+ADDED = 512, 8  # rows and columns of a program that adds up sums
 
 
 @triton.jit
-def biased(x, bias, i_m, o_m, o_n, m_x, m_n, s_x):
-    """z of a tile."""
-    b_x = tl.load(x + (i_m + o_m) * s_x + o_n, mask=m_x, other=0.0).to(tl.float32)
-    if bias is not None:
-        b_x += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-        b_x = tl.where(m_x, b_x, 0.0)
+def tile_of(x, i_m, o_m, o_n, s_x, M, READ: tl.constexpr):
+    """A tile of rows s_x apart, and zeros where it has none."""
+    return tl.load(x + (i_m + o_m) * s_x + o_n, mask=(o_m < M - i_m) & (o_n < READ), other=0.0)
+
+
+@triton.jit
+def biased(b_x, b_bias, m_n, N: tl.constexpr):
+    """z of a tile, 0 beyond N. In rows that are not there it is the bias, which nothing reads."""
+    b_x = b_x.to(tl.float32) + b_bias
+    if b_x.shape[1] > N:
+        b_x = tl.where(m_n, b_x, 0.0)
+    return b_x
+
+
+@triton.jit
+def vector_of(x, o_n, m_n, OTHER: tl.constexpr):
+    """[1, BN]: x, or the same number everywhere if it is None."""
+    if x is None:
+        b_x = tl.full(o_n.shape, OTHER, tl.float32)
+    else:
+        b_x = tl.load(x + o_n, mask=m_n, other=0.0).to(tl.float32)
     return b_x
 
 
 @triton.jit(do_not_specialize=["M"])
 def dense_act_kernel(
-    x,  # [M, N]
+    x,  # [M, W]
     bias,  # [N] or None
     scale,  # [N] or None
     shift,  # [N] or None
-    y,  # [M, N], contiguous
+    y,  # [M, W], contiguous
     eps,
     M,
     s_x,
     N: tl.constexpr,
+    W: tl.constexpr,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
     BM: tl.constexpr,
@@ -54,34 +78,38 @@ def dense_act_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
-    m_x = (o_m < M - i_m) & m_n
-    b_x = biased(x, bias, i_m, o_m, o_n, m_x, m_n, s_x)
+    b_x = tile_of(x, i_m, o_m, o_n, s_x, M, W)
+    b_x = biased(b_x, vector_of(bias, o_n, m_n, 0.0), m_n, N)
     if NORM != "none":
         b_x, _ = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
     if scale is not None:
         b_x *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
     if shift is not None:
         b_x += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
-    tl.store(y + (i_m + o_m) * N + o_n, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_x)
+    m_y = (o_m < M - i_m) & (o_n < W)
+    tl.store(y + (i_m + o_m) * W + o_n, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_y)
 
 
 @triton.jit(do_not_specialize=["M"])
 def dense_act_gradient_kernel(
-    x,  # [M, N] or None where nothing but the bias is added
+    x,  # [M, W] or None where nothing but the bias is added
     bias,  # [N] or None
     scale,  # [N] or None
     shift,  # [N] or None
-    grad,  # [M, N], contiguous
-    d_x,  # [M, N], or None where it is grad
+    grad,  # [M, N]
+    d_x,  # [M, W], or None where it is grad
     d_bias,  # [P, N] or None
     d_scale,  # [P, N] or None
     d_shift,  # [P, N] or None
     eps,
     M,
     s_x,
+    s_grad,
     s_d,
     s_sums,
     N: tl.constexpr,
+    W: tl.constexpr,
+    READ: tl.constexpr,  # columns of grad, N or with its padding
     NORM: tl.constexpr,
     ACT: tl.constexpr,
     BM: tl.constexpr,
@@ -91,23 +119,29 @@ def dense_act_gradient_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
-    b_scale = tl.full([1, BN], 1.0, tl.float32)
-    b_shift = tl.zeros([1, BN], tl.float32)
-    if scale is not None:
-        b_scale = tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if shift is not None:
-        b_shift = tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
+    b_bias = vector_of(bias, o_n, m_n, 0.0)
+    b_scale = vector_of(scale, o_n, m_n, 1.0)
+    b_shift = vector_of(shift, o_n, m_n, 0.0)
     # Whole tiles, whose rows are added up once at the end: until then no thread waits for another.
     b_dbias = tl.zeros([BM, BN], tl.float32)
     b_dscale = tl.zeros([BM, BN], tl.float32)
     b_dshift = tl.zeros([BM, BN], tl.float32)
 
+    # The next tile is on its way while this one is computed.
+    i_m = tl.cast(i_p, tl.int64) * BM
+    b_grad = tile_of(grad, i_m, o_m, o_n, s_grad, M, READ)
+    if x is not None:
+        b_pre = tile_of(x, i_m, o_m, o_n, s_x, M, W)
     for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
         i_m = tl.cast(i_t, tl.int64) * BM
-        m_x = (o_m < M - i_m) & m_n
-        b_d = tl.load(grad + (i_m + o_m) * N + o_n, mask=m_x, other=0.0).to(tl.float32)
+        i_next = i_m + tl.num_programs(0) * BM
+        b_d = b_grad.to(tl.float32)
+        if N < BN:
+            b_d = tl.where(m_n, b_d, 0.0)
+        b_grad = tile_of(grad, i_next, o_m, o_n, s_grad, M, READ)
         if x is not None:
-            b_x = biased(x, bias, i_m, o_m, o_n, m_x, m_n, s_x)
+            b_x = biased(b_pre, b_bias, m_n, N)
+            b_pre = tile_of(x, i_next, o_m, o_n, s_x, M, W)
             if NORM == "none":
                 b_d = activate_grad(b_x, b_d, ACT)
             else:
@@ -119,10 +153,13 @@ def dense_act_gradient_kernel(
                 b_dx = b_d - b_x * (tl.sum(b_d * b_x, 1, keep_dims=True) / N)
                 if NORM == "layer":
                     b_dx -= tl.sum(b_d, 1, keep_dims=True) / N
-                b_d = tl.where(m_x, b_dx * b_rstd, 0.0)
+                    if N < BN:
+                        b_dx = tl.where(m_n, b_dx, 0.0)
+                b_d = b_dx * b_rstd
         b_dbias += b_d
         if d_x is not None:
-            tl.store(d_x + (i_m + o_m) * s_d + o_n, b_d.to(d_x.dtype.element_ty), mask=m_x)
+            m_d = (o_m < M - i_m) & (o_n < W)
+            tl.store(d_x + (i_m + o_m) * s_d + o_n, b_d.to(d_x.dtype.element_ty), mask=m_d)
 
     if d_bias is not None:
         tl.store(d_bias + i_p * s_sums + o_n, tl.sum(b_dbias, 0, keep_dims=True), mask=m_n)
@@ -133,20 +170,38 @@ def dense_act_gradient_kernel(
 
 
 @triton.jit(do_not_specialize=["M", "N"])
-def add_rows_kernel(x, y, M, N, BM: tl.constexpr, BN: tl.constexpr):
+def add_rows_kernel(
+    x,  # [M, N]
+    targets,  # a tuple: each the sums of some columns
+    begins,  # of each, the first of its columns
+    ends,  # of each, the column behind its last
+    M,
+    N,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    i = tl.program_id(0)
+    i_begin, i_end = begins[0], ends[0]
+    for j in tl.static_range(1, len(targets)):
+        if i == j:
+            i_begin, i_end = begins[j], ends[j]
     o_m = tl.arange(0, BM)[:, None]
-    o_n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)[None, :]
+    o_y = tl.program_id(1) * BN + tl.arange(0, BN)[None, :]
+    o_n = i_begin + o_y.to(tl.int64)
     b_y = tl.zeros([BM, BN], tl.float32)
     for i_m in range(0, M, BM):
         o_x = (i_m + o_m) * N + o_n
-        b_y += tl.load(x + o_x, mask=(i_m + o_m < M) & (o_n < N), other=0.0)
-    tl.store(y + o_n, tl.sum(b_y, 0, keep_dims=True), mask=o_n < N)
+        b_y += tl.load(x + o_x, mask=(i_m + o_m < M) & (o_n < i_end), other=0.0)
+    b_y = tl.sum(b_y, 0, keep_dims=True)
+    for j in tl.static_range(len(targets)):
+        if i == j:
+            tl.store(targets[j] + o_y, b_y.to(targets[j].dtype.element_ty), mask=o_n < i_end)
 
 
 def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
-    """Compute y [M, N], contiguous, of x [M, N] as above. The layer's weight is not looked at."""
-    rows, width = x.shape
-    tile = row_tile(width, capability(x.device))
+    """Compute y [M, W] of x [M, W] as above, N the number of the layer's outputs. Its weight is not looked at."""
+    rows, wide = x.shape
+    width, tile = len(layer.weight), warp_tile(wide, capability(x.device))
     launch(
         dense_act_kernel,
         (triton.cdiv(rows, tile.rows),),
@@ -157,6 +212,7 @@ def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
         rows,
         x.stride(0),
         N=width,
+        W=wide,
         NORM=layer.norm,
         ACT=layer.act,
         BM=tile.rows,
@@ -174,7 +230,9 @@ def dense_act_gradient(
     """
     rows, width = grad.shape
     present = [p for p in sums if p is not None]
-    tile = row_tile(width, capability(grad.device), tensors=4)
+    wide = padded(width)
+    cut = warp_tile(wide, capability(grad.device), 2) if wide <= ONE_WARP else None
+    tile = cut or row_tile(wide, capability(grad.device), tensors=4)
     launch(
         dense_act_gradient_kernel,
         (len(present[0]) if present else programs(grad),),
@@ -186,9 +244,12 @@ def dense_act_gradient(
         layer.eps,
         rows,
         0 if x is None else x.stride(0),
+        grad.stride(0),
         0 if d_x is None else d_x.stride(0),
         present[0].stride(0) if present else 0,
         N=width,
+        W=wide,
+        READ=readable(grad),
         NORM=layer.norm,
         ACT=layer.act,
         BM=tile.rows,
@@ -199,13 +260,21 @@ def dense_act_gradient(
 
 def programs(x: Tensor) -> int:
     """How many of them a pass over the gradient of x [M, ...] has, whatever its width: none where there are no rows."""
-    return min(entry(PROGRAMS, capability(x.device)), len(x))
+    return min(entry(PROGRAMS, capability(x.device)), triton.cdiv(len(x), 2))
 
 
 def add_rows(x: Tensor) -> Tensor:
     """x [M, N] float32, contiguous -> [N]."""
-    rows, width = x.shape
-    y = x.new_empty(width)
-    bm, bn = ADDED
-    launch(add_rows_kernel, (triton.cdiv(width, bn),), x, y, rows, width, BM=bm, BN=bn, num_warps=4)
+    y = x.new_empty(x.shape[1])
+    add_rows_into(x, [y])
     return y
+
+
+def add_rows_into(x: Tensor, targets: Sequence[Tensor]) -> None:
+    """As `add_rows`, the sums of all columns into the targets one after the other, each in its dtype."""
+    rows, width = x.shape
+    ends = tuple(accumulate(map(len, targets)))
+    begins, (bm, bn) = (0, *ends[:-1]), ADDED
+    grid = len(ends), triton.cdiv(max(map(len, targets)), bn)
+    args = tuple(targets), begins, ends, rows, width
+    launch(add_rows_kernel, grid, x, *args, BM=bm, BN=bn, num_warps=8)

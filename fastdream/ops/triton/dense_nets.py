@@ -6,6 +6,9 @@ Floor of the bytes moved, for M rows and a layer of N outputs in b bytes a numbe
 reads the pre-activations and writes what they become, 2 M N b; backward reads the pre-activations and the gradient and
 writes another, 3 M N b. What the pre-activations became is kept for the weights' gradients: the forward pass wrote it
 anyway, computing it again would read and write M N b each.
+
+Outputs of a layer, and rows of its weight, are as many as `padding.padded` makes of them. Those too many are copies of
+the first, whose gradients are 0: products of odd widths are several times as slow.
 """
 
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer, Layers
 from fastdream.ops.triton.dense_kernels import dense_act
+from fastdream.ops.triton.padding import padded, padded_rows
 
 Optional = Tensor | None
 Parts = Sequence[Tensor]  # [M, K] each, side by side the input of the first layers
@@ -26,7 +30,7 @@ class Kept(NamedTuple):
     """What gradients of the nets that learn need of the forward pass, beside its inputs."""
 
     first: Tensor  # [M, V] pre-activations of the first layers of all nets; none if `alone`
-    later: list[Tensor]  # of each later layer of each net: input, and unless linear pre-activations
+    later: list[Tensor]  # of each later layer of each net: input, and unless linear pre-activations, padded
 
 
 def linear(layer: Layer) -> bool:
@@ -40,8 +44,8 @@ def alone(nets: Sequence[Layers]) -> bool:
 
 
 def columns(nets: Sequence[Layers]) -> list[slice]:
-    """Which of the outputs of all first layers are each net's."""
-    ends = accumulate((len(net[0].weight) for net in nets), initial=0)
+    """Which of the outputs of all first layers are each net's, padding included."""
+    ends = accumulate((padded(len(net[0].weight)) for net in nets), initial=0)
     return [slice(begin, end) for begin, end in pairwise(ends)]
 
 
@@ -51,16 +55,16 @@ def kept_shapes(rows: int, nets: Sequence[Layers], learned: int) -> list[tuple[i
     first = (0, 0) if alone(nets) else (rows, ends[-1])
     shapes = [first]
     for layer in (layer for net in nets[:learned] for layer in net[1:]):
-        out, inp = layer.weight.shape
-        shapes += [(rows, inp)] + [(rows, out)] * (not linear(layer))
+        inp, wide = layer.weight.shape[1], padded(len(layer.weight))
+        shapes += [(rows, padded(inp))] + [(rows, wide)] * (not linear(layer))
     return shapes
 
 
 class Packed:
     """Weights, and the biases that products add, in the dtype of products.
 
-    As they are where they are in it and those of the first layers lie one after the other; the others are copied, in
-    one launch.
+    As they are where nothing is to be changed of them; the others are copied in one launch: those in another dtype, of
+    odd widths, or first layers that do not lie one after the other.
     """
 
     def __init__(self, nets: Sequence[Layers], like: Tensor, biases: bool = True) -> None:
@@ -77,34 +81,44 @@ class Packed:
             torch._foreach_copy_([y for y, _ in self._pairs], [x for _, x in self._pairs])
 
     def _taken(self, x: Tensor, like: Tensor) -> Tensor:
-        if x.dtype == like.dtype:
-            return x
-        self._pairs.append((like.new_empty(x.shape), x))
-        return self._pairs[-1][0]
+        whole = padded_rows(x) if x.dtype == like.dtype else None
+        return self._copied([x], like) if whole is None else whole
 
     def _joined(self, weights: list[Tensor], like: Tensor) -> Tensor:
         if len(weights) == 1:
             return self._taken(weights[0], like)
         joined = in_one_piece(weights) if weights[0].dtype == like.dtype else None
-        if joined is None:
-            joined = like.new_empty(sum(map(len, weights)), weights[0].shape[1])
-            self._pairs += zip(joined.split([len(x) for x in weights]), weights, strict=True)
-        return joined
+        return self._copied(weights, like) if joined is None else joined
+
+    def _copied(self, tensors: list[Tensor], like: Tensor) -> Tensor:
+        """Memory for all, one after the other, each padded with its first rows, which are finite as it is."""
+        sizes = [padded(len(x)) for x in tensors]
+        whole = like.new_empty(sum(sizes), *tensors[0].shape[1:])
+        for y, x in zip(whole.split(sizes), tensors, strict=True):
+            self._pairs += [(part, x[: len(part)]) for part in y.split(len(x))]
+        return whole
 
 
 def in_one_piece(tensors: Sequence[Tensor]) -> Optional:
-    """Tensors [n, ...] as one, if they are parts of one piece of memory without gaps."""
-    first, end = tensors[0], tensors[0].data_ptr()
+    """Tensors [n, ...] as one, each padded, if memory of their own holds them like that, one after the other.
+
+    Where none has any padding, others may follow them there.
+    """
+    first, rows = tensors[0], 0
+    memory, length = first.untyped_storage(), first[:1].numel()
     for x in tensors:
-        same = x.dtype == first.dtype and x.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not same or not x.is_contiguous() or x.data_ptr() != end:
+        same = x.dtype == first.dtype and x.untyped_storage().data_ptr() == memory.data_ptr()
+        if not same or not x.is_contiguous() or x.storage_offset() != rows * length:
             return None
-        end += x.numel() * x.element_size()
-    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
+        rows += padded(len(x))
+    odd = any(len(x) != padded(len(x)) for x in tensors)
+    if odd and rows * length * first.element_size() != memory.nbytes():
+        return None
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
 def forward(parts: Parts, nets: Sequence[Layers], learned: int) -> tuple[list[Tensor], Kept]:
-    """What each net gives [M, out]; and what gradients of the first `learned` nets need."""
+    """What each net gives, [M, padded(out)]; and what gradients of the first `learned` nets need."""
     packed, places = Packed(nets, parts[0]), columns(nets)
     first = _product(parts, packed.first, packed.bias.get((0, 0)) if alone(nets) else None)
     outputs, later = [], []
@@ -112,7 +126,7 @@ def forward(parts: Parts, nets: Sequence[Layers], learned: int) -> tuple[list[Te
         x = first if alone(nets) else _activated(first[:, places[j]], net[0])
         for i, layer in enumerate(net[1:], start=1):
             weight = packed.later[j, i]
-            pre = _product([x], weight, packed.bias.get((j, i)))
+            pre = _product([x[:, : weight.shape[1]]], weight, packed.bias.get((j, i)))
             if j < learned:
                 later += [x] if linear(layer) else [x, pre]
             x = pre if linear(layer) else _activated(pre, layer)

@@ -20,26 +20,22 @@ from fastdream.ops.triton.folding_kernels import d_weight_kernel, filters_kernel
 from fastdream.ops.triton.library import capability, launch
 
 VECTOR = 16  # bytes
-HALF_TILE = 32  # channels: half of what a tile has in cuDNN's kernels for Hopper
+HALF_TILE = 64  # channels: half of what a tile has at the most in cuDNN's kernels for Hopper
 
 
 class Axis(NamedTuple):
     """Of the places of an image along one axis, and of the convolution from them to as many."""
 
-    fold: int  # outputs that are channels of a place
-    span: int  # pixels that are channels of a place: as many, or all that its outputs reach
+    fold: int  # pixels that are channels of a place, and outputs
     before: int  # places around the image, filled with zeros
     after: int
-    start: int  # first pixel of a place, from its first output
     first: int  # of the pixels in reach, where the kernel of a place's first output begins
 
     @classmethod
-    def of(cls, kernel: int, fold: int, ahead: int, window: bool = False) -> Self:
-        """For a kernel that reaches `ahead` pixels before each; `window` leaves it a single tap."""
-        if window:
-            return cls(fold, fold + kernel - 1, 0, 0, -ahead, 0)
-        before, after = -(-ahead // fold), -((ahead + 1 - kernel) // fold)
-        return cls(fold, fold, before, after, 0, before * fold - ahead)
+    def of(cls, kernel: int, fold: int) -> Self:
+        """For a kernel of SAME padding."""
+        before, after = (-(-reach // fold) for reach in ((kernel - 1) // 2, kernel // 2))
+        return cls(fold, before, after, before * fold - (kernel - 1) // 2)
 
     @property
     def taps(self) -> int:
@@ -67,20 +63,10 @@ class Folding(NamedTuple):
     channels: int  # of a place, with those that fill up vectors
 
     @classmethod
-    def of(
-        cls,
-        inp: int,
-        out: int,
-        kernel: int,
-        itemsize: int,
-        rows: int = 1,
-        columns: int = 1,
-        flip: bool = False,
-    ) -> Self:
-        """With so many rows and columns in a place; flipped it has the kernel the other way round."""
-        ahead, vector = kernel // 2 if flip else (kernel - 1) // 2, VECTOR // itemsize
-        axes = Axis.of(kernel, rows, ahead), Axis.of(kernel, columns, ahead)
-        channels = axes[0].span * axes[1].span * inp
+    def of(cls, inp: int, out: int, kernel: int, itemsize: int, rows: int = 1, columns: int = 1) -> Self:
+        """With so many rows and columns in a place."""
+        channels, vector = rows * columns * inp, VECTOR // itemsize
+        axes = Axis.of(kernel, rows), Axis.of(kernel, columns)
         return cls(inp, out, kernel, *axes, -(-channels // vector) * vector)
 
     @property
@@ -96,12 +82,9 @@ class Folding(NamedTuple):
     def fits(self, height: int, width: int) -> bool:
         return height % self.rows.fold == width % self.columns.fold == 0
 
-    def forward(self, image: Tensor, weight: Tensor, flip: bool = False) -> Tensor:
-        """The convolution without bias of `image`: [B, H, W, out], or [B, H / 2, W / 2, 4 * out] where paired.
-
-        weight [out, in, k, k], which may be a transposed view; flip turns its kernels round.
-        """
-        filters = self.filters(weight, image.dtype, flip)
+    def forward(self, image: Tensor, weight: Tensor) -> Tensor:
+        """The convolution without bias of `image`: [B, H, W, out], or [B, H / 2, W / 2, 4 * out] where paired."""
+        filters = self.filters(weight, image.dtype)
         y = torch.ops.aten.convolution(image, filters, None, *self._options).permute(0, 2, 3, 1).contiguous()
         return y if self.paired else y.unflatten(-1, (-1, self.out)).flatten(2, 3)
 
@@ -135,28 +118,19 @@ class Folding(NamedTuple):
         """What is convolved, channels last, of x [..., H, W, in], whose uint8 become values from -0.5 to 0.5."""
         *batch, height, width, _ = x.shape
         places = prod(batch), height // self.rows.fold, width // self.columns.fold, self.channels
-        if self.rows.fold > 1 or self.channels != self.columns.span * self.inp or x.dtype != dtype:
+        if self.rows.fold > 1 or self.channels != self.columns.fold * self.inp or x.dtype != dtype:
             x = self._gather(x, x.new_empty(places, dtype=dtype))
         x = x.contiguous().view(places)
         around = *self.columns.around, *self.rows.around
         return (F.pad(x, (0, 0, *around)) if any(around) else x).permute(0, 3, 1, 2)
 
-    def filters(self, weight: Tensor, dtype: torch.dtype, flip: bool = False) -> Tensor:
+    def filters(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The weight that is convolved with, channels last."""
-        rows, columns = self.rows, self.columns
-        outputs = rows.fold * columns.fold * self.out
-        y = weight.new_empty(outputs, rows.taps, columns.taps, self.channels, dtype=dtype)
+        outputs = self.rows.fold * self.columns.fold * self.out
+        y = weight.new_empty(outputs, self.rows.taps, self.columns.taps, self.channels, dtype=dtype)
         tile = self._tile(self.channels, weight)
-        launch(
-            filters_kernel,
-            (triton.cdiv(y.numel() // self.channels, tile.rows),),
-            weight,
-            y,
-            self.out,
-            *weight.stride()[:2],
-            FLIP=flip,
-            **self._constants(tile),
-        )
+        grid = (triton.cdiv(y.numel() // self.channels, tile.rows),)
+        launch(filters_kernel, grid, weight, y, self.out, **self._constants(tile))
         return y.permute(0, 3, 1, 2)
 
     @property
@@ -188,11 +162,7 @@ class Folding(NamedTuple):
             N=self.inp,
             C=self.channels,
             FOLD_R=self.rows.fold,
-            SPAN_R=self.rows.span,
-            START_R=self.rows.start,
             FOLD_C=self.columns.fold,
-            SPAN_C=self.columns.span,
-            START_C=self.columns.start,
             SCALED=x.dtype == torch.uint8,
             BM=tile.rows,
             BN=tile.cols,
@@ -211,11 +181,9 @@ class Folding(NamedTuple):
             "K": self.kernel,
             "C": self.channels,
             "FOLD_R": self.rows.fold,
-            "SPAN_R": self.rows.span,
             "TAPS_R": self.rows.taps,
             "FIRST_R": self.rows.first,
             "FOLD_C": self.columns.fold,
-            "SPAN_C": self.columns.span,
             "TAPS_C": self.columns.taps,
             "FIRST_C": self.columns.first,
             "BM": tile.rows,
@@ -238,8 +206,8 @@ class Foldings(NamedTuple):
     def of(cls, shape: tuple[int, ...], weight: Tensor, itemsize: int) -> Self:
         """Of images [..., H, W, in] and weight [out, in, k, k].
 
-        Pairs of rows and columns where that takes no more multiplications. Pairs of columns for the gradients where
-        channels fill half of a tile.
+        Pairs of rows and columns where that takes no more multiplications. Pairs of columns in half precision where
+        channels that come out fill no more than half of a tile: of two to three times as many it did not pay.
         """
         (height, width, inp), (out, _, kernel, _) = shape[-3:], weight.shape
         plain = Folding.of(inp, out, kernel, itemsize)
@@ -247,9 +215,10 @@ class Foldings(NamedTuple):
         if pairs.work <= plain.work and pairs.fits(height, width):
             return cls(pairs, pairs, pairs)
         columns = Folding.of(inp, out, kernel, itemsize, 1, 2)
-        if inp == HALF_TILE and itemsize == 2 and columns.fits(height, width):
-            return cls(plain, columns, columns)
-        return cls(plain, plain, plain)
+        if itemsize != 2 or kernel < 5 or not columns.fits(height, width):
+            return cls(plain, plain, plain)
+        gradients = columns if inp <= HALF_TILE else plain
+        return cls(columns if out <= HALF_TILE else plain, gradients, gradients)
 
     def forward(self, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The convolution without bias, as `Folding.forward` gives it."""
@@ -261,6 +230,4 @@ class Foldings(NamedTuple):
 
     def d_x(self, weight: Tensor, grad: Tensor) -> Tensor:
         """Gradient of x."""
-        if not self.turned:
-            return self.x.d_x(weight, grad)
-        return self.x.forward(self.x.image(grad, grad.dtype), weight.transpose(0, 1), flip=True)
+        return self.x.d_x(weight, grad)

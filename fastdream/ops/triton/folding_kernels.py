@@ -1,7 +1,7 @@
 """Kernels between what a convolution is given and what is convolved: pixels as channels, and weights for them.
 
-Along an axis a place has the pixels from START on, SPAN of them, FOLD places further on the next ones begin, and the
-kernel of its p-th output begins at the (FIRST + p)-th of the pixels that the taps reach.
+Along an axis FOLD pixels are channels of a place, and the kernel of a place's p-th output begins at the (FIRST + p)-th
+of the pixels that the taps reach.
 """
 
 import triton
@@ -18,13 +18,9 @@ def fold_kernel(
     H,
     W,
     N: tl.constexpr,
-    C: tl.constexpr,  # SPAN_R * SPAN_C * N, and zeros
+    C: tl.constexpr,  # FOLD_R * FOLD_C * N, and zeros
     FOLD_R: tl.constexpr,
-    SPAN_R: tl.constexpr,
-    START_R: tl.constexpr,
     FOLD_C: tl.constexpr,
-    SPAN_C: tl.constexpr,
-    START_C: tl.constexpr,
     SCALED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -36,9 +32,9 @@ def fold_kernel(
     places = W // FOLD_C  # of a line
     i_l = (i_m + o_m) // places  # line of them
     i_b = i_l // (H // FOLD_R)
-    i_r = i_l % (H // FOLD_R) * FOLD_R + START_R + o_c // (SPAN_C * N)
-    i_c = (i_m + o_m) % places * FOLD_C + START_C + o_c // N % SPAN_C
-    m_x = m_m & (o_c < SPAN_R * SPAN_C * N) & (i_r >= 0) & (i_r < H) & (i_c >= 0) & (i_c < W)
+    i_r = i_l % (H // FOLD_R) * FOLD_R + o_c // (FOLD_C * N)
+    i_c = (i_m + o_m) % places * FOLD_C + o_c // N % FOLD_C
+    m_x = m_m & (o_c < FOLD_R * FOLD_C * N)
     p_x = x + i_b // T * s_run + ((i_b % T * H + i_r) * W + i_c) * N + o_c % N
     b_x = tl.load(p_x, mask=m_x, other=0)
     if SCALED:
@@ -46,25 +42,20 @@ def fold_kernel(
     tl.store(y + i_m * C + o_m * C + o_c, b_x.to(y.dtype.element_ty), mask=m_m & (o_c < C))
 
 
-@triton.jit(do_not_specialize=["OUT", "s_out", "s_inp"])
+@triton.jit(do_not_specialize=["OUT"])
 def filters_kernel(
-    weight,  # [OUT, N, K, K], any strides of the first two
+    weight,  # [OUT, N, K, K]
     y,  # [FOLD_R * FOLD_C * OUT, TAPS_R, TAPS_C, C]
     OUT,
-    s_out,
-    s_inp,
     N: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
     FOLD_R: tl.constexpr,
-    SPAN_R: tl.constexpr,
     TAPS_R: tl.constexpr,
     FIRST_R: tl.constexpr,
     FOLD_C: tl.constexpr,
-    SPAN_C: tl.constexpr,
     TAPS_C: tl.constexpr,
     FIRST_C: tl.constexpr,
-    FLIP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -74,14 +65,11 @@ def filters_kernel(
     i_o = i_f % OUT
     i_p = i_f // OUT
     # Which number of the kernel lies here, if one does.
-    i_r = i_m // TAPS_C % TAPS_R * SPAN_R + o_c // (SPAN_C * N) - i_p // FOLD_C - FIRST_R
-    i_c = i_m % TAPS_C * SPAN_C + o_c // N % SPAN_C - i_p % FOLD_C - FIRST_C
+    i_r = i_m // TAPS_C % TAPS_R * FOLD_R + o_c // (FOLD_C * N) - i_p // FOLD_C - FIRST_R
+    i_c = i_m % TAPS_C * FOLD_C + o_c // N % FOLD_C - i_p % FOLD_C - FIRST_C
     m_y = (i_p < FOLD_R * FOLD_C) & (o_c < C)
-    m_w = m_y & (o_c < SPAN_R * SPAN_C * N) & (i_r >= 0) & (i_r < K) & (i_c >= 0) & (i_c < K)
-    if FLIP:
-        i_r = K - 1 - i_r
-        i_c = K - 1 - i_c
-    b_w = tl.load(weight + i_o * s_out + o_c % N * s_inp + i_r * K + i_c, mask=m_w, other=0.0)
+    m_w = m_y & (o_c < FOLD_R * FOLD_C * N) & (i_r >= 0) & (i_r < K) & (i_c >= 0) & (i_c < K)
+    b_w = tl.load(weight + (i_o * N + o_c % N) * (K * K) + i_r * K + i_c, mask=m_w, other=0.0)
     tl.store(y + i_m * C + o_c, b_w.to(y.dtype.element_ty), mask=m_y)
 
 
@@ -94,11 +82,9 @@ def d_weight_kernel(
     K: tl.constexpr,
     C: tl.constexpr,
     FOLD_R: tl.constexpr,
-    SPAN_R: tl.constexpr,
     TAPS_R: tl.constexpr,
     FIRST_R: tl.constexpr,
     FOLD_C: tl.constexpr,
-    SPAN_C: tl.constexpr,
     TAPS_C: tl.constexpr,
     FIRST_C: tl.constexpr,
     BM: tl.constexpr,
@@ -112,8 +98,8 @@ def d_weight_kernel(
     for p in tl.static_range(FOLD_R * FOLD_C):
         i_r = i_m // K % K + p // FOLD_C + FIRST_R
         i_c = i_m % K + p % FOLD_C + FIRST_C
-        i_f = ((p * OUT + i_o) * TAPS_R + i_r // SPAN_R) * TAPS_C + i_c // SPAN_C
-        p_d = d_filters + i_f * C + (i_r % SPAN_R * SPAN_C + i_c % SPAN_C) * N + o_n
+        i_f = ((p * OUT + i_o) * TAPS_R + i_r // FOLD_R) * TAPS_C + i_c // FOLD_C
+        p_d = d_filters + i_f * C + (i_r % FOLD_R * FOLD_C + i_c % FOLD_C) * N + o_n
         b_d += tl.load(p_d, mask=m_w, other=0.0).to(tl.float32)
     p_w = d_weight + (i_o * N + o_n) * (K * K) + i_m % (K * K)
     tl.store(p_w, b_d.to(d_weight.dtype.element_ty), mask=m_w)

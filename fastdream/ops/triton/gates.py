@@ -15,13 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdream.ops.triton.block_product import Tiles, piece
+from fastdream.ops.triton.block_product import Tiles, piece, split_warps
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
+from fastdream.ops.triton.split import (
+    add_product,
+    load_inputs,
+    load_weights,
+    normalize_inputs,
+    split_inputs,
+    sum_parts,
+)
 
 
 def gates_tiles(rows: int, width: int, block: int, itemsize: int) -> Tiles:
@@ -29,7 +37,9 @@ def gates_tiles(rows: int, width: int, block: int, itemsize: int) -> Tiles:
     depth = 128 // itemsize
     if rows <= 16:
         n = 32 if width // 32 >= 96 and block % 32 == 0 else 16
-        return Tiles(16, n, piece(4 * depth, block, 3 * n, itemsize), 4, 4)  # latency counts: few long pieces
+        warps = split_warps(block)
+        k = piece(4 * depth, block, 3 * n, itemsize, warps)  # latency counts: few long pieces
+        return Tiles(16, n, k, warps, 3, split=warps)
     shapes = ((128, 64),) * (itemsize == 2) + ((64, 64), (64, 32), (32, 32))
     fitting = [(m, n) for m, n in shapes if n <= block]
     enough = [
@@ -138,6 +148,87 @@ def block_gates_kernel(
     write_gates(b_r, b_c, b_u, b_deter, out, gates, s_out, s_gates, o_row, m_m, o_n, m_n, i_g, P)
 
 
+@triton.jit(do_not_specialize=["M"])
+def split_gates_kernel(
+    hidden,  # [M, G*P]
+    sums,  # [tiles, planes, M] or None
+    scale,  # [G*P] or None
+    shift,  # [G*P] or None
+    weight,  # [G, P, 3*P]
+    bias,  # [G*3*P] or None
+    deter,  # [M, G*P]
+    reset,  # [M] or None
+    out,  # [M, G*P]
+    gates,  # [M, G*3*P] or None
+    M,
+    eps,
+    s_hidden,
+    s_deter,
+    s_reset,
+    s_out,
+    s_gates,
+    s_g,
+    s_k,
+    s_n,
+    G: tl.constexpr,
+    P: tl.constexpr,
+    NORM: tl.constexpr,
+    ACT: tl.constexpr,
+    TILE: tl.constexpr,
+    BT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    KS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    o_m = i_m * BM + tl.arange(0, BM)
+    o_n = i_n * BN + tl.arange(0, BN)
+    o_row = o_m.to(tl.int64)
+    m_m, m_n = o_m < M, o_n < P
+    o_k = split_inputs(0, BK, KS)
+    p_w = weight + i_g * s_g
+    b_wr = load_weights(p_w, o_k, o_k < P, o_n, m_n, s_k, s_n)
+    b_wc = load_weights(p_w + P * s_n, o_k, o_k < P, o_n, m_n, s_k, s_n)
+    b_wu = load_weights(p_w + 2 * P * s_n, o_k, o_k < P, o_n, m_n, s_k, s_n)
+    m_x = m_m[:, None] & m_n[None, :]
+    b_deter = tl.load(deter + o_row[:, None] * s_deter + (i_g * P + o_n)[None, :], mask=m_x, other=0.0)
+    b_deter = b_deter.to(tl.float32)
+    if reset is not None:
+        b_reset = tl.load(reset + o_row * s_reset, mask=m_m, other=1)
+        b_deter = tl.where(b_reset[:, None] == 0, b_deter, 0.0)
+    b_br, b_bc, b_bu = tl.zeros([BN], tl.float32), tl.zeros([BN], tl.float32), tl.zeros([BN], tl.float32)
+    if bias is not None:
+        p_bias = bias + i_g * 3 * P + o_n
+        b_br = tl.load(p_bias, mask=m_n, other=0.0).to(tl.float32)
+        b_bc = tl.load(p_bias + P, mask=m_n, other=0.0).to(tl.float32)
+        b_bu = tl.load(p_bias + 2 * P, mask=m_n, other=0.0).to(tl.float32)
+
+    begin(PDL)
+    b_h = load_inputs(hidden + i_g * P, o_row, m_m, o_k, o_k < P, s_hidden)
+    b_mean, b_rstd = moments(sums, o_m, M, eps, G * P, P, TILE, BT, NORM)
+    b_y = activate(normalize_inputs(b_h, b_mean, b_rstd, scale, shift, i_g * P + o_k, o_k < P), ACT)
+    b_r = add_product(None, b_y, b_wr)
+    b_c = add_product(None, b_y, b_wc)
+    b_u = add_product(None, b_y, b_wu)
+    for i_k in range(BK, P, BK):
+        o_k = split_inputs(i_k, BK, KS)
+        m_k = o_k < P
+        b_h = load_inputs(hidden + i_g * P, o_row, m_m, o_k, m_k, s_hidden)
+        b_y = activate(normalize_inputs(b_h, b_mean, b_rstd, scale, shift, i_g * P + o_k, m_k), ACT)
+        b_w = load_weights(p_w, o_k, m_k, o_n, m_n, s_k, s_n)
+        b_r = add_product(b_r, b_y, b_w)
+        b_w = load_weights(p_w + P * s_n, o_k, m_k, o_n, m_n, s_k, s_n)
+        b_c = add_product(b_c, b_y, b_w)
+        b_w = load_weights(p_w + 2 * P * s_n, o_k, m_k, o_n, m_n, s_k, s_n)
+        b_u = add_product(b_u, b_y, b_w)
+    b_r = sum_parts(b_r) + b_br[None, :]
+    b_c = sum_parts(b_c) + b_bc[None, :]
+    b_u = sum_parts(b_u) + b_bu[None, :]
+    write_gates(b_r, b_c, b_u, b_deter, out, gates, s_out, s_gates, o_row, m_m, o_n, m_n, i_g, P)
+
+
 def block_gates(
     hidden: Tensor,
     sums: Tensor | None,
@@ -158,8 +249,9 @@ def block_gates(
     """Compute `out` and `gates` as above. norm, act, eps: of the hidden layer."""
     blocks, block, _ = weight.shape
     rows, width = deter.shape
+    few = tiles.split > 1
     launch(
-        block_gates_kernel,
+        split_gates_kernel if few else block_gates_kernel,
         (triton.cdiv(block, tiles.n), blocks, triton.cdiv(rows, tiles.m)),
         hidden,
         sums,
@@ -188,6 +280,7 @@ def block_gates(
         BM=tiles.m,
         BN=tiles.n,
         BK=tiles.k,
+        **({"KS": tiles.split} if few else {}),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

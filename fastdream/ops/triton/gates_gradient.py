@@ -21,7 +21,8 @@ from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, row_tiles
-from fastdream.ops.triton.rowwise_gradient import Later, load_gradient, mean_dots
+from fastdream.ops.triton.rowwise_gradient import Later, gradient_inputs, hat_inputs, mean_dots
+from fastdream.ops.triton.split import add_product, load_weights, split_inputs, sum_parts
 
 
 @triton.jit
@@ -36,7 +37,6 @@ def gate_gradients(b_d, b_reset, b_cand, b_update, b_deter):
 
 @triton.jit
 def through_layer(
-    b_d,  # [BM, BN] float32
     weight,  # [K, N], rows next to each other
     d_n,  # [M, K], and the rest as of a `Later`
     x,
@@ -59,21 +59,27 @@ def through_layer(
     TILES: tl.constexpr,
     BD: tl.constexpr,
     BK: tl.constexpr,
+    KS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """b_d plus the gradient of a layer's pre-activations times its weight."""
-    b_mean, b_rstd = moments(sums, o_m, M, eps, K, K, TILE, BT, NORM)
-    b_dot, b_sum = mean_dots(dots, o_m, M, K, TILES, BD, NORM)
+    """The gradient of a layer's pre-activations times its weight, [BM, BN]. PDL: d_n and dots are new."""
     o_row = o_m.to(tl.int64)
-    for i_k in range(0, K, BK):
-        o_k = i_k + tl.arange(0, BK)
+    o_k = split_inputs(0, BK, KS)
+    b_w = load_weights(weight, o_k, o_k < K, o_n, m_n, N, 1)
+    b_mean, b_rstd = moments(sums, o_m, M, eps, K, K, TILE, BT, NORM)
+    b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, o_k < K, s_x, NORM)
+    begin(PDL)
+    b_dot, b_sum = mean_dots(dots, o_m, M, K, TILES, BD, NORM)
+    b_g = gradient_inputs(d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_m, o_k, o_k < K, s_dn, NORM)
+    b_d = add_product(None, b_g, b_w)
+    for i_k in range(BK, K, BK):
+        o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < K
-        b_g = load_gradient(
-            d_n, x, scale, b_mean, b_rstd, b_dot, b_sum, o_row, m_m, o_k, m_k, s_dn, s_x, NORM
-        )
-        p_w = weight + o_k[:, None] * N + o_n[None, :]
-        b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
-        b_d = tl.dot(b_g.to(b_w.dtype), b_w, b_d, input_precision="ieee")
-    return b_d
+        b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM)
+        b_g = gradient_inputs(d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_m, o_k, m_k, s_dn, NORM)
+        b_w = load_weights(weight, o_k, m_k, o_n, m_n, N, 1)
+        b_d = add_product(b_d, b_g, b_w)
+    return sum_parts(b_d)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -125,9 +131,9 @@ def block_gates_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
     i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     o_m = i_m * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
@@ -136,40 +142,21 @@ def block_gates_gradient_kernel(
     m_m, m_n = o_m < M, o_n < P
     m_x = m_m[:, None] & m_n[None, :]
     m_old = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
-    b_d = tl.load(carry + o_row[:, None] * (G * P) + o_d[None, :], mask=m_x, other=0.0)
+    p_carry = carry + o_row[:, None] * (G * P) + o_d[None, :]
+    b_d = tl.load(p_carry, mask=m_x, other=0.0, cache_modifier=".cg")
     if given is not None:
         p_given = given + o_row[:, None] * s_given + o_d[None, :]
         b_d += tl.load(p_given, mask=m_x, other=0.0).to(tl.float32)
-
-    b_d = through_layer(
-        b_d,
-        stacked,
-        hidden_dn,
-        hidden,
-        hidden_sums,
-        hidden_dots,
-        hidden_scale,
-        hidden_eps,
-        o_m,
-        m_m,
-        o_d,
-        m_n,
-        s_hidden_dn,
-        s_hidden,
-        M,
-        U,
-        G * P,
-        HIDDEN_NORM,
-        HIDDEN_TILE,
-        HIDDEN_BT,
-        HIDDEN_TILES,
-        HIDDEN_BD,
-        BK,
-    )
+    o_p = o_row[:, None] * s_gates + (i_g * 3 * P + o_n)[None, :]
+    b_r = tl.load(gates + o_p, mask=m_x, other=0.0).to(tl.float32)
+    b_c = tl.load(gates + o_p + P, mask=m_x, other=0.0).to(tl.float32)
+    b_u = tl.load(gates + o_p + 2 * P, mask=m_x, other=0.0).to(tl.float32)
+    b_old = tl.load(deter + o_row[:, None] * s_deter + o_d[None, :], mask=m_x, other=0.0).to(tl.float32)
+    b_old = tl.where(m_old[:, None], b_old, 0.0)
     if own_dn is not None:
+        # Of the step after: written before the kernel before began.
         m_kept = m_m & (tl.load(own_reset + o_row * s_own_reset, mask=m_m, other=1) == 0)
-        b_d = through_layer(
-            b_d,
+        b_d += through_layer(
             stacked + OWN * G * P,
             own_dn,
             own,
@@ -192,21 +179,42 @@ def block_gates_gradient_kernel(
             OWN_TILES,
             OWN_BD,
             BK,
+            KS,
+            False,
         )
-
-    o_p = o_row[:, None] * s_gates + (i_g * 3 * P + o_n)[None, :]
-    b_r = tl.load(gates + o_p, mask=m_x, other=0.0).to(tl.float32)
-    b_c = tl.load(gates + o_p + P, mask=m_x, other=0.0).to(tl.float32)
-    b_u = tl.load(gates + o_p + 2 * P, mask=m_x, other=0.0).to(tl.float32)
-    p_deter = deter + o_row[:, None] * s_deter + o_d[None, :]
-    b_old = tl.load(p_deter, mask=m_x & m_old[:, None], other=0.0).to(tl.float32)
+    b_d += through_layer(
+        stacked,
+        hidden_dn,
+        hidden,
+        hidden_sums,
+        hidden_dots,
+        hidden_scale,
+        hidden_eps,
+        o_m,
+        m_m,
+        o_d,
+        m_n,
+        s_hidden_dn,
+        s_hidden,
+        M,
+        U,
+        G * P,
+        HIDDEN_NORM,
+        HIDDEN_TILE,
+        HIDDEN_BT,
+        HIDDEN_TILES,
+        HIDDEN_BD,
+        BK,
+        KS,
+        PDL,
+    )
     b_dr, b_dc, b_du, b_carry = gate_gradients(b_d, b_r, b_c, b_u, b_old)
     o_p = o_row[:, None] * s_d + (i_g * 3 * P + o_n)[None, :]
     tl.store(d_gates + o_p, b_dr.to(d_gates.dtype.element_ty), mask=m_x)
     tl.store(d_gates + o_p + P, b_dc.to(d_gates.dtype.element_ty), mask=m_x)
     tl.store(d_gates + o_p + 2 * P, b_du.to(d_gates.dtype.element_ty), mask=m_x)
     b_carry = tl.where(m_old[:, None], b_carry, 0.0)
-    tl.store(carry + o_row[:, None] * (G * P) + o_d[None, :], b_carry, mask=m_x)
+    tl.store(p_carry, b_carry, mask=m_x)
 
 
 def block_gates_gradient(
@@ -270,7 +278,8 @@ def block_gates_gradient(
         OWN_BD=power_of_two(own_tiles),
         BM=tiles.m,
         BN=tiles.n,
-        BK=min(tiles.k, power_of_two(max(16, units, len(stacked) - at))),
+        BK=min(tiles.k, power_of_two(max(16 * tiles.warps, units, len(stacked) - at))),
+        KS=tiles.warps,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

@@ -29,6 +29,7 @@ from fastdream.ops.triton.library import (
     register_once_differentiable,
 )
 from fastdream.ops.triton.pool_kernels import pool_norm_act_bwd_kernel, pool_norm_act_fwd_kernel
+from fastdream.ops.triton.windows import Windows
 
 PROGRAMS = 1024  # of the backward pass: each adds up its own pixels' gradients of bias, scale and shift
 
@@ -66,8 +67,8 @@ def _fake(
     act: str,
     eps: float,
     dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the maxima that it is the norm and activation of, without bias, and their places."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, the maxima that it is the norm and activation of, without bias, their places, and the image in `Windows`."""
     _check_images(x, dtype)
     check_floats("conv_pool", weight=weight, bias=bias, scale=scale, shift=shift)
     if weight.dim() != 4 or not 0 < len(weight) <= WIDEST:
@@ -80,7 +81,9 @@ def _fake(
         if p is not None:
             check_shape("conv_pool", name, p, out)
     y = x.new_empty(prod(batch), height // 2, width // 2, out, dtype=dtype)
-    return y, torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
+    windows = Windows.of(x.shape, weight, y.element_size())
+    image = y.new_empty(windows.image if windows else 0)
+    return y, torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8), image
 
 
 def _check_images(x: Tensor, dtype: torch.dtype | None) -> None:
@@ -142,15 +145,19 @@ def _forward(
     act: str,
     eps: float,
     dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = _fake(x, weight, bias, scale, shift, norm, act, eps, dtype)
-    foldings = Foldings.of(x.shape, weight, outputs[0].element_size())
-    convolved = foldings.forward(x, weight.contiguous(), outputs[0].dtype)
-    pixels = Pixels.of(x, len(weight), tensors=2)
-    tensors = convolved, *contiguous(bias, scale, shift), *outputs
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, top, place, image = _fake(x, weight, bias, scale, shift, norm, act, eps, dtype)
+    weight, vectors = weight.contiguous(), contiguous(bias, scale, shift)
+    if windows := Windows.of(x.shape, weight, image.element_size()):
+        windows.surround(x, image)
+        windows.forward(image, weight, (*vectors, y, top, place), eps=eps, NORM=norm, ACT=act)
+        return y, top, place, image
+    foldings = Foldings.of(x.shape, weight, image.element_size())
+    convolved, pixels = foldings.forward(x, weight, image.dtype), Pixels.of(x, len(weight), tensors=2)
     options = {"N": len(weight), "NORM": norm, "ACT": act, "FOLDED": foldings.y.paired}
+    tensors = convolved, *vectors, y, top, place
     _launch(pool_norm_act_fwd_kernel, pixels.tiles, tensors, eps, pixels, **options)
-    return outputs
+    return y, top, place, image
 
 
 def _backward_fake(
@@ -165,15 +172,17 @@ def _backward_fake(
     dtype: torch.dtype | None,
     top: Tensor,
     place: Tensor,
+    image: Tensor,
     grad: Tensor,
     want_x: bool,
 ) -> list[Tensor]:
     """Gradients of weight and bias, then of scale and shift where they are there, and of x where it is wanted."""
     op = "conv_pool_backward"
-    y, _, like = _fake(x, weight, bias, scale, shift, norm, act, eps, dtype)
+    y, *likes = _fake(x, weight, bias, scale, shift, norm, act, eps, dtype)
     check_floats(op, top=top, grad=grad)
-    for name, given, expected in (("top", top, y), ("grad", grad, y), ("place", place, like)):
-        check_shape(op, name, given, *expected.shape)
+    check_shape(op, "grad", grad, *y.shape)
+    for name, given, like in zip(("top", "place", "image"), (top, place, image), likes, strict=True):
+        check_shape(op, name, given, *like.shape)
     params = weight, bias, scale, shift, x if want_x else None
     return [empty_like(p) for p in params if p is not None]
 
@@ -190,11 +199,18 @@ def _backward(
     dtype: torch.dtype | None,
     top: Tensor,
     place: Tensor,
+    image: Tensor,
     grad: Tensor,
     want_x: bool,
 ) -> list[Tensor]:
-    _backward_fake(x, weight, bias, scale, shift, norm, act, eps, dtype, top, place, grad, want_x)
+    _backward_fake(x, weight, bias, scale, shift, norm, act, eps, dtype, top, place, image, grad, want_x)
     (*batch, height, width, _), out, weight = x.shape, len(weight), weight.contiguous()
+    kept = contiguous(top, place, bias, scale, shift, grad)
+    windows = Windows.of(x.shape, weight, top.element_size())
+    if windows and not want_x:
+        d_weight, d_vectors = windows.backward(image, weight, kept, eps=eps, NORM=norm, ACT=act)
+        sums = zip(d_vectors.split(out), (bias, scale, shift), strict=True)
+        return [d_weight, *(d.to(p.dtype) for d, p in sums if p is not None)]
     foldings = Foldings.of(x.shape, weight, top.element_size())
     paired = foldings.weight.paired
     shape = (height // 2, width // 2, 4 * out) if paired else (height, width, out)
@@ -202,7 +218,7 @@ def _backward(
     d_y, pixels = new(prod(batch), *shape), Pixels.of(x, out, tensors=4)
     programs = min(PROGRAMS, pixels.tiles)
     partial = top.new_empty(programs, 3 * out, dtype=torch.float32)
-    tensors = *contiguous(top, place, bias, scale, shift, grad), d_y, partial
+    tensors = *kept, d_y, partial
     options = {"N": out, "NORM": norm, "ACT": act, "FOLDED": paired}
     _launch(pool_norm_act_bwd_kernel, programs, tensors, eps, pixels, **options)
     sums = zip(add_rows(partial).split(out), (bias, scale, shift), strict=True)
@@ -211,7 +227,7 @@ def _backward(
     return [foldings.d_weight(x, weight, d_y), *d_params, *d_x]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, scale, shift, *ctx.statics = inputs
     ctx.save_for_backward(x, weight, bias, scale, shift, *output[1:])
     ctx.set_materialize_grads(False)  # those of what is kept never come
@@ -220,9 +236,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _gradient(ctx: Any, grad: Optional, *_: Optional) -> tuple[Optional, ...]:
     if grad is None:
         return (None,) * 9
-    *params, top, place = ctx.saved_tensors
+    *params, top, place, image = ctx.saved_tensors
     want_x = ctx.needs_input_grad[0]
-    gradients = torch.ops.fastdream.triton_conv_pool_backward(*params, *ctx.statics, top, place, grad, want_x)
+    gradients = torch.ops.fastdream.triton_conv_pool_backward(
+        *params, *ctx.statics, top, place, image, grad, want_x
+    )
     d_x = gradients[-1] if want_x else None
     return d_x, *spread(gradients, [p is not None for p in params[1:]]), None, None, None, None
 
@@ -232,9 +250,9 @@ _INPUTS = (
     "ScalarType? dtype"
 )
 register_once_differentiable(
-    register(f"conv_pool({_INPUTS}) -> (Tensor, Tensor, Tensor)", _forward, _fake),
+    register(f"conv_pool({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)", _forward, _fake),
     register(
-        f"conv_pool_backward({_INPUTS}, Tensor top, Tensor place, Tensor grad, bool want_x) -> Tensor[]",
+        f"conv_pool_backward({_INPUTS}, Tensor top, Tensor place, Tensor image, Tensor grad, bool want_x) -> Tensor[]",
         _backward,
         _backward_fake,
     ),

@@ -16,7 +16,16 @@ from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, row_tiles
-from fastdream.ops.triton.rowwise_gradient import Later, load_gradient, mean_dots, store_gradient
+from fastdream.ops.triton.rowwise_gradient import (
+    Later,
+    gradient_inputs,
+    hat_inputs,
+    load_hat,
+    load_vector,
+    mean_dots,
+    store_gradient,
+)
+from fastdream.ops.triton.split import add_product, load_inputs, load_weights, split_inputs, sum_parts
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -58,66 +67,59 @@ def layer_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
     i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     o_m = i_m * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
     m_m, m_n = o_m < M, o_n < N
     o_row = o_m.to(tl.int64)
+    o_k = split_inputs(0, BK, KS)
+    b_w = load_weights(weight + i_g * s_g, o_k, o_k < K, o_n, m_n, s_k, s_n)
+    o_x = i_g * N + o_n
+    b_hat = load_hat(x, sums, o_m, o_x, m_n, M, eps, s_x, G * N, N, TILE, BT, NORM)
+    b_scale, b_shift = load_vector(scale, o_x, m_n, 1.0), load_vector(shift, o_x, m_n, 0.0)
     if up is not None:
         b_mean, b_rstd = moments(up_sums, o_m, M, up_eps, G * K, K, UP_TILE, UP_BT, UP_NORM)
+        b_up = hat_inputs(up, b_mean, b_rstd, o_row, m_m, i_g * K + o_k, o_k < K, s_up, UP_NORM)
+
+    begin(PDL)
+    if up is None:
+        b_g = load_inputs(gradient + i_g * K, o_row, m_m, o_k, o_k < K, s_gradient)
+    else:
         b_dot, b_sum = mean_dots(up_dots, o_m, M, G * K, UP_TILES, UP_BD, UP_NORM)
-    b_grad = tl.zeros([BM, BN], tl.float32)
-    for i_k in range(0, K, BK):
-        o_k = i_k + tl.arange(0, BK)
+        b_g = gradient_inputs(
+            gradient,
+            b_up,
+            up_scale,
+            b_rstd,
+            b_dot,
+            b_sum,
+            o_row,
+            m_m,
+            i_g * K + o_k,
+            o_k < K,
+            s_gradient,
+            UP_NORM,
+        )
+    b_grad = add_product(None, b_g, b_w)
+    for i_k in range(BK, K, BK):
+        o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < K
-        o_g = i_g * K + o_k
         if up is None:
-            p_g = gradient + o_row[:, None] * s_gradient + o_g[None, :]
-            b_g = tl.load(p_g, mask=m_m[:, None] & m_k[None, :], other=0.0)
+            b_g = load_inputs(gradient + i_g * K, o_row, m_m, o_k, m_k, s_gradient)
         else:
-            b_g = load_gradient(
-                gradient,
-                up,
-                up_scale,
-                b_mean,
-                b_rstd,
-                b_dot,
-                b_sum,
-                o_row,
-                m_m,
-                o_g,
-                m_k,
-                s_gradient,
-                s_up,
-                UP_NORM,
+            o_g = i_g * K + o_k
+            b_up = hat_inputs(up, b_mean, b_rstd, o_row, m_m, o_g, m_k, s_up, UP_NORM)
+            b_g = gradient_inputs(
+                gradient, b_up, up_scale, b_rstd, b_dot, b_sum, o_row, m_m, o_g, m_k, s_gradient, UP_NORM
             )
-        p_w = weight + i_g * s_g + o_k[:, None] * s_k + o_n[None, :] * s_n
-        b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
-        b_grad = tl.dot(b_g.to(b_w.dtype), b_w, b_grad, input_precision="ieee")
-    b_mean, b_rstd = moments(sums, o_m, M, eps, G * N, N, TILE, BT, NORM)
+        b_w = load_weights(weight + i_g * s_g, o_k, m_k, o_n, m_n, s_k, s_n)
+        b_grad = add_product(b_grad, b_g, b_w)
     i_tile = i_g * tl.num_programs(0) + i_n
-    store_gradient(
-        b_grad,
-        x,
-        scale,
-        shift,
-        d_n,
-        dots,
-        b_mean,
-        b_rstd,
-        i_tile,
-        o_m,
-        i_g * N + o_n,
-        m_n,
-        M,
-        s_x,
-        s_d,
-        NORM,
-        ACT,
-    )
+    b_grad = sum_parts(b_grad)
+    store_gradient(b_grad, b_hat, b_scale, b_shift, d_n, dots, i_tile, o_m, o_x, m_n, M, s_d, NORM, ACT)
 
 
 def layer_gradient(
@@ -175,7 +177,8 @@ def layer_gradient(
         UP_BD=power_of_two(later.tiles()) if later else 1,
         BM=tiles.m,
         BN=tiles.n,
-        BK=min(tiles.k, power_of_two(max(16, depth))),
+        BK=min(tiles.k, power_of_two(max(16 * tiles.warps, depth))),
+        KS=tiles.warps,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

@@ -11,12 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.params import Categorical, Layer
-from fastdream.ops.triton.block_product import piece
+from fastdream.ops.triton.block_product import piece, split_warps
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments
-from fastdream.ops.triton.rowwise_gradient import Later, load_gradient, mean_dots
+from fastdream.ops.triton.rowwise_gradient import Later, gradient_inputs, hat_inputs, mean_dots
+from fastdream.ops.triton.split import add_product, load_weights, split_inputs, sum_parts
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -25,7 +26,7 @@ def logit_gradient_kernel(
     given_onehot,  # [M, S*C] or None
     given_logit,  # [M, S*C] or None
     d_logit,  # [M, S*C]
-    weight,  # [H, S*C]
+    weight,  # [S*C, H]
     scale,  # [H] or None
     d_n,  # [M, H] or None
     x,  # [M, H]
@@ -38,7 +39,6 @@ def logit_gradient_kernel(
     M,
     eps,
     keep,
-    s_weight,
     s_logit,
     s_onehot,
     s_given,
@@ -53,9 +53,9 @@ def logit_gradient_kernel(
     BV: tl.constexpr,
     BC: tl.constexpr,
     BK: tl.constexpr,
+    KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
     i_v, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
@@ -64,37 +64,47 @@ def logit_gradient_kernel(
     o_n = (i_v * BV + o_j // BC) * C + o_j % BC
     m_n = (i_v * BV + o_j // BC < S) & (o_j % BC < C)
     m_x = m_m[:, None] & m_n[None, :]
-    b_grad = tl.zeros([BM, BV * BC], tl.float32)
-    if d_n is not None:
-        m_kept = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
-        b_mean, b_rstd = moments(sums, o_m, M, eps, H, H, H, 1, NORM)
-        b_dot, b_sum = mean_dots(dots, o_m, M, H, TILES, BT, NORM)
-        for i_k in range(0, H, BK):
-            o_k = i_k + tl.arange(0, BK)
-            m_k = o_k < H
-            b_d = load_gradient(
-                d_n, x, scale, b_mean, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, s_x, NORM
-            )
-            p_w = weight + o_k[:, None] * s_weight + o_n[None, :]
-            b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
-            b_grad = tl.dot(b_d.to(b_w.dtype), b_w, b_grad, input_precision="ieee")
-    if given_onehot is not None:
-        p_onehot = given_onehot + o_row[:, None] * s_onehot + o_n[None, :]
-        b_grad += tl.load(p_onehot, mask=m_x, other=0.0).to(tl.float32)
-
     b_logit = tl.load(logit + o_row[:, None] * s_logit + o_n[None, :], mask=m_x, other=-float("inf"))
     # Rows and variables that are not there would have no largest logit.
     b_logit = tl.where(m_n[None, :] & ~m_m[:, None], 0.0, b_logit.to(tl.float32))
     b_logit = tl.where((i_v * BV + o_j // BC >= S)[None, :], 0.0, b_logit)
-    b_group = tl.reshape(b_logit, [BM, BV, BC])
-    b_p = tl.exp(b_group - tl.max(b_group, 2, keep_dims=True))
-    b_p = b_p / tl.sum(b_p, 2, keep_dims=True)
-    b_g = tl.reshape(b_grad, [BM, BV, BC])
-    b_g = tl.cast(keep, tl.float32) * b_p * (b_g - tl.sum(b_g * b_p, 2, keep_dims=True))
-    b_grad = tl.reshape(b_g, [BM, BV * BC])
+    b_grad = tl.zeros([BM, BV * BC], tl.float32)
+    if given_onehot is not None:
+        p_onehot = given_onehot + o_row[:, None] * s_onehot + o_n[None, :]
+        b_grad = tl.load(p_onehot, mask=m_x, other=0.0).to(tl.float32)
+    b_given = tl.zeros([BM, BV * BC], tl.float32)
     if given_logit is not None:
         p_given = given_logit + o_row[:, None] * s_given + o_n[None, :]
-        b_grad += tl.load(p_given, mask=m_x, other=0.0).to(tl.float32)
+        b_given = tl.load(p_given, mask=m_x, other=0.0).to(tl.float32)
+    if d_n is not None:
+        o_k = split_inputs(0, BK, KS)
+        m_k = o_k < H
+        b_w = load_weights(weight, o_k, m_k, o_n, m_n, 1, H)
+        m_kept = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
+        b_mean, b_rstd = moments(sums, o_m, M, eps, H, H, H, 1, NORM)
+        b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM)
+    b_p = tl.reshape(b_logit, [BM, BV, BC])
+    b_p = tl.exp(b_p - tl.max(b_p, 2, keep_dims=True))
+    b_p = b_p / tl.sum(b_p, 2, keep_dims=True)
+
+    begin(PDL)
+    if d_n is not None:
+        b_dot, b_sum = mean_dots(dots, o_m, M, H, TILES, BT, NORM)
+        b_d = gradient_inputs(d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, NORM)
+        b_out = add_product(None, b_d, b_w)
+        for i_k in range(BK, H, BK):
+            o_k = split_inputs(i_k, BK, KS)
+            m_k = o_k < H
+            b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM)
+            b_d = gradient_inputs(
+                d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, NORM
+            )
+            b_w = load_weights(weight, o_k, m_k, o_n, m_n, 1, H)
+            b_out = add_product(b_out, b_d, b_w)
+        b_grad += sum_parts(b_out)
+    b_g = tl.reshape(b_grad, [BM, BV, BC])
+    b_g = tl.cast(keep, tl.float32) * b_p * (b_g - tl.sum(b_g * b_p, 2, keep_dims=True))
+    b_grad = tl.reshape(b_g, [BM, BV * BC]) + b_given
     tl.store(d_logit + o_row[:, None] * s_d + o_n[None, :], b_grad.to(d_logit.dtype.element_ty), mask=m_x)
 
 
@@ -108,12 +118,13 @@ def logit_gradient(
     layer: Layer,
     later: Later | None,
 ) -> None:
-    """Write d_logit [M, S*C]. layer: stoch's of the core; weight [H, S*C] is its own in the dtype of products."""
+    """Write d_logit [M, S*C]. layer: stoch's of the core; weight [S*C, H]: its own, transposed, in products' dtype."""
     rows = logit.shape[0]
     stoch, classes, unimix = latent
     columns = power_of_two(classes)
     variables = max(1, min(32 // columns, power_of_two(stoch)))
-    tiles, units, itemsize = later.tiles() if later else 0, weight.shape[0], weight.element_size()
+    tiles, units, itemsize = later.tiles() if later else 0, weight.shape[1], weight.element_size()
+    warps = split_warps(units)
     launch(
         logit_gradient_kernel,
         (triton.cdiv(stoch, variables), triton.cdiv(rows, 16)),
@@ -128,7 +139,6 @@ def logit_gradient(
         rows,
         layer.eps,
         1 - unimix,
-        weight.stride(0),
         logit.stride(0),
         0 if given_onehot is None else given_onehot.stride(0),
         0 if given_logit is None else given_logit.stride(0),
@@ -142,7 +152,8 @@ def logit_gradient(
         BM=16,
         BV=variables,
         BC=columns,
-        BK=piece(512 // itemsize, units, variables * columns, itemsize),
-        num_warps=4,
-        num_stages=4,
+        BK=piece(512 // itemsize, units, variables * columns, itemsize, warps),
+        KS=warps,
+        num_warps=warps,
+        num_stages=3,
     )

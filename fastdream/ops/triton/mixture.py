@@ -6,8 +6,8 @@ latent = mean + exp(logstd) * sqrt(tau) * normal,  of the component that `unifor
 hidden      [M, D]
 weight      [E + 3ZK, D]    E: 1 if there is an end
 bias        [E + 3ZK]       or None
-uniform, normal  [M, Z]     float32
-latent      [M, Z]          float32, written
+uniform, normal  [M, Z]     any float
+latent      [M, Z]          float32, written; with parts of the next action's sums (see `lstm.Acting`), or without
 ends        [M]             float32, written; -infinity if there is no end
 
 All have unit stride in their rows, ends any; hidden, weight and bias have one dtype. A program has some dimensions of
@@ -22,14 +22,15 @@ from fastdream.ops.triton.block_product import Tiles
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.library import launch
-from fastdream.ops.triton.lstm import PRECISION
+from fastdream.ops.triton.lstm import PRECISION, Acting
 from fastdream.ops.triton.overlap import begin
 
 COLUMNS = 128  # of a program at the most: a dimension has fewer than so many
 
 
-def mixture_tiles(rows: int, latents: int, columns: int, itemsize: int) -> Tiles:
-    """Tiles for so many rows and latent dimensions of `columns` columns each; tiles.n are dimensions."""
+def mixture_tiles(rows: int, latents: int, mixtures: int, itemsize: int) -> Tiles:
+    """Tiles for so many rows and latent dimensions; tiles.n are dimensions."""
+    columns = power_of_two(3 * mixtures)
     depth, least = 128 // itemsize, max(1, 16 // columns)
     if rows <= 16:
         return Tiles(16, least, 2 * depth, 4, 3)  # latency counts
@@ -49,6 +50,8 @@ def mixture_kernel(
     normal,  # [M, Z]
     latent,  # [M, Z]
     ends,  # [M]
+    after,  # [P, A, M] or None, like the next
+    control,  # [M, F, A]
     M,
     tau,
     spread,  # sqrt(tau)
@@ -56,11 +59,14 @@ def mixture_kernel(
     s_normal,
     s_latent,
     s_ends,
+    s_control,
     D: tl.constexpr,
     Z: tl.constexpr,
     K: tl.constexpr,
     P: tl.constexpr,
     E: tl.constexpr,
+    A: tl.constexpr,
+    FIRST: tl.constexpr,  # part that is the first program's
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BZ: tl.constexpr,
@@ -94,13 +100,18 @@ def mixture_kernel(
     o_z = i_z + tl.arange(0, BZ)
     o_p = tl.arange(0, P)[None, None, :]
     m_z = m_m[:, None] & (o_z < Z)[None, :]
-    b_u = tl.load(uniform + o_row[:, None] * s_uniform + o_z[None, :], mask=m_z, other=0.0)
+    b_u = tl.load(uniform + o_row[:, None] * s_uniform + o_z[None, :], mask=m_z, other=0.0).to(tl.float32)
     b_i = draw(b_out / tau, tl.expand_dims(b_u, 2), o_p, 1.0, 0.0, K, 2)
     b_mean = tl.sum(tl.where(o_p == K + b_i, b_out, 0.0), 2)
     b_logstd = tl.sum(tl.where(o_p == 2 * K + b_i, b_out, 0.0), 2)
-    b_eps = tl.load(normal + o_row[:, None] * s_normal + o_z[None, :], mask=m_z, other=0.0)
+    b_eps = tl.load(normal + o_row[:, None] * s_normal + o_z[None, :], mask=m_z, other=0.0).to(tl.float32)
     b_z = b_mean + tl.exp(b_logstd) * spread * b_eps
     tl.store(latent + o_row[:, None] * s_latent + o_z[None, :], b_z, mask=m_z)
+    if after is not None:
+        for i_a in tl.static_range(A):
+            p_w = control + o_row[:, None] * s_control + o_z[None, :] * A + i_a
+            b_part = tl.sum(b_z * tl.load(p_w, mask=m_z, other=0.0), 1)
+            tl.store(after + ((FIRST + tl.program_id(0)) * A + i_a) * M + o_m, b_part, mask=m_m)
     if E == 1:
         b_end = tl.sum(tl.where(o_p == 3 * K, b_out, 0.0), 2)
     else:
@@ -119,14 +130,16 @@ def mixture(
     ends: Tensor,
     mixtures: int,
     temperature: float,
+    tiles: Tiles,
+    action: Tensor | Acting,
 ) -> None:
-    """Compute `latent` and `ends` as above."""
-    (rows, units), (_, latents) = hidden.shape, latent.shape
-    columns = power_of_two(3 * mixtures)
-    tiles = mixture_tiles(rows, latents, columns, hidden.element_size())
+    """Compute `latent` and `ends`, and perhaps parts of the next action, as above."""
+    (rows, units), latents = hidden.shape, latent.shape[1]
+    programs = triton.cdiv(latents, tiles.n)
+    after, control = (action.after, action.weight) if isinstance(action, Acting) else (None, None)
     launch(
         mixture_kernel,
-        (triton.cdiv(latents, tiles.n), triton.cdiv(rows, tiles.m)),
+        (programs, triton.cdiv(rows, tiles.m)),
         hidden,
         weight,
         bias,
@@ -134,6 +147,8 @@ def mixture(
         normal,
         latent,
         ends,
+        after,
+        control,
         rows,
         temperature,
         temperature**0.5,
@@ -141,11 +156,14 @@ def mixture(
         normal.stride(0),
         latent.stride(0),
         ends.stride(0),
+        0 if control is None else control.stride(0),
         D=units,
         Z=latents,
         K=mixtures,
-        P=columns,
+        P=power_of_two(3 * mixtures),
         E=len(weight) - 3 * latents * mixtures,
+        A=0 if control is None else control.shape[2],
+        FIRST=0 if after is None else len(after) - programs,
         PRECISION=PRECISION,
         BM=tiles.m,
         BZ=tiles.n,

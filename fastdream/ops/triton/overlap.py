@@ -1,8 +1,11 @@
 """Kernels of a scan overlap with the one before: programs of the next are placed while those of this one still run.
 
 That is CUDA's programmatic dependent launch, from compute capability 9.0. A kernel that has the argument PDL calls
-`begin(PDL)` before it reads or writes anything: it waits there until all that the kernel before has written is visible.
-As every kernel of a chain waits so, none is ahead of anything but the one before; kernels without PDL wait as always.
+`begin(PDL)` before it reads what the kernel before writes, and before it writes anything: it waits there until all that
+the kernel before has written is visible, and only then lets the next be placed. So what is older than the kernel before
+(weights, inputs, noise, what was written two kernels ago or earlier) is there from the start: read it, and compute with
+it, before the wait. Memory that is written anew at every step is then read past the cache of the multiprocessor.
+Kernels without PDL wait as always.
 """
 
 import triton

@@ -51,12 +51,13 @@ class Flat:
         return place
 
     def pack(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """All of them in one tensor: in one launch, but for those with gaps in memory."""
+        """All of them in one tensor: in a launch for each precision, but for those with gaps in memory."""
         flat = torch.empty(self._size, dtype=dtype, device=device)
         pairs = [(part(flat, place, *x.shape), x) for place, x in self._pairs]
-        dense = [pair for pair in pairs if pair[1].is_contiguous()]
-        if dense:
-            torch._foreach_copy_([y for y, _ in dense], [x for _, x in dense])
+        for of_one in {x.dtype: None for _, x in pairs}:  # or else each would be a launch
+            dense = [(y, x) for y, x in pairs if x.dtype == of_one and x.is_contiguous()]
+            if dense:
+                torch._foreach_copy_([y for y, _ in dense], [x for _, x in dense])
         for y, x in pairs:
             if not x.is_contiguous():
                 y.copy_(x)

@@ -15,14 +15,22 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.params import Categorical, Layer
-from fastdream.ops.triton.block_product import Normed, piece
+from fastdream.ops.triton.block_product import Normed, piece, split_warps
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.enter import Entering, enter, gather
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
-from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
+from fastdream.ops.triton.rowwise import moments, row_tiles
+from fastdream.ops.triton.split import (
+    add_product,
+    load_inputs,
+    load_weights,
+    normalize_inputs,
+    split_inputs,
+    sum_parts,
+)
 
 BM = 16  # rows of a program's product, the least that tensor cores take
 GATHERED = 8192  # elements of rows that a program adds up at a time
@@ -43,7 +51,9 @@ def posterior_tiles(units: int, stoch: int, classes: int, itemsize: int) -> Post
     columns = power_of_two(classes)
     rows = 2 if units * stoch * classes <= 2**20 else 4
     variables = max(1, min(64 // columns, power_of_two(stoch)))
-    return PosteriorTiles(rows, variables, piece(256 // itemsize, units, variables * columns, itemsize), 4, 4)
+    warps = split_warps(units)
+    k = piece(512 // itemsize, units, variables * columns, itemsize, warps)
+    return PosteriorTiles(rows, variables, k, warps, 3)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -105,9 +115,9 @@ def posterior_kernel(
     BK: tl.constexpr,
     BS: tl.constexpr,
     BH: tl.constexpr,
+    KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
     i_v, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BR + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
@@ -116,38 +126,54 @@ def posterior_kernel(
     o_v, o_c = i_v * BV + o_j // BC, o_j % BC
     o_n = o_v * C + o_c
     m_n = (o_v < S) & (o_c < C)
-
-    b_mean, b_rstd = moments(sums, o_m, M, hidden_eps, U, U, TILE, BT, HIDDEN_NORM)
-    b_logit = tl.zeros([BM, BV * BC], tl.float32)
-    for i_k in range(0, U, BK):
-        o_k = i_k + tl.arange(0, BK)
-        m_k = o_k < U
-        b_h = tl.load(
-            hidden + o_row[:, None] * s_hidden + o_k[None, :], mask=m_m[:, None] & m_k[None, :], other=0.0
-        )
-        b_y = activate(normalize_tile(b_h, b_mean, b_rstd, hidden_scale, hidden_shift, o_k, m_k), HIDDEN_ACT)
-        b_w = tl.load(weight + o_n[None, :] * U + o_k[:, None], mask=m_k[:, None] & m_n[None, :], other=0.0)
-        b_logit = tl.dot(b_y.to(b_w.dtype), b_w, b_logit, input_precision="ieee")
+    o_r = i_m * BR + tl.arange(0, BR)
+    o_r64 = o_r.to(tl.int64)
+    m_r = o_r < M
+    o_s = i_v * BV + tl.arange(0, BV)
+    m_s = m_r[:, None] & (o_s < S)[None, :]
+    o_k = split_inputs(0, BK, KS)
+    b_w = load_weights(weight, o_k, o_k < U, o_n, m_n, 1, U)
+    b_bias = tl.zeros([BV * BC], tl.float32)
     if bias is not None:
-        b_logit += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        b_bias = tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
+    if given is None:
+        b_noise = tl.load(noise + o_r64[:, None] * s_noise + o_s[None, :], mask=m_s, other=0.0).to(tl.float32)
+    else:
+        b_given = tl.load(given + o_r64[:, None] * s_given + o_s[None, :], mask=m_s, other=0).to(tl.int32)
+
+    begin(PDL)
+    b_h = load_inputs(hidden, o_row, m_m, o_k, o_k < U, s_hidden)
+    b_mean, b_rstd = moments(sums, o_m, M, hidden_eps, U, U, TILE, BT, HIDDEN_NORM)
+    b_y = activate(
+        normalize_inputs(b_h, b_mean, b_rstd, hidden_scale, hidden_shift, o_k, o_k < U), HIDDEN_ACT
+    )
+    b_logit = add_product(None, b_y, b_w)
+    for i_k in range(BK, U, BK):
+        o_k = split_inputs(i_k, BK, KS)
+        m_k = o_k < U
+        b_h = load_inputs(hidden, o_row, m_m, o_k, m_k, s_hidden)
+        b_y = activate(
+            normalize_inputs(b_h, b_mean, b_rstd, hidden_scale, hidden_shift, o_k, m_k), HIDDEN_ACT
+        )
+        b_w = load_weights(weight, o_k, m_k, o_n, m_n, 1, U)
+        b_logit = add_product(b_logit, b_y, b_w)
+    # Of the rows that tensor cores take, those that are the program's own.
+    b_logit = tl.where(m_m[None, :, None], b_logit, 0.0)
+    b_logit = sum_parts(tl.reshape(b_logit, [KS * BM // BR, BR, BV * BC])) + b_bias[None, :]
     b_logit = b_logit.to(logit.dtype.element_ty)
-    p_logit = o_row[:, None] * s_logit + o_n[None, :]
-    m_logit = m_m[:, None] & m_n[None, :]
+    p_logit = o_r64[:, None] * s_logit + o_n[None, :]
+    m_logit = m_r[:, None] & m_n[None, :]
     tl.store(logit + p_logit, b_logit, mask=m_logit)
 
-    o_s = i_v * BV + tl.arange(0, BV)
-    m_s = m_m[:, None] & (o_s < S)[None, :]
     o_class = tl.arange(0, BC)[None, None, :]
     if given is None:
-        b_noise = tl.load(noise + o_row[:, None] * s_noise + o_s[None, :], mask=m_s, other=0.0)
-        b_group = tl.reshape(b_logit.to(tl.float32), [BM, BV, BC])
-        b_noise = b_noise.to(tl.float32)[:, :, None]
+        b_group = tl.reshape(b_logit.to(tl.float32), [BR, BV, BC])
         b_keep, b_floor = tl.cast(keep, tl.float32), tl.cast(floor, tl.float32)
-        b_index = tl.reshape(draw(b_group, b_noise, o_class, b_keep, b_floor, C, 2), [BM, BV])
+        b_index = tl.reshape(draw(b_group, b_noise[:, :, None], o_class, b_keep, b_floor, C, 2), [BR, BV])
     else:
-        b_index = tl.load(given + o_row[:, None] * s_given + o_s[None, :], mask=m_s, other=0).to(tl.int32)
-    tl.store(index + o_row[:, None] * s_index + o_s[None, :], b_index.to(tl.int64), mask=m_s)
-    b_onehot = tl.reshape((o_class == b_index[:, :, None]).to(tl.float32), [BM, BV * BC])
+        b_index = b_given
+    tl.store(index + o_r64[:, None] * s_index + o_s[None, :], b_index.to(tl.int64), mask=m_s)
+    b_onehot = tl.reshape((o_class == b_index[:, :, None]).to(tl.float32), [BR, BV * BC])
     tl.store(onehot + p_logit, b_onehot.to(onehot.dtype.element_ty), mask=m_logit)
 
     if of_stoch is not None:
@@ -157,9 +183,6 @@ def posterior_kernel(
         if tl.atomic_add(arrived + i_m, 1, sem="acq_rel", scope="gpu") == PROGRAMS - 1:
             tl.debug_barrier()
             tl.store(arrived + i_m, 0)
-            o_r = i_m * BR + tl.arange(0, BR)
-            o_r64 = o_r.to(tl.int64)
-            m_r = o_r < M
             if reset is not None:
                 m_r = m_r & (tl.load(reset + o_r64 * s_reset, mask=m_r, other=1) == 0)
             b_stoch = gather(index, of_stoch, s_index, o_r64, m_r, S, C, H, BS, BH)
@@ -263,6 +286,7 @@ def posterior(
         BK=tiles.k,
         BS=max(1, min(power_of_two(stoch), GATHERED // (tiles.rows * wide))),
         BH=wide,
+        KS=tiles.warps,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

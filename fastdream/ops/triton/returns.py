@@ -1,5 +1,6 @@
 """Lambda-returns: time is the last axis, so a tile of whole rows is read in one go and scanned within the program."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fastdream.ops.triton.library import (
     register_once_differentiable,
     rows_of,
 )
+from fastdream.ops.triton.padding import as_rows
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -33,34 +35,35 @@ def after(a, w, b_a, b_w):
 
 @triton.jit(do_not_specialize=["M", "T"])
 def lambda_return_fwd_kernel(
-    reward,  # [M, T], like all
+    reward,  # [M, T], like all; rows of what is read may lie apart, as of the later steps of longer rows
     live,
     mix,
     value,
     ret,
     M,
     T,
+    s_reward,
+    s_live,
+    s_mix,
+    s_value,
     BM: tl.constexpr,
     BT: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    m_m = o_m < M - i_m
-    i_x = i_m * T  # of the tile's first number, in 64 bits; within the tile 32 are enough
+    i_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)[:, None]
+    m_m = i_m < M
     tiles = tl.cdiv(T, BT)
 
-    b_next = tl.load(value + i_x + o_m * T + T - 1, mask=m_m, other=0.0)  # of the first step after the tile
+    b_next = tl.load(value + i_m * s_value + T - 1, mask=m_m, other=0.0)  # of the first step after the tile
     for i_t in range(tiles):
         o_t = (tiles - 1 - i_t) * BT + tl.arange(0, BT)[None, :]
         m_x = m_m & (o_t < T)
-        o_x = o_m * T + o_t
-        b_live = tl.load(live + i_x + o_x, mask=m_x, other=1.0)
-        b_mix = tl.load(mix + i_x + o_x, mask=m_x, other=1.0)
-        b_value = tl.load(value + i_x + o_x, mask=m_x, other=0.0)
-        b_a = tl.load(reward + i_x + o_x, mask=m_x, other=0.0) + b_live * (1 - b_mix) * b_value
+        b_live = tl.load(live + i_m * s_live + o_t, mask=m_x, other=1.0)
+        b_mix = tl.load(mix + i_m * s_mix + o_t, mask=m_x, other=1.0)
+        b_value = tl.load(value + i_m * s_value + o_t, mask=m_x, other=0.0)
+        b_a = tl.load(reward + i_m * s_reward + o_t, mask=m_x, other=0.0) + b_live * (1 - b_mix) * b_value
         b_a, b_w = tl.associative_scan((b_a, b_live * b_mix), 1, after, reverse=True)
         b_ret = b_a + b_w * b_next
-        tl.store(ret + i_x + o_x, b_ret, mask=m_x)
+        tl.store(ret + i_m * T + o_t, b_ret, mask=m_x)
         b_next = tl.sum(tl.where(tl.arange(0, BT)[None, :] == 0, b_ret, 0.0), 1, keep_dims=True)
 
 
@@ -131,11 +134,11 @@ def _check(op: str, **inputs: Tensor) -> None:
         check_shape(op, other, x, *first.shape)
 
 
-def _launch(kernel: Any, *tensors: Tensor) -> None:
+def _launch(kernel: Any, *tensors: Tensor, strides: Sequence[int] = ()) -> None:
     rows, steps = rows_of(tensors[0])
     cols = min(STEPS, power_of_two(steps))
     tile = ELEMENTS // cols
-    launch(kernel, (triton.cdiv(rows, tile),), *tensors, rows, steps, BM=tile, BT=cols, num_warps=4)
+    launch(kernel, (triton.cdiv(rows, tile),), *tensors, rows, steps, *strides, BM=tile, BT=cols, num_warps=4)
 
 
 def _forward_fake(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> Tensor:
@@ -145,7 +148,8 @@ def _forward_fake(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> T
 
 def _forward(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> Tensor:
     ret = _forward_fake(reward, live, mix, value)
-    _launch(lambda_return_fwd_kernel, *(x.contiguous() for x in (reward, live, mix, value)), ret)
+    inputs = [as_rows(x) for x in (reward, live, mix, value)]
+    _launch(lambda_return_fwd_kernel, *inputs, ret, strides=[x.stride(0) for x in inputs])
     return ret
 
 

@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.triton.norm_kernels import activate_grad
-from fastdream.ops.triton.rowwise import PLANES
+from fastdream.ops.triton.rowwise import PLANES, moments
+from fastdream.ops.triton.split import load_inputs
 
 
 class Later(NamedTuple):
@@ -44,46 +45,60 @@ def empty_dots(like: Tensor, rows: int, tiles: int, norm: str) -> Tensor | None:
 
 
 @triton.jit
-def scaled(b_d, scale, o_n, m_n):
-    """d_n * scale in float32, b_d [BM, BN]."""
-    b_d = b_d.to(tl.float32)
-    if scale is not None:
-        b_d *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-    return b_d
+def load_vector(vector, o_n, m_n, other: tl.constexpr):
+    """float32 [BN], or `other` where there is no vector."""
+    if vector is None:
+        return tl.zeros(o_n.shape, tl.float32) + other
+    else:
+        return tl.load(vector + o_n, mask=m_n, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_hat(
+    x,
+    sums,
+    o_m,
+    o_n,
+    m_n,
+    M,
+    eps,
+    s_x,
+    N: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    TILE: tl.constexpr,
+    BT: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    """xhat of a tile [BM, BN], and rstd [BM]."""
+    m_x = (o_m < M)[:, None] & m_n[None, :]
+    b_x = tl.load(x + o_m.to(tl.int64)[:, None] * s_x + o_n[None, :], mask=m_x, other=0.0).to(tl.float32)
+    b_mean, b_rstd = moments(sums, o_m, M, eps, N, SEGMENT, TILE, BT, NORM)
+    return (b_x - b_mean[:, None]) * b_rstd[:, None]
 
 
 @triton.jit
 def store_gradient(
     b_grad,  # [BM, BN], of y
-    x,
-    scale,  # [N] or None
-    shift,  # [N] or None
+    b_hat,  # [BM, BN]
+    b_scale,  # [BN]
+    b_shift,  # [BN]
     d_n,
     dots,  # [tiles, planes, M] or None
-    b_mean,  # [BM]
-    b_rstd,  # [BM]
     i_tile,
     o_m,  # [BM]
     o_n,  # [BN]
     m_n,  # [BN]
     M,
-    s_x,
     s_d,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
 ):
     """Write d_n of one tile, and its dots."""
-    o_row = o_m.to(tl.int64)[:, None]
     m_x = (o_m < M)[:, None] & m_n[None, :]
-    b_hat = tl.load(x + o_row * s_x + o_n[None, :], mask=m_x, other=0.0).to(tl.float32)
-    b_hat = (b_hat - b_mean[:, None]) * b_rstd[:, None]
-    b_n = scaled(b_hat, scale, o_n, m_n)
-    if shift is not None:
-        b_n += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-    b_d = activate_grad(b_n, b_grad, ACT).to(d_n.dtype.element_ty)
-    tl.store(d_n + o_row * s_d + o_n[None, :], b_d, mask=m_x)
+    b_d = activate_grad(b_hat * b_scale[None, :] + b_shift[None, :], b_grad, ACT).to(d_n.dtype.element_ty)
+    tl.store(d_n + o_m.to(tl.int64)[:, None] * s_d + o_n[None, :], b_d, mask=m_x)
     if NORM != "none":
-        b_g = tl.where(m_x, scaled(b_d, scale, o_n, m_n), 0.0)
+        b_g = tl.where(m_x, b_d.to(tl.float32) * b_scale[None, :], 0.0)
         STEP: tl.constexpr = 1 if NORM == "rms" else 2
         p_dots = dots + STEP * i_tile * M + o_m
         tl.store(p_dots, tl.sum(b_g * b_hat, 1), mask=o_m < M)
@@ -101,7 +116,10 @@ def mean_dots(
     BT: tl.constexpr,  # a power of two, not below TILES
     NORM: tl.constexpr,
 ):
-    """Means over whole rows of d_n * scale * xhat and of d_n * scale (0 for rms), both [BM]."""
+    """Means over whole rows of d_n * scale * xhat and of d_n * scale (0 for rms), both [BM].
+
+    Every step writes them to the same memory: they are read past the cache of the multiprocessor.
+    """
     if NORM == "none":
         return tl.zeros_like(o_m).to(tl.float32), tl.zeros_like(o_m).to(tl.float32)
     else:
@@ -109,37 +127,45 @@ def mean_dots(
         o_t = tl.arange(0, BT)
         m_t = (o_t < TILES)[:, None] & (o_m < M)[None, :]
         p_dots = dots + STEP * o_t[:, None] * M + o_m[None, :]
-        b_dot = tl.sum(tl.load(p_dots, mask=m_t, other=0.0), 0) / WIDTH
+        b_dot = tl.sum(tl.load(p_dots, mask=m_t, other=0.0, cache_modifier=".cg"), 0) / WIDTH
         if NORM == "rms":
             return b_dot, tl.zeros_like(b_dot)
         else:
-            return b_dot, tl.sum(tl.load(p_dots + M, mask=m_t, other=0.0), 0) / WIDTH
+            b_sum = tl.load(p_dots + M, mask=m_t, other=0.0, cache_modifier=".cg")
+            return b_dot, tl.sum(b_sum, 0) / WIDTH
 
 
 @triton.jit
-def load_gradient(
+def hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM: tl.constexpr):
+    """xhat [KS, BM, K] in float32, of rows [BM] and inputs [KS, K]; nothing without a norm."""
+    if NORM == "none":
+        return 0.0
+    else:
+        b_x = load_inputs(x, o_row, m_m, o_k, m_k, s_x).to(tl.float32)
+        return (b_x - b_mean[None, :, None]) * b_rstd[None, :, None]
+
+
+@triton.jit
+def gradient_inputs(
     d_n,
-    x,
+    b_hat,  # [KS, BM, K]
     scale,  # [N] or None
-    b_mean,  # [BM]
     b_rstd,  # [BM]
     b_dot,  # [BM]
     b_sum,  # [BM]
     o_row,  # [BM] int64
     m_m,  # [BM]
-    o_n,  # [BN]
-    m_n,  # [BN]
+    o_k,  # [KS, K]
+    m_k,  # [KS, K]
     s_d,
-    s_x,
     NORM: tl.constexpr,
 ):
-    """The gradient of x, [BM, BN] float32, zero for rows outside m_m."""
-    m_x = m_m[:, None] & m_n[None, :]
-    b_d = tl.load(d_n + o_row[:, None] * s_d + o_n[None, :], mask=m_x, other=0.0)
+    """The gradient of x, [KS, BM, K] float32, zero for rows outside m_m."""
+    b_d = load_inputs(d_n, o_row, m_m, o_k, m_k, s_d).to(tl.float32)
     if NORM == "none":
-        return b_d.to(tl.float32)
+        return b_d
     else:
-        b_hat = tl.load(x + o_row[:, None] * s_x + o_n[None, :], mask=m_x, other=0.0).to(tl.float32)
-        b_hat = (b_hat - b_mean[:, None]) * b_rstd[:, None]
-        b_x = b_rstd[:, None] * (scaled(b_d, scale, o_n, m_n) - b_sum[:, None] - b_hat * b_dot[:, None])
-        return tl.where(m_x, b_x, 0.0)
+        if scale is not None:
+            b_d *= tl.load(scale + o_k, mask=m_k, other=0.0).to(tl.float32)[:, None, :]
+        b_x = b_rstd[None, :, None] * (b_d - b_sum[None, :, None] - b_hat * b_dot[None, :, None])
+        return tl.where(m_m[None, :, None] & m_k[:, None, :], b_x, 0.0)

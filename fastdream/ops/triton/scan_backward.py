@@ -35,7 +35,7 @@ def backward_scan(
         logit, b_logit = outputs.logit[:, t].flatten(1), grads.logit[:, t]
         given = _at(d_stoch, t), _at(d_logit, t)
         layer, latent = model.stoch, model.latent
-        logit_gradient(logit, *given, b_logit, weights.stoch, latent, layer, core.stoch)
+        logit_gradient(logit, *given, b_logit, weights.of_stoch, latent, layer, core.stoch)
         first = post.step(t)
         before = outputs.deter[:, t - 1] if t else deter
         core.step(t, before, None if d_deter is None else d_deter[:, t], first)

@@ -15,9 +15,14 @@ from fastdream.ops.params import Layer
 from fastdream.ops.triton.block_product import Tiles
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
-from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, row_tiles
-from fastdream.ops.triton.rowwise_gradient import Later, load_gradient, mean_dots, store_gradient
+from fastdream.ops.triton.rowwise_gradient import (
+    Later,
+    load_hat,
+    load_vector,
+    store_gradient,
+)
+from fastdream.ops.triton.through_blocks import through_blocks
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -69,9 +74,10 @@ def state_gradient_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    BX: tl.constexpr,
+    KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
     i_n, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
@@ -80,96 +86,110 @@ def state_gradient_kernel(
     LAYERS: tl.constexpr = 1 if own is None else 2
     X_TILES: tl.constexpr = (H + BN - 1) // BN
     P_TILES: tl.constexpr = (P + BN - 1) // BN
-    CHUNKS: tl.constexpr = (K + BK - 1) // BK
-    BLOCKS: tl.constexpr = BK // K if BK > K and BK % K == 0 else 1  # of a piece
-    dense = i_n < LAYERS * X_TILES
-    i_g = tl.where(dense, 0, (i_n - LAYERS * X_TILES) // P_TILES)
-    i_t = tl.where(dense, i_n % X_TILES, (i_n - LAYERS * X_TILES) % P_TILES)
-    o_n = i_t * BN + tl.arange(0, BN)
-    m_n = o_n < tl.where(dense, H, P)
-    o_r = o_n + tl.where(dense, OF_X + i_n // X_TILES * H, OF_DETER)
-
     b_mean, b_rstd = moments(sums, o_m, M, eps, G * K, K, TILE, BT, NORM)
-    b_dot, b_sum = mean_dots(dots, o_m, M, G * K, TILES, BD, NORM)
-    b_out = tl.zeros([BM, BN], tl.float32)
-    for i_k in range(tl.where(dense, (G * CHUNKS + BLOCKS - 1) // BLOCKS, CHUNKS)):
-        # A piece is of one block, or of as many small ones as it is long: those of other blocks only where dense.
-        o_c = i_k % CHUNKS * BK + tl.arange(0, BK)
-        if BLOCKS == 1:
-            i_b, m_k = i_g + i_k // CHUNKS, o_c < K
-        else:
-            m_k = o_c < tl.where(dense, BK, K)
-            i_b, o_c = i_g + i_k * BLOCKS + o_c // K, o_c % K
-            m_k = m_k & (i_b < G)
-        b_d = load_gradient(
+    if i_n < LAYERS * X_TILES:
+        o_n = i_n % X_TILES * BN + tl.arange(0, BN)
+        m_n = o_n < H
+        b_hat, b_scale, b_shift, p_dots = (
+            tl.zeros([BM, BN], tl.float32),
+            tl.zeros([BN], tl.float32),
+            tl.zeros([BN], tl.float32),
+            stoch_dots,
+        )
+        if i_n >= (LAYERS - 1) * X_TILES:
+            b_hat = load_hat(stoch, stoch_sums, o_m, o_n, m_n, M, x_eps, s_stoch, H, H, H, 1, X_NORM)
+            b_scale, b_shift = (
+                load_vector(stoch_scale, o_n, m_n, 1.0),
+                load_vector(stoch_shift, o_n, m_n, 0.0),
+            )
+        # Decided while compiling: joined with what is known while running, both sides would be compiled.
+        elif own is not None:
+            b_hat = load_hat(own, own_sums, o_m, o_n, m_n, M, x_eps, s_own, H, H, H, 1, X_NORM)
+            b_scale, b_shift = load_vector(own_scale, o_n, m_n, 1.0), load_vector(own_shift, o_n, m_n, 0.0)
+            p_dots = own_dots
+        b_out = through_blocks(
+            weight,
+            scale,
             d_n,
             hidden,
-            scale,
+            dots,
             b_mean,
             b_rstd,
-            b_dot,
-            b_sum,
-            o_row,
+            o_m,
             m_m,
-            i_b * K + o_c,
-            m_k,
+            OF_X + i_n // X_TILES * H + o_n,
+            m_n,
+            0,
             s_dn,
             s_hidden,
+            M,
+            s_g,
+            s_r,
+            s_k,
+            G,
+            G,
+            K,
             NORM,
+            TILES,
+            BD,
+            BX,
+            KS,
+            PDL,
         )
-        p_w = weight + (i_b * s_g + o_c * s_k)[:, None] + o_r[None, :] * s_r
-        b_w = tl.load(p_w, mask=m_k[:, None] & m_n[None, :], other=0.0)
-        b_out = tl.dot(b_d.to(b_w.dtype), b_w, b_out, input_precision="ieee")
-
-    # Decided while compiling: joined with what is known while running, both sides would be compiled.
-    if own is not None:  # noqa: SIM102
-        if i_n < X_TILES:
-            b_mean, b_rstd = moments(own_sums, o_m, M, x_eps, H, H, H, 1, X_NORM)
-            store_gradient(
-                b_out,
-                own,
-                own_scale,
-                own_shift,
-                x_dn,
-                own_dots,
-                b_mean,
-                b_rstd,
-                i_t,
-                o_m,
-                o_n,
-                m_n,
-                M,
-                s_own,
-                s_x,
-                X_NORM,
-                X_ACT,
-            )
-    if dense and i_n >= (LAYERS - 1) * X_TILES:
-        b_mean, b_rstd = moments(stoch_sums, o_m, M, x_eps, H, H, H, 1, X_NORM)
         store_gradient(
             b_out,
-            stoch,
-            stoch_scale,
-            stoch_shift,
-            x_dn + (LAYERS - 1) * H,
-            stoch_dots,
-            b_mean,
-            b_rstd,
-            i_t,
+            b_hat,
+            b_scale,
+            b_shift,
+            x_dn + i_n // X_TILES * H,
+            p_dots,
+            i_n % X_TILES,
             o_m,
             o_n,
             m_n,
             M,
-            s_stoch,
             s_x,
             X_NORM,
             X_ACT,
         )
-    if i_n >= LAYERS * X_TILES:
+    else:
+        i_g, i_t = (i_n - LAYERS * X_TILES) // P_TILES, (i_n - LAYERS * X_TILES) % P_TILES
+        o_n = i_t * BN + tl.arange(0, BN)
+        m_n = o_n < P
         m_old = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
         m_out = m_old[:, None] & m_n[None, :]
         p_carry = carry + o_row[:, None] * (G * P) + (i_g * P + o_n)[None, :]
-        tl.store(p_carry, tl.load(p_carry, mask=m_out, other=0.0) + b_out, mask=m_out)
+        b_carry = tl.load(p_carry, mask=m_out, other=0.0, cache_modifier=".cg")
+        b_out = through_blocks(
+            weight,
+            scale,
+            d_n,
+            hidden,
+            dots,
+            b_mean,
+            b_rstd,
+            o_m,
+            m_m,
+            OF_DETER + o_n,
+            m_n,
+            i_g,
+            s_dn,
+            s_hidden,
+            M,
+            s_g,
+            s_r,
+            s_k,
+            1,
+            G,
+            K,
+            NORM,
+            TILES,
+            BD,
+            BK,
+            KS,
+            PDL,
+        )
+        tl.store(p_carry, b_carry + b_out, mask=m_out)
 
 
 def state_gradient(
@@ -237,7 +257,9 @@ def state_gradient(
         X_ACT=stoch_layer.act,
         BM=tiles.m,
         BN=tiles.n,
-        BK=tiles.k,
+        BK=min(tiles.k, power_of_two(max(16 * tiles.warps, depth))),
+        BX=min(tiles.k, power_of_two(max(16 * tiles.warps, blocks * depth))),
+        KS=tiles.warps,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

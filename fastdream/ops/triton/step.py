@@ -6,11 +6,11 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdream.ops.params import Actor, BlockGRU, Categorical, LayerNormGRU, Layers
+from fastdream.ops.params import Actor, BlockGRU, Categorical, Layer, LayerNormGRU, Layers
 from fastdream.ops.triton import library
 from fastdream.ops.triton.block_product import Tiles, block_product, product_tiles
-from fastdream.ops.triton.config import Spread, TailCut, power_of_two, spread_tail, tail_cut
-from fastdream.ops.triton.core import BlockStep, DenseStep
+from fastdream.ops.triton.config import Spread, TailCut, joint_core, power_of_two, spread_tail, tail_cut
+from fastdream.ops.triton.core import BlockStep, DenseStep, JointStep
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Packer, part
 from fastdream.ops.triton.parts import in_parts
@@ -37,7 +37,7 @@ class Draws(NamedTuple):
 class StepKernels(NamedTuple):
     """Parameters and memory for the steps of so many rows."""
 
-    core: BlockStep | DenseStep
+    core: BlockStep | JointStep | DenseStep
     tail: Tail
     cut: TailCut
     weights: Tensor
@@ -83,9 +83,10 @@ class StepKernels(NamedTuple):
         empty, wide = deter.new_empty, max(tail.wide, tail.enter.out)
         fits = calls and sum(map(len, tail.chains)) + 2 <= LINE.value
         spread = spread_tail(rows, wide, capability, itemsize) if fits else None
+        joint = calls > 0 and joint_core(rows, capability, itemsize)
         waits = (calls, triton.cdiv(rows, spread.rows), LINE.value) if spread else (0,)
         kernels = cls(
-            BlockStep.bind(tuple(hidden), gates, rows) if hidden else DenseStep.bind(gates, rows),
+            _core(tuple(hidden), gates, rows, joint),
             tail,
             packer.cut,
             *packed,
@@ -187,3 +188,11 @@ class StepKernels(NamedTuple):
                 num_warps=cut.warps,
                 num_stages=cut.stages,
             )
+
+
+def _core(hidden: Layers, gates: Layer, rows: int, joint: bool) -> BlockStep | JointStep | DenseStep:
+    """Of these layers; joint: in one launch if that can be."""
+    if not hidden:
+        return DenseStep.bind(gates, rows)
+    joined = JointStep.bind(hidden[0], gates, rows) if joint and len(hidden) == 1 else None
+    return joined or BlockStep.bind(hidden, gates, rows)

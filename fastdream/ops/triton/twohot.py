@@ -1,4 +1,7 @@
-"""Two-hot cross-entropy: all targets of a row share its normaliser, and none is ever laid out over the bins."""
+"""Two-hot cross-entropy: all targets of a row share its normaliser, and none is ever laid out over the bins.
+
+Rows of logits lie s_x apart; of their K columns and the padding behind them, `READ` may be read.
+"""
 
 from typing import Any
 
@@ -9,19 +12,18 @@ from torch import Tensor
 
 from fastdream.ops.native.twohot import FORMS
 from fastdream.ops.reference.twohot import Form
-from fastdream.ops.triton.config import WIDEST, row_tile
+from fastdream.ops.triton.config import WIDEST, warp_tile
 from fastdream.ops.triton.library import (
     capability,
     check_floats,
     check_shape,
     contiguous,
-    empty_like,
     launch,
     register,
     register_once_differentiable,
-    rows_of,
 )
 from fastdream.ops.triton.math import load_logits
+from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
 from fastdream.ops.triton.pointwise import symlog_of
 
 Pair = tuple[Tensor, Tensor]
@@ -50,7 +52,9 @@ def twohot_loss_fwd_kernel(
     norm,  # [M]
     T,
     M,
+    s_x,
     K: tl.constexpr,
+    READ: tl.constexpr,
     SYMLOG: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
@@ -59,9 +63,9 @@ def twohot_loss_fwd_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_k = tl.arange(0, BK)[None, :]
     m_m = o_m < M - i_m
-    p_x = logit + i_m * K + o_m * K
+    p_x = logit + (i_m + o_m) * s_x
 
-    b_x = load_logits(p_x + o_k, m_m & (o_k < K), o_k < K)
+    b_x = load_logits(p_x + o_k, m_m & (o_k < READ), o_k < K)
     b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
     b_max = tl.max(b_x, 1, keep_dims=True)
     b_norm = b_max + tl.log(tl.sum(tl.exp(b_x - b_max), 1, keep_dims=True))
@@ -82,10 +86,13 @@ def twohot_loss_bwd_kernel(
     target,  # [T, M]
     bins,  # [K], ascending
     norm,  # [M]
-    d_logit,  # [M, K]
+    d_logit,  # [M, W], rows without gaps: zeros beyond K
     T,
     M,
+    s_x,
     K: tl.constexpr,
+    W: tl.constexpr,
+    READ: tl.constexpr,
     SYMLOG: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
@@ -94,8 +101,6 @@ def twohot_loss_bwd_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_k = tl.arange(0, BK)[None, :]
     m_m = o_m < M - i_m
-    m_x = m_m & (o_k < K)
-    o_x = o_m * K + o_k
 
     b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
     b_sum = tl.zeros([BM, 1], tl.float32)
@@ -107,9 +112,10 @@ def twohot_loss_bwd_kernel(
         b_low, b_w = locate(bins, b_bins, b_t, o_k < K, K, SYMLOG)
         b_sum += b_g
         b_dx -= tl.where(o_k == b_low, b_g * (1 - b_w), 0.0) + tl.where(o_k == b_low + 1, b_g * b_w, 0.0)
-    b_x = tl.load(logit + i_m * K + o_x, mask=m_x, other=0.0).to(tl.float32)
+    b_x = load_logits(logit + (i_m + o_m) * s_x + o_k, m_m & (o_k < READ), o_k < K)
     b_dx += b_sum * tl.exp(b_x - tl.load(norm + i_m + o_m, mask=m_m, other=0.0))
-    tl.store(d_logit + i_m * K + o_x, b_dx.to(d_logit.dtype.element_ty), mask=m_x)
+    p_dx = d_logit + (i_m + o_m) * W + o_k
+    tl.store(p_dx, b_dx.to(d_logit.dtype.element_ty), mask=m_m & (o_k < W))
 
 
 def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
@@ -141,20 +147,25 @@ def _check_target(op: str, logit: Tensor, target: Tensor) -> None:
         raise ValueError(f"{op}: target has shape {list(target.shape)}, expected [..., *{list(rows)}]")
 
 
-def _launch(kernel: Any, logit: Tensor, target: Tensor, symlog: bool, *args: Tensor | None) -> None:
-    rows, bins = rows_of(logit)
-    tile = row_tile(bins, capability(logit.device), tensors=2)
+def _launch(
+    kernel: Any, logit: Tensor, target: Tensor, symlog: bool, *args: Tensor | None, **constants: int
+) -> None:
+    rows, bins = logit.shape
+    tile = warp_tile(bins, capability(logit.device))
     launch(
         kernel,
         (triton.cdiv(rows, tile.rows),),
         *args,
         target.numel() // max(1, rows),
         rows,
+        logit.stride(0),
         K=bins,
+        READ=readable(logit),
         SYMLOG=symlog,
         BM=tile.rows,
         BK=tile.cols,
         num_warps=tile.warps,
+        **constants,
     )
 
 
@@ -169,7 +180,8 @@ def _fake(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
 
 def _forward(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
     loss, norm = _fake(logit, target, bins, in_symlog)
-    _launch(twohot_loss_fwd_kernel, logit, target, in_symlog, *contiguous(logit, target, bins), loss, norm)
+    x = as_rows(logit)
+    _launch(twohot_loss_fwd_kernel, x, target, in_symlog, x, *contiguous(target, bins), loss, norm)
     return loss, norm
 
 
@@ -181,20 +193,22 @@ def _backward_fake(
     _check_target(op, logit, target)
     check_shape(op, "grad", grad, *target.shape)
     check_shape(op, "norm", norm, *logit.shape[:-1])
-    return empty_like(logit)
+    return empty_rows(logit, *logit.shape)
 
 
 def _backward(
     grad: Tensor, logit: Tensor, target: Tensor, bins: Tensor, norm: Tensor, in_symlog: bool
 ) -> Tensor:
     d_logit = _backward_fake(grad, logit, target, bins, norm, in_symlog)
-    inputs = contiguous(grad, logit, target, bins, norm)
-    _launch(twohot_loss_bwd_kernel, logit, target, in_symlog, *inputs, d_logit)
+    x, others = as_rows(logit), contiguous(target, bins, norm)
+    given = grad.contiguous(), x, *others, d_logit
+    _launch(twohot_loss_bwd_kernel, x, target, in_symlog, *given, W=padded(x.shape[1]))
     return d_logit
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:3], output[1])
     ctx.in_symlog = inputs[3]
 

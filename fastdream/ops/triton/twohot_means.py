@@ -8,19 +8,17 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.reference.twohot import Form
-from fastdream.ops.triton.config import row_tile
+from fastdream.ops.triton.config import warp_tile
 from fastdream.ops.triton.library import (
     capability,
     check_floats,
     check_shape,
-    contiguous,
-    empty_like,
     launch,
     register,
     register_once_differentiable,
-    rows_of,
 )
 from fastdream.ops.triton.math import exp, load_logits, softmax
+from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
 from fastdream.ops.triton.pointwise import symexp_of
 from fastdream.ops.triton.twohot import check_bins, in_symlog
 
@@ -31,6 +29,7 @@ def twohot_mean_fwd_kernel(
     bins,  # [K]
     mean,  # [M]
     M,
+    s_x,
     K: tl.constexpr,
     SYMLOG: tl.constexpr,
     BM: tl.constexpr,
@@ -42,7 +41,7 @@ def twohot_mean_fwd_kernel(
     m_m = o_m < M - i_m
     m_l = o_k < (K + 1) // 2  # the lower half, with the middle
     m_h = o_k < K // 2  # the upper half, mirrored
-    p_x = logit + i_m * K + o_m * K
+    p_x = logit + (i_m + o_m) * s_x
 
     b_l = load_logits(p_x + o_k, m_m & m_l, m_l)
     b_h = load_logits(p_x + K - 1 - o_k, m_m & m_h, m_h)
@@ -62,9 +61,12 @@ def twohot_mean_bwd_kernel(
     grad,  # [M]
     logit,  # [M, K]
     bins,  # [K]
-    d_logit,  # [M, K]
+    d_logit,  # [M, W], rows without gaps: zeros beyond K
     M,
+    s_x,
     K: tl.constexpr,
+    W: tl.constexpr,
+    READ: tl.constexpr,
     SYMLOG: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
@@ -73,16 +75,15 @@ def twohot_mean_bwd_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_k = tl.arange(0, BK)[None, :]
     m_m = o_m < M - i_m
-    m_x = m_m & (o_k < K)
-    o_x = o_m * K + o_k
 
-    b_p = softmax(load_logits(logit + i_m * K + o_x, m_x, o_k < K))
+    b_p = softmax(load_logits(logit + (i_m + o_m) * s_x + o_k, m_m & (o_k < READ), o_k < K))
     b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
     b_mean = tl.sum(b_p * b_bins, 1, keep_dims=True)
     b_g = tl.load(grad + i_m + o_m, mask=m_m, other=0.0).to(tl.float32)
     if SYMLOG:
         b_g *= exp(tl.abs(b_mean))
-    tl.store(d_logit + i_m * K + o_x, (b_g * b_p * (b_bins - b_mean)).to(d_logit.dtype.element_ty), mask=m_x)
+    b_dx = (b_g * b_p * (b_bins - b_mean)).to(d_logit.dtype.element_ty)
+    tl.store(d_logit + (i_m + o_m) * W + o_k, b_dx, mask=m_m & (o_k < W))
 
 
 def twohot_mean(logit: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
@@ -97,14 +98,17 @@ def _fake(logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
 
 def _forward(logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
     mean = _fake(logit, bins, in_symlog)
-    rows, count = rows_of(logit)
-    tile = row_tile((count + 1) // 2, capability(logit.device), tensors=2)
+    x = as_rows(logit)
+    rows, count = x.shape
+    tile = warp_tile((count + 1) // 2, capability(x.device), tensors=2)
     launch(
         twohot_mean_fwd_kernel,
         (triton.cdiv(rows, tile.rows),),
-        *contiguous(logit, bins),
+        x,
+        bins.contiguous(),
         mean,
         rows,
+        x.stride(0),
         K=count,
         SYMLOG=in_symlog,
         BM=tile.rows,
@@ -119,20 +123,26 @@ def _backward_fake(grad: Tensor, logit: Tensor, bins: Tensor, in_symlog: bool) -
     check_bins("twohot_mean_backward", logit, bins)
     check_floats("twohot_mean_backward", logit=logit, grad=grad)
     check_shape("twohot_mean_backward", "grad", grad, *logit.shape[:-1])
-    return empty_like(logit)
+    return empty_rows(logit, *logit.shape)
 
 
 def _backward(grad: Tensor, logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
     d_logit = _backward_fake(grad, logit, bins, in_symlog)
-    rows, count = rows_of(logit)
-    tile = row_tile(count, capability(logit.device), tensors=2)
+    x = as_rows(logit)
+    rows, count = x.shape
+    tile = warp_tile(count, capability(x.device))
     launch(
         twohot_mean_bwd_kernel,
         (triton.cdiv(rows, tile.rows),),
-        *contiguous(grad, logit, bins),
+        grad.contiguous(),
+        x,
+        bins.contiguous(),
         d_logit,
         rows,
+        x.stride(0),
         K=count,
+        W=padded(count),
+        READ=readable(x),
         SYMLOG=in_symlog,
         BM=tile.rows,
         BK=tile.cols,

@@ -1,0 +1,270 @@
+"""The critic's loss in one pass over its logits, and its gradient in another: two two-hot targets, weighted.
+
+Of N sequences of S steps, H are learned from: M = N * H rows of the R = N * S that logits have. Those of target, slow
+and weight, which may be the first steps of longer ones, lie s_* apart for each sequence.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdream.ops.reference.twohot import Form
+from fastdream.ops.triton.config import warp_tile
+from fastdream.ops.triton.library import (
+    capability,
+    check_shape,
+    launch,
+    register,
+    register_once_differentiable,
+)
+from fastdream.ops.triton.math import load_logits
+from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
+from fastdream.ops.triton.twohot import check_bins, in_symlog, locate
+
+Pair = tuple[Tensor, Tensor]
+
+
+@triton.jit
+def cross_entropy(
+    p_x, bins, b_bins, b_t, b_norm, m_m, K: tl.constexpr, BK: tl.constexpr, SYMLOG: tl.constexpr
+):
+    """Of the two-hot of targets [BM, 1] with the logits of their rows."""
+    b_low, b_w = locate(bins, b_bins, b_t, tl.arange(0, BK)[None, :] < K, K, SYMLOG)
+    b_from = tl.load(p_x + b_low, mask=m_m, other=0.0).to(tl.float32) - b_norm
+    b_to = tl.load(p_x + b_low + 1, mask=m_m, other=0.0).to(tl.float32) - b_norm
+    return -((1 - b_w) * b_from + b_w * b_to)
+
+
+@triton.jit
+def two_hot(bins, b_bins, b_t, K: tl.constexpr, BK: tl.constexpr, SYMLOG: tl.constexpr):
+    """Of targets [BM, 1], over the bins."""
+    o_k = tl.arange(0, BK)[None, :]
+    b_low, b_w = locate(bins, b_bins, b_t, o_k < K, K, SYMLOG)
+    return tl.where(o_k == b_low, 1 - b_w, 0.0) + tl.where(o_k == b_low + 1, b_w, 0.0)
+
+
+@triton.jit(do_not_specialize=["M", "S", "H", "s_target", "s_slow", "s_weight"])
+def critic_loss_fwd_kernel(
+    logit,  # [R, K]
+    target,
+    slow,
+    weight,
+    bins,  # [K], ascending
+    loss,  # [M]
+    norm,  # [M]
+    slowreg,
+    M,
+    S,
+    H,
+    s_x,
+    s_target,
+    s_slow,
+    s_weight,
+    K: tl.constexpr,
+    READ: tl.constexpr,
+    SYMLOG: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    i_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)[:, None]
+    o_k = tl.arange(0, BK)[None, :]
+    m_m = i_m < M
+    i_n, i_h = i_m // H, i_m % H
+    p_x = logit + (i_n * S + i_h) * s_x
+
+    b_target = tl.load(target + i_n * s_target + i_h, mask=m_m, other=0.0).to(tl.float32)
+    b_slow = tl.load(slow + i_n * s_slow + i_h, mask=m_m, other=0.0).to(tl.float32)
+    b_x = load_logits(p_x + o_k, m_m & (o_k < READ), o_k < K)
+    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_max = tl.max(b_x, 1, keep_dims=True)
+    b_norm = b_max + tl.log(tl.sum(tl.exp(b_x - b_max), 1, keep_dims=True))
+    b_loss = cross_entropy(p_x, bins, b_bins, b_target, b_norm, m_m, K, BK, SYMLOG)
+    b_loss += slowreg * cross_entropy(p_x, bins, b_bins, b_slow, b_norm, m_m, K, BK, SYMLOG)
+    b_loss *= tl.load(weight + i_n * s_weight + i_h, mask=m_m, other=0.0).to(tl.float32)
+    tl.store(norm + i_m, b_norm, mask=m_m)
+    tl.store(loss + i_m, b_loss, mask=m_m)
+
+
+@triton.jit(do_not_specialize=["R", "S", "H", "s_target", "s_slow", "s_weight"])
+def critic_loss_bwd_kernel(
+    grad,  # [M]
+    logit,  # [R, K]
+    target,
+    slow,
+    weight,
+    bins,  # [K], ascending
+    norm,  # [M]
+    d_logit,  # [R, W], rows without gaps: zeros beyond K, and in steps that are not learned from
+    slowreg,
+    R,
+    S,
+    H,
+    s_x,
+    s_target,
+    s_slow,
+    s_weight,
+    K: tl.constexpr,
+    W: tl.constexpr,
+    READ: tl.constexpr,
+    SYMLOG: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    i_r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)[:, None]
+    o_k = tl.arange(0, BK)[None, :]
+    i_n, i_h = i_r // S, i_r % S
+    m_r = i_r < R
+    m_m = m_r & (i_h < H)
+    i_m = i_n * H + i_h
+
+    b_target = tl.load(target + i_n * s_target + i_h, mask=m_m, other=0.0).to(tl.float32)
+    b_slow = tl.load(slow + i_n * s_slow + i_h, mask=m_m, other=0.0).to(tl.float32)
+    b_g = tl.load(grad + i_m, mask=m_m, other=0.0).to(tl.float32)
+    b_g *= tl.load(weight + i_n * s_weight + i_h, mask=m_m, other=0.0).to(tl.float32)
+    b_x = load_logits(logit + i_r * s_x + o_k, m_m & (o_k < READ), o_k < K)
+    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_dx = (1 + slowreg) * tl.exp(b_x - tl.load(norm + i_m, mask=m_m, other=0.0))
+    b_dx -= two_hot(bins, b_bins, b_target, K, BK, SYMLOG)
+    b_dx -= slowreg * two_hot(bins, b_bins, b_slow, K, BK, SYMLOG)
+    b_dx = tl.where(m_m, b_g * b_dx, 0.0)
+    tl.store(d_logit + i_r * W + o_k, b_dx.to(d_logit.dtype.element_ty), mask=m_r & (o_k < W))
+
+
+def critic_loss(
+    logit: Tensor,
+    target: Tensor,
+    slow: Tensor,
+    weight: Tensor,
+    slowreg: float,
+    bins: Tensor,
+    form: Form = "symexp",
+) -> Tensor:
+    """As `fastdream.ops.reference.critic_loss`, float32 or half precision. Differentiable once, in logit."""
+    given = (x.detach() for x in (target, slow, weight))
+    return torch.ops.fastdream.triton_critic_loss(logit, *given, bins, slowreg, in_symlog(form))[0]
+
+
+def _check(op: str, logit: Tensor, bins: Tensor, target: Tensor, **others: Tensor) -> None:
+    check_bins(op, logit, bins, target=target, **others)
+    if logit.dim() != 3 or target.dim() != 2 or target.shape[1] > logit.shape[1]:
+        raise ValueError(
+            f"{op}: target has shape {list(target.shape)}, expected [N, H] for logits {list(logit.shape)}"
+        )
+    check_shape(op, "target", target, len(logit), target.shape[1])
+    for name, x in others.items():
+        check_shape(op, name, x, *target.shape)
+
+
+def _fake(
+    logit: Tensor, target: Tensor, slow: Tensor, weight: Tensor, bins: Tensor, slowreg: float, symlog: bool
+) -> Pair:
+    _check("critic_loss", logit, bins, target, slow=slow, weight=weight)
+    loss, norm = (target.new_empty(target.shape, dtype=torch.float32) for _ in range(2))
+    return loss, norm
+
+
+def _launch(
+    kernel: Any,
+    rows: int,
+    logit: Tensor,
+    target: Tensor,
+    given: list[Tensor],
+    slowreg: float,
+    **constants: Any,
+) -> None:
+    """given: what the kernel takes, as rows; target, slow and weight are the three before bins."""
+    x, bins = as_rows(logit), logit.shape[2]
+    tile = warp_tile(bins, capability(logit.device))
+    at = next(i for i, y in enumerate(given) if y is target)
+    launch(
+        kernel,
+        (triton.cdiv(rows, tile.rows),),
+        *given,
+        slowreg,
+        rows,
+        logit.shape[1],
+        target.shape[1],
+        x.stride(0),
+        *(y.stride(0) for y in given[at : at + 3]),
+        K=bins,
+        READ=readable(x),
+        BM=tile.rows,
+        BK=tile.cols,
+        num_warps=tile.warps,
+        **constants,
+    )
+
+
+def _forward(
+    logit: Tensor, target: Tensor, slow: Tensor, weight: Tensor, bins: Tensor, slowreg: float, symlog: bool
+) -> Pair:
+    loss, norm = _fake(logit, target, slow, weight, bins, slowreg, symlog)
+    target, slow, weight = (as_rows(x) for x in (target, slow, weight))
+    given = [as_rows(logit), target, slow, weight, bins.contiguous(), loss, norm]
+    _launch(critic_loss_fwd_kernel, loss.numel(), logit, target, given, slowreg, SYMLOG=symlog)
+    return loss, norm
+
+
+def _backward_fake(
+    grad: Tensor,
+    logit: Tensor,
+    target: Tensor,
+    slow: Tensor,
+    weight: Tensor,
+    bins: Tensor,
+    norm: Tensor,
+    slowreg: float,
+    symlog: bool,
+) -> Tensor:
+    _check("critic_loss_backward", logit, bins, target, slow=slow, weight=weight, norm=norm, grad=grad)
+    return empty_rows(logit, *logit.shape)
+
+
+def _backward(
+    grad: Tensor,
+    logit: Tensor,
+    target: Tensor,
+    slow: Tensor,
+    weight: Tensor,
+    bins: Tensor,
+    norm: Tensor,
+    slowreg: float,
+    symlog: bool,
+) -> Tensor:
+    d_logit = _backward_fake(grad, logit, target, slow, weight, bins, norm, slowreg, symlog)
+    x, rows = as_rows(logit), logit.shape[:2].numel()
+    target, slow, weight = (as_rows(y) for y in (target, slow, weight))
+    given = [grad.contiguous(), x, target, slow, weight, bins.contiguous(), norm.contiguous(), d_logit]
+    wide = padded(logit.shape[2])
+    _launch(critic_loss_bwd_kernel, rows, logit, target, given, slowreg, SYMLOG=symlog, W=wide)
+    return d_logit
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
+    *tensors, ctx.slowreg, ctx.symlog = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    backward = torch.ops.fastdream.triton_critic_loss_backward
+    return backward(grad, *ctx.saved_tensors, ctx.slowreg, ctx.symlog), *[None] * 6
+
+
+_GIVEN = "Tensor logit, Tensor target, Tensor slow, Tensor weight, Tensor bins"
+_NUMBERS = "float slowreg, bool symlog"
+register_once_differentiable(
+    register(f"critic_loss({_GIVEN}, {_NUMBERS}) -> (Tensor, Tensor)", _forward, _fake),
+    register(
+        f"critic_loss_backward(Tensor grad, {_GIVEN}, Tensor norm, {_NUMBERS}) -> Tensor",
+        _backward,
+        _backward_fake,
+    ),
+    _gradient,
+    _save,
+    "critic_loss",
+)

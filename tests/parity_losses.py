@@ -1,0 +1,37 @@
+"""Arguments of the parity matrix: numbers of latents, of losses and of whole tensors."""
+
+from typing import Any
+
+import torch
+
+from fastdream.ops.reference.summary import KINDS
+
+from .ops_tools import Maker
+
+Arguments = tuple[Any, ...]
+T = 4
+
+
+def entropy(unimix: float, m: Maker, n: int) -> Arguments:
+    return m.normal(n, T, m.sizes.stoch, m.sizes.classes, scale=2.0), unimix
+
+
+def summary(m: Maker, n: int) -> Arguments:
+    """Every kind of number of tensors of several shapes."""
+    shapes = (n + 1, m.sizes.deter), (), (n + 1,), (n + 1, 2, 3), (5000,), (4096,)
+    return tuple(m.normal(*shape) for shape in (*shapes, shapes[0])), (*KINDS, "mean")
+
+
+def policy_loss(unimix: float, m: Maker, n: int) -> Arguments:
+    """Classes of several elements, normals, and classes of one; one step more than is learned from."""
+    many, mean, raw, one = (m.normal(n, T + 1, *shape) for shape in ((2, 5), (3,), (3,), (1, 17)))
+    std = raw.detach().sigmoid().add(0.1).requires_grad_()
+    action = torch.cat([m.normal(n, T + 1, 2 * 5 + 3).detach(), m.normal(n, T + 1, 17).detach()], -1)
+    adv, weight = m.normal(n, T).detach(), m.normal(n, T).detach().sigmoid()
+    return ((many,), (mean, std), (one,)), action, adv, weight, 3e-2, unimix
+
+
+def numbers(low: float, high: float, m: Maker, n: int) -> Arguments:
+    """Of both signs, some of them equal."""
+    x = m.normal(n, T, m.sizes.deter, scale=3.0).detach()
+    return torch.where(x.abs() < 1, x.round(), x), low, high
