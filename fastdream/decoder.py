@@ -189,17 +189,19 @@ class Decoder(nn.Module):
         Images: squared error of values in [0, 1]; vectors: squared error (in symlog space if config.symlog);
         discrete entries: cross-entropy.
         """
-        return {key: self._loss(space, outputs[key], obs[key]) for key, space in self.spaces.items()}
+        spaces = {key: space for key, space in self.spaces.items() if space.kind == "vector"}
+        found: dict[str, Tensor] = {}
+        if spaces:
+            outs, targets = ([_flat(x[key], space) for key, space in spaces.items()] for x in (outputs, obs))
+            losses = self.ops.vector_losses(outs, targets, self.config.symlog)
+            found = dict(zip(spaces, losses, strict=True))
+        others = {k: self._loss(s, outputs[k], obs[k]) for k, s in self.spaces.items() if k not in found}
+        return {key: (found | others)[key] for key in self.spaces}
 
     def _loss(self, space: Space, out: Tensor, target: Tensor) -> Tensor:
         if space.kind == "image":
             return self.ops.image_loss(out, target)
-        out = wide(out)
-        if space.kind == "discrete":
-            return sum_event(-categorical_log_prob(out, target.long()), len(space.shape))
-        target = target.to(out.dtype)
-        target = self.ops.symlog(target) if self.config.symlog else target
-        return sum_event((out - target).square(), len(space.shape))
+        return sum_event(-categorical_log_prob(wide(out), target.long()), len(space.shape))
 
     def pred(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw outputs -> predictions: images in [0, 1], vectors in their own units, class indices."""
@@ -211,3 +213,9 @@ class Decoder(nn.Module):
         if space.kind == "image":
             return out.sigmoid()
         return self.ops.symexp(out) if self.config.symlog else out
+
+
+def _flat(x: Tensor, space: Space) -> Tensor:
+    """[..., *space.shape] as [..., w]."""
+    dims = len(space.shape)
+    return x if dims == 1 else x.reshape(*x.shape[: x.dim() - dims], -1)

@@ -16,7 +16,8 @@ from fastdream.ops.params import ActionHead, Feat, Gaussian
 
 from .ops_tools import A, Maker, chain, mapped, safe_noise
 from .parity_critic import critic_loss, lambda_return, twohot_loss, twohot_mean
-from .parity_losses import Arguments, T, entropy, numbers, policy_loss, summary
+from .parity_images import convolved, doubled, image_loss, norm_act
+from .parity_losses import Arguments, T, entropy, inputs, numbers, policy_loss, summary, vectors
 from .parity_memory import lstm_mdn, lstm_mdn_dream, lstm_scan
 
 
@@ -25,32 +26,6 @@ class Case(NamedTuple):
 
     make: Callable[[Maker, int], Arguments]
     gradients: bool = True
-
-
-def norm_act(norm: str, act: str, m: Maker, n: int) -> Arguments:
-    x, scale, shift = m.normal(n, m.sizes.deter), m.normal(m.sizes.deter), m.normal(m.sizes.deter)
-    return x, None if norm == "none" else scale, shift if norm == "layer" else None, norm, act, 1e-3
-
-
-def doubled(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
-    """Of odd height; the weight as its caller has it, a view of another order."""
-    width = m.sizes.deter
-    weight = m.normal(width, 2, 4, kernel, kernel, scale=0.5).permute(2, 0, 1, 3, 4)
-    filters = weight.detach().requires_grad_(), m.normal(width)
-    return m.normal(n, 5, 4, 2), *filters, *norm_act(norm, act, m, n)[1:]
-
-
-def convolved(kernel: int, norm: str, act: str, m: Maker, n: int) -> Arguments:
-    """Of odd height, whose last row is not pooled."""
-    width = m.sizes.deter
-    filters = m.normal(width, 2, kernel, kernel), m.normal(width)
-    return m.normal(n, 5, 4, 2), *filters, *norm_act(norm, act, m, n)[1:]
-
-
-def image_loss(m: Maker, n: int) -> Arguments:
-    """Images in rows of two."""
-    shape = n, 2, 3, 5, m.sizes.deter
-    return m.normal(*shape, scale=3.0), m.index(*shape, high=256).to(torch.uint8)
 
 
 def mlp(norm: str, act: str, m: Maker, n: int) -> Arguments:
@@ -232,6 +207,8 @@ CASES: dict[str, dict[str, Case]] = {
     "reinforce": cases(policy_loss, [0.0, 0.1]),
     "percentiles": cases(numbers, [0.0, 5.0, 50.0], [95.0, 100.0], gradients=False),
     "summarize": cases(summary),
+    "join_inputs": cases(inputs, [False, True], gradients=False),
+    "vector_losses": cases(vectors, [False, True]),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),

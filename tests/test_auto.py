@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdream import ops
-from fastdream.ops import auto, reference
+from fastdream.ops import auto, auto_cpu, auto_cuda, reference
 from fastdream.ops.params import Gaussian
 
 from .ops_tools import A, D, H, Maker, S
@@ -34,13 +34,13 @@ def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
     """Of the tensor that decides: the first of an op, or a model's deter."""
     rows, rule, maker = 2 + auto.LEAST.get(op, 0) // D, auto.RULES[op], Maker()
     x = torch.zeros(rows, D, dtype=dtype)
-    models = auto._discrete, auto._observed, auto._forward, auto._dreaming
+    models = auto_cpu.discrete, auto_cpu.observed, auto_cpu.forward, auto_cpu.dreaming
     model = maker.rssm() if rule.serves in models else maker.core("block")
     args: list[Any] = [x] if rule.at == 0 else [model, *[None] * (rule.at - 1), x]
     if op in ("laprop_", "gaussian_kl"):
         args = [[x, x]]
     if op == "conv_spread":
-        args = [x, torch.zeros(4, auto.LEAST_CHANNELS, 1, 1, 1, dtype=dtype)]
+        args = [x, torch.zeros(4, auto_cpu.LEAST_CHANNELS, 1, 1, 1, dtype=dtype)]
     if op == "mlp":
         args = [x, (maker.layer(D, H),)]
     if op == "mlps":
@@ -105,7 +105,7 @@ def test_dreams_with_gradients():
     rssm, actor, state = maker.rssm(), maker.actor(), maker.state(2)
     fixed = tuple(x.detach() for x in state)
     plain = reference.twohot_bins(5)  # any tensor without gradient
-    many = maker.state(auto.LEAST_LEARNED)
+    many = maker.state(auto_cpu.LEAST_LEARNED)
     assert served("imagine", rssm, actor, *many) == served("imagine", rssm, actor, *map(Tensor.detach, many))
     assert served("imagine", rssm, actor, *many) == served("imagine", rssm, actor, deter=many[0]) == "native"
     assert served("imagine", rssm, actor, *state) == served("imagine", rssm, actor, *fixed) == "reference"
@@ -125,16 +125,18 @@ def test_dreams_with_gradients():
 def test_block_layers_go_to_the_reference():
     maker = Maker()
     x, dense, block = maker.normal(2, D), maker.layer(D, D), maker.layer(D, D, blocks=2)
-    assert auto._dense(x, (dense, dense)) and not auto._dense(x, (dense, block))
-    assert auto._all_dense(x, [(dense,), (dense, dense)]) and not auto._all_dense(x, [(dense,), (block,)])
+    assert auto_cpu.dense_layers(x, (dense, dense)) and not auto_cpu.dense_layers(x, (dense, block))
+    assert auto_cpu.all_dense(x, [(dense,), (dense, dense)]) and not auto_cpu.all_dense(
+        x, [(dense,), (block,)]
+    )
 
 
 def test_chains_that_triton_leaves_to_the_reference():
     """Block layers, and rows too wide for one program."""
     maker = Maker()
-    rules = {op: auto.TRITON_RULES[op].serves for op in ("mlp", "mlps", "prior")}
+    rules = {op: auto_cuda.TRITON_RULES[op].serves for op in ("mlp", "mlps", "prior")}
     dense, block = maker.layer(D, D), maker.layer(D, D, blocks=2)
-    broad = dense._replace(weight=torch.empty(auto.WIDEST + 1, D, device="meta"))
+    broad = dense._replace(weight=torch.empty(auto_cuda.WIDEST + 1, D, device="meta"))
     x, model = torch.zeros(2, D), maker.rssm()
     for last, served in ((dense, True), (block, False), (broad, False)):
         assert rules["mlp"](x, (dense, last)) is served
@@ -151,7 +153,7 @@ def test_sizes_at_which_native_loses(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_images_of_few_channels_go_to_the_reference():
-    x, channels = torch.zeros(2, 2, 2, 3), auto.LEAST_CHANNELS
+    x, channels = torch.zeros(2, 2, 2, 3), auto_cpu.LEAST_CHANNELS
     assert served("conv_spread", x, torch.zeros(4, channels, 3, 3, 3)) == "native"
     assert served("conv_spread", x, torch.zeros(4, channels - 1, 3, 3, 3)) == "reference"
 

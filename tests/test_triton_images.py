@@ -151,7 +151,14 @@ def test_nothing_else_makes_or_copies_or_sums_an_image(
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
 @pytest.mark.parametrize(
-    ("batch", "shape"), [((3, 2), (6, 4, 3, 5, 5)), ((5,), (5, 4, 1, 8, 3)), ((0, 2), (4, 4, 3, 4, 5))]
+    ("batch", "shape"),
+    [
+        ((3, 2), (6, 4, 3, 5, 5)),
+        ((5,), (5, 4, 1, 8, 3)),
+        ((0, 2), (4, 4, 3, 4, 5)),
+        ((2, 1), (16, 32, 3, 5, 5)),
+        ((2,), (2, 256, 1, 3, 5)),
+    ],
 )
 def test_stored_images_are_scaled_where_they_are_read(
     batch: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype, poison: list[str]

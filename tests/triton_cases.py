@@ -92,8 +92,8 @@ def convolved(layer: str, m: Maker, n: int) -> Arguments:
     m.sizes = m.sizes._replace(deter=out)
     weight, bias = m.normal(out, inp, 5, 5, scale=(25 * inp) ** -0.5), m.normal(out)
     x, dtype = m.normal(n // 64, 8, 8, inp), None
-    if layer == "stored":
-        x, dtype = m.index(n // 64, 8, 8, inp, high=256).to(torch.uint8), torch.float32
+    if layer == "stored":  # in lines that tiles divide
+        x, dtype = m.index(max(1, n // 1024), 16, 64, inp, high=256).to(torch.uint8), torch.float32
     elif layer == "first":
         x = x.detach()
     return x, weight, bias, *ops.norm_act("rms", "silu", m, 1)[1:], dtype
@@ -164,6 +164,8 @@ CASES: dict[str, dict[str, Case]] = {
     "reinforce": ops.cases(policy_loss, ["atari", "classes", "forces"]),
     "percentiles": ops.cases(returns, gradients=False),
     "summarize": ops.cases(ops.summary),
+    "join_inputs": ops.cases(ops.inputs, [True], gradients=False),
+    "vector_losses": ops.cases(ops.vectors, [True]),
     "gather_sequences": ops.cases(gather, gradients=False),
     "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
     "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),

@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fastdream.ops import reference
 from fastdream.ops.auto import FIRST, LIMITS, route
@@ -67,61 +66,7 @@ from fastdream.ops.reference import (
     twohot_bins,
     unimix_log_probs,
 )
-
-Pair = tuple[Tensor, Tensor]
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    op: str
-    backend: str
-    reason: str  # why nothing faster serves the op, or which calls of it another backend takes; empty if none
-
-
-class Ops(NamedTuple):
-    """Every op of the library, as functions of tensors; shapes and meaning in `fastdream.ops.reference`."""
-
-    norm_act: Callable[..., Tensor]
-    mlp: Callable[..., Tensor]
-    mlps: Callable[..., tuple[Tensor, ...]]
-    block_gru: Callable[..., Tensor]
-    layernorm_gru: Callable[..., Tensor]
-    gru: Callable[..., Tensor]
-    categorical_sample: Callable[..., Pair]
-    gumbel_sample: Callable[..., Pair]
-    categorical_kl: Callable[..., Pair]
-    latent_entropy: Callable[..., Tensor]
-    gaussian_sample: Callable[..., Tensor]
-    gaussian_kl: Callable[..., Pair]
-    symlog: Callable[..., Tensor]
-    symexp: Callable[..., Tensor]
-    twohot_loss: Callable[..., Tensor]
-    twohot_mean: Callable[..., Tensor]
-    critic_loss: Callable[..., Tensor]
-    lambda_return: Callable[..., Tensor]
-    percentiles: Callable[..., Pair]
-    reinforce: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
-    conv_pool: Callable[..., Tensor]
-    conv_spread: Callable[..., Tensor]
-    image_loss: Callable[..., Tensor]
-    observe_step: Callable[..., Step]
-    imagine_step: Callable[..., Step]
-    observe: Callable[..., Step]
-    prior: Callable[..., Tensor]
-    imagine: Callable[..., Dream]
-    rollout: Callable[..., Step]
-    policy_step: Callable[..., tuple[Step, Tensor]]
-    lstm_mdn_step: Callable[..., MDNStep]
-    lstm_mdn_dream: Callable[..., MDNDream]
-    lstm_scan: Callable[..., Pair]
-    summarize: Callable[..., Tensor]
-    laprop_: Callable[..., Any]
-    gather_sequences: Callable[..., Tensor]
-    rows: tuple[Row, ...] = ()  # what `table` returns
-
-
-OPS = tuple(name for name in Ops._fields if name != "rows")
+from fastdream.ops.surface import OPS, Ops, Row
 
 _BACKENDS = {
     "reference": "fastdream.ops.reference",

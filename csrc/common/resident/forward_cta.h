@@ -58,6 +58,11 @@ struct ForwardCta {
 
   FD_HD const float* vector(int offset) const { return x.vectors + offset; }
 
+  FD_HD int64_t product_at(int block, int m, int n) const {
+    const int k = n / S::own_hidden * S::hidden + c.rank * S::own_hidden + n % S::own_hidden;
+    return ((int64_t(c.tile) * S::blocks + block) * kRows + m) * 2 * S::hidden + k;
+  }
+
   // Weights come to the chip, and the state before the first step.
   FD_HD void begin() {
     fetch_all(c, x.weights, a.weights + int64_t(cta()) * Weights::elements, Shared::kept);

@@ -39,6 +39,8 @@ _FILES = {
     "percentiles": "order",
     "reinforce": "policy_loss",
     "summarize": "summary",
+    "join_inputs": "vectors",
+    "vector_losses": "vectors",
     "laprop_": "optim",
     "gather_sequences": "replay",
     "imagine_step": "dream",

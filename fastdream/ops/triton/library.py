@@ -25,7 +25,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
 
     constants: constexpr arguments, and Triton's options num_warps, num_stages, enable_fp_fusion, launch_pdl.
     """
-    device = next(x.device for x in args if isinstance(x, Tensor))
+    flat = (x for arg in args for x in (arg if isinstance(arg, tuple) else (arg,)))
+    device = next(x.device for x in flat if isinstance(x, Tensor))
     if "PDL" in kernel.arg_names:
         overlaps = OVERLAPPING and capability(device) >= 90
         constants |= {"PDL": overlaps} | ({"launch_pdl": True} if overlaps else {})

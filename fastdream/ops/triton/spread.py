@@ -88,8 +88,8 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and what is kept for its gradient: what the convolution gives, and its weight as torch takes it."""
     phases = _check(x, weight, bias, scale, shift)
-    y, z = x.new_empty(phases.shape), x.new_empty(*x.shape[:3], phases.channels)
-    return y, z, x.new_empty(phases.channels, *weight.shape[3:], weight.shape[2])
+    y, z = x.new_empty(phases.shape), x.new_empty(*x.shape[:3], 4 * phases.out)
+    return y, z, x.new_empty(phases.filters_shape)
 
 
 def _forward(
@@ -104,8 +104,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     phases = _check(x, weight, bias, scale, shift)
     filters = phases.filters(weight, x)
-    z = torch.ops.aten.convolution(phases.image(x), filters.permute(0, 3, 1, 2), None, *phases.options)
-    z, y = z.permute(0, 2, 3, 1).contiguous(), x.new_empty(phases.shape)
+    z, y = phases.forward(x, filters), x.new_empty(phases.shape)
     if norm == "none":
         lines, numbers = 2 * phases.batch * phases.height, 2 * phases.width * phases.out
         tile = row_tile(min(LINE, numbers), capability(x.device))
@@ -134,7 +133,6 @@ def _launch(
         *args,
         W=phases.width,
         N=phases.out,
-        C=phases.channels,
         BM=tile.rows,
         BN=tile.cols,
         num_warps=tile.warps,
@@ -189,21 +187,15 @@ def _backward(
     else:
         d_z, sums = _through_norm(phases, contiguous(z, bias, scale, shift), grad, norm, act, eps)
     d_params = [d.to(p.dtype) for d, p in zip(sums, (bias, scale, shift), strict=False) if p is not None]
-    image, wanted = phases.image(x), [want_x, True, False]
-    d_image, d_filters, _ = torch.ops.aten.convolution_backward(
-        d_z.permute(0, 3, 1, 2), image, filters.permute(0, 3, 1, 2), None, *phases.options, wanted
-    )
-    d_weight.copy_(d_filters[: 4 * phases.out].unflatten(0, (4, phases.out)))
-    return [d_weight, *d_params, *([phases.cut(d_image)] if want_x else [])]
+    d_x = phases.backward(x, filters, d_z, d_weight, want_x)
+    return [d_weight, *d_params, *([] if d_x is None else [d_x])]
 
 
 def _through_norm(
     phases: Phases, inputs: Sequence[Optional], grad: Tensor, norm: str, act: str, eps: float
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Gradients of what the convolution gave, and of bias, scale and shift, of which the inputs are z and those."""
-    padded = phases.channels > 4 * phases.out
-    make = grad.new_zeros if padded else grad.new_empty
-    d_z = make(phases.batch, phases.height, phases.width, phases.channels)
+    d_z = grad.new_empty(phases.batch, phases.height, phases.width, 4 * phases.out)
     tile, rows = _norm_tile(phases, grad, tensors=4), 4 * phases.pixels
     programs = min(PROGRAMS, triton.cdiv(rows, tile.rows))
     sums = grad.new_empty(programs, 3 * phases.out, dtype=torch.float32)
@@ -216,8 +208,8 @@ def _through_act(
     phases: Phases, z: Optional, bias: Tensor, grad: Tensor, act: str
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Gradients of what the convolution gave, and of bias."""
-    d_z = grad.new_empty(phases.batch, phases.height, phases.width, phases.channels)
-    tile = row_tile(phases.channels, capability(grad.device), tensors=2)
+    d_z = grad.new_empty(phases.batch, phases.height, phases.width, 4 * phases.out)
+    tile = row_tile(4 * phases.out, capability(grad.device), tensors=2)
     programs = min(PROGRAMS, triton.cdiv(phases.pixels, tile.rows))
     sums = grad.new_empty(programs, 4 * phases.out, dtype=torch.float32)
     args = z, bias, grad, d_z, sums, phases.pixels

@@ -1,7 +1,6 @@
 """Kernels after a convolution that gives each pixel the 2x2 that it becomes: bias, norm and activation, and spreading.
 
-The convolution gives [B, H, W, C], of whose channels the first 4 * N are the pixels' own, row by row; its gradient is 0
-in the others. They become [B, 2 * H, 2 * W, N].
+The convolution gives [B, H, W, 4 * N], which become [B, 2 * H, 2 * W, N].
 """
 
 import triton
@@ -20,7 +19,7 @@ def spread_rows(i_m, o_m, W: tl.constexpr):
 
 @triton.jit(do_not_specialize=["M"])
 def spread_norm_act_fwd_kernel(
-    x,  # [M / 4, C]
+    x,  # [M, N]
     bias,  # [N]
     scale,  # [N] or None
     shift,  # [N] or None
@@ -29,7 +28,6 @@ def spread_norm_act_fwd_kernel(
     M,
     W: tl.constexpr,
     N: tl.constexpr,
-    C: tl.constexpr,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
     BM: tl.constexpr,
@@ -41,7 +39,7 @@ def spread_norm_act_fwd_kernel(
     m_n = o_n < N
     m_x = (o_m < M - i_m) & m_n
 
-    b_x = tl.load(x + i_m // 4 * C + (o_m // 4 * C + o_m % 4 * N + o_n), mask=m_x, other=0.0).to(tl.float32)
+    b_x = tl.load(x + i_m * N + (o_m * N + o_n), mask=m_x, other=0.0).to(tl.float32)
     b_x += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
     b_x, _ = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
     if scale is not None:
@@ -54,18 +52,17 @@ def spread_norm_act_fwd_kernel(
 
 @triton.jit(do_not_specialize=["M"])
 def spread_norm_act_bwd_kernel(
-    x,  # [M / 4, C]
+    x,  # [M, N]
     bias,  # [N]
     scale,  # [N] or None
     shift,  # [N] or None
     grad,  # [M, N], spread
-    d_x,  # [M / 4, C]
+    d_x,  # [M, N]
     sums,  # [programs, 3, N]: gradients of bias, scale and shift
     eps,
     M,
     W: tl.constexpr,
     N: tl.constexpr,
-    C: tl.constexpr,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
     BM: tl.constexpr,
@@ -75,7 +72,7 @@ def spread_norm_act_bwd_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
-    o_x = o_m // 4 * C + o_m % 4 * N + o_n
+    o_x = o_m * N + o_n  # inside of the tile: 32 bits are enough
     b_bias = tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
     b_scale = tl.full([1, BN], 1.0, tl.float32)
     b_shift = tl.zeros([1, BN], tl.float32)
@@ -91,7 +88,7 @@ def spread_norm_act_bwd_kernel(
     for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
         i_m = tl.cast(i_t, tl.int64) * BM
         m_x = (o_m < M - i_m) & m_n
-        b_x = tl.load(x + i_m // 4 * C + o_x, mask=m_x, other=0.0).to(tl.float32) + b_bias
+        b_x = tl.load(x + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32) + b_bias
         b_g = tl.load(grad + spread_rows(i_m, o_m, W) * N + o_n, mask=m_x, other=0.0).to(tl.float32)
         b_x, b_rstd = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
         b_g = activate_grad(b_x * b_scale + b_shift, b_g, ACT)
@@ -103,9 +100,9 @@ def spread_norm_act_bwd_kernel(
         b_dx = b_g - b_x * (tl.sum(b_g * b_x, 1, keep_dims=True) / N)
         if NORM == "layer":
             b_dx -= tl.sum(b_g, 1, keep_dims=True) / N
-        b_dx = tl.where(m_n, b_dx * b_rstd, 0.0)
+        b_dx *= b_rstd
         b_dbias += b_dx
-        tl.store(d_x + i_m // 4 * C + o_x, b_dx.to(d_x.dtype.element_ty), mask=m_x)
+        tl.store(d_x + i_m * N + o_x, b_dx.to(d_x.dtype.element_ty), mask=m_x)
 
     p_sums = sums + i_p * 3 * N + o_n
     tl.store(p_sums, tl.sum(b_dbias, 0, keep_dims=True), mask=m_n)
@@ -117,13 +114,12 @@ def spread_norm_act_bwd_kernel(
 
 @triton.jit(do_not_specialize=["M"])
 def spread_act_fwd_kernel(
-    x,  # [M / 2 * W, C]
+    x,  # [M / 2 * W, 4 * N]
     bias,  # [N]
     y,  # [M, 2 * W * N]: lines of the large images, each of the colours of its pixels
     M,
     W: tl.constexpr,
     N: tl.constexpr,
-    C: tl.constexpr,
     ACT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -135,7 +131,7 @@ def spread_act_fwd_kernel(
     m_y = (o_m < M - i_m) & m_n
     i_l = i_m + o_m
 
-    p_x = x + (i_l // 2 * W + o_n // (2 * N)) * C + i_l % 2 * (2 * N) + o_n % (2 * N)
+    p_x = x + (i_l // 2 * W + o_n // (2 * N)) * (4 * N) + i_l % 2 * (2 * N) + o_n % (2 * N)
     b_x = tl.load(p_x, mask=m_y, other=0.0).to(tl.float32)
     b_x += tl.load(bias + o_n % N, mask=m_n, other=0.0).to(tl.float32)
     tl.store(y + i_l * (2 * W * N) + o_n, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_y)
@@ -143,15 +139,14 @@ def spread_act_fwd_kernel(
 
 @triton.jit(do_not_specialize=["M"])
 def spread_act_bwd_kernel(
-    x,  # [M, C], or None without an activation
+    x,  # [M, 4 * N], or None without an activation
     bias,  # [N]
     grad,  # [2 * M / W, 2 * W * N], as y
-    d_x,  # [M, C]
+    d_x,  # [M, 4 * N]
     sums,  # [programs, 4 * N]: gradients of bias, of each of 2x2 pixels
     M,
     W: tl.constexpr,
     N: tl.constexpr,
-    C: tl.constexpr,
     ACT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -159,21 +154,22 @@ def spread_act_bwd_kernel(
     i_p = tl.program_id(0)
     o_m = tl.arange(0, BM)[:, None]
     o_c = tl.arange(0, BN)[None, :]
+    o_x = o_m * (4 * N) + o_c
     m_c = o_c < 4 * N
     b_bias = tl.load(bias + o_c % N, mask=m_c, other=0.0).to(tl.float32)
     b_dbias = tl.zeros([BM, BN], tl.float32)
 
     for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
         i_m = tl.cast(i_t, tl.int64) * BM
-        m_m = o_m < M - i_m
+        m_x = (o_m < M - i_m) & m_c
         i_w = (i_m % W).to(tl.int32) + o_m
         i_l = (i_m // W + i_w // W) * 2 + o_c // (2 * N)
         p_g = grad + (i_l * W + i_w % W) * (2 * N) + o_c % (2 * N)
-        b_dx = tl.load(p_g, mask=m_m & m_c, other=0.0).to(tl.float32)
+        b_dx = tl.load(p_g, mask=m_x, other=0.0).to(tl.float32)
         if ACT != "none":
-            b_x = tl.load(x + i_m * C + o_m * C + o_c, mask=m_m & m_c, other=0.0).to(tl.float32)
+            b_x = tl.load(x + i_m * (4 * N) + o_x, mask=m_x, other=0.0).to(tl.float32)
             b_dx = activate_grad(b_x + b_bias, b_dx, ACT)
         b_dbias += b_dx
-        tl.store(d_x + i_m * C + (o_m * C + o_c), b_dx.to(d_x.dtype.element_ty), mask=m_m & (o_c < C))
+        tl.store(d_x + i_m * (4 * N) + o_x, b_dx.to(d_x.dtype.element_ty), mask=m_x)
 
     tl.store(sums + i_p * 4 * N + o_c, tl.sum(b_dbias, 0, keep_dims=True), mask=m_c)

@@ -50,22 +50,36 @@ def windows(
     LINE: tl.constexpr,
     LINES: tl.constexpr,
     P: tl.constexpr,
+    EVEN: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
     """Those of pixels i_m to i_m + BM of [B, H, W], which start at every second line and column. [BM, BK].
 
-    Beyond the last pixel it is that of the last, beyond the last number of a window one of its first.
+    Beyond the last pixel, or tile, it is that of the last, beyond the last number of a window one of its first. EVEN
+    tiles are so many pixels of a line, or so many lines of an image, and all alike.
     """
-    o_m = tl.minimum(i_m + tl.arange(0, BM), M - 1)
-    i_l = o_m // W
-    o_m = (i_l // H * (2 * H + LINES - 2) + i_l % H * 2) * P + o_m % W * (2 * LINE // LINES)
+    o_m = tl.arange(0, BM)
+    if EVEN:
+        i_m = tl.minimum(i_m, M - BM)
+        image += place_of(i_m, H, W, LINE, LINES, P)
+        o_m = o_m // W * (2 * P) + o_m % W * (2 * LINE // LINES)
+    else:
+        o_m = place_of(tl.minimum(i_m + o_m, M - 1), H, W, LINE, LINES, P)
     o_k = tl.arange(0, BK)
     o_k = tl.where(o_k < LINES * LINE, o_k // LINE * P + o_k % LINE, o_k % 2)
     # Numbers are read in pairs, which no line divides.
     o_m = tl.multiple_of(o_m, 2)
     o_k = tl.max_contiguous(tl.multiple_of(o_k, 2), 2)
     return tl.load(image + (o_m[:, None] + o_k[None, :]))
+
+
+@triton.jit
+def place_of(i_m, H: tl.constexpr, W: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr, P: tl.constexpr):
+    """Where the window of pixel i_m begins in the image: at an even number."""
+    i_l = i_m // W
+    i_p = (i_l // H * (2 * H + LINES - 2) + i_l % H * 2) * P + i_m % W * (2 * LINE // LINES)
+    return tl.multiple_of(i_p, 2)
 
 
 @triton.jit(do_not_specialize=["OUT"])
@@ -89,7 +103,7 @@ def window_filters_kernel(
 
 @triton.jit(do_not_specialize=["OUT"])
 def window_d_weight_kernel(
-    sums,  # [BK, 4, BN] float32
+    sums,  # [BK, BN, 4] float32
     d_weight,  # [OUT, N, K, K]
     OUT,
     N: tl.constexpr,
@@ -101,7 +115,7 @@ def window_d_weight_kernel(
     b_d = tl.zeros([BN], tl.float32)
     for q in tl.static_range(4):
         i_k = ((i_w // N // K + q // 2) * (K + 1) + i_w // N % K + q % 2) * N + i_w % N
-        b_d += tl.load(sums + (i_k * 4 + q) * BN + o_n)
+        b_d += tl.load(sums + (i_k * BN + o_n) * 4 + q)
     p_w = d_weight + (o_n * N + i_w % N) * (K * K) + i_w // N
     tl.store(p_w, b_d.to(d_weight.dtype.element_ty), mask=o_n < OUT)
 
@@ -126,13 +140,14 @@ def window_pool_fwd_kernel(
     LINE: tl.constexpr,
     LINES: tl.constexpr,
     P: tl.constexpr,
+    EVEN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
     i_m = tl.program_id(0) * BM
     b_w = tl.load(filters + tl.arange(0, BK)[:, None] * (4 * BN) + tl.arange(0, 4 * BN)[None, :])
-    b_x = tl.dot(windows(image, i_m, M, H, W, LINE, LINES, P, BM, BK), b_w)
+    b_x = tl.dot(windows(image, i_m, M, H, W, LINE, LINES, P, EVEN, BM, BK), b_w)
     # A thread has all four outputs of its pixels: nothing moves between threads.
     b_x = tl.reshape(tl.permute(tl.reshape(b_x, [BM, 4, BN]), [0, 2, 1]), [BM, BN, 2, 2])
     b_even, b_odd = tl.split(b_x)  # columns
@@ -145,8 +160,8 @@ def window_pool_fwd_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
-    m_y = (o_m < M - i_m) & m_n
-    o_y = (i_m + o_m) * N + o_n
+    m_y = m_n if EVEN else (o_m < M - i_m) & m_n
+    o_y = i_m * N + (o_m * N + o_n)
     tl.store(top + o_y, b_top.to(top.dtype.element_ty), mask=m_y)
     tl.store(place + o_y, b_place.to(tl.uint8), mask=m_y)
     b_y = top_norm_act(b_top, bias, scale, shift, o_n, m_n, eps, N, NORM, ACT)
@@ -160,6 +175,28 @@ def greater(b_x, q: tl.constexpr, b_top, b_place):
     return tl.maximum(b_x, b_top, propagate_nan=tl.PropagateNan.ALL), b_place
 
 
+@triton.jit
+def pooled(top, grad, place, i_m, M, N: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Maxima, gradients of what follows, and places of pixels i_m to i_m + BM, [BM, BN] each; as `windows` reads."""
+    o_m = tl.arange(0, BM)[:, None]
+    o_n = tl.arange(0, BN)[None, :]
+    if EVEN:
+        i_m = tl.minimum(i_m, M - BM)
+        m_y = o_n < N
+    else:
+        m_y = (o_m < M - i_m) & (o_n < N)
+    o_y = i_m * N + (o_m * N + o_n)
+    b_top = tl.load(top + o_y, mask=m_y, other=0.0)
+    b_grad = tl.load(grad + o_y, mask=m_y, other=0.0)
+    return b_top, b_grad, tl.load(place + o_y, mask=m_y, other=0)
+
+
+@triton.jit
+def at(b_x, b_place, q: tl.constexpr, dtype: tl.constexpr):
+    """Those whose place is q, and zeros."""
+    return tl.where(b_place == q, b_x, 0.0).to(dtype)
+
+
 @triton.jit(do_not_specialize=["M"])
 def window_pool_bwd_kernel(
     image,  # [B, 2 * H + LINES - 2, P]
@@ -169,7 +206,7 @@ def window_pool_bwd_kernel(
     scale,  # [N] or None
     shift,  # [N] or None
     grad,  # [M, N]
-    partial,  # [programs, 3 * N + BK * 4 * BN]: gradients of bias, scale, shift and filters
+    partial,  # [programs, 3 * N + BK * BN * 4]: gradients of bias, scale, shift and filters [BK, BN, 4]
     eps,
     M,
     H: tl.constexpr,
@@ -180,14 +217,13 @@ def window_pool_bwd_kernel(
     LINE: tl.constexpr,
     LINES: tl.constexpr,
     P: tl.constexpr,
+    EVEN: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
     i_p = tl.program_id(0)
-    o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
-    o_q = tl.arange(0, 4)[None, :, None]
     m_n = o_n < N
     b_bias, b_scale, b_shift = affine(bias, scale, shift, o_n, m_n)
     # Rows are added up at the end alone: until then warps need not wait for each other.
@@ -195,20 +231,22 @@ def window_pool_bwd_kernel(
     b_dscale = tl.zeros([BM, BN], tl.float32)
     b_dshift = tl.zeros([BM, BN], tl.float32)
     b_dw = tl.zeros([BK, 4 * BN], tl.float32)
+    # What the next tile needs is on its way while this one is computed.
+    b_w = windows(image, i_p * BM, M, H, W, LINE, LINES, P, EVEN, BM, BK)
+    b_top, b_grad, b_place = pooled(top, grad, place, i_p * BM, M, N, EVEN, BM, BN)
     for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
-        i_m = i_t * BM
-        m_y = (o_m < M - i_m) & m_n
-        o_y = (i_m + o_m) * N + o_n
-        b_w = windows(image, i_m, M, H, W, LINE, LINES, P, BM, BK)
-        b_x = tl.load(top + o_y, mask=m_y, other=0.0).to(tl.float32) + b_bias
-        b_g = tl.load(grad + o_y, mask=m_y, other=0.0).to(tl.float32)
-        b_place = tl.load(place + o_y, mask=m_y, other=0).to(tl.int32)
+        i_m = (i_t + tl.num_programs(0)) * BM
+        b_next = windows(image, i_m, M, H, W, LINE, LINES, P, EVEN, BM, BK)
+        b_next_top, b_next_grad, b_next_place = pooled(top, grad, place, i_m, M, N, EVEN, BM, BN)
+        b_x, b_g = b_top.to(tl.float32) + b_bias, b_grad.to(tl.float32)
         b_dx, b_ds, b_dt = top_gradient(b_x, b_g, b_scale, b_shift, m_n, eps, N, NORM, ACT)
         b_dbias += b_dx
         b_dscale += b_ds
         b_dshift += b_dt
-        b_d = tl.where(b_place[:, None, :] == o_q, b_dx[:, None, :], 0.0).to(image.dtype.element_ty)
-        b_dw = tl.dot(tl.trans(b_w), tl.reshape(b_d, [BM, 4 * BN]), b_dw)
+        b_even = tl.join(at(b_dx, b_place, 0, b_w.dtype), at(b_dx, b_place, 2, b_w.dtype))  # columns
+        b_odd = tl.join(at(b_dx, b_place, 1, b_w.dtype), at(b_dx, b_place, 3, b_w.dtype))
+        b_dw = tl.dot(tl.trans(b_w), tl.reshape(tl.join(b_even, b_odd), [BM, 4 * BN]), b_dw)
+        b_w, b_top, b_grad, b_place = b_next, b_next_top, b_next_grad, b_next_place
 
     p_sums = partial + i_p * (3 * N + BK * 4 * BN)
     tl.store(p_sums + o_n, tl.sum(b_dbias, 0, keep_dims=True), mask=m_n)

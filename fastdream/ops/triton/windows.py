@@ -40,7 +40,7 @@ def backward_tile(cols: int, capability: int) -> Tile:
     """Those whose gradients it multiplies with at a time. Its sums for all weights are in registers."""
     if cols == BROADEST:
         return Tile(32 if capability >= 90 else 16, cols, 8)
-    return Tile(128, cols, 16) if capability >= 90 else Tile(64, cols, 8)
+    return Tile(64, cols, 16) if capability >= 90 else Tile(32, cols, 8)
 
 
 class Windows(NamedTuple):
@@ -60,7 +60,7 @@ class Windows(NamedTuple):
         found = cls(prod(batch), height, width, inp, out, kernel)
         even = height, width, (kernel + 1) * inp
         serves = itemsize == 2 and found.depth <= DEEPEST and found.cols <= BROADEST
-        serves = serves and max(prod(found.image), found.pixels * out) < 2**31
+        serves = serves and max(prod(found.image), found.pixels * out) < 2**30  # offsets have 32 bits
         return found if serves and not any(n % 2 for n in even) else None
 
     @property
@@ -144,18 +144,20 @@ class Windows(NamedTuple):
         tensors: Sequence[Optional],
         options: dict[str, Any],
     ) -> None:
+        height, width = self.height // 2, self.width // 2
         launch(
             kernel,
             grid,
             *tensors,
             options.pop("eps"),
             self.pixels,
-            H=self.height // 2,
-            W=self.width // 2,
+            H=height,
+            W=width,
             N=self.out,
             LINE=(self.kernel + 1) * self.inp,
             LINES=self.kernel + 1,
             P=self.image[-1],
+            EVEN=height * width % tile.rows == min(width % tile.rows, tile.rows % width) == 0,
             BM=tile.rows,
             BN=tile.cols,
             BK=self.depth,
