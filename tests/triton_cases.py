@@ -18,6 +18,7 @@ from .ops_tools import Maker, Sizes
 from .parity_cases import Arguments, Case
 from .parity_tools import cast, changed
 from .triton_losses import critic_loss, lambda_return, policy_loss, returns, twohot_loss, twohot_mean
+from .triton_memories import MEMORY_CASES
 
 PRESETS = tuple(name for name in SIZES if name.endswith("m"))
 USUAL = "12m"  # what the default run compiles
@@ -132,31 +133,6 @@ def gather(m: Maker, n: int) -> Arguments:
     return storage, m.index(16, high=n), 64
 
 
-# Latents and units of World Models' memory: those of CarRacing, and of Doom, whose flag and end it knows.
-MEMORIES = {"car_racing": (32, 256), "take_cover": (64, 512)}
-
-
-def memory(name: str, m: Maker, n: int) -> Arguments:
-    """A step of all dreams of a generation; what DreamerV3's sizes are does not matter."""
-    latents, units = MEMORIES[name]
-    m.sizes = m.sizes._replace(deter=units, stoch=latents)
-    return ops.lstm_mdn(name == "take_cover", 1.15, m, n)
-
-
-def dreams(name: str, m: Maker, n: int) -> Arguments:
-    """Steps of them, whose controllers see what those of the paper see."""
-    latents, units = MEMORIES[name]
-    m.sizes = m.sizes._replace(deter=units, stoch=latents)
-    doom = name == "take_cover"
-    return ops.lstm_mdn_dream(doom, doom, not doom, m, n)
-
-
-def sequences(name: str, m: Maker, n: int) -> Arguments:
-    """As many as a batch has that a memory learns from, and a few steps of them."""
-    m.sizes = m.sizes._replace(deter=MEMORIES[name][1])
-    return ops.lstm_scan(m, 100)
-
-
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -197,10 +173,7 @@ CASES: dict[str, dict[str, Case]] = {
     "policy_step": {
         core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
     },
-    "lstm_mdn_step": {name: Case(partial(memory, name), False) for name in MEMORIES},
-    "lstm_mdn_dream": {name: Case(partial(dreams, name), False) for name in MEMORIES},
-    "lstm_scan": {name: Case(partial(sequences, name)) for name in MEMORIES},
-}
+} | MEMORY_CASES
 
 
 def drawn(m: Maker, n: int) -> Arguments:
