@@ -112,6 +112,7 @@ TRITON_RULES: dict[str, Rule] = {
     "categorical_kl": Rule(serves=_narrow, but=_WIDE),
     "latent_entropy": Rule(serves=_narrow, but=_WIDE),
     "gaussian_kl": Rule(serves=_narrow, but=_WIDE),
+    "bounded_normal": Rule(),
     "symlog": Rule(),
     "symexp": Rule(),
     "twohot_loss": Rule(serves=_narrow, but=_WIDE),
