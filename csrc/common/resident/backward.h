@@ -49,7 +49,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
           values.at[e] = rounded<T>(v.x[e] + widened(outside.at[e]));
           if (m < rows()) held.logits_bias.of((m * S::own_flat + n) / 4)[e] += widened(values.at[e]);
         }
-        keep(values, x.wide, m, k, speaks() && m < rows(), a.logits + at(m, t) * S::flat + k);
+        keep(values, x.wide, m, k, speaks() && m < rows(), a.logits + at(m, t, S::flat, k));
       });
     });
     c.sync();
@@ -89,7 +89,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
     constexpr int fours = S::own_hidden / 4;
     c.each(kRows * fours, [&](int i) {
       const int m = i / fours, j = i % fours * 4, k = c.rank * S::own_hidden + j;
-      through_norm(kPost, m, t, j, x.post, x.slopes[0], x.pair, k, false, a.d_post + at(m, t) * S::hidden + k);
+      through_norm(kPost, m, t, j, x.post, x.slopes[0], x.pair, k, false, a.d_post + at(m, t, S::hidden, k));
     });
     c.sync();
     spread_columns<S, S::own_hidden>(c, x.pair, c.rank * S::own_hidden);
@@ -126,7 +126,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
       FD_UNROLL
       for (int j = 0; j < 3; ++j) {
         const int k = j * S::block + c.rank * S::own + n;
-        keep(slopes[j], x.wide, m, k, m < rows(), a.d_gates + at(m, t) * 3 * S::deter + c.block * 3 * S::block + k);
+        keep(slopes[j], x.wide, m, k, m < rows(), a.d_gates + at(m, t, 3 * S::deter, c.block * 3 * S::block + k));
       }
     });
     c.sync();
@@ -138,7 +138,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
     using Gates = typename Weights::Gates;
     product<Gates>(c, x.wide, this->template weight<Weights::gates>(), x.partial);
     c.sync();
-    float* const team = a.sums + int64_t(c.tile) * kRows * S::team + cta();
+    float* const team = a.sums + (Index(c.tile) * kRows * S::team + cta());
     c.template groups<lanes, Sum>(kRows, [&](int m, auto& g) {
       g.each([&](int lane, Sum& s) {
         const int n = 2 * lane;
@@ -167,7 +167,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
 
   // The hidden layer before its norm. Then a narrow exchange, of its columns.
   FD_HD void finish_hidden(int t) {
-    gather_sums<S>(c, a.sums + int64_t(c.tile) * kRows * S::team, x.sums, t);
+    gather_sums<S>(c, a.sums + Index(c.tile) * kRows * S::team, x.sums, t);
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
       const float mean = x.sums[m] * (1.0f / S::deter), root = this->root(kHidden, m, t);
@@ -178,7 +178,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
       for (int e = 0; e < 2; ++e) {
         values.at[e] = rounded<T>(root * (slopes.at[e] - widened(hidden.at[e]) * root * mean));
       }
-      keep(values, x.wide, m, c.rank * S::own + n, m < rows(), a.d_hidden + at(m, t) * S::deter + column(n));
+      keep(values, x.wide, m, c.rank * S::own + n, m < rows(), a.d_hidden + at(m, t, S::deter, column(n)));
     });
     c.sync();
     spread_columns<S, S::own>(c, x.wide, c.rank * S::own);
@@ -204,7 +204,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
       for (int e = 0; e < 2; ++e) carry.at[e] += reset(m, t) ? 0.0f : sums.at[e];
       store(x.carry + m * S::own + n, carry);
       if (t > 0 || m >= rows()) return;
-      store(a.carried + int64_t(c.tile * kRows + m) * S::deter + column(n), carry);
+      store(a.carried + (Index(c.tile * kRows + m) * S::deter + column(n)), carry);
     });
   }
 
@@ -240,7 +240,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
       const int half = i / (kRows * fours), m = i / fours % kRows, j = i % fours * 4, k = c.rank * S::own_hidden + j;
       T* const to = half ? stoch() : x.pair + kRows * S::hidden;  // columns from H on follow those before
       const Numbers<T, 4> values = through_norm(half ? kStoch : kDeter, m, t, j, x.pre[half], x.slopes[half], to, k,
-                                                reset(m, t), a.d_pre + at(m, t) * 2 * S::hidden + half * S::hidden + k);
+                                                reset(m, t), a.d_pre + at(m, t, 2 * S::hidden, half * S::hidden + k));
       FD_UNROLL
       for (int e = 0; e < 4; ++e) {
         if (m < rows()) held.pre_bias.of(i)[e] += widened(values.at[e]);

@@ -38,10 +38,10 @@ struct Forward : ForwardCore<S, T, Cta> {
           s.value += widened(values.at[e]) * widened(values.at[e]);
         }
         if (post) {
-          keep(values, x.active, m, k, speaks() && m < rows(), a.post + at(m, t) * S::hidden + k);
+          keep(values, x.active, m, k, speaks() && m < rows(), a.post + at(m, t, S::hidden, k));
         } else {
           const bool kept = speaks() && m < rows() && t + 1 < a.length;
-          keep(values, x.state, m, k, kept, a.pre + at(m, t + 1) * 2 * S::hidden + k);
+          keep(values, x.state, m, k, kept, a.pre + at(m, t + 1, 2 * S::hidden, k));
         }
       });
       g.sum(&Sum::value);
@@ -67,7 +67,7 @@ struct Forward : ForwardCore<S, T, Cta> {
     c.template groups<lanes_classes, Classes>(kRows * S::own_stoch, [&](int q, auto& g) {
       const int m = q / S::own_stoch, own = q % S::own_stoch, s = c.rank * S::own_stoch + own;
       const bool there = m < rows();
-      const int64_t place = at(m, t) * S::stoch + s;
+      const Index place = at(m, t, S::stoch, s);
       g.each([&](int lane, Classes& v) {
         v.value = -INFINITY;
         if (lane >= S::classes / 4) return;
@@ -81,8 +81,8 @@ struct Forward : ForwardCore<S, T, Cta> {
           v.x[e] = widened(values.at[e]);
           v.value = fmaxf(v.value, v.x[e]);
         }
-        if (speaks() && there) store(a.logit + place * S::classes + 4 * lane, values);
-        if (speaks() && there && s == 0 && lane == 0) a.roots[at(m, t) * 4 + 2] = x.roots[kPost][m];
+        if (speaks() && there) store(a.logit + (place * S::classes + 4 * lane), values);
+        if (speaks() && there && s == 0 && lane == 0) a.roots[at(m, t, 4, 2)] = x.roots[kPost][m];
       });
       int index = 0;
       if (a.replayed) {
@@ -139,7 +139,7 @@ struct Forward : ForwardCore<S, T, Cta> {
           values.at[e] = rounded<T>((reset(m, t + 1) ? 0.0f : r.sums[e]) + bias.at[e]);
           r.squares += widened(values.at[e]) * widened(values.at[e]);
         }
-        keep(values, x.state, m, k, speaks() && m < rows(), a.pre + at(m, t + 1) * 2 * S::hidden + k);
+        keep(values, x.state, m, k, speaks() && m < rows(), a.pre + at(m, t + 1, 2 * S::hidden, k));
       });
       g.template sum<lanes>(&Row::squares);
       g.each([&](int lane, Row& r) {

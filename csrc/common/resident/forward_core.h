@@ -54,7 +54,7 @@ struct ForwardCore : ForwardCta<S, T, Cta> {
     multiply_hidden<2>(x.state + kRows * S::hidden);
     c.leave(held.hidden, x.partial);
     c.sync();
-    float* const squares = a.squares + int64_t(c.tile) * kRows * S::team + cta();
+    float* const squares = a.squares + (Index(c.tile) * kRows * S::team + cta());
     c.template groups<lanes, Sum>(kRows, [&](int m, auto& g) {
       g.each([&](int lane, Sum& s) {
         const int n = 2 * lane;
@@ -71,7 +71,7 @@ struct ForwardCore : ForwardCta<S, T, Cta> {
           s.value += wide.at[i] * wide.at[i];
         }
         store(x.own_hidden + m * S::own + n, wide);
-        if (m < rows()) store(a.hidden + at(m, t) * S::deter + column(n), values);
+        if (m < rows()) store(a.hidden + at(m, t, S::deter, column(n)), values);
       });
       g.sum(&Sum::value);
       g.each([&](int lane, Sum& s) {
@@ -83,16 +83,16 @@ struct ForwardCore : ForwardCta<S, T, Cta> {
   // Begin to copy what the rest of the step needs.
   FD_HD void fetch_inputs(int t) {
     this->fetch_resets(t + 1);
-    fetch_rows<S::own_hidden>(c, rows(), x.embedded, a.embedded + at(0, t) * S::hidden + c.rank * S::own_hidden,
-                              int64_t(a.length) * S::hidden);
+    fetch_rows<S::own_hidden>(c, rows(), x.embedded, a.embedded + at(0, t, S::hidden, c.rank * S::own_hidden),
+                              a.length * S::hidden);
     if (!a.noise) return;
-    fetch_rows<S::own_stoch>(c, rows(), x.noise, a.noise + at(0, t) * S::stoch + c.rank * S::own_stoch,
-                             int64_t(a.length) * S::stoch);
+    fetch_rows<S::own_stoch>(c, rows(), x.noise, a.noise + at(0, t, S::stoch, c.rank * S::own_stoch),
+                             a.length * S::stoch);
   }
 
   // Norm and activation of the hidden layer. Then a narrow exchange, of the block's columns.
   FD_HD void activate_hidden(int t) {
-    gather_sums<S>(c, a.squares + int64_t(c.tile) * kRows * S::team, x.sums, t);
+    gather_sums<S>(c, a.squares + Index(c.tile) * kRows * S::team, x.sums, t);
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
       const float root = inverse_root(x.sums[m] * (1.0f / S::deter) + a.eps_hidden);
@@ -101,9 +101,9 @@ struct ForwardCore : ForwardCta<S, T, Cta> {
       Numbers<T, 2> values;
       FD_UNROLL
       for (int e = 0; e < 2; ++e) values.at[e] = rounded<T>(silu(before.at[e] * root * scale.at[e]));
-      keep(values, x.active, m, c.rank * S::own + n, m < rows(), a.hidden_feat + at(m, t) * S::deter + column(n));
+      keep(values, x.active, m, c.rank * S::own + n, m < rows(), a.hidden_feat + at(m, t, S::deter, column(n)));
       if (m < rows() && n == 0 && cta() == 0) {
-        float* const roots = a.roots + at(m, t) * 4;
+        float* const roots = a.roots + at(m, t, 4, 0);
         roots[0] = x.roots[kDeter][m];
         roots[1] = x.roots[kStoch][m];
         roots[3] = root;
@@ -127,7 +127,7 @@ struct ForwardCore : ForwardCta<S, T, Cta> {
         const Numbers<float, 2> sums = Gates::template sums<2>(x.partial, m, j * S::own + n);
         FD_UNROLL
         for (int e = 0; e < 2; ++e) gates[j].at[e] = rounded<T>(sums.at[e] + bias.at[e]);
-        const int64_t to = at(m, t) * 3 * S::deter + (c.block * 3 + j) * S::block + c.rank * S::own + n;
+        const Index to = at(m, t, 3 * S::deter, (c.block * 3 + j) * S::block + c.rank * S::own + n);
         if (m < rows()) store(a.gates + to, gates[j]);
       }
       T* const own = x.own_deter + m * S::own + n;
@@ -139,7 +139,7 @@ struct ForwardCore : ForwardCta<S, T, Cta> {
         values.at[e] = rounded<T>(after);
       }
       store(own, values);
-      keep(values, x.deter, m, c.rank * S::own + n, m < rows(), a.deter + at(m, t) * S::deter + column(n));
+      keep(values, x.deter, m, c.rank * S::own + n, m < rows(), a.deter + at(m, t, S::deter, column(n)));
     });
     c.sync();
     spread_columns<S, S::own>(c, x.deter, c.rank * S::own);
