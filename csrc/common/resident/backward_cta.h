@@ -129,13 +129,13 @@ struct BackwardCta {
   FD_HD float slope_of(Norms which, int m, int t, int j, const Numbers<float, 4>& gradient, const T* pre, float* slopes,
                        float* totals) {
     const float root = this->root(which, m, t);
-    const Numbers<T, 4> before = load<4>(pre + m * S::own_hidden + j);
+    const Numbers<float, 4> before = widened(load<4>(pre + m * S::own_hidden + j));
     const Numbers<float, 4> scale = load<4>(vector(Vectors<S>::scales) + which * S::hidden + c.rank * S::own_hidden + j);
     Numbers<float, 4> slope;
     float sum = 0.0f;
     FD_UNROLL
     for (int e = 0; e < 4; ++e) {
-      const float normal = widened(before.at[e]) * root;
+      const float normal = before.at[e] * root;
       const float outer = gradient.at[e] * silu_slope(normal * scale.at[e]);
       slope.at[e] = outer * scale.at[e];
       sum += slope.at[e] * normal;
@@ -154,12 +154,12 @@ struct BackwardCta {
     FD_UNROLL
     for (int rank = 0; rank < S::ranks; ++rank) sum += x.dots[which][rank][m];
     const float mean = sum * (1.0f / S::hidden);
-    const Numbers<T, 4> before = load<4>(pre + m * S::own_hidden + j);
+    const Numbers<float, 4> before = widened(load<4>(pre + m * S::own_hidden + j));
     const Numbers<float, 4> slope = load<4>(slopes + m * S::own_hidden + j);
     Numbers<T, 4> values;
     FD_UNROLL
     for (int e = 0; e < 4; ++e) {
-      values.at[e] = rounded<T>(root * (slope.at[e] - widened(before.at[e]) * root * mean));
+      values.at[e] = rounded<T>(root * (slope.at[e] - before.at[e] * root * mean));
     }
     if (speaks() && m < rows()) store(out, values);
     FD_UNROLL

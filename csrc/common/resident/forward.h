@@ -29,12 +29,12 @@ struct Forward : ForwardCore<S, T, Cta> {
         if (j >= S::own_hidden) return;
         const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, post * S::own_hidden + j), t);
         const Numbers<float, 4> bias = load<4>(vector(Vectors<S>::deter_bias) + j);
-        const Numbers<T, 4> embedded = load<4>(x.embedded + m * S::own_hidden + j);
+        const Numbers<float, 4> embedded = widened(load<4>(x.embedded + m * S::own_hidden + j));
         Numbers<T, 4> values;
         FD_UNROLL
         for (int e = 0; e < 4; ++e) {
           const float sum = post || !reset(m, t + 1) ? sums.at[e] : 0.0f;
-          values.at[e] = rounded<T>(sum + (post ? widened(embedded.at[e]) : bias.at[e]));
+          values.at[e] = rounded<T>(sum + (post ? embedded.at[e] : bias.at[e]));
           s.value += widened(values.at[e]) * widened(values.at[e]);
         }
         if (post) {
@@ -124,8 +124,9 @@ struct Forward : ForwardCore<S, T, Cta> {
         }
         FD_UNROLL
         for (int i = 0; i < each; ++i) {
+          const Numbers<float, 4> row = widened(rows[i]);
           FD_UNROLL
-          for (int e = 0; e < 4; ++e) r.sums[e] += widened(rows[i].at[e]);
+          for (int e = 0; e < 4; ++e) r.sums[e] += row.at[e];
         }
       });
       g.template sum<shares>(&Row::sums);

@@ -128,17 +128,18 @@ struct ForwardCta {
   FD_HD void activate(Norms which, T* activation, T* feat, int width, int first, int t) {
     c.each(S::hidden / kStep * kLanes, [&](int i) {
       const int m = left_row(i % kLanes, 0), k = i / kLanes * kStep + left_column(i % kLanes, 0);
-      const Numbers<T, 8> before = load<8>(activation + i * 8);
+      const Numbers<float, 8> before = widened(load<8>(activation + i * 8));
       const float* const root = x.roots[which] + m;
       const float* const scale = vector(Vectors<S>::scales) + which * S::hidden + k;
       const float roots[2] = {root[0], root[8]};
       const Numbers<float, 2> scales[2] = {load<2>(scale), load<2>(scale + 8)};
-      Numbers<T, 8> after;
+      Numbers<float, 8> values;
       FD_UNROLL
       for (int e = 0; e < 8; ++e) {
-        const float normal = widened(before.at[e]) * roots[left_row(0, e) / 8];
-        after.at[e] = rounded<T>(silu(normal * scales[left_column(0, e) / 8].at[e % 2]));
+        const float normal = before.at[e] * roots[left_row(0, e) / 8];
+        values.at[e] = silu(normal * scales[left_column(0, e) / 8].at[e % 2]);
       }
+      const Numbers<T, 8> after = rounded<T>(values);
       store(activation + i * 8, after);
       if (!speaks()) return;
       FD_UNROLL
