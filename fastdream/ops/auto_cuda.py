@@ -76,8 +76,8 @@ def _remembered(model: MDNRNN, *args: Any, **kwargs: Any) -> bool:
     return not unserved_memory(model)
 
 
-def _resident(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
-    return not resident.why_not(rssm, deter.dtype, deter.shape[0], deter.device)
+def _resident(rssm: RSSM, deter: Tensor, stoch: Tensor, action: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return not resident.why_not(rssm, deter.dtype, deter.shape[0], deter.device, action.shape[1])
 
 
 # Of the sizes that a single launch observes, those at which it took less time than Triton's on an H200.
