@@ -114,9 +114,12 @@ def moments(
     NORM: tl.constexpr,
 ):
     """Mean (0 for rms) and 1 / deviation, both [BM], of whole rows."""
-    TILES: tl.constexpr = WIDTH // SEGMENT * ((SEGMENT + TILE - 1) // TILE)
-    b_sums, b_squares = load_planes(sums, o_m, M, TILES, BT, NORM, False)
-    return moments_of(b_sums, b_squares, o_m, M, eps, WIDTH, SEGMENT, TILE, BT, NORM)
+    if NORM == "none":
+        return tl.zeros_like(o_m).to(tl.float32), tl.zeros_like(o_m).to(tl.float32) + 1.0
+    else:
+        TILES: tl.constexpr = WIDTH // SEGMENT * ((SEGMENT + TILE - 1) // TILE)
+        b_sums, b_squares = load_planes(sums, o_m, M, TILES, BT, NORM, False)
+        return moments_of(b_sums, b_squares, o_m, M, eps, WIDTH, SEGMENT, TILE, BT, NORM)
 
 
 @triton.jit
