@@ -15,7 +15,7 @@ from fastdream.ops import RSSM, Layer, Layers
 from . import floors
 from .image_calls import conv_pool, conv_spread, image_loss
 from .inputs import Call, Source
-from .memory_calls import lstm_mdn_dream, lstm_mdn_step
+from .memory_calls import lstm_mdn_dream, lstm_mdn_step, lstm_scan
 from .shapes import PRESETS, Shape, model, networks
 
 
@@ -273,6 +273,7 @@ PLANS: dict[str, Plan] = {
     "policy_step:batch": Plan(policy_steps, ("1m", "12m"), backward=False),
     "lstm_mdn_step": Plan(lstm_mdn_step, backward=False),
     "lstm_mdn_dream": Plan(lstm_mdn_dream, backward=False),
+    "lstm_scan": Plan(lstm_scan),
     "laprop_": Plan(laprop_, ("1m", "12m"), ("25m", "50m"), backward=False),
     "gather_sequences": Plan(gather_sequences, backward=False),
 }

@@ -30,3 +30,12 @@ def lstm_mdn_dream(s: Shape) -> Call:
     control = Control(0.05 * r.normal(rows, latents + 2 * width, 1, grad=False), None)
     noise = r.uniform(rows, n, latents), r.normal(rows, n, latents, grad=False)
     return Call((model, control, hidden, cell, latent, restart, *noise), n * step.flops)
+
+
+def lstm_scan(s: Shape) -> Call:
+    """As long a batch as DreamerV3's, an episode of which begins now and then."""
+    r, width = Source(), UNITS if s.deter >= UNITS else 16
+    weight = 0.05 * r.normal(4 * width, width, grad=False)
+    entered, state = r.normal(s.batch, s.length, 4 * width), [r.normal(s.batch, width) for _ in range(2)]
+    args = entered, weight.requires_grad_(), r.resets(s.batch, s.length), *state
+    return Call(args, 2 * s.starts * weight.numel())

@@ -163,7 +163,7 @@ class Encoder(nn.Module):
 
     def features(self, obs: Mapping[str, Tensor]) -> Tensor:
         """All vectors as one flat one [..., F], as `vector_layers` take it."""
-        return flatten_inputs(self.vectors, obs, self.ops.symlog if self.config.symlog else None, self.dtype)
+        return flatten_inputs(self.vectors, obs, self.config.symlog, self.dtype, self.ops.join_inputs)
 
     def raw(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, tuple[int, ...]]:
         """`features` of entries [n, *space.shape] as `ops.policy_step` takes them, with its `vectors`.

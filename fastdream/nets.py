@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastdream.ops import Ops, linear
+from fastdream.ops import Ops, linear, reference
 from fastdream.ops.params import Act, Layer, Layers, Norm
 from fastdream.spaces import Spaces
 
@@ -177,37 +177,35 @@ class Children(nn.Module):
 def flatten_inputs(
     spaces: Spaces,
     obs: Mapping[str, Tensor],
-    squish: Callable[[Tensor], Tensor] | None = None,
+    squish: bool = False,
     dtype: torch.dtype = torch.float32,
+    join: Callable[..., Tensor] = reference.join_inputs,
 ) -> Tensor:
     """Vector and discrete entries -> one flat vector [..., sum of widths] in the sorted order of the keys.
 
-    Entries have shape [..., *space.shape]. Discrete ones become one-hots, others go through `squish`, which
-    leaves 0 as it is, in their own precision. An entry that holds -1 (integers) or -inf (floats) anywhere is
-    missing: all its features are zero. The result has the given dtype.
+    Entries have shape [..., *space.shape]. Discrete ones become one-hots; `squish` compresses others with symlog. An
+    entry that holds -1 (integers) or -inf (floats) anywhere is missing: all its features are zero. The result has the
+    given dtype. join: `join_inputs` of the ops that serve the device.
     """
-    parts = []
+    parts, classes = [], []
     for key in sorted(spaces):
         space, x = spaces[key], obs[key]
         batch = x.shape[: x.dim() - len(space.shape)]
         if batch + space.shape != x.shape:
             raise ValueError(f"{key!r} has shape {tuple(x.shape)}, which does not end in {space.shape}")
-        flat = x if len(space.shape) == 1 else x.reshape(*batch, -1)
-        missing = (flat == (-math.inf if x.is_floating_point() else -1)).any(-1, keepdim=True)
-        if space.kind == "discrete":
-            y = (x.unsqueeze(-1) == torch.arange(space.classes, device=x.device)).reshape(*batch, -1)
-            parts.append(y.to(dtype).masked_fill(missing, 0))
-        else:
-            y = flat.masked_fill(missing, 0)
-            parts.append((squish(y) if squish else y).to(dtype))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        parts.append(x if len(space.shape) == 1 else x.reshape(*batch, -1))
+        classes.append(space.classes if space.kind == "discrete" else 0)
+    return join(parts, classes, squish, dtype)
 
 
 def encode_action(
-    act_space: Spaces, action: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+    act_space: Spaces,
+    action: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    join: Callable[..., Tensor] = reference.join_inputs,
 ) -> Tensor:
     """Action dictionary, entries [..., *space.shape] -> flat [..., A]: one-hots, raw values; keys sorted."""
-    return flatten_inputs(act_space, action, dtype=dtype)
+    return flatten_inputs(act_space, action, dtype=dtype, join=join)
 
 
 class ActionDecoder:

@@ -118,7 +118,7 @@ class StridedEncoder(nn.Module):
 
     def features(self, obs: Mapping[str, Tensor]) -> Tensor:
         """All vectors as one flat one [..., F], as `vector_layers` take it."""
-        return flatten_inputs(self.vectors, obs, dtype=self.dtype)
+        return flatten_inputs(self.vectors, obs, dtype=self.dtype, join=self.ops.join_inputs)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Entries [..., *space.shape] (images uint8) -> [..., E] in `dtype`. Further keys are ignored."""

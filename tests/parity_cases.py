@@ -17,8 +17,8 @@ from fastdream.ops.params import ActionHead, Feat, Gaussian
 from .ops_tools import A, Maker, chain, mapped, safe_noise
 from .parity_critic import critic_loss, lambda_return, twohot_loss, twohot_mean
 from .parity_images import convolved, doubled, image_loss, norm_act
-from .parity_losses import Arguments, T, entropy, numbers, policy_loss, summary
-from .parity_memory import lstm_mdn, lstm_mdn_dream
+from .parity_losses import Arguments, T, entropy, inputs, numbers, policy_loss, summary, vectors
+from .parity_memory import lstm_mdn, lstm_mdn_dream, lstm_scan
 
 
 class Case(NamedTuple):
@@ -207,6 +207,8 @@ CASES: dict[str, dict[str, Case]] = {
     "reinforce": cases(policy_loss, [0.0, 0.1]),
     "percentiles": cases(numbers, [0.0, 5.0, 50.0], [95.0, 100.0], gradients=False),
     "summarize": cases(summary),
+    "join_inputs": cases(inputs, [False, True], gradients=False),
+    "vector_losses": cases(vectors, [False, True]),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),
@@ -218,6 +220,7 @@ CASES: dict[str, dict[str, Case]] = {
     "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
     "lstm_mdn_step": cases(lstm_mdn, [False, True], [1.0, 1.3], gradients=False),
     "lstm_mdn_dream": cases(lstm_mdn_dream, [False, True], [False, True], [False, True], gradients=False),
+    "lstm_scan": cases(lstm_scan),
     "laprop_": cases(laprop, [0.0, 0.3], [False, True], [False, True], [0.0, 0.1], gradients=False),
     "gather_sequences": cases(gather, (torch.uint8, torch.float32, torch.bool), gradients=False),
 }

@@ -22,6 +22,21 @@ def summary(m: Maker, n: int) -> Arguments:
     return tuple(m.normal(*shape) for shape in (*shapes, shapes[0])), (*KINDS, "mean")
 
 
+def inputs(squish: bool, m: Maker, n: int) -> Arguments:
+    """Vectors, of which some are missing, and classes, beside each other."""
+    wide, narrow = m.normal(n, T, 23, scale=3.0).detach(), m.normal(n, T, 1).detach()
+    wide[::2, 1, 5] = -torch.inf
+    few, many = m.index(n, T, 2, high=4).to(torch.int32), m.index(n, T, 1, high=17).to(torch.uint8)
+    few[1:, 0, 1] = -1
+    return (few, wide, narrow, many), (4, 0, 0, 17), squish, m.dtype
+
+
+def vectors(squish: bool, m: Maker, n: int) -> Arguments:
+    shapes = (n, T, 23), (n, T, 1), (n, T, 17)
+    outs = tuple(m.normal(*shape) for shape in shapes)
+    return outs, tuple(m.normal(*shape, scale=3.0).detach() for shape in shapes), squish
+
+
 def policy_loss(unimix: float, m: Maker, n: int) -> Arguments:
     """Classes of several elements, normals, and classes of one; one step more than is learned from."""
     many, mean, raw, one = (m.normal(n, T + 1, *shape) for shape in ((2, 5), (3,), (3,), (1, 17)))

@@ -37,3 +37,9 @@ def lstm_mdn_dream(restart: bool, cell: bool, bias: bool, m: Maker, n: int) -> A
     control = Control(weight, m.normal(n, A) if bias else None)
     noise = uniform[:, None].expand(-1, T, -1), normal[:, None] + m.normal(n, T, m.sizes.stoch)
     return model, control, hidden, state, latent, first, *noise, tau
+
+
+def lstm_scan(m: Maker, n: int) -> Arguments:
+    width = m.sizes.deter
+    entered, weight = m.normal(n, T, 4 * width), m.normal(4 * width, width, scale=width**-0.5)
+    return entered, weight, m.uniform(n, T) < 0.3, m.normal(n, width), m.normal(n, width)

@@ -51,7 +51,7 @@ def test_raw_vectors_are_squished_and_missing_ones_are_zero():
     raw = 3 * args[6]
     raw[1, 3] = -math.inf
     spaces = {"a": Space("vector", (2,)), "b": Space("vector", (3,))}
-    args[6] = flatten_inputs(spaces, {"a": raw[:, :2], "b": raw[:, 2:]}, reference.symlog, raw.dtype)
+    args[6] = flatten_inputs(spaces, {"a": raw[:, :2], "b": raw[:, 2:]}, True, raw.dtype)
     assert not args[6][1, 2:].any() and args[6][1, :2].all()
     step, action = reference.policy_step(*args, None, None, index)
     args[6] = raw

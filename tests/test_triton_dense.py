@@ -161,3 +161,20 @@ def test_launches():
 def test_rows_are_added_up(rows: int, width: int):
     x = torch.randn(rows, width, device=DEVICE)
     torch.testing.assert_close(dense_kernels.add_rows(x), x.sum(0), rtol=1e-5, atol=1e-5)
+
+
+def test_fixed_nets_without_gradient_cost_nothing_backward():
+    """Their outputs only lead to their inputs; whatever was given back for them would be zero."""
+    x, nets = changed(lambda p: p.to(DEVICE), sequences(Maker(1, torch.float32), 5))
+    fixed: Any = mapped(Tensor.detach, nets[0])
+    counts = []
+    for given in (nets, (nets[1], fixed), (fixed, nets[1])):
+        outputs = backend.mlps(x, given)
+        with Launches() as backward:
+            outputs[0 if given[0] is nets[1] else 1].sum().backward()
+        counts.append(backward.count)
+    assert counts[1] == counts[2] < counts[0]
+    theirs = results(lambda x, net: reference.mlps(x, (net,)), (x, nets[1]), True)
+    ours = results(lambda x, net: backend.mlps(x, (fixed, net))[1:], (x, nets[1]), True)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)

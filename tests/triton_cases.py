@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import SIZES
-from fastdream.ops import reference
 from fastdream.ops.params import Feat
 
 from . import parity_cases as ops
@@ -19,6 +18,7 @@ from .ops_tools import Maker, Sizes
 from .parity_cases import Arguments, Case
 from .parity_tools import cast, changed
 from .triton_losses import critic_loss, lambda_return, policy_loss, returns, twohot_loss, twohot_mean
+from .triton_memories import MEMORY_CASES
 
 PRESETS = tuple(name for name in SIZES if name.endswith("m"))
 USUAL = "12m"  # what the default run compiles
@@ -133,25 +133,6 @@ def gather(m: Maker, n: int) -> Arguments:
     return storage, m.index(16, high=n), 64
 
 
-# Latents and units of World Models' memory: those of CarRacing, and of Doom, whose flag and end it knows.
-MEMORIES = {"car_racing": (32, 256), "take_cover": (64, 512)}
-
-
-def memory(name: str, m: Maker, n: int) -> Arguments:
-    """A step of all dreams of a generation; what DreamerV3's sizes are does not matter."""
-    latents, units = MEMORIES[name]
-    m.sizes = m.sizes._replace(deter=units, stoch=latents)
-    return ops.lstm_mdn(name == "take_cover", 1.15, m, n)
-
-
-def dreams(name: str, m: Maker, n: int) -> Arguments:
-    """Steps of them, whose controllers see what those of the paper see."""
-    latents, units = MEMORIES[name]
-    m.sizes = m.sizes._replace(deter=units, stoch=latents)
-    doom = name == "take_cover"
-    return ops.lstm_mdn_dream(doom, doom, not doom, m, n)
-
-
 # The agents' layers, at the widths of their hidden layers and of the recurrent state.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": norm_acts(
@@ -182,6 +163,8 @@ CASES: dict[str, dict[str, Case]] = {
     "reinforce": ops.cases(policy_loss, ["atari", "classes", "forces"]),
     "percentiles": ops.cases(returns, gradients=False),
     "summarize": ops.cases(ops.summary),
+    "join_inputs": ops.cases(ops.inputs, [True], gradients=False),
+    "vector_losses": ops.cases(ops.vectors, [True]),
     "gather_sequences": ops.cases(gather, gradients=False),
     "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
     "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),
@@ -190,9 +173,7 @@ CASES: dict[str, dict[str, Case]] = {
     "policy_step": {
         core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
     },
-    "lstm_mdn_step": {name: Case(partial(memory, name), False) for name in MEMORIES},
-    "lstm_mdn_dream": {name: Case(partial(dreams, name), False) for name in MEMORIES},
-}
+} | MEMORY_CASES
 
 
 def drawn(m: Maker, n: int) -> Arguments:
@@ -227,12 +208,8 @@ WIDE: dict[str, tuple[int, ...]] = {
     "lstm_mdn_step": (3, 4, 6, 7),
     "lstm_mdn_dream": (1, 4, 6, 7),
 }
-FULL_PRECISION = (
-    "lambda_return",
-    "percentiles",
-    "gather_sequences",
-    "laprop_",
-)  # or of whatever precision, alike
+# Or of whatever precision, alike.
+FULL_PRECISION = ("lambda_return", "percentiles", "gather_sequences", "laprop_")
 IN_PLACE = ("laprop_",)  # ops that change their arguments
 SCANS = ("observe", "observe_step")  # ops of many launches, which take long to interpret
 # Steps are products, and few programs: one on each SM, which may have all its registers.
@@ -248,6 +225,7 @@ BUDGETS: dict[str, Budget] = {
     "policy_step": STEPS,
     "lstm_mdn_step": STEPS,
     "lstm_mdn_dream": STEPS,
+    "lstm_scan": STEPS,
     # Of rows of 6144 on sm_80, and of many classes: ptxas prefers more programs on the SM.
     **dict.fromkeys(("norm_act", "reinforce"), Budget(spilled=8)),
     # Of gradients, a warp each: eight of them fit on an SM.
@@ -289,9 +267,3 @@ def names(
         for case, preset, dtype in product(cases, presets, precisions)
         if dtype == torch.float32 or case[0] not in FULL_PRECISION
     ]
-
-
-def far(logit: Tensor, noise: Tensor, unimix: float) -> Tensor:
-    """[N] where no draw of a row is so near to a limit between classes that rounding may decide."""
-    cdf = reference.unimix_log_probs(logit.double(), unimix).exp().cumsum(-1)
-    return ((cdf - noise[..., None]).abs() > 1e-5).flatten(1).all(1)

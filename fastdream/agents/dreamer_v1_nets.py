@@ -171,7 +171,8 @@ class Networks(nn.Module):
 
     def flat_action(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Actions of a batch [B, T, A]."""
-        return encode_action(self.act_space, {k: batch[f"action/{k}"] for k in self.act_space}, self.dtype)
+        action = {k: batch[f"action/{k}"] for k in self.act_space}
+        return encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
 
     def starts(self, T: int) -> int:
         """From how many of a sequence's T states imagination starts; the last may be terminal where that is learned."""

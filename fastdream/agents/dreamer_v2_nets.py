@@ -180,7 +180,8 @@ class Networks(nn.Module):
 
     def flat_action(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Actions of a batch [B, T, A]."""
-        return encode_action(self.act_space, {k: batch[f"action/{k}"] for k in self.act_space}, self.dtype)
+        action = {k: batch[f"action/{k}"] for k in self.act_space}
+        return encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
 
     def draw(self, B: int, T: int, generator: torch.Generator) -> Draws:
         """All random numbers of one update of the world model and one behaviour on sequences [B, T]."""

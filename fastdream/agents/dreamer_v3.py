@@ -163,16 +163,17 @@ class DreamerV3:
 
         training=False leaves the running normalisers as they are. `trace` collects what was computed on the way.
         """
-        trace = {} if trace is None else trace
+        wanted, trace = trace, {} if trace is None else trace
         params = self.nets.dyn.params
         embed = self.nets.enc(batch)
         state = carry["deter"], carry["stoch"], action, embed, batch["is_first"]
         post = self.ops.observe(params, *state, draws.post, draws.post_index)
-        losses, shown = self.world_model_loss(params, post, batch, trace)
+        outs = self.nets.replayed(post, critics="repval" in self.scales)
+        losses, shown = self.world_model_loss(params, post, batch, outs, trace)
         learned, ret, imagined = self.behavior_loss(params, post, batch, draws, training, trace)
         losses |= learned
         if "repval" in self.scales:
-            losses["repval"] = self.replay_value_loss(post, batch, ret[:, :, 0], training, trace)
+            losses["repval"] = self.replay_value_loss(batch, outs, ret[:, :, 0], training, wanted)
         assert losses.keys() == self.scales.keys(), (sorted(losses), sorted(self.scales))
         trace |= {"embed": embed, "post": post, "losses": losses}
         means = self.ops.summarize([losses[k] for k in self.scales], ["mean"] * len(losses))
@@ -185,16 +186,18 @@ class DreamerV3:
         )
 
     def world_model_loss(
-        self, params: fd.RSSM, post: fd.Step, batch: Mapping[str, Tensor], trace: Trace
+        self,
+        params: fd.RSSM,
+        post: fd.Step,
+        batch: Mapping[str, Tensor],
+        outs: Mapping[str, Tensor],
+        trace: Trace,
     ) -> tuple[dict[str, Tensor], Shown]:
         """Prediction, dynamics and representation losses (eqs. 4 and 5), each [B, T], and what a log shows."""
-        nets, config = self.nets, self.config
+        nets, rew, con = self.nets, outs["rew"], outs["con"]
         prior = self.ops.prior(params, post.deter)
-        feat = nets.feat(post.deter, post.stoch)
         recon = nets.dec(post.deter, nets.dyn.flat(post.stoch))
-        rew = nets.rew(feat if config.reward_grad else feat.detach())
-        con = nets.con(feat)
-        dyn, rep = nets.latent.kl(post.logit, prior, config.dyn.free_nats)
+        dyn, rep = nets.latent.kl(post.logit, prior, self.config.dyn.free_nats)
         losses = {"dyn": dyn, "rep": rep, "rew": nets.rew.loss(rew, batch["reward"])}
         losses |= {"con": nets.con.loss(con, self.continuation(batch))} | nets.dec.loss(recon, batch)
         logits = {"dyn_ent": prior, "rep_ent": post.logit}
@@ -242,16 +245,20 @@ class DreamerV3:
         return {k: v.mean(1).reshape(B, K) for k, v in losses.items()}, ret.reshape(B, K, H), shown
 
     def replay_value_loss(
-        self, post: fd.Step, batch: Mapping[str, Tensor], boot: Tensor, training: bool, trace: Trace
+        self,
+        batch: Mapping[str, Tensor],
+        outs: Mapping[str, Tensor],
+        boot: Tensor,
+        training: bool,
+        trace: Trace | None,
     ) -> Tensor:
         """Critic on the last K replayed states, bootstrapped from the imagined return of each: [B, K-1]."""
         nets, K = self.nets, boot.shape[1]
-        feat = nets.feat(post.deter[:, -K:], post.stoch[:, -K:])
-        value = nets.val(feat if self.config.repval_grad else feat.detach())
         with torch.no_grad():
-            slow = nets.slowval.pred(nets.slowval(feat))
+            slow = nets.slowval.pred(outs["slowval"])
         batch = {k: batch[k][:, -K:] for k in ("reward", "is_last", "is_terminal")}
-        return replay_critic_loss(self.ops, nets, self.config, batch, boot, value, slow, training, trace)
+        context = self.ops, nets, self.config
+        return replay_critic_loss(*context, batch, boot, outs["val"], slow, training, trace)
 
     def report(
         self, carry: Carry, batch: Mapping[str, Tensor]

@@ -12,7 +12,7 @@ from fastdream.agents.dreamer_v3_config import Config
 from fastdream.cores import BlockGRU
 from fastdream.decoder import Decoder
 from fastdream.encoder import Encoder
-from fastdream.heads import BinaryHead, TwoHotHead
+from fastdream.heads import BinaryHead, TwoHotHead, outputs_at
 from fastdream.latents import Categorical
 from fastdream.nets import Kept, encode_action
 from fastdream.normalize import Normalize
@@ -115,6 +115,27 @@ class Networks(nn.Module):
         """Input of every head: [..., D] and [..., S, C] as [..., D + S*C]."""
         return self.dyn.feat(deter, stoch)
 
+    def replayed(self, post: fd.Step, critics: bool) -> dict[str, Tensor]:
+        """Raw outputs [B, T, ...] of rew and con at posterior states, and [B, K, ...] of val and slowval at the last K.
+
+        Heads that see the same states, and are alike in whether a gradient reaches these, are one call.
+        """
+        config, T = self.config, post.deter.shape[1]
+        reach = {"val": config.repval_grad, "rew": config.reward_grad, "con": True}
+        calls: dict[tuple[int, bool], list[str]] = {}
+        for name in reach if critics else ("rew", "con"):
+            steps = self.starts(T) if name == "val" else T
+            calls.setdefault((steps, reach[name]), []).append(name)
+        found: dict[str, Tensor] = {}
+        for (steps, reaches), names in calls.items():
+            # A cut of all of them would copy their gradient.
+            states = (x if steps == T else x[:, -steps:] for x in (post.deter, post.stoch))
+            feat, fixed = self.feat(*states), ["slowval"] if "val" in names else []
+            heads = ([getattr(self, name) for name in some] for some in (names, fixed))
+            outs, others = outputs_at(self.ops, feat if reaches else feat.detach(), *heads)
+            found |= zip([*names, *fixed], [*outs, *others], strict=True)
+        return found
+
     def pack(self, deter: Tensor, index: Tensor | None) -> dict[str, Tensor]:
         """Latents, of which `index` are the classes, as replay keeps them: see `latent_spec`."""
         assert index is not None
@@ -152,7 +173,7 @@ class Networks(nn.Module):
             carry = {"deter": deter.to(self.dtype), "stoch": self.latent.unpack(stoch, self.dtype)}
         batch = {k: v[:, context:] for k, v in batch.items()}
         action = {k: batch[f"action/{k}"] for k in self.act_space}
-        return dict(carry), batch, encode_action(self.act_space, action, self.dtype)
+        return dict(carry), batch, encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
 
     def starts(self, T: int) -> int:
         """From how many of a sequence's T states imagination starts: the last ones."""

@@ -16,7 +16,7 @@ from fastdream.convs import Valid
 from fastdream.keras import keras_defaults
 from fastdream.nets import Dense
 from fastdream.ops import MDNRNN, Control, Ops
-from fastdream.ops.reference import controlled, lstm_gates, mdn_split
+from fastdream.ops.reference import controlled, mdn_split
 from fastdream.spaces import Spaces
 
 State = tuple[Tensor, Tensor]  # hidden and cell of the LSTM, [N, D] each
@@ -87,7 +87,7 @@ class Memory(nn.Module):
 
     def __init__(self, ops: Ops, actions: int, config: Config, generator: torch.Generator) -> None:
         super().__init__()
-        memory, self.latents = config.memory, config.latents
+        self.ops, memory, self.latents = ops, config.memory, config.latents
         self.mixtures, self.ends, self.end_weight = memory.mixtures, memory.ends, memory.end_weight
         width, units = config.latents + actions + memory.ends, memory.units
         self.weight_ih = nn.Parameter(torch.empty(4 * units, width))
@@ -119,12 +119,8 @@ class Memory(nn.Module):
         """
         flag = [restart[..., None].to(latent.dtype)] if self.ends else []
         entered = F.linear(torch.cat([latent, action, *flag], -1), self.weight_ih, self.bias)
-        keep = (~restart)[..., None].to(latent.dtype)
-        (hidden, cell), outputs = state, []
-        for gates, kept in zip(entered.unbind(1), keep.unbind(1), strict=True):
-            hidden, cell = lstm_gates(torch.addmm(gates, hidden * kept, self.weight_hh.t()), cell * kept)
-            outputs.append(hidden)
-        return torch.stack(outputs, 1), (hidden, cell)
+        hidden, cell = self.ops.lstm_scan(entered, self.weight_hh, restart, *state)
+        return hidden, (hidden[:, -1], cell)
 
     def loss(self, hidden: Tensor, target: Tensor, end: Tensor, follows: Tensor) -> dict[str, Tensor]:
         """Losses from the LSTM's output [..., D]: of the next latent [..., Z], and of whether it is an episode's end.

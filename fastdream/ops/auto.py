@@ -65,10 +65,12 @@ def route(
     if op not in limits.rules:
         return ours, ""
     at, serves, but = limits.rules[op]
-    least, name = limits.least.get(op, 0), list(signature(reference).parameters)[at]
+    least, name = limits.least.get(op, 0), list(signature(reference).parameters)[at or 0]
     precisions = limits.precisions
 
     def routed(*args: Any, **kwargs: Any) -> Any:
+        if at is None:
+            return (ours if serves(*args, **kwargs) else reference)(*args, **kwargs)
         x = args[at] if at < len(args) else kwargs.get(name)
         if isinstance(x, (tuple, list)):
             x = x[0]

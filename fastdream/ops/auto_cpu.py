@@ -25,7 +25,9 @@ LEAST_LEARNED = 768
 class Rule(NamedTuple):
     """The calls of one op that are the faster backend's."""
 
-    at: int = 0  # position of the argument whose dtype and size decide: a tensor, or the first of several
+    at: int | None = (
+        0  # of the argument whose dtype and size decide: a tensor, the first of several; None: none does
+    )
     serves: Callable[..., bool] = lambda *args, **kwargs: True  # takes the op's arguments
     but: str = ""  # what `serves` turns down
 

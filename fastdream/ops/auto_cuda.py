@@ -47,6 +47,14 @@ def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return scan_limits.problem(rssm) is None
 
 
+def _plain(parts: Sequence[Tensor], *args: Any) -> bool:
+    return _all_thin(parts) and not any(x.requires_grad or x.dtype == torch.float64 for x in parts)
+
+
+def _all_thin(parts: Sequence[Tensor], *args: Any) -> bool:
+    return all(x.shape[-1] <= WIDEST for x in parts)
+
+
 def _full(params: list[Tensor], *args: Any, **kwargs: Any) -> bool:
     return params[0].dtype == torch.float32
 
@@ -113,6 +121,8 @@ TRITON_RULES: dict[str, Rule] = {
     "percentiles": Rule(),
     "reinforce": Rule(1, _all_narrow, _WIDE),
     "summarize": Rule(),
+    "join_inputs": Rule(None, _plain, f"gradients, double precision, {_WIDE}"),
+    "vector_losses": Rule(serves=_all_thin, but=_WIDE),
     "laprop_": Rule(serves=_full, but="half precision"),
     "imagine_step": Rule(1, _stepped, _STEPPED),
     "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
@@ -120,4 +130,5 @@ TRITON_RULES: dict[str, Rule] = {
     "policy_step": Rule(3, _acted, f"{ACTORS}, posteriors without deter or of one layer, unusual heads"),
     "lstm_mdn_step": Rule(1, _remembered, _MEMORIES),
     "lstm_mdn_dream": Rule(2, _remembered, _MEMORIES),
+    "lstm_scan": Rule(),
 }

@@ -53,7 +53,10 @@ class Ops(NamedTuple):
     policy_step: Callable[..., tuple[Step, Tensor]]
     lstm_mdn_step: Callable[..., MDNStep]
     lstm_mdn_dream: Callable[..., MDNDream]
+    lstm_scan: Callable[..., Pair]
     summarize: Callable[..., Tensor]
+    join_inputs: Callable[..., Tensor]
+    vector_losses: Callable[..., tuple[Tensor, ...]]
     laprop_: Callable[..., Any]
     gather_sequences: Callable[..., Tensor]
     rows: tuple[Row, ...] = ()  # what `table` returns

@@ -25,6 +25,7 @@ from fastdream.ops.reference.mdn import (
     lstm_gates,
     lstm_mdn_dream,
     lstm_mdn_step,
+    lstm_scan,
     mdn_sample,
     mdn_split,
 )
@@ -37,6 +38,7 @@ from fastdream.ops.reference.returns import lambda_return
 from fastdream.ops.reference.scan import imagine, imagine_step, observe, observe_step, prior, rollout
 from fastdream.ops.reference.summary import summarize
 from fastdream.ops.reference.twohot import symexp, symlog, twohot_bins, twohot_loss, twohot_mean
+from fastdream.ops.reference.vectors import join_inputs, vector_losses
 
 __all__ = [
     "actor",
@@ -60,6 +62,7 @@ __all__ = [
     "gumbel_sample",
     "imagine",
     "imagine_step",
+    "join_inputs",
     "lambda_return",
     "latent_entropy",
     "laprop_",
@@ -68,6 +71,7 @@ __all__ = [
     "lstm_gates",
     "lstm_mdn_dream",
     "lstm_mdn_step",
+    "lstm_scan",
     "mdn_sample",
     "mdn_split",
     "mlp",
@@ -95,4 +99,5 @@ __all__ = [
     "twohot_loss",
     "twohot_mean",
     "unimix_log_probs",
+    "vector_losses",
 ]

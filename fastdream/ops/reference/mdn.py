@@ -24,6 +24,24 @@ def lstm_gates(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(out) * torch.tanh(cell), cell
 
 
+def lstm_scan(
+    entered: Tensor, weight: Tensor, restart: Tensor, hidden: Tensor, cell: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The LSTM over T steps, zeroed before those at which an episode begins.
+
+    entered [N, T, 4D] is what enters the gates beside hidden: their inputs' product with the bias. weight [4D, D] of
+    hidden, restart [N, T] bool; hidden, cell [N, D] from before. Returns (hidden [N, T, D], the last cell [N, D]) in
+    entered's dtype.
+    """
+    dtype = entered.dtype
+    weight, hidden, cell = (match(x, dtype) for x in (weight, hidden, cell))
+    keep, outputs = match(~restart[..., None], dtype), []
+    for gates, kept in zip(entered.unbind(1), keep.unbind(1), strict=True):
+        hidden, cell = lstm_gates(torch.addmm(gates, hidden * kept, weight.t()), cell * kept)
+        outputs.append(hidden)
+    return torch.stack(outputs, 1), cell
+
+
 def mdn_split(out: Tensor, latents: int, mixtures: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output [..., 3ZK or 1 + 3ZK] as (logit [...] of the episode's end, then logit, mean, logstd [..., Z, K]).
 

@@ -39,6 +39,8 @@ _FILES = {
     "percentiles": "order",
     "reinforce": "policy_loss",
     "summarize": "summary",
+    "join_inputs": "vectors",
+    "vector_losses": "vectors",
     "laprop_": "optim",
     "gather_sequences": "replay",
     "imagine_step": "dream",
@@ -47,6 +49,7 @@ _FILES = {
     "policy_step": "policy",
     "lstm_mdn_step": "memory",
     "lstm_mdn_dream": "memory",
+    "lstm_scan": "sequences",
 }
 OPS = tuple(_FILES)
 

@@ -38,12 +38,14 @@ def mlp(x: Tensor | Feat, layers: Layers) -> Tensor:
 def mlps(x: Tensor | Feat, nets: Sequence[Layers]) -> tuple[Tensor, ...]:
     """As `fastdream.ops.reference.mlps`, under the conditions of `mlp`.
 
-    The first layers of all nets are one product. What a net's gradient needs is kept of those alone that want one.
+    The first layers of all nets are one product. What a net's gradient needs is kept of those alone that want one, and
+    nets whose parameters want none cost nothing in the backward pass if their outputs get no gradient.
     """
     x, hot = (x.deter, x.stoch) if isinstance(x, Feat) else (x, None)
     learned = [len(net) > 0 and torch.is_grad_enabled() and _learns(x, hot, net) for net in nets]
     # Those that learn come first: their part of the one product is then in one piece.
-    order = sorted((i for i, net in enumerate(nets) if net), key=lambda i: not learned[i])
+    fixed = [not any(p is not None and p.requires_grad for layer in net for p in layer[:4]) for net in nets]
+    order = sorted((i for i, net in enumerate(nets) if net), key=lambda i: (not learned[i], fixed[i]))
     outputs: dict[int, Tensor] = {}
     if order:
         outputs = dict(
@@ -195,14 +197,30 @@ def _save_mlps(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _mlps_gradient(ctx: Any, grads: Sequence[Optional]) -> tuple[Any, ...]:
     x, *saved = ctx.saved_tensors
     params, kept = saved[: ctx.count], saved[ctx.count :]
+    there, sizes, _ = ctx.statics
+    used = _trained(there, sizes, ctx.needs_input_grad[1])
+    used = max(used, *(i + 1 for i in range(ctx.learned) if grads[i] is not None))
     given = [
-        x.new_zeros(shape) if grad is None else grad for grad, shape in zip(grads, ctx.shapes, strict=False)
+        x.new_zeros(shape) if grad is None else grad
+        for grad, shape in zip(grads, ctx.shapes[:used], strict=False)
     ]
     # Nets that learn nothing come last, and their parameters want no gradient.
     wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
     gradients = torch.ops.fastdream.triton_mlps_backward(x, params, *ctx.statics, kept, given, wanted)
     d_x, *d_params = spread(gradients, wanted)
     return d_x, d_params, None, None, None, None
+
+
+def _trained(there: Flags, sizes: Sequence[int], wants: Sequence[bool]) -> int:
+    """How many nets there are up to the last of which a parameter wants a gradient."""
+    each, at, begin, trained = iter(wants), 3, 1, 0
+    slots = [has and next(each) for has in there]
+    for i in range(sizes[2]):
+        end = begin + 4 * sizes[at]
+        if any(slots[begin:end]):
+            trained = i + 1
+        at, begin = at + 1 + 3 * sizes[at], end
+    return trained
 
 
 _NETS = "Tensor x, Tensor[] params, bool[] there, int[] sizes, float[] eps"

@@ -102,17 +102,17 @@ class Packed:
 def in_one_piece(tensors: Sequence[Tensor]) -> Optional:
     """Tensors [n, ...] as one, each padded, if memory of their own holds them like that, one after the other.
 
-    Where none has any padding, others may follow them there.
+    Where none has any padding, others may lie before and behind them there.
     """
     first, rows = tensors[0], 0
-    memory, length = first.untyped_storage(), first[:1].numel()
+    memory, length, begin = first.untyped_storage(), first[:1].numel(), first.storage_offset()
     for x in tensors:
         same = x.dtype == first.dtype and x.untyped_storage().data_ptr() == memory.data_ptr()
-        if not same or not x.is_contiguous() or x.storage_offset() != rows * length:
+        if not same or not x.is_contiguous() or x.storage_offset() != begin + rows * length:
             return None
         rows += padded(len(x))
     odd = any(len(x) != padded(len(x)) for x in tensors)
-    if odd and rows * length * first.element_size() != memory.nbytes():
+    if odd and (begin > 0 or rows * length * first.element_size() != memory.nbytes()):
         return None
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 

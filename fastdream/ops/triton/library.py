@@ -25,7 +25,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
 
     constants: constexpr arguments, and Triton's options num_warps, num_stages, enable_fp_fusion, launch_pdl.
     """
-    device = next(x.device for x in args if isinstance(x, Tensor))
+    flat = (x for arg in args for x in (arg if isinstance(arg, tuple) else (arg,)))
+    device = next(x.device for x in flat if isinstance(x, Tensor))
     if "PDL" in kernel.arg_names:
         overlaps = OVERLAPPING and capability(device) >= 90
         constants |= {"PDL": overlaps} | ({"launch_pdl": True} if overlaps else {})
@@ -44,6 +45,13 @@ def capability(device: torch.device) -> int:
         return 0
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has, of which a part of a GPU may have few; as many as one can want where there is none."""
+    if device.type != "cuda":
+        return 2**16
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def check_floats(op: str, **tensors: Tensor | None) -> None:
@@ -88,6 +96,7 @@ __all__ = [
     "contiguous",
     "empty_like",
     "launch",
+    "multiprocessors",
     "register",
     "register_once_differentiable",
     "rows_of",

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from fastdream.ops.triton.core_inputs import enter_action, enter_core, enter_state
 from fastdream.ops.triton.draw import draw
+from fastdream.ops.triton.math import once
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rows import row_load, row_norm_act
@@ -107,9 +108,9 @@ def _deep_product(
             b_x *= tl.load(vector + before.scale + o_k[None, :], mask=m_k, other=0.0)
         if before.shift >= 0:
             b_x += tl.load(vector + before.shift + o_k[None, :], mask=m_k, other=0.0)
-        b_x = tl.where(m_k, activate(b_x, ACT), 0.0)
         b_w = _weights(weight, o_k[:, None], o_n, m_n, layer)
-        b_y = tl.dot(b_x.to(b_w.dtype), b_w, b_y, input_precision="ieee")
+        b_x = tl.where(m_k, activate(b_x, ACT), 0.0).to(b_w.dtype)
+        b_y = tl.dot(once(b_x), b_w, b_y, input_precision="ieee")
     return b_y
 
 
@@ -126,8 +127,8 @@ def _product(
     if before.cols <= AT_ONCE:
         b_w = _weights(weight, tl.arange(0, before.cols)[:, None], o_n, m_n, layer)
         _wait(arrived, i_p, RUN, PDL)
-        b_x = row_norm_act(row_load(x, stride, o_m, m_m, before), vector, before)
-        b_y = tl.dot(b_x.to(b_w.dtype), b_w, input_precision="ieee")
+        b_x = row_norm_act(row_load(x, stride, o_m, m_m, before), vector, before).to(b_w.dtype)
+        b_y = tl.dot(once(b_x), b_w, input_precision="ieee")
     else:
         _wait(arrived, i_p, RUN, PDL)
         b_y = _deep_product(x, stride, params, o_m, m_m, o_n, m_n, before, layer, RUN.depth)
