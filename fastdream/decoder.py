@@ -11,8 +11,9 @@ from fastdream.convs import Conv
 from fastdream.distributions import sum_event, wide
 from fastdream.encoder import check_keys, check_sizes, image_spaces, smallest_map, vector_spaces
 from fastdream.nets import MLP, Children, Dense, NormAct
-from fastdream.ops import Ops, categorical_log_prob, mlp_outputs
+from fastdream.ops import Ops, categorical_log_prob, linear, mlp_outputs
 from fastdream.ops.params import Act, Layers, Norm
+from fastdream.ops.reference.layers import match
 from fastdream.spaces import Space, Spaces
 
 
@@ -177,11 +178,15 @@ class Decoder(nn.Module):
             x: Tensor = self.space(torch.cat([stoch, deter], -1))
             return self.spacenorm(x.reshape(-1, *self.seed))
         blocks = self.config.bspace
-        # Each block of sp0 gives its own channels of the whole map.
-        x0 = self.sp0(deter).reshape(-1, blocks, height, width, channels // blocks)
-        x0 = x0.permute(0, 2, 3, 1, 4).reshape(-1, *self.seed)
-        x1 = self.sp2(self.sp1(stoch)).reshape(-1, *self.seed)
-        return self.spnorm(x0 + x1)
+        of_block = blocks, height, width, channels // blocks
+        # Each block of sp0 gives its own channels of the whole map. Its bias is added with that of sp2, in one product.
+        assert self.sp0.bias is not None and self.sp2.bias is not None
+        bias = self.sp2.bias + self.sp0.bias.view(of_block).permute(1, 2, 0, 3).flatten()
+        x1 = linear(self.sp1(stoch), self.sp2.weight, bias)
+        weight = match(self.sp0.weight, deter.dtype)
+        x0 = torch.bmm(deter.unflatten(-1, (blocks, -1)).transpose(0, 1), weight)
+        x0 = x0.unflatten(-1, of_block[1:]).permute(1, 2, 3, 0, 4)
+        return self.spnorm((x1.view(x0.shape) + x0).reshape(-1, *self.seed))
 
     def loss(self, outputs: Mapping[str, Tensor], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Loss [...] of every key in float32, summed over the elements of its entry.

@@ -86,3 +86,9 @@ def check(function: Callable[..., Any], op: str, case: Case, args: tuple, dtype:
 
 def arguments(case: Case, sizes: str, rows: int, dtype: torch.dtype) -> tuple:
     return changed(cast(dtype), case.make(Maker(rows, torch.float64, SIZES[sizes]), rows))
+
+
+def far(logit: Tensor, noise: Tensor, unimix: float) -> Tensor:
+    """[N] where no draw of a row is so near to a limit between classes that rounding may decide."""
+    cdf = reference.unimix_log_probs(logit.double(), unimix).exp().cumsum(-1)
+    return ((cdf - noise[..., None]).abs() > 1e-5).flatten(1).all(1)

@@ -8,7 +8,7 @@ import triton.language as tl
 from fastdream.ops import reference
 from fastdream.ops.triton.draw import draw
 
-from .triton_cases import far
+from .parity_tools import far
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

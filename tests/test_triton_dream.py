@@ -15,7 +15,8 @@ from fastdream.ops.triton import config, dream, library, step
 from fastdream.ops.triton.config import Spread, TailCut
 
 from .ops_tools import A, Maker, Sizes, leaves, mapped
-from .triton_cases import Blank, drawn, far, sizes
+from .parity_tools import far
+from .triton_cases import Blank, drawn, sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = Sizes(deter=48, hidden=20, stoch=5, classes=6, embed=9, blocks=8, units=24)

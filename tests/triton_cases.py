@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fastdream.agents.dreamer_v3_config import SIZES
-from fastdream.ops import reference
 from fastdream.ops.params import Feat
 
 from . import parity_cases as ops
@@ -209,12 +208,8 @@ WIDE: dict[str, tuple[int, ...]] = {
     "lstm_mdn_step": (3, 4, 6, 7),
     "lstm_mdn_dream": (1, 4, 6, 7),
 }
-FULL_PRECISION = (
-    "lambda_return",
-    "percentiles",
-    "gather_sequences",
-    "laprop_",
-)  # or of whatever precision, alike
+# Or of whatever precision, alike.
+FULL_PRECISION = ("lambda_return", "percentiles", "gather_sequences", "laprop_")
 IN_PLACE = ("laprop_",)  # ops that change their arguments
 SCANS = ("observe", "observe_step")  # ops of many launches, which take long to interpret
 # Steps are products, and few programs: one on each SM, which may have all its registers.
@@ -272,9 +267,3 @@ def names(
         for case, preset, dtype in product(cases, presets, precisions)
         if dtype == torch.float32 or case[0] not in FULL_PRECISION
     ]
-
-
-def far(logit: Tensor, noise: Tensor, unimix: float) -> Tensor:
-    """[N] where no draw of a row is so near to a limit between classes that rounding may decide."""
-    cdf = reference.unimix_log_probs(logit.double(), unimix).exp().cumsum(-1)
-    return ((cdf - noise[..., None]).abs() > 1e-5).flatten(1).all(1)

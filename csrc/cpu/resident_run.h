@@ -42,6 +42,13 @@ struct HostHeld {
   const void* right;
 };
 
+template <int Items, int N>
+struct HostTotals {
+  float at[Items][N];
+
+  float* of(int item) { return at[item]; }
+};
+
 struct HostProducts {
   int first = 0, every = 1;
 
@@ -49,6 +56,8 @@ struct HostProducts {
   using Sums = HostSums<P>;
   template <class P>
   using Held = HostHeld<P>;
+  template <int Items, int N>
+  using Totals = HostTotals<Items, N>;
 
   template <class P>
   void hold(const void* right, HostHeld<P>& held) {

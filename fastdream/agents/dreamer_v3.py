@@ -163,7 +163,7 @@ class DreamerV3:
 
         training=False leaves the running normalisers as they are. `trace` collects what was computed on the way.
         """
-        trace = {} if trace is None else trace
+        wanted, trace = trace, {} if trace is None else trace
         params = self.nets.dyn.params
         embed = self.nets.enc(batch)
         state = carry["deter"], carry["stoch"], action, embed, batch["is_first"]
@@ -173,7 +173,7 @@ class DreamerV3:
         learned, ret, imagined = self.behavior_loss(params, post, batch, draws, training, trace)
         losses |= learned
         if "repval" in self.scales:
-            losses["repval"] = self.replay_value_loss(batch, outs, ret[:, :, 0], training, trace)
+            losses["repval"] = self.replay_value_loss(batch, outs, ret[:, :, 0], training, wanted)
         assert losses.keys() == self.scales.keys(), (sorted(losses), sorted(self.scales))
         trace |= {"embed": embed, "post": post, "losses": losses}
         means = self.ops.summarize([losses[k] for k in self.scales], ["mean"] * len(losses))
@@ -250,7 +250,7 @@ class DreamerV3:
         outs: Mapping[str, Tensor],
         boot: Tensor,
         training: bool,
-        trace: Trace,
+        trace: Trace | None,
     ) -> Tensor:
         """Critic on the last K replayed states, bootstrapped from the imagined return of each: [B, K-1]."""
         nets, K = self.nets, boot.shape[1]

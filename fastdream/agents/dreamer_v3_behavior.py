@@ -82,18 +82,19 @@ def replay_critic_loss(
     value: Tensor,
     slow: Tensor,
     training: bool,
-    trace: Trace,
+    trace: Trace | None,
 ) -> Tensor:
     """Critic on replayed states: [B, K-1], zero where an episode ends.
 
     batch: reward, is_last, is_terminal [B, K]; boot [B, K] what to bootstrap from; value the raw output of the
-    critic, slow the slow critic's prediction, both on the same states.
+    critic, slow the slow critic's prediction, both on the same states. A trace gets what nothing else needs.
     """
     last, disc = batch["is_last"], 1 - 1 / config.horizon
     ret = replayed_return(ops, batch["reward"], last, batch["is_terminal"], boot, disc, config.replay_lam)
-    val, slowval = nets.valnorm.restored(nets.val.pred(value).detach()), nets.valnorm.restored(slow)
-    tar = nets.valnorm.normalized(ret, training)
     weight = 1 - last.float()
-    trace["repl"] = {"val": val, "slowval": slowval, "ret": ret, "weight": weight}
+    if trace is not None:
+        val, slowval = nets.valnorm.restored(nets.val.pred(value).detach()), nets.valnorm.restored(slow)
+        trace["repl"] = {"val": val, "slowval": slowval, "ret": ret, "weight": weight}
+    tar = nets.valnorm.normalized(ret, training)
     bins = nets.val.bins, nets.val.form
     return ops.critic_loss(value, tar, slow[:, :-1], weight[:, :-1], config.replay_slowreg, *bins)

@@ -206,9 +206,8 @@ Call backward_call(Tensors& t, std::vector<int32_t>& resets, std::vector<int32_t
   for (int width : {2 * S::hidden, S::deter, 3 * S::deter, S::hidden, 4, S::deter, S::flat, S::flat}) {
     t.add(rows * width, 1.0f);
   }
-  for (int width : {S::flat, 2 * S::hidden, S::deter, 3 * S::deter, S::hidden, 2 * S::hidden, S::deter, S::hidden}) {
-    t.add(rows * width, 0.0f);
-  }
+  for (int width : {S::flat, 2 * S::hidden, S::deter, 3 * S::deter, S::hidden}) t.add(rows * width, 0.0f);
+  t.add(Totals<S>::elements, 0.0f);
   t.add(kBatch * S::deter, 0.0f);
   t.add(S::team * kRows, 0.0f);
   t.add(S::blocks * kRows * 2 * S::hidden, 0.0f);

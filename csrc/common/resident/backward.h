@@ -1,21 +1,18 @@
 #pragma once
 
-#include "common/resident/backward_cta.h"
+#include "common/resident/backward_totals.h"
 
 // Observing backward, as phases of a CTA, and `backward_scan`, which is the whole of it.
 namespace fastdream::resident {
 
 template <class S, typename T, class Cta>
-struct Backward : BackwardCta<S, T, Cta> {
-  using Base = BackwardCta<S, T, Cta>;
+struct Backward : BackwardTotals<S, T, Cta> {
+  using Base = BackwardTotals<S, T, Cta>;
   using Weights = BackwardWeights<S>;
   using Base::a, Base::c, Base::held, Base::x, Base::kDeter, Base::kStoch, Base::kPost, Base::kHidden;
-  using Base::at, Base::column, Base::cta, Base::fetch_state, Base::fetch_step, Base::product_at, Base::reset, Base::root,
+  using Base::at, Base::column, Base::cta, Base::fetch_state, Base::fetch_step, Base::lanes,
+      Base::lanes_classes, Base::lanes_hidden, Base::product_at, Base::reset, Base::root,
       Base::rows, Base::slope_of, Base::speaks, Base::stoch, Base::through_norm, Base::vector;
-
-  // Lanes of a row of this CTA's columns of deter, two a lane; of its columns of a hidden layer, four a lane; of a variable.
-  static constexpr int lanes = lanes_of(S::own, 2), lanes_hidden = lanes_of(S::own_hidden, 4);
-  static constexpr int lanes_classes = lanes_of(S::classes, 4);
 
   // Gradients of the samples, from the step after and from outside, and of the logits. Then a narrow exchange, of these.
   FD_HD void slope_logits(int t) {
@@ -48,7 +45,10 @@ struct Backward : BackwardCta<S, T, Cta> {
         const Numbers<T, 4> outside = given<4>(a.d_logit, x.d_logit + m * S::own_flat + n);
         Numbers<T, 4> values;
         FD_UNROLL
-        for (int e = 0; e < 4; ++e) values.at[e] = rounded<T>(v.x[e] + widened(outside.at[e]));
+        for (int e = 0; e < 4; ++e) {
+          values.at[e] = rounded<T>(v.x[e] + widened(outside.at[e]));
+          if (m < rows()) held.logits_bias.of((m * S::own_flat + n) / 4)[e] += widened(values.at[e]);
+        }
         keep(values, x.wide, m, k, speaks() && m < rows(), a.logits + at(m, t) * S::flat + k);
       });
     });
@@ -72,8 +72,8 @@ struct Backward : BackwardCta<S, T, Cta> {
         const int j = 4 * lane;
         s.value = 0.0f;
         if (j >= S::own_hidden) return;
-        T* const terms = a.post_terms + at(m, t) * S::hidden + c.rank * S::own_hidden + j;
-        s.value = slope_of(kPost, m, t, j, Logits::template sums<4>(x.partial, m, j), x.post, x.slopes[0], terms);
+        float* const totals = held.post_scale.of((m * S::own_hidden + j) / 4);
+        s.value = slope_of(kPost, m, t, j, Logits::template sums<4>(x.partial, m, j), x.post, x.slopes[0], totals);
       });
       g.sum(&Sum::value);
       g.each([&](int lane, Sum& s) {
@@ -118,6 +118,9 @@ struct Backward : BackwardCta<S, T, Cta> {
         slopes[1].at[e] = rounded<T>(d.cand);
         slopes[2].at[e] = rounded<T>(d.update);
         carry.at[e] = reset(m, t) ? 0.0f : d.deter;
+        if (m >= rows()) continue;
+        FD_UNROLL
+        for (int j = 0; j < 3; ++j) held.gates_bias.of(own / 2)[2 * j + e] += widened(slopes[j].at[e]);
       }
       store(x.carry + own, carry);
       FD_UNROLL
@@ -145,17 +148,15 @@ struct Backward : BackwardCta<S, T, Cta> {
         const Numbers<float, 2> scale = load<2>(vector(Vectors<S>::hidden_scale) + n);
         const Numbers<T, 2> hidden = load<2>(x.hidden + m * S::own + n);
         Numbers<float, 2> slopes;
-        Numbers<T, 2> terms;
         FD_UNROLL
         for (int e = 0; e < 2; ++e) {
           const float normal = widened(hidden.at[e]) * root(kHidden, m, t);
           const float outer = sums.at[e] * silu_slope(normal * scale.at[e]);
           slopes.at[e] = outer * scale.at[e];
           s.value += slopes.at[e] * normal;
-          terms.at[e] = rounded<T>(outer * normal);
+          if (m < rows()) held.hidden_scale.of((m * S::own + n) / 2)[e] += outer * normal;
         }
         store(x.slope + m * S::own + n, slopes);
-        if (m < rows()) store(a.hidden_terms + at(m, t) * S::deter + column(n), terms);
       });
       g.sum(&Sum::value);
       g.each([&](int lane, Sum& s) {
@@ -215,12 +216,12 @@ struct Backward : BackwardCta<S, T, Cta> {
     c.template groups<lanes_hidden, Sum>(2 * kRows, [&](int q, auto& g) {
       const int m = q % kRows, half = q / kRows;
       g.each([&](int lane, Sum& s) {
-        const int j = 4 * lane, k = half * S::hidden + c.rank * S::own_hidden + j;
+        const int j = 4 * lane;
         s.value = 0.0f;
         if (j >= S::own_hidden) return;
         const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, half * S::own_hidden + j), t);
         s.value = slope_of(half ? kStoch : kDeter, m, t, j, sums, x.pre[half], x.slopes[half],
-                           a.pre_terms + at(m, t) * 2 * S::hidden + k);
+                           held.pre_scale.of((q * S::own_hidden + j) / 4));
       });
       g.sum(&Sum::value);
       g.each([&](int lane, Sum& s) {
@@ -238,8 +239,12 @@ struct Backward : BackwardCta<S, T, Cta> {
     c.each(2 * kRows * fours, [&](int i) {
       const int half = i / (kRows * fours), m = i / fours % kRows, j = i % fours * 4, k = c.rank * S::own_hidden + j;
       T* const to = half ? stoch() : x.pair + kRows * S::hidden;  // columns from H on follow those before
-      through_norm(half ? kStoch : kDeter, m, t, j, x.pre[half], x.slopes[half], to, k, reset(m, t),
-                   a.d_pre + at(m, t) * 2 * S::hidden + half * S::hidden + k);
+      const Numbers<T, 4> values = through_norm(half ? kStoch : kDeter, m, t, j, x.pre[half], x.slopes[half], to, k,
+                                                reset(m, t), a.d_pre + at(m, t) * 2 * S::hidden + half * S::hidden + k);
+      FD_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        if (m < rows()) held.pre_bias.of(i)[e] += widened(values.at[e]);
+      }
     });
     c.sync();
     spread_columns<S, S::own_hidden>(c, x.pair, S::hidden + c.rank * S::own_hidden);
@@ -280,6 +285,7 @@ FD_HD void backward_scan(Run& run, int length) {
     run.phase([](auto& cta) { cta.hold_weights(); });
     run.narrow();
   }
+  run.phase([](auto& cta) { cta.finish_totals(); });
 }
 
 }  // namespace fastdream::resident

@@ -20,6 +20,12 @@ struct BackwardCta {
   struct Held {
     typename Cta::template Held<typename Weights::Table> table;
     typename Cta::template Held<typename Weights::Logits> logits;
+    // Sums over steps, of neighbours in a row: as many items as the phase has to which they belong.
+    typename Cta::template Totals<kRows * S::own_flat / 4, 4> logits_bias;
+    typename Cta::template Totals<kRows * S::own / 2, 6> gates_bias;
+    typename Cta::template Totals<kRows * 2 * S::own_hidden / 4, 4> pre_bias, pre_scale;
+    typename Cta::template Totals<kRows * S::own_hidden / 4, 4> post_scale;
+    typename Cta::template Totals<kRows * S::own / 2, 2> hidden_scale;
   };
 
   Cta& c;
@@ -75,6 +81,7 @@ struct BackwardCta {
     c.each(kRows * 2 * S::hidden, [&](int i) { x.pair[i] = rounded<T>(0.0f); });
     c.each(kRows * S::hidden, [&](int i) { stoch()[i] = rounded<T>(0.0f); });
     c.each(kRows * S::own, [&](int i) { x.carry[i] = 0.0f; });
+    held = {};
     fetch_step(a.length - 1);
     c.fetched();
     c.sync();
@@ -115,14 +122,13 @@ struct BackwardCta {
   FD_HD float root(Norms which, int m, int t) const { return x.roots[t % 2][m * 4 + which]; }
 
   // From the gradient of own features j ... j + 3 of a layer, `pre` before its norm, to that of its normalised numbers, kept
-  // at `slopes`, and what the norm's scale gets, kept at `terms`. Returns their part of the norm's sum.
+  // at `slopes`, and what the norm's scale gets, added to `totals`. Returns their part of the norm's sum.
   FD_HD float slope_of(Norms which, int m, int t, int j, const Numbers<float, 4>& gradient, const T* pre, float* slopes,
-                       T* terms) {
+                       float* totals) {
     const float root = this->root(which, m, t);
     const Numbers<T, 4> before = load<4>(pre + m * S::own_hidden + j);
     const Numbers<float, 4> scale = load<4>(vector(Vectors<S>::scales) + which * S::hidden + c.rank * S::own_hidden + j);
     Numbers<float, 4> slope;
-    Numbers<T, 4> term;
     float sum = 0.0f;
     FD_UNROLL
     for (int e = 0; e < 4; ++e) {
@@ -130,17 +136,16 @@ struct BackwardCta {
       const float outer = gradient.at[e] * silu_slope(normal * scale.at[e]);
       slope.at[e] = outer * scale.at[e];
       sum += slope.at[e] * normal;
-      term.at[e] = rounded<T>(outer * normal);
+      if (m < rows()) totals[e] += outer * normal;
     }
     store(slopes + m * S::own_hidden + j, slope);
-    if (speaks() && m < rows()) store(terms, term);
     return sum;
   }
 
   // From there to the gradient of what the norm took: into columns from k on of an activation, zeros if `forget`, and into
-  // a tensor.
-  FD_HD void through_norm(Norms which, int m, int t, int j, const T* pre, const float* slopes, T* activation, int k,
-                          bool forget, T* out) {
+  // a tensor. Returns it.
+  FD_HD Numbers<T, 4> through_norm(Norms which, int m, int t, int j, const T* pre, const float* slopes, T* activation,
+                                   int k, bool forget, T* out) {
     const float root = this->root(which, m, t);
     float sum = 0.0f;
     FD_UNROLL
@@ -159,6 +164,7 @@ struct BackwardCta {
       const Numbers<T, 2> pair = {forget ? rounded<T>(0.0f) : values.at[e], forget ? rounded<T>(0.0f) : values.at[e + 1]};
       store(activation + left_offset(m, k + e), pair);
     }
+    return values;
   }
 };
 

@@ -18,7 +18,7 @@ struct BackwardArgs {
   const T *d_deter, *d_stoch, *d_logit;  // gradients of its results, [B, T, ...] or null: zeros
   // Gradients at every step of the logits, by whatever way, and of what the forward scan kept, likewise shaped.
   T *logits, *d_pre, *d_hidden, *d_gates, *d_post;
-  T *pre_terms, *hidden_terms, *post_terms;  // what sums over rows to the gradients of the norms' scales
+  float* totals;  // [tiles, Totals::elements] sums over a tile's rows and steps
   float* carried;  // [B, D] of deter0, but for what comes through its features
   float* sums;     // [tiles, 16, team] zeros, a workspace: each CTA's part of sums over the hidden layer
   float* products;  // [tiles, blocks, 16, 2H] zeros, a workspace: each block's part of products over all of deter
@@ -26,6 +26,18 @@ struct BackwardArgs {
   int64_t* clocks;
   int batch, length;
   float unimix;
+};
+
+// Gradients of biases and of norms' scales, one after the other.
+template <class S>
+struct Totals {
+  static constexpr int logits_bias = 0;
+  static constexpr int gates_bias = logits_bias + S::flat;
+  static constexpr int pre_bias = gates_bias + 3 * S::deter;
+  static constexpr int pre_scale = pre_bias + 2 * S::hidden;
+  static constexpr int post_scale = pre_scale + 2 * S::hidden;
+  static constexpr int hidden_scale = post_scale + S::hidden;
+  static constexpr int elements = hidden_scale + S::deter;
 };
 
 // All but the weights.

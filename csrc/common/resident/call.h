@@ -112,9 +112,7 @@ BackwardArgs<T> backward_args(Call& call) {
   a.d_hidden = call.pointer<T>();
   a.d_gates = call.pointer<T>();
   a.d_post = call.pointer<T>();
-  a.pre_terms = call.pointer<T>();
-  a.hidden_terms = call.pointer<T>();
-  a.post_terms = call.pointer<T>();
+  a.totals = call.pointer<float>();
   a.carried = call.pointer<float>();
   a.sums = call.pointer<float>();
   a.products = call.pointer<float>();

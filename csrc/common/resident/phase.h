@@ -22,6 +22,7 @@
 //   c.forget(sums, f)                rows m with f(m) become zeros
 //   c.leave(sums, to)                the sums, as partial results
 //   Held<P>                          the weights b of a product in registers, which c.hold(b, held) begins to read there
+//   Totals<Items, N>                 N sums of each of the items of a loop, at totals.of(item), of which a thread has one
 //   c.expect(n)                      n bytes are to come from other CTAs of the block before the next narrow exchange ends
 //   c.send(rank, p, numbers)         store numbers at p in the shared memory of another CTA of the block: it has them after
 //                                    that exchange

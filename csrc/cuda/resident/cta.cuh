@@ -82,6 +82,14 @@ struct DeviceHeld {
   uint4 at[P::pairs / P::split][P::strips_each];
 };
 
+template <int Items, int N>
+struct DeviceTotals {
+  static_assert(Items <= kThreads, "one item a thread");
+  float at[N];
+
+  __device__ float* of(int) { return at; }
+};
+
 template <class S, class Shared>
 struct DeviceCta {
   Shared& mine;
@@ -112,6 +120,8 @@ struct DeviceCta {
   using Sums = DeviceSums<P>;
   template <class P>
   using Held = DeviceHeld<P>;
+  template <int Items, int N>
+  using Totals = DeviceTotals<Items, N>;
 
   template <class P>
   __device__ void multiply(const bf16* left, const bf16* right, DeviceSums<P>& sums) {

@@ -33,9 +33,7 @@ class Slopes(NamedTuple):
     hidden: Tensor
     gates: Tensor
     post: Tensor
-    pre_terms: Tensor  # which sum over rows to the gradients of the norms' scales
-    hidden_terms: Tensor
-    post_terms: Tensor
+    totals: Tensor  # [tiles, n], those of biases and norms' scales: `Totals` of csrc/common/resident/backward_data.h
 
 
 def _shifted(first: Tensor, rest: Tensor, reset: Tensor) -> Tensor:
@@ -45,11 +43,6 @@ def _shifted(first: Tensor, rest: Tensor, reset: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     return x.flatten(0, 1)
-
-
-def _sums(x: Tensor) -> Tensor:
-    """Sums over rows, in float32 at least."""
-    return x.sum((0, 1), dtype=torch.float32)
 
 
 def _blocked(x: Tensor, blocks: int) -> Tensor:
@@ -74,25 +67,30 @@ def gradients(
     before = _shifted(deter, kept.deter, reset)
     drawn = _shifted(stoch.flatten(1), kept.stoch.flatten(2), reset)
     d_deter, d_stoch = slopes.pre.split(shape.hidden, -1)
-    deter_terms, stoch_terms = _sums(slopes.pre_terms).split(shape.hidden)
-    g = shape.blocks
+    g, h = shape.blocks, shape.hidden
+    totals = slopes.totals[0] if len(slopes.totals) == 1 else slopes.totals.sum(0)
+    biases, scales = totals.split([len(p.logits_bias) + len(p.gates_bias) + 2 * h, 3 * h + shape.deter])
+    logits_bias, gates_bias, deter_bias, stoch_bias = biases.to(p.gates_bias.dtype).split(
+        [len(p.logits_bias), len(p.gates_bias), h, h]
+    )
+    deter_scale, stoch_scale, post_scale, hidden_scale = scales.split([h, h, h, shape.deter])
     hidden, gates = _blocked(slopes.hidden, g), _blocked(slopes.gates, g)
     of_params = Params(
         deter=_rows(d_deter).t() @ _rows(before),
-        deter_bias=_sums(d_deter),
-        deter_scale=deter_terms,
+        deter_bias=deter_bias,
+        deter_scale=deter_scale,
         stoch=_rows(d_stoch).t() @ _rows(drawn),
-        stoch_bias=_sums(d_stoch),
-        stoch_scale=stoch_terms,
+        stoch_bias=stoch_bias,
+        stoch_scale=stoch_scale,
         of_deter=_blocked(before, g).mT @ hidden,
         of_state=_rows(slopes.hidden).t() @ _rows(kept.pre_feat),
-        hidden_scale=_sums(slopes.hidden_terms),
+        hidden_scale=hidden_scale,
         gates=_blocked(kept.hidden_feat, g).mT @ gates,
-        gates_bias=_sums(slopes.gates),
+        gates_bias=gates_bias,
         post=_rows(slopes.post).t() @ _rows(kept.deter),
-        post_scale=_sums(slopes.post_terms),
+        post_scale=post_scale,
         logits=_rows(slopes.logit.flatten(2)).t() @ _rows(kept.post_feat),
-        logits_bias=_sums(slopes.logit.flatten(2)),
+        logits_bias=logits_bias,
     )
     forgets = reset[:, :1]
     to_deter = (carried + d_deter[:, 0] @ p.deter).masked_fill(forgets, 0.0)

@@ -217,7 +217,13 @@ def _backward(
         _reset_words(reset),
     ]
     tensors += [pre, hidden, gates, post, roots, d_deter, d_stoch, d_logit]
-    slopes = Slopes(*(torch.empty_like(x) for x in (logit, pre, hidden, gates, post, pre, hidden, post)))
+    slopes = Slopes(
+        *(torch.empty_like(x) for x in (logit, pre, hidden, gates, post)),
+        deter.new_empty(
+            (-(-deter.shape[0] // ROWS), 5 * s.hidden + 4 * s.deter + s.stoch * s.classes),
+            dtype=torch.float32,
+        ),
+    )
     carried = torch.empty_like(deter, dtype=torch.float32, memory_format=torch.contiguous_format)
     workspaces = [*slopes, carried, *_workspaces(deter, s)]
     _run("resident_backward", [*_placed(tensors), *workspaces], [*shape, *reset.shape], scalars)

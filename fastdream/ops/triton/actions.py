@@ -13,6 +13,7 @@ from fastdream.ops.params import Layer
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.enter import norm_act_row
 from fastdream.ops.triton.library import launch
+from fastdream.ops.triton.rowwise import load_vector
 
 BM = 16  # rows of a program
 COLUMNS = 512  # of a program, where no norm needs whole rows
@@ -66,7 +67,8 @@ def actions_kernel(
     m_x = m_m[:, None] & m_h[None, :]
     tl.store(pre + o_row[:, None] * H + o_h[None, :], b_pre, mask=m_x)
     if x is not None:
-        b_x = norm_act_row(b_pre.to(tl.float32), scale, shift, None, o_m, M, eps, H, NORM, ACT)
+        b_scale, b_shift = load_vector(scale, o_h, m_h, 1.0), load_vector(shift, o_h, m_h, 0.0)
+        b_x = norm_act_row(b_pre.to(tl.float32), b_scale, b_shift, None, o_m, M, eps, H, NORM, ACT)
         tl.store(x + o_row[:, None] * s_x + o_h[None, :], b_x.to(x.dtype.element_ty), mask=m_x)
 
 

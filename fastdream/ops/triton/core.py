@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from fastdream.ops.params import Layer, Layers
-from fastdream.ops.triton import interpreted
+from fastdream.ops.triton import interpreted, library
 from fastdream.ops.triton.block_core import LINE, block_core
 from fastdream.ops.triton.block_product import Normed, Tiles, block_product, product_sums, product_tiles
 from fastdream.ops.triton.dense_gates import dense_gates
@@ -69,7 +69,8 @@ class JointStep(NamedTuple):
         """Layers in the dtype of products, for so many rows; None if too many programs would have to wait."""
         blocks, block, _ = gates.weight.shape
         tiles = product_tiles(rows, blocks * block, block, gates.weight.element_size())
-        if blocks * triton.cdiv(block, tiles.n) > GROUP:
+        most = min(GROUP, library.multiprocessors(gates.weight.device))
+        if blocks >= LINE.value or blocks * triton.cdiv(block, tiles.n) > most:
             return None
         pre, lines = gates.weight.new_empty(rows, blocks * block), (triton.cdiv(rows, tiles.m), LINE.value)
         arrived = torch.zeros(lines, dtype=torch.int32, device=pre.device)

@@ -13,8 +13,8 @@ from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.dense_gates import load_gate
 from fastdream.ops.triton.gates_gradient import gate_gradients, through_layer
 from fastdream.ops.triton.library import launch
-from fastdream.ops.triton.rowwise import moments, row_tiles
-from fastdream.ops.triton.rowwise_gradient import Later, load_hat, load_vector, store_gradient
+from fastdream.ops.triton.rowwise import load_vector, moments, row_tiles
+from fastdream.ops.triton.rowwise_gradient import Later, load_hat, store_gradient
 
 
 @triton.jit(do_not_specialize=["M"])

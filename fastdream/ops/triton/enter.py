@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
-from fastdream.ops.triton.norm_kernels import activate, normalize
-from fastdream.ops.triton.rowwise import store_sums
+from fastdream.ops.triton.norm_kernels import activate
+from fastdream.ops.triton.rowwise import load_vector
 
 
 class Entering(NamedTuple):
@@ -75,8 +75,8 @@ def gather(
 @triton.jit
 def norm_act_row(
     b_x,  # [BR, BH], whole rows, zero beyond H
-    scale,  # [H] or None
-    shift,  # [H] or None
+    b_scale,  # [BH]
+    b_shift,  # [BH]
     sums,  # [1, planes, M] or None
     o_m,  # [BR]
     M,
@@ -85,39 +85,67 @@ def norm_act_row(
     NORM: tl.constexpr,
     ACT: tl.constexpr,
 ):
-    """act(norm(x)) of whole rows, whose sums are stored if wanted: the row is one tile."""
-    o_h = tl.arange(0, b_x.shape[1])
-    m_h = o_h < H
+    """act(norm(x)) of whole rows, whose sums are stored if wanted, as those of one tile."""
     if NORM != "none":
+        b_sum = tl.zeros_like(o_m).to(tl.float32)
+        if NORM == "layer":
+            b_sum = tl.sum(b_x, 1)
+            b_x = tl.where((tl.arange(0, b_x.shape[1]) < H)[None, :], b_x - (b_sum / H)[:, None], 0.0)
+        b_square = tl.sum(b_x * b_x, 1)
         if sums is not None:
-            store_sums(sums, b_x, m_h, 0, o_m, M, NORM)
-        b_x, _ = normalize(b_x, m_h[None, :], tl.cast(eps, tl.float32), H, NORM)
-        if scale is not None:
-            b_x *= tl.load(scale + o_h, mask=m_h, other=0.0).to(tl.float32)[None, :]
-        if shift is not None:
-            b_x += tl.load(shift + o_h, mask=m_h, other=0.0).to(tl.float32)[None, :]
+            if NORM == "layer":
+                tl.store(sums + o_m, b_sum, mask=o_m < M)
+            tl.store(sums + (M if NORM == "layer" else 0) + o_m, b_square, mask=o_m < M)
+        b_x = b_x * tl.rsqrt(b_square / H + tl.cast(eps, tl.float32))[:, None]
+        b_x = b_x * b_scale[None, :] + b_shift[None, :]
     return activate(b_x, ACT)
 
 
 @triton.jit
-def enter(
-    b_stoch,  # [BR, BH], stoch's product, zero beyond H and where reset
+def enter_own(
     o_m,  # [BR]
-    reset,  # [M] or None
+    b_reset,  # [BR]
     own,  # [M, H] or None
-    own_bias,  # [H] or None
-    own_scale,
-    own_shift,
-    own_sums,
-    base,  # [M, H]
-    pre,  # [M, H]
+    bias,  # [H] or None
     scale,
     shift,
     sums,
-    x,  # [M, 2H] or [M, H]
-    s_reset,
+    x,  # [M, 2H]
     s_own,
-    s_base,
+    s_x,
+    M,
+    eps,
+    H: tl.constexpr,
+    BH: tl.constexpr,
+    NORM: tl.constexpr,
+    ACT: tl.constexpr,
+):
+    """The first half of x, of deter's product if there is one, which is overwritten."""
+    if own is not None:
+        o_h = tl.arange(0, BH)
+        o_row = o_m.to(tl.int64)
+        m_m, m_h = o_m < M, o_h < H
+        m_x = m_m[:, None] & m_h[None, :]
+        p_own = own + o_row[:, None] * s_own + o_h[None, :]
+        b_own = tl.load(p_own, mask=m_x, other=0.0).to(tl.float32)
+        b_own = tl.where(b_reset[:, None], 0.0, b_own)
+        b_own = (b_own + load_vector(bias, o_h, m_h, 0.0)[None, :]).to(own.dtype.element_ty)
+        tl.store(p_own, b_own, mask=m_x)
+        b_scale, b_shift = load_vector(scale, o_h, m_h, 1.0), load_vector(shift, o_h, m_h, 0.0)
+        b_x = norm_act_row(b_own.to(tl.float32), b_scale, b_shift, sums, o_m, M, eps, H, NORM, ACT)
+        tl.store(x + o_row[:, None] * s_x + o_h[None, :], b_x.to(x.dtype.element_ty), mask=m_x)
+
+
+@triton.jit
+def enter_stoch(
+    b_stoch,  # [BR, BH], stoch's product, zero beyond H and where reset
+    b_base,  # [BR, BH]
+    b_scale,  # [BH]
+    b_shift,  # [BH]
+    o_m,  # [BR]
+    pre,  # [M, H]
+    sums,
+    x,  # [M, H], or the last half of it
     s_pre,
     s_x,
     M,
@@ -126,29 +154,14 @@ def enter(
     NORM: tl.constexpr,
     ACT: tl.constexpr,
 ):
+    """The last half of x, or all."""
     o_h = tl.arange(0, b_stoch.shape[1])
     o_row = o_m.to(tl.int64)
-    m_m, m_h = o_m < M, o_h < H
-    m_x = m_m[:, None] & m_h[None, :]
-    p_x = x + o_row[:, None] * s_x + o_h[None, :]
-    if own is not None:
-        p_own = own + o_row[:, None] * s_own + o_h[None, :]
-        m_own = m_x
-        if reset is not None:
-            m_own = m_x & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)[:, None]
-        b_own = tl.load(p_own, mask=m_own, other=0.0).to(tl.float32)
-        if own_bias is not None:
-            b_own += tl.load(own_bias + o_h, mask=m_h, other=0.0).to(tl.float32)[None, :]
-        b_own = b_own.to(own.dtype.element_ty)
-        tl.store(p_own, b_own, mask=m_x)
-        b_x = norm_act_row(b_own.to(tl.float32), own_scale, own_shift, own_sums, o_m, M, eps, H, NORM, ACT)
-        tl.store(p_x, b_x.to(x.dtype.element_ty), mask=m_x)
-        p_x += H
-    b_base = tl.load(base + o_row[:, None] * s_base + o_h[None, :], mask=m_x, other=0.0)
-    b_pre = (b_stoch + b_base.to(tl.float32)).to(pre.dtype.element_ty)
+    m_x = (o_m < M)[:, None] & (o_h < H)[None, :]
+    b_pre = (b_stoch + b_base).to(pre.dtype.element_ty)
     tl.store(pre + o_row[:, None] * s_pre + o_h[None, :], b_pre, mask=m_x)
-    b_x = norm_act_row(b_pre.to(tl.float32), scale, shift, sums, o_m, M, eps, H, NORM, ACT)
-    tl.store(p_x, b_x.to(x.dtype.element_ty), mask=m_x)
+    b_x = norm_act_row(b_pre.to(tl.float32), b_scale, b_shift, sums, o_m, M, eps, H, NORM, ACT)
+    tl.store(x + o_row[:, None] * s_x + o_h[None, :], b_x.to(x.dtype.element_ty), mask=m_x)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -185,28 +198,28 @@ def enter_kernel(
     o_m = i_m * BR + tl.arange(0, BR)
     o_h = tl.arange(0, BH)
     m_m = o_m < M
+    b_reset = tl.zeros([BR], tl.int1)
     if reset is not None:
-        m_m = m_m & (tl.load(reset + o_m.to(tl.int64) * s_reset, mask=m_m, other=1) == 0)
+        b_reset = tl.load(reset + o_m.to(tl.int64) * s_reset, mask=m_m, other=1) != 0
     p_stoch = product + o_m.to(tl.int64)[:, None] * H + o_h[None, :]
-    b_stoch = tl.load(p_stoch, mask=m_m[:, None] & (o_h < H)[None, :], other=0.0).to(tl.float32)
-    enter(
+    m_stoch = (m_m & ~b_reset)[:, None] & (o_h < H)[None, :]
+    b_stoch = tl.load(p_stoch, mask=m_stoch, other=0.0).to(tl.float32)
+    enter_own(
+        o_m, b_reset, own, own_bias, own_scale, own_shift, own_sums, x, s_own, s_x, M, eps, H, BH, NORM, ACT
+    )
+    p_x = x if own is None else x + H
+    m_x = (o_m < M)[:, None] & (o_h < H)[None, :]
+    b_base = tl.load(base + o_m.to(tl.int64)[:, None] * s_base + o_h[None, :], mask=m_x, other=0.0)
+    b_scale, b_shift = load_vector(scale, o_h, o_h < H, 1.0), load_vector(shift, o_h, o_h < H, 0.0)
+    enter_stoch(
         b_stoch,
+        b_base.to(tl.float32),
+        b_scale,
+        b_shift,
         o_m,
-        reset,
-        own,
-        own_bias,
-        own_scale,
-        own_shift,
-        own_sums,
-        base,
         pre,
-        scale,
-        shift,
         sums,
-        x,
-        s_reset,
-        s_own,
-        s_base,
+        p_x,
         s_pre,
         s_x,
         M,

@@ -21,7 +21,7 @@ from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
-from fastdream.ops.triton.rowwise import moments, normalize_tile, row_tiles
+from fastdream.ops.triton.rowwise import load_planes, moments, moments_of, normalize_tile, row_tiles
 from fastdream.ops.triton.split import (
     add_product,
     load_inputs,
@@ -29,6 +29,7 @@ from fastdream.ops.triton.split import (
     normalize_inputs,
     split_inputs,
     sum_parts,
+    vector_inputs,
 )
 
 
@@ -205,10 +206,14 @@ def split_gates_kernel(
         b_bc = tl.load(p_bias + P, mask=m_n, other=0.0).to(tl.float32)
         b_bu = tl.load(p_bias + 2 * P, mask=m_n, other=0.0).to(tl.float32)
 
+    b_scale = vector_inputs(scale, i_g * P + o_k, o_k < P, 1.0)
+    b_shift = vector_inputs(shift, i_g * P + o_k, o_k < P, 0.0)
+
     begin(PDL)
+    b_sums, b_squares = load_planes(sums, o_m, M, G * ((P + TILE - 1) // TILE), BT, NORM, False)
     b_h = load_inputs(hidden + i_g * P, o_row, m_m, o_k, o_k < P, s_hidden)
-    b_mean, b_rstd = moments(sums, o_m, M, eps, G * P, P, TILE, BT, NORM)
-    b_y = activate(normalize_inputs(b_h, b_mean, b_rstd, scale, shift, i_g * P + o_k, o_k < P), ACT)
+    b_mean, b_rstd = moments_of(b_sums, b_squares, o_m, M, eps, G * P, P, TILE, BT, NORM)
+    b_y = activate(normalize_inputs(b_h, b_mean, b_rstd, b_scale, b_shift), ACT)
     b_r = add_product(None, b_y, b_wr)
     b_c = add_product(None, b_y, b_wc)
     b_u = add_product(None, b_y, b_wu)
@@ -216,7 +221,9 @@ def split_gates_kernel(
         o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < P
         b_h = load_inputs(hidden + i_g * P, o_row, m_m, o_k, m_k, s_hidden)
-        b_y = activate(normalize_inputs(b_h, b_mean, b_rstd, scale, shift, i_g * P + o_k, m_k), ACT)
+        b_scale = vector_inputs(scale, i_g * P + o_k, m_k, 1.0)
+        b_shift = vector_inputs(shift, i_g * P + o_k, m_k, 0.0)
+        b_y = activate(normalize_inputs(b_h, b_mean, b_rstd, b_scale, b_shift), ACT)
         b_w = load_weights(p_w, o_k, m_k, o_n, m_n, s_k, s_n)
         b_r = add_product(b_r, b_y, b_w)
         b_w = load_weights(p_w + P * s_n, o_k, m_k, o_n, m_n, s_k, s_n)

@@ -20,9 +20,16 @@ from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.overlap import begin
-from fastdream.ops.triton.rowwise import moments, row_tiles
-from fastdream.ops.triton.rowwise_gradient import Later, gradient_inputs, hat_inputs, mean_dots
-from fastdream.ops.triton.split import add_product, load_weights, split_inputs, sum_parts
+from fastdream.ops.triton.rowwise import load_planes, moments, row_tiles
+from fastdream.ops.triton.rowwise_gradient import Later, gradient_inputs, hat_inputs, means_of
+from fastdream.ops.triton.split import (
+    add_product,
+    load_inputs,
+    load_weights,
+    split_inputs,
+    sum_parts,
+    vector_inputs,
+)
 
 
 @triton.jit
@@ -68,18 +75,22 @@ def through_layer(
     b_w = load_weights(weight, o_k, o_k < K, o_n, m_n, N, 1)
     b_mean, b_rstd = moments(sums, o_m, M, eps, K, K, TILE, BT, NORM)
     b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, o_k < K, s_x, NORM)
+    b_scale = vector_inputs(scale, o_k, o_k < K, 1.0)
     begin(PDL)
-    b_dot, b_sum = mean_dots(dots, o_m, M, K, TILES, BD, NORM)
-    b_g = gradient_inputs(d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_m, o_k, o_k < K, s_dn, NORM)
-    b_d = add_product(None, b_g, b_w)
+    b_dots, b_sums = load_planes(dots, o_m, M, TILES, BD, NORM, True)
+    b_d = load_inputs(d_n, o_row, m_m, o_k, o_k < K, s_dn)
+    b_dot, b_sum = means_of(b_dots, b_sums, K, NORM)
+    b_g = gradient_inputs(b_d, b_hat, b_scale, b_rstd, b_dot, b_sum, m_m, o_k < K, NORM)
+    b_out = add_product(None, b_g, b_w)
     for i_k in range(BK, K, BK):
         o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < K
         b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM)
-        b_g = gradient_inputs(d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_m, o_k, m_k, s_dn, NORM)
+        b_d, b_scale = load_inputs(d_n, o_row, m_m, o_k, m_k, s_dn), vector_inputs(scale, o_k, m_k, 1.0)
+        b_g = gradient_inputs(b_d, b_hat, b_scale, b_rstd, b_dot, b_sum, m_m, m_k, NORM)
         b_w = load_weights(weight, o_k, m_k, o_n, m_n, N, 1)
-        b_d = add_product(b_d, b_g, b_w)
-    return sum_parts(b_d)
+        b_out = add_product(b_out, b_g, b_w)
+    return sum_parts(b_out)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -15,17 +15,23 @@ from fastdream.ops.triton.block_product import Tiles
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.overlap import begin
-from fastdream.ops.triton.rowwise import moments, row_tiles
+from fastdream.ops.triton.rowwise import load_planes, load_vector, moments, row_tiles
 from fastdream.ops.triton.rowwise_gradient import (
     Later,
     gradient_inputs,
     hat_inputs,
     load_hat,
-    load_vector,
-    mean_dots,
+    means_of,
     store_gradient,
 )
-from fastdream.ops.triton.split import add_product, load_inputs, load_weights, split_inputs, sum_parts
+from fastdream.ops.triton.split import (
+    add_product,
+    load_inputs,
+    load_weights,
+    split_inputs,
+    sum_parts,
+    vector_inputs,
+)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -82,39 +88,25 @@ def layer_gradient_kernel(
     b_scale, b_shift = load_vector(scale, o_x, m_n, 1.0), load_vector(shift, o_x, m_n, 0.0)
     if up is not None:
         b_mean, b_rstd = moments(up_sums, o_m, M, up_eps, G * K, K, UP_TILE, UP_BT, UP_NORM)
+        b_us = vector_inputs(up_scale, i_g * K + o_k, o_k < K, 1.0)
         b_up = hat_inputs(up, b_mean, b_rstd, o_row, m_m, i_g * K + o_k, o_k < K, s_up, UP_NORM)
 
     begin(PDL)
-    if up is None:
-        b_g = load_inputs(gradient + i_g * K, o_row, m_m, o_k, o_k < K, s_gradient)
-    else:
-        b_dot, b_sum = mean_dots(up_dots, o_m, M, G * K, UP_TILES, UP_BD, UP_NORM)
-        b_g = gradient_inputs(
-            gradient,
-            b_up,
-            up_scale,
-            b_rstd,
-            b_dot,
-            b_sum,
-            o_row,
-            m_m,
-            i_g * K + o_k,
-            o_k < K,
-            s_gradient,
-            UP_NORM,
-        )
+    if up is not None:
+        b_dots, b_sums = load_planes(up_dots, o_m, M, UP_TILES, UP_BD, UP_NORM, True)
+    b_g = load_inputs(gradient + i_g * K, o_row, m_m, o_k, o_k < K, s_gradient)
+    if up is not None:
+        b_dot, b_sum = means_of(b_dots, b_sums, G * K, UP_NORM)
+        b_g = gradient_inputs(b_g, b_up, b_us, b_rstd, b_dot, b_sum, m_m, o_k < K, UP_NORM)
     b_grad = add_product(None, b_g, b_w)
     for i_k in range(BK, K, BK):
         o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < K
-        if up is None:
-            b_g = load_inputs(gradient + i_g * K, o_row, m_m, o_k, m_k, s_gradient)
-        else:
-            o_g = i_g * K + o_k
-            b_up = hat_inputs(up, b_mean, b_rstd, o_row, m_m, o_g, m_k, s_up, UP_NORM)
-            b_g = gradient_inputs(
-                gradient, b_up, up_scale, b_rstd, b_dot, b_sum, o_row, m_m, o_g, m_k, s_gradient, UP_NORM
-            )
+        b_g = load_inputs(gradient + i_g * K, o_row, m_m, o_k, m_k, s_gradient)
+        if up is not None:
+            b_up = hat_inputs(up, b_mean, b_rstd, o_row, m_m, i_g * K + o_k, m_k, s_up, UP_NORM)
+            b_us = vector_inputs(up_scale, i_g * K + o_k, m_k, 1.0)
+            b_g = gradient_inputs(b_g, b_up, b_us, b_rstd, b_dot, b_sum, m_m, m_k, UP_NORM)
         b_w = load_weights(weight + i_g * s_g, o_k, m_k, o_n, m_n, s_k, s_n)
         b_grad = add_product(b_grad, b_g, b_w)
     i_tile = i_g * tl.num_programs(0) + i_n

@@ -15,9 +15,16 @@ from fastdream.ops.triton.block_product import piece, split_warps
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.overlap import begin
-from fastdream.ops.triton.rowwise import moments
-from fastdream.ops.triton.rowwise_gradient import Later, gradient_inputs, hat_inputs, mean_dots
-from fastdream.ops.triton.split import add_product, load_weights, split_inputs, sum_parts
+from fastdream.ops.triton.rowwise import load_planes, moments
+from fastdream.ops.triton.rowwise_gradient import Later, gradient_inputs, hat_inputs, means_of
+from fastdream.ops.triton.split import (
+    add_product,
+    load_inputs,
+    load_weights,
+    split_inputs,
+    sum_parts,
+    vector_inputs,
+)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -82,6 +89,7 @@ def logit_gradient_kernel(
         b_w = load_weights(weight, o_k, m_k, o_n, m_n, 1, H)
         m_kept = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
         b_mean, b_rstd = moments(sums, o_m, M, eps, H, H, H, 1, NORM)
+        b_scale = vector_inputs(scale, o_k, m_k, 1.0)
         b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM)
     b_p = tl.reshape(b_logit, [BM, BV, BC])
     b_p = tl.exp(b_p - tl.max(b_p, 2, keep_dims=True))
@@ -89,18 +97,22 @@ def logit_gradient_kernel(
 
     begin(PDL)
     if d_n is not None:
-        b_dot, b_sum = mean_dots(dots, o_m, M, H, TILES, BT, NORM)
-        b_d = gradient_inputs(d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, NORM)
-        b_out = add_product(None, b_d, b_w)
+        b_dots, b_sums = load_planes(dots, o_m, M, TILES, BT, NORM, True)
+        b_d = load_inputs(d_n, o_row, m_kept, o_k, m_k, s_dn)
+        b_dot, b_sum = means_of(b_dots, b_sums, H, NORM)
+        b_g = gradient_inputs(b_d, b_hat, b_scale, b_rstd, b_dot, b_sum, m_kept, m_k, NORM)
+        b_out = add_product(None, b_g, b_w)
         for i_k in range(BK, H, BK):
             o_k = split_inputs(i_k, BK, KS)
             m_k = o_k < H
             b_hat = hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM)
-            b_d = gradient_inputs(
-                d_n, b_hat, scale, b_rstd, b_dot, b_sum, o_row, m_kept, o_k, m_k, s_dn, NORM
+            b_d, b_scale = (
+                load_inputs(d_n, o_row, m_kept, o_k, m_k, s_dn),
+                vector_inputs(scale, o_k, m_k, 1.0),
             )
+            b_g = gradient_inputs(b_d, b_hat, b_scale, b_rstd, b_dot, b_sum, m_kept, m_k, NORM)
             b_w = load_weights(weight, o_k, m_k, o_n, m_n, 1, H)
-            b_out = add_product(b_out, b_d, b_w)
+            b_out = add_product(b_out, b_g, b_w)
         b_grad += sum_parts(b_out)
     b_g = tl.reshape(b_grad, [BM, BV, BC])
     b_g = tl.cast(keep, tl.float32) * b_p * (b_g - tl.sum(b_g * b_p, 2, keep_dims=True))

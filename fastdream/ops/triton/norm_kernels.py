@@ -3,16 +3,16 @@
 import triton
 import triton.language as tl
 
-from fastdream.ops.triton.math import expm1, tanh
+from fastdream.ops.triton.math import expm1, sigmoid, tanh
 
 
 @triton.jit
 def activate(x, ACT: tl.constexpr):
     """ACT in the order of `native.params.ACTS`."""
     if ACT == "silu":
-        x = x * tl.sigmoid(x)
+        x = x * sigmoid(x)
     elif ACT == "gelu":
-        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        x = x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     elif ACT == "elu":
         x = tl.where(x > 0, x, expm1(x))
     elif ACT == "relu":
@@ -26,10 +26,10 @@ def activate(x, ACT: tl.constexpr):
 def activate_grad(x, grad, ACT: tl.constexpr):
     """Gradient of `activate` at x."""
     if ACT == "silu":
-        s = tl.sigmoid(x)
+        s = sigmoid(x)
         grad *= s * (1 + x * (1 - s))
     elif ACT == "gelu":
-        s = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        s = sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
         grad *= s + x * s * (1 - s) * 1.5957691216057308 * (1 + 0.134145 * x * x)
     elif ACT == "elu":
         grad *= tl.where(x > 0, 1.0, tl.exp(x))

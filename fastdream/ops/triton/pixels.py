@@ -15,6 +15,7 @@ from fastdream.ops.triton.library import (
     register,
     register_once_differentiable,
 )
+from fastdream.ops.triton.math import sigmoid
 
 BLOCK = 4096  # numbers of an image that a program has at a time
 WARPS = 8
@@ -42,7 +43,7 @@ def image_loss_fwd_kernel(
         m_n = o_n < N - i_n
         b_x = tl.load(x + i_m * N + i_n + o_n, mask=m_n, other=0.0).to(tl.float32)
         b_t = tl.load(target + i_m * N + i_n + o_n, mask=m_n, other=0).to(tl.float32)
-        b_d = tl.where(m_n, tl.sigmoid(b_x) - b_t * (1 / 255), 0.0)
+        b_d = tl.where(m_n, sigmoid(b_x) - b_t * (1 / 255), 0.0)
         b_loss += b_d * b_d
     tl.store(loss + i_m, tl.sum(b_loss, 0))
 
@@ -61,7 +62,7 @@ def image_loss_bwd_kernel(
     o_n = tl.arange(0, BN)
     m_n = o_n < N - i_n
     b_grad = tl.load(grad + i_m).to(tl.float32)
-    b_y = tl.sigmoid(tl.load(x + i_m * N + i_n + o_n, mask=m_n, other=0.0).to(tl.float32))
+    b_y = sigmoid(tl.load(x + i_m * N + i_n + o_n, mask=m_n, other=0.0).to(tl.float32))
     b_t = tl.load(target + i_m * N + i_n + o_n, mask=m_n, other=0).to(tl.float32)
     b_dx = 2 * b_grad * (b_y - b_t * (1 / 255)) * (b_y * (1 - b_y))
     tl.store(d_x + i_m * N + i_n + o_n, b_dx.to(d_x.dtype.element_ty), mask=m_n)

@@ -7,19 +7,19 @@ from fastdream.ops.triton.norm_kernels import activate, activate_grad, normalize
 
 
 @triton.jit
-def first_pixel(i_r, H, W, FOLDED: tl.constexpr):
-    """Number of the first of the four pixels of [B, H, W] that pixel i_r of [B, H // 2, W // 2] is made of.
+def first_pixel(i_r, H: tl.constexpr, W: tl.constexpr, FOLDED: tl.constexpr):
+    """Number of the first of the four pixels of [B, H, W] that pixel i_r of [B, H // 2, W // 2] is made of, int64.
 
     Folded ones follow each other; their image is [B, H // 2, W // 2, 2 * 2].
     """
     if FOLDED:
-        return i_r * 4
+        return i_r.to(tl.int64) * 4
     i_l = i_r // (W // 2)  # line of the small images
-    return (i_l // (H // 2) * H + i_l % (H // 2) * 2) * W + i_r % (W // 2) * 2
+    return ((i_l // (H // 2) * H + i_l % (H // 2) * 2) * W + i_r % (W // 2) * 2).to(tl.int64)
 
 
 @triton.jit
-def next_pixel(q: tl.constexpr, W, FOLDED: tl.constexpr):
+def next_pixel(q: tl.constexpr, W: tl.constexpr, FOLDED: tl.constexpr):
     """How far the q-th of the four is from the first."""
     if FOLDED:
         return q
@@ -75,7 +75,7 @@ def top_gradient(
     return b_dx, b_dscale, b_dshift
 
 
-@triton.jit(do_not_specialize=["M", "H", "W"])
+@triton.jit(do_not_specialize=["M"])
 def pool_norm_act_fwd_kernel(
     x,  # [B, H, W, N], or folded
     bias,  # [N]
@@ -86,8 +86,8 @@ def pool_norm_act_fwd_kernel(
     place,  # [M, N], which of four each is
     eps,
     M,
-    H,
-    W,
+    H: tl.constexpr,
+    W: tl.constexpr,
     N: tl.constexpr,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
@@ -95,13 +95,14 @@ def pool_norm_act_fwd_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
+    i_m = tl.program_id(0) * BM
     o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
     m_x = (o_m < M - i_m) & m_n
     o_x = o_m * N + o_n  # inside of the tile: 32 bits are enough
 
+    o_y = tl.cast(i_m, tl.int64) * N + o_x
     p_x = x + first_pixel(i_m + o_m, H, W, FOLDED) * N + o_n
     b_top = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)
     b_place = tl.zeros([BM, BN], tl.int32)
@@ -110,14 +111,14 @@ def pool_norm_act_fwd_kernel(
         m_q = (b_x > b_top) | (b_x != b_x)  # NaN wins
         b_top = tl.where(m_q, b_x, b_top)
         b_place = tl.where(m_q, q, b_place)
-    tl.store(top + i_m * N + o_x, b_top.to(top.dtype.element_ty), mask=m_x)
-    tl.store(place + i_m * N + o_x, b_place.to(tl.uint8), mask=m_x)
+    tl.store(top + o_y, b_top.to(top.dtype.element_ty), mask=m_x)
+    tl.store(place + o_y, b_place.to(tl.uint8), mask=m_x)
 
     b_y = top_norm_act(b_top, bias, scale, shift, o_n, m_n, eps, N, NORM, ACT)
-    tl.store(y + i_m * N + o_x, b_y.to(y.dtype.element_ty), mask=m_x)
+    tl.store(y + o_y, b_y.to(y.dtype.element_ty), mask=m_x)
 
 
-@triton.jit(do_not_specialize=["M", "H", "W"])
+@triton.jit(do_not_specialize=["M"])
 def pool_norm_act_bwd_kernel(
     top,  # [M, N], M = B * (H // 2) * (W // 2)
     place,  # [M, N]
@@ -129,8 +130,8 @@ def pool_norm_act_bwd_kernel(
     partial,  # [programs, 3, N]: gradients of bias, scale and shift
     eps,
     M,
-    H,
-    W,
+    H: tl.constexpr,
+    W: tl.constexpr,
     N: tl.constexpr,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
@@ -150,14 +151,17 @@ def pool_norm_act_bwd_kernel(
     b_dshift = tl.zeros([BM, BN], tl.float32)
 
     for i_t in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
-        i_m = tl.cast(i_t, tl.int64) * BM
+        i_m = i_t * BM
+        o_y = tl.cast(i_m, tl.int64) * N + o_x
         m_x = (o_m < M - i_m) & m_n
-        b_x = tl.load(top + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32) + b_bias
-        b_g = tl.load(grad + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32)
-        b_place = tl.load(place + i_m * N + o_x, mask=m_x, other=0)
+        b_x = tl.load(top + o_y, mask=m_x, other=0.0).to(tl.float32) + b_bias
+        b_g = tl.load(grad + o_y, mask=m_x, other=0.0).to(tl.float32)
+        b_place = tl.load(place + o_y, mask=m_x, other=0)
         b_dx, b_ds, b_dt = top_gradient(b_x, b_g, b_scale, b_shift, m_n, eps, N, NORM, ACT)
-        b_dscale += b_ds
-        b_dshift += b_dt
+        if scale is not None:
+            b_dscale += b_ds
+        if shift is not None:
+            b_dshift += b_dt
         b_dbias += b_dx
         p_dx = d_x + first_pixel(i_m + o_m, H, W, FOLDED) * N + o_n
         for q in tl.static_range(4):

@@ -18,11 +18,11 @@ from fastdream.ops.params import Categorical, Layer
 from fastdream.ops.triton.block_product import Normed, piece, split_warps
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.draw import draw
-from fastdream.ops.triton.enter import Entering, enter, gather
+from fastdream.ops.triton.enter import Entering, enter_own, enter_stoch, gather
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
-from fastdream.ops.triton.rowwise import moments, row_tiles
+from fastdream.ops.triton.rowwise import load_planes, load_vector, moments_of, row_tiles
 from fastdream.ops.triton.split import (
     add_product,
     load_inputs,
@@ -30,10 +30,11 @@ from fastdream.ops.triton.split import (
     normalize_inputs,
     split_inputs,
     sum_parts,
+    vector_inputs,
 )
 
 BM = 16  # rows of a program's product, the least that tensor cores take
-GATHERED = 8192  # elements of rows that a program adds up at a time
+GATHERED = 64  # elements of rows that a thread adds up at a time
 
 
 class PosteriorTiles(NamedTuple):
@@ -141,20 +142,30 @@ def posterior_kernel(
     else:
         b_given = tl.load(given + o_r64[:, None] * s_given + o_s[None, :], mask=m_s, other=0).to(tl.int32)
 
+    b_scale = vector_inputs(hidden_scale, o_k, o_k < U, 1.0)
+    b_shift = vector_inputs(hidden_shift, o_k, o_k < U, 0.0)
+    if of_stoch is not None:
+        o_h = tl.arange(0, BH)
+        m_x = m_r[:, None] & (o_h < H)[None, :]
+        b_base = tl.load(base + o_r64[:, None] * s_base + o_h[None, :], mask=m_x, other=0.0).to(tl.float32)
+        b_xscale, b_xshift = load_vector(scale, o_h, o_h < H, 1.0), load_vector(shift, o_h, o_h < H, 0.0)
+        b_reset = tl.zeros([BR], tl.int1)
+        if reset is not None:
+            b_reset = tl.load(reset + o_r64 * s_reset, mask=m_r, other=1) != 0
+
     begin(PDL)
+    b_sums, b_squares = load_planes(sums, o_m, M, (U + TILE - 1) // TILE, BT, HIDDEN_NORM, False)
     b_h = load_inputs(hidden, o_row, m_m, o_k, o_k < U, s_hidden)
-    b_mean, b_rstd = moments(sums, o_m, M, hidden_eps, U, U, TILE, BT, HIDDEN_NORM)
-    b_y = activate(
-        normalize_inputs(b_h, b_mean, b_rstd, hidden_scale, hidden_shift, o_k, o_k < U), HIDDEN_ACT
-    )
+    b_mean, b_rstd = moments_of(b_sums, b_squares, o_m, M, hidden_eps, U, U, TILE, BT, HIDDEN_NORM)
+    b_y = activate(normalize_inputs(b_h, b_mean, b_rstd, b_scale, b_shift), HIDDEN_ACT)
     b_logit = add_product(None, b_y, b_w)
     for i_k in range(BK, U, BK):
         o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < U
         b_h = load_inputs(hidden, o_row, m_m, o_k, m_k, s_hidden)
-        b_y = activate(
-            normalize_inputs(b_h, b_mean, b_rstd, hidden_scale, hidden_shift, o_k, m_k), HIDDEN_ACT
-        )
+        b_scale = vector_inputs(hidden_scale, o_k, m_k, 1.0)
+        b_shift = vector_inputs(hidden_shift, o_k, m_k, 0.0)
+        b_y = activate(normalize_inputs(b_h, b_mean, b_rstd, b_scale, b_shift), HIDDEN_ACT)
         b_w = load_weights(weight, o_k, m_k, o_n, m_n, 1, U)
         b_logit = add_product(b_logit, b_y, b_w)
     # Of the rows that tensor cores take, those that are the program's own.
@@ -163,7 +174,6 @@ def posterior_kernel(
     b_logit = b_logit.to(logit.dtype.element_ty)
     p_logit = o_r64[:, None] * s_logit + o_n[None, :]
     m_logit = m_r[:, None] & m_n[None, :]
-    tl.store(logit + p_logit, b_logit, mask=m_logit)
 
     o_class = tl.arange(0, BC)[None, None, :]
     if given is None:
@@ -173,44 +183,41 @@ def posterior_kernel(
     else:
         b_index = b_given
     tl.store(index + o_r64[:, None] * s_index + o_s[None, :], b_index.to(tl.int64), mask=m_s)
+    if of_stoch is not None:
+        # Indices of all the program's threads are written before it arrives, and read after the last has arrived.
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived + i_m, 1, sem="acq_rel", scope="gpu") == (S + BV - 1) // BV - 1
+    tl.store(logit + p_logit, b_logit, mask=m_logit)
     b_onehot = tl.reshape((o_class == b_index[:, :, None]).to(tl.float32), [BR, BV * BC])
     tl.store(onehot + p_logit, b_onehot.to(onehot.dtype.element_ty), mask=m_logit)
 
     if of_stoch is not None:
-        # Indices of all the program's threads are written before it arrives, and read after the last has arrived.
-        tl.debug_barrier()
-        PROGRAMS: tl.constexpr = (S + BV - 1) // BV
-        if tl.atomic_add(arrived + i_m, 1, sem="acq_rel", scope="gpu") == PROGRAMS - 1:
-            tl.debug_barrier()
-            tl.store(arrived + i_m, 0)
-            if reset is not None:
-                m_r = m_r & (tl.load(reset + o_r64 * s_reset, mask=m_r, other=1) == 0)
-            b_stoch = gather(index, of_stoch, s_index, o_r64, m_r, S, C, H, BS, BH)
-            enter(
-                b_stoch,
+        if i_v == 0:
+            enter_own(
                 o_r,
-                reset,
+                b_reset,
                 own,
                 own_bias,
                 own_scale,
                 own_shift,
                 own_sums,
-                base,
-                pre,
-                scale,
-                shift,
-                x_sums,
                 x,
-                s_reset,
                 s_own,
-                s_base,
-                s_pre,
                 s_x,
                 M,
                 eps,
                 H,
+                BH,
                 NORM,
                 ACT,
+            )
+        if last:
+            tl.debug_barrier()
+            tl.store(arrived + i_m, 0)
+            p_x = x if own is None else x + H
+            b_stoch = gather(index, of_stoch, s_index, o_r64, m_r & ~b_reset, S, C, H, BS, BH)
+            enter_stoch(
+                b_stoch, b_base, b_xscale, b_xshift, o_r, pre, x_sums, p_x, s_pre, s_x, M, eps, H, NORM, ACT
             )
 
 
@@ -284,7 +291,7 @@ def posterior(
         BV=tiles.vars,
         BC=columns,
         BK=tiles.k,
-        BS=max(1, min(power_of_two(stoch), GATHERED // (tiles.rows * wide))),
+        BS=max(1, min(power_of_two(stoch), 32 * tiles.warps * GATHERED // (tiles.rows * wide))),
         BH=wide,
         KS=tiles.warps,
         num_warps=tiles.warps,

@@ -47,6 +47,61 @@ def store_sums(
 
 
 @triton.jit
+def load_planes(
+    planes,  # [tiles, planes, M] or None
+    o_m,  # [BM], rows
+    M,
+    TILES: tl.constexpr,
+    BT: tl.constexpr,  # a power of two, not below TILES
+    NORM: tl.constexpr,
+    FRESH: tl.constexpr,  # memory that every step writes
+):
+    """Both planes [BT, BM] of all tiles, zero where there is none: to be read before, and summed up after, others."""
+    CACHE: tl.constexpr = ".cg" if FRESH else ""
+    STEP: tl.constexpr = 1 if NORM == "rms" else 2
+    o_t = tl.arange(0, BT)
+    m_t = (o_t < TILES)[:, None] & (o_m < M)[None, :]
+    b_first = tl.zeros([BT, o_m.shape[0]], tl.float32)
+    b_second = b_first
+    if NORM != "none":
+        p_planes = planes + STEP * o_t[:, None] * M + o_m[None, :]
+        b_first = tl.load(p_planes, mask=m_t, other=0.0, cache_modifier=CACHE)
+    if NORM == "layer":
+        b_second = tl.load(p_planes + M, mask=m_t, other=0.0, cache_modifier=CACHE)
+    return b_first, b_second
+
+
+@triton.jit
+def moments_of(
+    b_sums,  # [BT, BM]
+    b_squares,  # [BT, BM]
+    o_m,  # [BM]
+    M,
+    eps,
+    WIDTH: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    TILE: tl.constexpr,
+    BT: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    """Mean (0 for rms) and 1 / deviation, both [BM], of whole rows, of what `load_planes` read."""
+    b_mean = tl.sum(b_sums, 0) / WIDTH
+    if NORM == "none":
+        return tl.zeros_like(b_mean), tl.zeros_like(b_mean) + 1.0
+    elif NORM == "rms":
+        return tl.zeros_like(b_mean), tl.rsqrt(b_mean + tl.cast(eps, tl.float32))
+    else:
+        PER_SEGMENT: tl.constexpr = (SEGMENT + TILE - 1) // TILE
+        TILES: tl.constexpr = WIDTH // SEGMENT * PER_SEGMENT
+        o_t = tl.arange(0, BT)
+        m_t = (o_t < TILES)[:, None] & (o_m < M)[None, :]
+        b_count = tl.minimum(SEGMENT - (o_t % PER_SEGMENT) * TILE, TILE).to(tl.float32)[:, None]
+        b_off = b_sums / b_count - b_mean[None, :]
+        b_var = tl.sum(tl.where(m_t, b_squares + b_count * b_off * b_off, 0.0), 0) / WIDTH
+        return b_mean, tl.rsqrt(b_var + tl.cast(eps, tl.float32))
+
+
+@triton.jit
 def moments(
     sums,  # [tiles, planes, M] or None
     o_m,  # [BM], rows
@@ -62,22 +117,9 @@ def moments(
     if NORM == "none":
         return tl.zeros_like(o_m).to(tl.float32), tl.zeros_like(o_m).to(tl.float32) + 1.0
     else:
-        PER_SEGMENT: tl.constexpr = (SEGMENT + TILE - 1) // TILE
-        TILES: tl.constexpr = WIDTH // SEGMENT * PER_SEGMENT
-        STEP: tl.constexpr = 1 if NORM == "rms" else 2
-        o_t = tl.arange(0, BT)
-        m_t = (o_t < TILES)[:, None] & (o_m < M)[None, :]
-        p_sums = sums + STEP * o_t[:, None] * M + o_m[None, :]
-        b_sums = tl.load(p_sums, mask=m_t, other=0.0)
-        b_mean = tl.sum(b_sums, 0) / WIDTH
-        if NORM == "rms":
-            return tl.zeros_like(b_mean), tl.rsqrt(b_mean + tl.cast(eps, tl.float32))
-        else:
-            b_count = tl.minimum(SEGMENT - (o_t % PER_SEGMENT) * TILE, TILE).to(tl.float32)[:, None]
-            b_off = b_sums / b_count - b_mean[None, :]
-            b_squares = tl.load(p_sums + M, mask=m_t, other=0.0) + b_count * b_off * b_off
-            b_var = tl.sum(tl.where(m_t, b_squares, 0.0), 0) / WIDTH
-            return b_mean, tl.rsqrt(b_var + tl.cast(eps, tl.float32))
+        TILES: tl.constexpr = WIDTH // SEGMENT * ((SEGMENT + TILE - 1) // TILE)
+        b_sums, b_squares = load_planes(sums, o_m, M, TILES, BT, NORM, False)
+        return moments_of(b_sums, b_squares, o_m, M, eps, WIDTH, SEGMENT, TILE, BT, NORM)
 
 
 @triton.jit
@@ -97,3 +139,12 @@ def normalize_tile(
     if shift is not None:
         b_x += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     return b_x
+
+
+@triton.jit
+def load_vector(vector, o_n, m_n, other: tl.constexpr):
+    """float32 [BN], or `other` where there is no vector."""
+    if vector is None:
+        return tl.zeros(o_n.shape, tl.float32) + other
+    else:
+        return tl.load(vector + o_n, mask=m_n, other=0.0).to(tl.float32)

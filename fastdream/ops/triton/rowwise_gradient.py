@@ -5,7 +5,8 @@ Of y = act(n), n = xhat * scale + shift, xhat = (x - mean) * rstd, a kernel stor
     dots [tiles, planes, M] float32    rms: one plane, the sum of d_n * scale * xhat over a tile
                                        layer: a second one, the sum of d_n * scale
 
-and whoever reads the gradient of x makes it of d_n, x, the row's moments and its dots. d_n in memory has the dtype of
+and whoever reads the gradient of x makes it of d_n, x, the row's moments and its dots, which every step writes to the
+same memory: they are read past the cache of the multiprocessor. d_n in memory has the dtype of
 x, as the gradient of the activation has in PyTorch; what is multiplied by it later is not rounded once more.
 """
 
@@ -42,15 +43,6 @@ class Later(NamedTuple):
 def empty_dots(like: Tensor, rows: int, tiles: int, norm: str) -> Tensor | None:
     """Memory for the dots of `rows` rows, None where no norm needs any."""
     return like.new_empty(tiles, PLANES[norm], rows, dtype=torch.float32) if PLANES[norm] else None
-
-
-@triton.jit
-def load_vector(vector, o_n, m_n, other: tl.constexpr):
-    """float32 [BN], or `other` where there is no vector."""
-    if vector is None:
-        return tl.zeros(o_n.shape, tl.float32) + other
-    else:
-        return tl.load(vector + o_n, mask=m_n, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -107,35 +99,6 @@ def store_gradient(
 
 
 @triton.jit
-def mean_dots(
-    dots,  # [TILES, planes, M] or None
-    o_m,  # [BM]
-    M,
-    WIDTH: tl.constexpr,
-    TILES: tl.constexpr,
-    BT: tl.constexpr,  # a power of two, not below TILES
-    NORM: tl.constexpr,
-):
-    """Means over whole rows of d_n * scale * xhat and of d_n * scale (0 for rms), both [BM].
-
-    Every step writes them to the same memory: they are read past the cache of the multiprocessor.
-    """
-    if NORM == "none":
-        return tl.zeros_like(o_m).to(tl.float32), tl.zeros_like(o_m).to(tl.float32)
-    else:
-        STEP: tl.constexpr = 1 if NORM == "rms" else 2
-        o_t = tl.arange(0, BT)
-        m_t = (o_t < TILES)[:, None] & (o_m < M)[None, :]
-        p_dots = dots + STEP * o_t[:, None] * M + o_m[None, :]
-        b_dot = tl.sum(tl.load(p_dots, mask=m_t, other=0.0, cache_modifier=".cg"), 0) / WIDTH
-        if NORM == "rms":
-            return b_dot, tl.zeros_like(b_dot)
-        else:
-            b_sum = tl.load(p_dots + M, mask=m_t, other=0.0, cache_modifier=".cg")
-            return b_dot, tl.sum(b_sum, 0) / WIDTH
-
-
-@triton.jit
 def hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM: tl.constexpr):
     """xhat [KS, BM, K] in float32, of rows [BM] and inputs [KS, K]; nothing without a norm."""
     if NORM == "none":
@@ -146,26 +109,27 @@ def hat_inputs(x, b_mean, b_rstd, o_row, m_m, o_k, m_k, s_x, NORM: tl.constexpr)
 
 
 @triton.jit
+def means_of(b_dots, b_sums, WIDTH: tl.constexpr, NORM: tl.constexpr):
+    """Means over whole rows of d_n * scale * xhat and of d_n * scale (0 for rms), [BM], of what `load_planes` read."""
+    b_dot = tl.sum(b_dots, 0) / WIDTH
+    return b_dot, tl.sum(b_sums, 0) / WIDTH if NORM == "layer" else tl.zeros_like(b_dot)
+
+
+@triton.jit
 def gradient_inputs(
-    d_n,
+    b_d,  # [KS, BM, K], d_n
     b_hat,  # [KS, BM, K]
-    scale,  # [N] or None
+    b_scale,  # [KS, 1, K]
     b_rstd,  # [BM]
     b_dot,  # [BM]
     b_sum,  # [BM]
-    o_row,  # [BM] int64
     m_m,  # [BM]
-    o_k,  # [KS, K]
     m_k,  # [KS, K]
-    s_d,
     NORM: tl.constexpr,
 ):
     """The gradient of x, [KS, BM, K] float32, zero for rows outside m_m."""
-    b_d = load_inputs(d_n, o_row, m_m, o_k, m_k, s_d).to(tl.float32)
-    if NORM == "none":
-        return b_d
-    else:
-        if scale is not None:
-            b_d *= tl.load(scale + o_k, mask=m_k, other=0.0).to(tl.float32)[:, None, :]
-        b_x = b_rstd[None, :, None] * (b_d - b_sum[None, :, None] - b_hat * b_dot[None, :, None])
-        return tl.where(m_m[None, :, None] & m_k[:, None, :], b_x, 0.0)
+    b_x = b_d.to(tl.float32)
+    if NORM != "none":
+        b_x = b_x * b_scale - b_sum[None, :, None] - b_hat * b_dot[None, :, None]
+        b_x = tl.where(m_m[None, :, None] & m_k[:, None, :], b_x * b_rstd[None, :, None], 0.0)
+    return b_x

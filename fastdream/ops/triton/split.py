@@ -31,14 +31,18 @@ def load_inputs(x, o_row, m_m, o_k, m_k, stride):
 
 
 @triton.jit
-def normalize_inputs(b_x, b_mean, b_rstd, scale, shift, o_k, m_k):
-    """(x - mean) * rstd * scale + shift in float32, of x [KS, BM, K]; mean and rstd [BM]."""
-    b_x = (b_x.to(tl.float32) - b_mean[None, :, None]) * b_rstd[None, :, None]
-    if scale is not None:
-        b_x *= tl.load(scale + o_k, mask=m_k, other=0.0).to(tl.float32)[:, None, :]
-    if shift is not None:
-        b_x += tl.load(shift + o_k, mask=m_k, other=0.0).to(tl.float32)[:, None, :]
-    return b_x
+def vector_inputs(vector, o_k, m_k, other: tl.constexpr):
+    """[KS, 1, K] in float32, or `other` where there is no vector."""
+    if vector is None:
+        return tl.zeros([o_k.shape[0], 1, o_k.shape[1]], tl.float32) + other
+    else:
+        return tl.load(vector + o_k, mask=m_k, other=0.0).to(tl.float32)[:, None, :]
+
+
+@triton.jit
+def normalize_inputs(b_x, b_mean, b_rstd, b_scale, b_shift):
+    """(x - mean) * rstd * scale + shift in float32, of x [KS, BM, K]; mean, rstd [BM], scale, shift [KS, 1, K]."""
+    return (b_x.to(tl.float32) - b_mean[None, :, None]) * b_rstd[None, :, None] * b_scale + b_shift
 
 
 @triton.jit
@@ -69,6 +73,7 @@ def sum_parts(b_x):
     PARTS: tl.constexpr = b_x.shape[0]
     M: tl.constexpr = b_x.shape[1]
     N: tl.constexpr = b_x.shape[2]
+    tl.static_assert(PARTS <= 64)
     b_x = tl.permute(b_x, (1, 2, 0))
     if PARTS > 1:
         b_x = halved(b_x)

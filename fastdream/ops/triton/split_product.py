@@ -13,6 +13,7 @@ from fastdream.ops.triton.split import (
     normalize_inputs,
     split_inputs,
     sum_parts,
+    vector_inputs,
 )
 
 
@@ -27,7 +28,8 @@ def ready(b_x, reset, b_reset, b_mean, b_rstd, scale, shift, o_k, m_k, NORM: tl.
     """What is multiplied, of what was read."""
     b_x = kept(b_x, reset, b_reset)
     if NORM != "none" or ACT != "none":
-        b_x = activate(normalize_inputs(b_x, b_mean, b_rstd, scale, shift, o_k, m_k), ACT)
+        b_scale, b_shift = vector_inputs(scale, o_k, m_k, 1.0), vector_inputs(shift, o_k, m_k, 0.0)
+        b_x = activate(normalize_inputs(b_x, b_mean, b_rstd, b_scale, b_shift), ACT)
     return b_x
 
 

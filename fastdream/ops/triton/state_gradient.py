@@ -15,11 +15,10 @@ from fastdream.ops.params import Layer
 from fastdream.ops.triton.block_product import Tiles
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
-from fastdream.ops.triton.rowwise import moments, row_tiles
+from fastdream.ops.triton.rowwise import load_vector, moments, row_tiles
 from fastdream.ops.triton.rowwise_gradient import (
     Later,
     load_hat,
-    load_vector,
     store_gradient,
 )
 from fastdream.ops.triton.through_blocks import through_blocks

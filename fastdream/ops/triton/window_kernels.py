@@ -11,15 +11,15 @@ import triton.language as tl
 from fastdream.ops.triton.pool_kernels import affine, top_gradient, top_norm_act
 
 
-@triton.jit(do_not_specialize=["M", "T", "s_run", "H", "W"])
+@triton.jit(do_not_specialize=["M", "T", "s_run"])
 def surround_kernel(
     x,  # [B / T, T, H, W, N], uint8 where SCALED
     y,  # [M, P], M = B * (H + K - 1)
     M,
     T,  # images that follow each other in memory
     s_run,  # from one such run to the next
-    H,
-    W,
+    H: tl.constexpr,
+    W: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     P: tl.constexpr,
@@ -28,13 +28,14 @@ def surround_kernel(
     BN: tl.constexpr,
 ):
     AHEAD: tl.constexpr = (K - 1) // 2
-    i_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)[:, None]
+    i_m = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     i_b = i_m // (H + K - 1)
     i_r = i_m % (H + K - 1) - AHEAD
     i_c = o_n - AHEAD * N
     m_x = (i_m < M) & (i_r >= 0) & (i_r < H) & (i_c >= 0) & (i_c < W * N)
-    b_x = tl.load(x + i_b // T * s_run + (i_b % T * H + i_r) * (W * N) + i_c, mask=m_x, other=0)
+    i_x = (i_b // T).to(tl.int64) * s_run + (i_b % T * H + i_r).to(tl.int64) * (W * N)
+    b_x = tl.load(x + i_x + i_c, mask=m_x, other=0)
     if SCALED:
         b_x = tl.where(m_x, b_x.to(tl.float32) / 255 - 0.5, 0.0)
     tl.store(y + i_m * P + o_n, b_x.to(y.dtype.element_ty), mask=(i_m < M) & (o_n < P))
@@ -241,8 +242,10 @@ def window_pool_bwd_kernel(
         b_x, b_g = b_top.to(tl.float32) + b_bias, b_grad.to(tl.float32)
         b_dx, b_ds, b_dt = top_gradient(b_x, b_g, b_scale, b_shift, m_n, eps, N, NORM, ACT)
         b_dbias += b_dx
-        b_dscale += b_ds
-        b_dshift += b_dt
+        if scale is not None:
+            b_dscale += b_ds
+        if shift is not None:
+            b_dshift += b_dt
         b_even = tl.join(at(b_dx, b_place, 0, b_w.dtype), at(b_dx, b_place, 2, b_w.dtype))  # columns
         b_odd = tl.join(at(b_dx, b_place, 1, b_w.dtype), at(b_dx, b_place, 3, b_w.dtype))
         b_dw = tl.dot(tl.trans(b_w), tl.reshape(tl.join(b_even, b_odd), [BM, 4 * BN]), b_dw)
