@@ -112,7 +112,7 @@ class ActorHeads(nn.Module):
 
     def forward(self, feat: Tensor | Feat) -> Outputs:
         """feat [..., F] -> for every key (logit [..., elements, classes],) or (mean, std) [..., elements]."""
-        return actor_outputs(self.params, feat, self.ops.mlps)
+        return actor_outputs(self.params, feat, self.ops.mlps, self.ops.bounded_normal)
 
     @property
     def layers(self) -> Layers:
@@ -121,7 +121,7 @@ class ActorHeads(nn.Module):
 
     def outputs(self, x: Tensor) -> Outputs:
         """What `forward` returns, from what `layers` gave."""
-        return actor_branches(self.params, x, self.ops.mlps)
+        return actor_branches(self.params, x, self.ops.mlps, self.ops.bounded_normal)
 
     def noise(self, *batch: int, generator: torch.Generator) -> Tensor:
         """Numbers [*batch, M] that draw one action each: uniform for discrete elements, else of the family."""

@@ -17,7 +17,7 @@ from fastdream.ops.params import ActionHead, Feat, Gaussian
 from .ops_tools import A, Maker, chain, mapped, safe_noise
 from .parity_critic import critic_loss, lambda_return, twohot_loss, twohot_mean
 from .parity_images import convolved, doubled, image_loss, norm_act
-from .parity_losses import Arguments, T, entropy, inputs, numbers, policy_loss, summary, vectors
+from .parity_losses import Arguments, T, entropy, inputs, numbers, policy_loss, raw_normals, summary, vectors
 from .parity_memory import lstm_mdn, lstm_mdn_dream, lstm_scan
 
 
@@ -198,6 +198,7 @@ CASES: dict[str, dict[str, Case]] = {
     "latent_entropy": cases(entropy, [0.0, 0.01], gradients=False),
     "gaussian_sample": cases(gaussian),
     "gaussian_kl": cases(gaussian_kl, ("step", "mean", "none"), [0.0, 3.0]),
+    "bounded_normal": cases(raw_normals),
     "symlog": cases(elementwise),
     "symexp": cases(elementwise),
     "twohot_loss": cases(twohot_loss, ("symexp", "symlog")),

@@ -37,6 +37,10 @@ def vectors(squish: bool, m: Maker, n: int) -> Arguments:
     return outs, tuple(m.normal(*shape, scale=3.0).detach() for shape in shapes), squish
 
 
+def raw_normals(m: Maker, n: int) -> Arguments:
+    return m.normal(n, T, m.sizes.deter), m.normal(n, T, m.sizes.deter, scale=2.0), 0.1, 0.8
+
+
 def policy_loss(unimix: float, m: Maker, n: int) -> Arguments:
     """Classes of several elements, normals, and classes of one; one step more than is learned from."""
     many, mean, raw, one = (m.normal(n, T + 1, *shape) for shape in ((2, 5), (3,), (3,), (1, 17)))

@@ -1,14 +1,16 @@
-"""Updates of V and M that are recorded are those that are done anew: bit for bit, with tapes in place of graphs."""
+"""Updates of V and M that are recorded are those that are done anew, bit for bit; tapes stand in for graphs."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastdream import transfer
 from fastdream.stages import replayed
 
 from .graph_tools import Tapes, assert_equal
 from .stages_tools import run, tiny
+from .transfer_tools import LateCopies
 
 
 def test_replayed_updates_are_the_eager_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +23,7 @@ def test_replayed_updates_are_the_eager_ones(tmp_path: Path, monkeypatch: pytest
         return recorders[-1]
 
     monkeypatch.setattr(replayed, "recorder_for", recorder)
+    monkeypatch.setattr(transfer, "copies_for", lambda device: LateCopies())
     again, ours = run(tiny(), tmp_path / "replayed")
     assert done and again
     assert [len(tapes.tapes) for tapes in recorders] == [1, 1]

@@ -154,6 +154,7 @@ CASES: dict[str, dict[str, Case]] = {
     "categorical_kl": ops.cases(ops.categorical_kl, ("step", "mean"), [1.0], [0.0, 0.01]),
     "latent_entropy": ops.cases(ops.entropy, [0.0, 0.01], gradients=False),
     "gaussian_kl": ops.cases(ops.gaussian_kl, ("mean",), [3.0]),
+    "bounded_normal": ops.cases(ops.raw_normals),
     "symlog": ops.cases(ops.elementwise),
     "symexp": ops.cases(ops.elementwise),
     "twohot_loss": ops.cases(twohot_loss, [1, 2]),

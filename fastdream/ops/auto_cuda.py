@@ -76,8 +76,8 @@ def _remembered(model: MDNRNN, *args: Any, **kwargs: Any) -> bool:
     return not unserved_memory(model)
 
 
-def _resident(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
-    return not resident.why_not(rssm, deter.dtype, deter.shape[0], deter.device)
+def _resident(rssm: RSSM, deter: Tensor, stoch: Tensor, action: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return not resident.why_not(rssm, deter.dtype, deter.shape[0], deter.device, action.shape[1])
 
 
 # Of the sizes that a single launch observes, those at which it took less time than Triton's on an H200.
@@ -112,6 +112,7 @@ TRITON_RULES: dict[str, Rule] = {
     "categorical_kl": Rule(serves=_narrow, but=_WIDE),
     "latent_entropy": Rule(serves=_narrow, but=_WIDE),
     "gaussian_kl": Rule(serves=_narrow, but=_WIDE),
+    "bounded_normal": Rule(),
     "symlog": Rule(),
     "symexp": Rule(),
     "twohot_loss": Rule(serves=_narrow, but=_WIDE),

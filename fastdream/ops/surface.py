@@ -33,6 +33,7 @@ class Ops(NamedTuple):
     latent_entropy: Callable[..., Tensor]
     gaussian_sample: Callable[..., Tensor]
     gaussian_kl: Callable[..., Pair]
+    bounded_normal: Callable[..., Pair]
     symlog: Callable[..., Tensor]
     symexp: Callable[..., Tensor]
     twohot_loss: Callable[..., Tensor]

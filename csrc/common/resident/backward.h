@@ -28,13 +28,13 @@ struct Backward : BackwardTotals<S, T, Cta> {
         v.value = -INFINITY;
         if (lane >= used) return;
         const int n = first + 4 * lane;
-        const Numbers<T, 4> logit = load<4>(x.logit + m * S::own_flat + n);
-        const Numbers<T, 4> outside = given<4>(a.d_stoch, x.d_stoch + m * S::own_flat + n);
+        const Numbers<float, 4> logit = widened(load<4>(x.logit + m * S::own_flat + n));
+        const Numbers<float, 4> outside = given<4>(a.d_stoch, x.d_stoch + m * S::own_flat + n);
         const Numbers<float, 4> sums = Table::template sums<4>(x.partial, m, n);
         FD_UNROLL
         for (int e = 0; e < 4; ++e) {
-          v.x[e] = widened(logit.at[e]);
-          v.slope[e] = sums.at[e] + widened(outside.at[e]);
+          v.x[e] = logit.at[e];
+          v.slope[e] = sums.at[e] + outside.at[e];
           v.value = fmaxf(v.value, v.x[e]);
         }
       });
@@ -42,14 +42,14 @@ struct Backward : BackwardTotals<S, T, Cta> {
       g.each([&](int lane, Slopes& v) {
         if (lane >= used) return;
         const int n = first + 4 * lane, k = c.rank * S::own_flat + n;
-        const Numbers<T, 4> outside = given<4>(a.d_logit, x.d_logit + m * S::own_flat + n);
+        const Numbers<float, 4> outside = given<4>(a.d_logit, x.d_logit + m * S::own_flat + n);
         Numbers<T, 4> values;
         FD_UNROLL
         for (int e = 0; e < 4; ++e) {
-          values.at[e] = rounded<T>(v.x[e] + widened(outside.at[e]));
+          values.at[e] = rounded<T>(v.x[e] + outside.at[e]);
           if (m < rows()) held.logits_bias.of((m * S::own_flat + n) / 4)[e] += widened(values.at[e]);
         }
-        keep(values, x.wide, m, k, speaks() && m < rows(), a.logits + at(m, t) * S::flat + k);
+        keep(values, x.wide, m, k, speaks() && m < rows(), a.logits + at(m, t, S::flat, k));
       });
     });
     c.sync();
@@ -58,8 +58,8 @@ struct Backward : BackwardTotals<S, T, Cta> {
 
   // What was fetched of a gradient that may be absent.
   template <int N>
-  static FD_HD Numbers<T, N> given(const T* gradient, const T* fetched) {
-    return gradient ? load<N>(fetched) : Numbers<T, N>{};
+  static FD_HD Numbers<float, N> given(const T* gradient, const T* fetched) {
+    return gradient ? widened(load<N>(fetched)) : Numbers<float, N>{};
   }
 
   // Through the posterior's layers. Then a narrow exchange, of sums for its first layer's norm.
@@ -89,7 +89,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
     constexpr int fours = S::own_hidden / 4;
     c.each(kRows * fours, [&](int i) {
       const int m = i / fours, j = i % fours * 4, k = c.rank * S::own_hidden + j;
-      through_norm(kPost, m, t, j, x.post, x.slopes[0], x.pair, k, false, a.d_post + at(m, t) * S::hidden + k);
+      through_norm(kPost, m, t, j, x.post, x.slopes[0], x.pair, k, false, a.d_post + at(m, t, S::hidden, k));
     });
     c.sync();
     spread_columns<S, S::own_hidden>(c, x.pair, c.rank * S::own_hidden);
@@ -103,17 +103,18 @@ struct Backward : BackwardTotals<S, T, Cta> {
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2, own = m * S::own + n;
       const Numbers<float, 2> sums = ToDeter::template sums<2>(x.partial, m, n), carried = load<2>(x.carry + own);
-      const Numbers<T, 2> outside = given<2>(a.d_deter, x.d_deter + own), before = load<2>(x.before + own);
-      Numbers<T, 2> gates[3], slopes[3];
+      const Numbers<float, 2> outside = given<2>(a.d_deter, x.d_deter + own), before = widened(load<2>(x.before + own));
+      Numbers<float, 2> gates[3];
+      Numbers<T, 2> slopes[3];
       FD_UNROLL
-      for (int j = 0; j < 3; ++j) gates[j] = load<2>(x.gates[j] + own);
+      for (int j = 0; j < 3; ++j) gates[j] = widened(load<2>(x.gates[j] + own));
       Numbers<float, 2> carry;
       FD_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const float slope = sums.at[e] + carried.at[e] + widened(outside.at[e]);
-        const float old = reset(m, t) ? 0.0f : widened(before.at[e]);
+        const float slope = sums.at[e] + carried.at[e] + outside.at[e];
+        const float old = reset(m, t) ? 0.0f : before.at[e];
         const GateSlopes d =
-            gated_slopes(widened(gates[0].at[e]), widened(gates[1].at[e]), widened(gates[2].at[e]), old, slope);
+            gated_slopes(gates[0].at[e], gates[1].at[e], gates[2].at[e], old, slope);
         slopes[0].at[e] = rounded<T>(d.reset);
         slopes[1].at[e] = rounded<T>(d.cand);
         slopes[2].at[e] = rounded<T>(d.update);
@@ -126,7 +127,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
       FD_UNROLL
       for (int j = 0; j < 3; ++j) {
         const int k = j * S::block + c.rank * S::own + n;
-        keep(slopes[j], x.wide, m, k, m < rows(), a.d_gates + at(m, t) * 3 * S::deter + c.block * 3 * S::block + k);
+        keep(slopes[j], x.wide, m, k, m < rows(), a.d_gates + at(m, t, 3 * S::deter, c.block * 3 * S::block + k));
       }
     });
     c.sync();
@@ -138,7 +139,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
     using Gates = typename Weights::Gates;
     product<Gates>(c, x.wide, this->template weight<Weights::gates>(), x.partial);
     c.sync();
-    float* const team = a.sums + int64_t(c.tile) * kRows * S::team + cta();
+    float* const team = a.sums + (Index(c.tile) * kRows * S::team + cta());
     c.template groups<lanes, Sum>(kRows, [&](int m, auto& g) {
       g.each([&](int lane, Sum& s) {
         const int n = 2 * lane;
@@ -146,11 +147,11 @@ struct Backward : BackwardTotals<S, T, Cta> {
         if (n >= S::own) return;
         const Numbers<float, 2> sums = Gates::template sums<2>(x.partial, m, n);
         const Numbers<float, 2> scale = load<2>(vector(Vectors<S>::hidden_scale) + n);
-        const Numbers<T, 2> hidden = load<2>(x.hidden + m * S::own + n);
+        const Numbers<float, 2> hidden = widened(load<2>(x.hidden + m * S::own + n));
         Numbers<float, 2> slopes;
         FD_UNROLL
         for (int e = 0; e < 2; ++e) {
-          const float normal = widened(hidden.at[e]) * root(kHidden, m, t);
+          const float normal = hidden.at[e] * root(kHidden, m, t);
           const float outer = sums.at[e] * silu_slope(normal * scale.at[e]);
           slopes.at[e] = outer * scale.at[e];
           s.value += slopes.at[e] * normal;
@@ -167,18 +168,18 @@ struct Backward : BackwardTotals<S, T, Cta> {
 
   // The hidden layer before its norm. Then a narrow exchange, of its columns.
   FD_HD void finish_hidden(int t) {
-    gather_sums<S>(c, a.sums + int64_t(c.tile) * kRows * S::team, x.sums, t);
+    gather_sums<S>(c, a.sums + Index(c.tile) * kRows * S::team, x.sums, t);
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
       const float mean = x.sums[m] * (1.0f / S::deter), root = this->root(kHidden, m, t);
-      const Numbers<T, 2> hidden = load<2>(x.hidden + m * S::own + n);
+      const Numbers<float, 2> hidden = widened(load<2>(x.hidden + m * S::own + n));
       const Numbers<float, 2> slopes = load<2>(x.slope + m * S::own + n);
       Numbers<T, 2> values;
       FD_UNROLL
       for (int e = 0; e < 2; ++e) {
-        values.at[e] = rounded<T>(root * (slopes.at[e] - widened(hidden.at[e]) * root * mean));
+        values.at[e] = rounded<T>(root * (slopes.at[e] - hidden.at[e] * root * mean));
       }
-      keep(values, x.wide, m, c.rank * S::own + n, m < rows(), a.d_hidden + at(m, t) * S::deter + column(n));
+      keep(values, x.wide, m, c.rank * S::own + n, m < rows(), a.d_hidden + at(m, t, S::deter, column(n)));
     });
     c.sync();
     spread_columns<S, S::own>(c, x.wide, c.rank * S::own);
@@ -204,7 +205,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
       for (int e = 0; e < 2; ++e) carry.at[e] += reset(m, t) ? 0.0f : sums.at[e];
       store(x.carry + m * S::own + n, carry);
       if (t > 0 || m >= rows()) return;
-      store(a.carried + int64_t(c.tile * kRows + m) * S::deter + column(n), carry);
+      store(a.carried + (Index(c.tile * kRows + m) * S::deter + column(n)), carry);
     });
   }
 
@@ -240,7 +241,7 @@ struct Backward : BackwardTotals<S, T, Cta> {
       const int half = i / (kRows * fours), m = i / fours % kRows, j = i % fours * 4, k = c.rank * S::own_hidden + j;
       T* const to = half ? stoch() : x.pair + kRows * S::hidden;  // columns from H on follow those before
       const Numbers<T, 4> values = through_norm(half ? kStoch : kDeter, m, t, j, x.pre[half], x.slopes[half], to, k,
-                                                reset(m, t), a.d_pre + at(m, t) * 2 * S::hidden + half * S::hidden + k);
+                                                reset(m, t), a.d_pre + at(m, t, 2 * S::hidden, half * S::hidden + k));
       FD_UNROLL
       for (int e = 0; e < 4; ++e) {
         if (m < rows()) held.pre_bias.of(i)[e] += widened(values.at[e]);

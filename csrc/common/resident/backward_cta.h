@@ -34,7 +34,10 @@ struct BackwardCta {
   Shared& x = c.mine;
 
   FD_HD int rows() const { return a.batch - c.tile * kRows < kRows ? a.batch - c.tile * kRows : kRows; }
-  FD_HD int64_t at(int m, int t) const { return int64_t(c.tile * kRows + m) * a.length + t; }
+  // Of a tensor [B, T, width]: where its column of row m of the tile is at step t.
+  FD_HD Index at(int m, int t, int width, int column) const {
+    return (Index(c.tile * kRows + m) * a.length + t) * width + column;
+  }
   FD_HD int cta() const { return c.block * S::ranks + c.rank; }
   FD_HD int column(int n) const { return c.block * S::block + c.rank * S::own + n; }  // of deter
   FD_HD bool speaks() const { return c.block == 0; }  // writes what all blocks compute alike
@@ -69,9 +72,9 @@ struct BackwardCta {
     }
   }
 
-  FD_HD int64_t product_at(int block, int m, int n) const {
+  FD_HD Index product_at(int block, int m, int n) const {
     const int k = n / S::own_hidden * S::hidden + c.rank * S::own_hidden + n % S::own_hidden;
-    return ((int64_t(c.tile) * S::blocks + block) * kRows + m) * 2 * S::hidden + k;
+    return ((Index(c.tile) * S::blocks + block) * kRows + m) * 2 * S::hidden + k;
   }
 
   // Weights come to the chip; nothing comes from after the last step.
@@ -89,7 +92,7 @@ struct BackwardCta {
 
   // Begin to copy what step t needs but for the state's layers: this CTA's columns of it.
   FD_HD void fetch_step(int t) {
-    const int64_t length = a.length, flat = c.rank * S::own_flat, gates = c.block * 3 * S::block + c.rank * S::own;
+    const int flat = c.rank * S::own_flat, gates = c.block * 3 * S::block + c.rank * S::own;
     fetch_columns<S::own_flat>(x.logit, a.logit, S::flat, flat, t);
     fetch_columns<S::own_flat>(x.d_logit, a.d_logit, S::flat, flat, t);
     fetch_columns<S::own_flat>(x.d_stoch, a.d_stoch, S::flat, flat, t);
@@ -102,8 +105,8 @@ struct BackwardCta {
     } else {
       fetch_rows<S::own>(c, rows(), x.before, a.deter0 + int64_t(c.tile) * kRows * S::deter + column(0), S::deter);
     }
-    fetch_rows<4>(c, rows(), x.roots[t % 2], a.roots + at(0, t) * 4, length * 4);
-    c.each(1, [&](int) { c.template fetch<4>(&x.resets[t % 2], a.resets + int64_t(c.tile) * (length + 1) + t); });
+    fetch_rows<4>(c, rows(), x.roots[t % 2], a.roots + at(0, t, 4, 0), a.length * 4);
+    c.each(1, [&](int) { c.template fetch<4>(&x.resets[t % 2], a.resets + int64_t(c.tile) * (a.length + 1) + t); });
   }
 
   // The state's layers of step t, before their norms.
@@ -115,8 +118,8 @@ struct BackwardCta {
 
   // Columns [first, first + count) of step t of a tensor [B, T, width], if there is one.
   template <int count>
-  FD_HD void fetch_columns(T* to, const T* from, int width, int64_t first, int t) {
-    if (from) fetch_rows<count>(c, rows(), to, from + at(0, t) * width + first, int64_t(a.length) * width);
+  FD_HD void fetch_columns(T* to, const T* from, int width, int first, int t) {
+    if (from) fetch_rows<count>(c, rows(), to, from + at(0, t, width, first), a.length * width);
   }
 
   FD_HD float root(Norms which, int m, int t) const { return x.roots[t % 2][m * 4 + which]; }
@@ -126,13 +129,13 @@ struct BackwardCta {
   FD_HD float slope_of(Norms which, int m, int t, int j, const Numbers<float, 4>& gradient, const T* pre, float* slopes,
                        float* totals) {
     const float root = this->root(which, m, t);
-    const Numbers<T, 4> before = load<4>(pre + m * S::own_hidden + j);
+    const Numbers<float, 4> before = widened(load<4>(pre + m * S::own_hidden + j));
     const Numbers<float, 4> scale = load<4>(vector(Vectors<S>::scales) + which * S::hidden + c.rank * S::own_hidden + j);
     Numbers<float, 4> slope;
     float sum = 0.0f;
     FD_UNROLL
     for (int e = 0; e < 4; ++e) {
-      const float normal = widened(before.at[e]) * root;
+      const float normal = before.at[e] * root;
       const float outer = gradient.at[e] * silu_slope(normal * scale.at[e]);
       slope.at[e] = outer * scale.at[e];
       sum += slope.at[e] * normal;
@@ -151,12 +154,12 @@ struct BackwardCta {
     FD_UNROLL
     for (int rank = 0; rank < S::ranks; ++rank) sum += x.dots[which][rank][m];
     const float mean = sum * (1.0f / S::hidden);
-    const Numbers<T, 4> before = load<4>(pre + m * S::own_hidden + j);
+    const Numbers<float, 4> before = widened(load<4>(pre + m * S::own_hidden + j));
     const Numbers<float, 4> slope = load<4>(slopes + m * S::own_hidden + j);
     Numbers<T, 4> values;
     FD_UNROLL
     for (int e = 0; e < 4; ++e) {
-      values.at[e] = rounded<T>(root * (slope.at[e] - widened(before.at[e]) * root * mean));
+      values.at[e] = rounded<T>(root * (slope.at[e] - before.at[e] * root * mean));
     }
     if (speaks() && m < rows()) store(out, values);
     FD_UNROLL

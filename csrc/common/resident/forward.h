@@ -29,19 +29,19 @@ struct Forward : ForwardCore<S, T, Cta> {
         if (j >= S::own_hidden) return;
         const Numbers<float, 4> sums = sum_of_blocks<S>(c, a.products + product_at(0, m, post * S::own_hidden + j), t);
         const Numbers<float, 4> bias = load<4>(vector(Vectors<S>::deter_bias) + j);
-        const Numbers<T, 4> embedded = load<4>(x.embedded + m * S::own_hidden + j);
+        const Numbers<float, 4> embedded = widened(load<4>(x.embedded + m * S::own_hidden + j));
         Numbers<T, 4> values;
         FD_UNROLL
         for (int e = 0; e < 4; ++e) {
           const float sum = post || !reset(m, t + 1) ? sums.at[e] : 0.0f;
-          values.at[e] = rounded<T>(sum + (post ? widened(embedded.at[e]) : bias.at[e]));
+          values.at[e] = rounded<T>(sum + (post ? embedded.at[e] : bias.at[e]));
           s.value += widened(values.at[e]) * widened(values.at[e]);
         }
         if (post) {
-          keep(values, x.active, m, k, speaks() && m < rows(), a.post + at(m, t) * S::hidden + k);
+          keep(values, x.active, m, k, speaks() && m < rows(), a.post + at(m, t, S::hidden, k));
         } else {
           const bool kept = speaks() && m < rows() && t + 1 < a.length;
-          keep(values, x.state, m, k, kept, a.pre + at(m, t + 1) * 2 * S::hidden + k);
+          keep(values, x.state, m, k, kept, a.pre + at(m, t + 1, 2 * S::hidden, k));
         }
       });
       g.sum(&Sum::value);
@@ -67,7 +67,7 @@ struct Forward : ForwardCore<S, T, Cta> {
     c.template groups<lanes_classes, Classes>(kRows * S::own_stoch, [&](int q, auto& g) {
       const int m = q / S::own_stoch, own = q % S::own_stoch, s = c.rank * S::own_stoch + own;
       const bool there = m < rows();
-      const int64_t place = at(m, t) * S::stoch + s;
+      const Index place = at(m, t, S::stoch, s);
       g.each([&](int lane, Classes& v) {
         v.value = -INFINITY;
         if (lane >= S::classes / 4) return;
@@ -81,8 +81,8 @@ struct Forward : ForwardCore<S, T, Cta> {
           v.x[e] = widened(values.at[e]);
           v.value = fmaxf(v.value, v.x[e]);
         }
-        if (speaks() && there) store(a.logit + place * S::classes + 4 * lane, values);
-        if (speaks() && there && s == 0 && lane == 0) a.roots[at(m, t) * 4 + 2] = x.roots[kPost][m];
+        if (speaks() && there) store(a.logit + (place * S::classes + 4 * lane), values);
+        if (speaks() && there && s == 0 && lane == 0) a.roots[at(m, t, 4, 2)] = x.roots[kPost][m];
       });
       int index = 0;
       if (a.replayed) {
@@ -124,8 +124,9 @@ struct Forward : ForwardCore<S, T, Cta> {
         }
         FD_UNROLL
         for (int i = 0; i < each; ++i) {
+          const Numbers<float, 4> row = widened(rows[i]);
           FD_UNROLL
-          for (int e = 0; e < 4; ++e) r.sums[e] += widened(rows[i].at[e]);
+          for (int e = 0; e < 4; ++e) r.sums[e] += row.at[e];
         }
       });
       g.template sum<shares>(&Row::sums);
@@ -139,7 +140,7 @@ struct Forward : ForwardCore<S, T, Cta> {
           values.at[e] = rounded<T>((reset(m, t + 1) ? 0.0f : r.sums[e]) + bias.at[e]);
           r.squares += widened(values.at[e]) * widened(values.at[e]);
         }
-        keep(values, x.state, m, k, speaks() && m < rows(), a.pre + at(m, t + 1) * 2 * S::hidden + k);
+        keep(values, x.state, m, k, speaks() && m < rows(), a.pre + at(m, t + 1, 2 * S::hidden, k));
       });
       g.template sum<lanes>(&Row::squares);
       g.each([&](int lane, Row& r) {

@@ -54,24 +54,19 @@ struct ForwardCore : ForwardCta<S, T, Cta> {
     multiply_hidden<2>(x.state + kRows * S::hidden);
     c.leave(held.hidden, x.partial);
     c.sync();
-    float* const squares = a.squares + int64_t(c.tile) * kRows * S::team + cta();
+    float* const squares = a.squares + (Index(c.tile) * kRows * S::team + cta());
     c.template groups<lanes, Sum>(kRows, [&](int m, auto& g) {
       g.each([&](int lane, Sum& s) {
         const int n = 2 * lane;
         s.value = 0.0f;
         if (n >= S::own) return;
         const Numbers<float, 2> sums = Hidden::template sums<2>(x.partial, m, n);
-        const Numbers<T, 2> entered = load<2>(x.entered + m * S::own + n);
-        Numbers<T, 2> values;
-        Numbers<float, 2> wide;
-        FD_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          values.at[i] = rounded<T>(widened(entered.at[i]) + sums.at[i]);
-          wide.at[i] = widened(values.at[i]);
-          s.value += wide.at[i] * wide.at[i];
-        }
+        const Numbers<float, 2> entered = widened(load<2>(x.entered + m * S::own + n));
+        const Numbers<T, 2> values = rounded<T>(Numbers<float, 2>{entered.at[0] + sums.at[0], entered.at[1] + sums.at[1]});
+        const Numbers<float, 2> wide = widened(values);
+        s.value = wide.at[0] * wide.at[0] + wide.at[1] * wide.at[1];
         store(x.own_hidden + m * S::own + n, wide);
-        if (m < rows()) store(a.hidden + at(m, t) * S::deter + column(n), values);
+        if (m < rows()) store(a.hidden + at(m, t, S::deter, column(n)), values);
       });
       g.sum(&Sum::value);
       g.each([&](int lane, Sum& s) {
@@ -83,16 +78,16 @@ struct ForwardCore : ForwardCta<S, T, Cta> {
   // Begin to copy what the rest of the step needs.
   FD_HD void fetch_inputs(int t) {
     this->fetch_resets(t + 1);
-    fetch_rows<S::own_hidden>(c, rows(), x.embedded, a.embedded + at(0, t) * S::hidden + c.rank * S::own_hidden,
-                              int64_t(a.length) * S::hidden);
+    fetch_rows<S::own_hidden>(c, rows(), x.embedded, a.embedded + at(0, t, S::hidden, c.rank * S::own_hidden),
+                              a.length * S::hidden);
     if (!a.noise) return;
-    fetch_rows<S::own_stoch>(c, rows(), x.noise, a.noise + at(0, t) * S::stoch + c.rank * S::own_stoch,
-                             int64_t(a.length) * S::stoch);
+    fetch_rows<S::own_stoch>(c, rows(), x.noise, a.noise + at(0, t, S::stoch, c.rank * S::own_stoch),
+                             a.length * S::stoch);
   }
 
   // Norm and activation of the hidden layer. Then a narrow exchange, of the block's columns.
   FD_HD void activate_hidden(int t) {
-    gather_sums<S>(c, a.squares + int64_t(c.tile) * kRows * S::team, x.sums, t);
+    gather_sums<S>(c, a.squares + Index(c.tile) * kRows * S::team, x.sums, t);
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
       const float root = inverse_root(x.sums[m] * (1.0f / S::deter) + a.eps_hidden);
@@ -101,9 +96,9 @@ struct ForwardCore : ForwardCta<S, T, Cta> {
       Numbers<T, 2> values;
       FD_UNROLL
       for (int e = 0; e < 2; ++e) values.at[e] = rounded<T>(silu(before.at[e] * root * scale.at[e]));
-      keep(values, x.active, m, c.rank * S::own + n, m < rows(), a.hidden_feat + at(m, t) * S::deter + column(n));
+      keep(values, x.active, m, c.rank * S::own + n, m < rows(), a.hidden_feat + at(m, t, S::deter, column(n)));
       if (m < rows() && n == 0 && cta() == 0) {
-        float* const roots = a.roots + at(m, t) * 4;
+        float* const roots = a.roots + at(m, t, 4, 0);
         roots[0] = x.roots[kDeter][m];
         roots[1] = x.roots[kStoch][m];
         roots[3] = root;
@@ -120,26 +115,28 @@ struct ForwardCore : ForwardCta<S, T, Cta> {
     c.sync();
     c.each(kRows * S::own / 2, [&](int i) {
       const int m = i / (S::own / 2), n = i % (S::own / 2) * 2;
-      Numbers<T, 2> gates[3], values;
+      Numbers<float, 2> gates[3], after;
       FD_UNROLL
       for (int j = 0; j < 3; ++j) {
         const Numbers<float, 2> bias = load<2>(vector(Vectors<S>::gates_bias) + j * S::own + n);
         const Numbers<float, 2> sums = Gates::template sums<2>(x.partial, m, j * S::own + n);
         FD_UNROLL
-        for (int e = 0; e < 2; ++e) gates[j].at[e] = rounded<T>(sums.at[e] + bias.at[e]);
-        const int64_t to = at(m, t) * 3 * S::deter + (c.block * 3 + j) * S::block + c.rank * S::own + n;
-        if (m < rows()) store(a.gates + to, gates[j]);
+        for (int e = 0; e < 2; ++e) gates[j].at[e] = sums.at[e] + bias.at[e];
+        const Numbers<T, 2> kept = rounded<T>(gates[j]);
+        gates[j] = widened(kept);
+        const Index to = at(m, t, 3 * S::deter, (c.block * 3 + j) * S::block + c.rank * S::own + n);
+        if (m < rows()) store(a.gates + to, kept);
       }
       T* const own = x.own_deter + m * S::own + n;
-      const Numbers<T, 2> old = load<2>(own);
+      const Numbers<float, 2> old = widened(load<2>(own));
       FD_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const float before = reset(m, t) ? 0.0f : widened(old.at[e]);
-        const float after = gated(widened(gates[0].at[e]), widened(gates[1].at[e]), widened(gates[2].at[e]), before);
-        values.at[e] = rounded<T>(after);
+        const float before = reset(m, t) ? 0.0f : old.at[e];
+        after.at[e] = gated(gates[0].at[e], gates[1].at[e], gates[2].at[e], before);
       }
+      const Numbers<T, 2> values = rounded<T>(after);
       store(own, values);
-      keep(values, x.deter, m, c.rank * S::own + n, m < rows(), a.deter + at(m, t) * S::deter + column(n));
+      keep(values, x.deter, m, c.rank * S::own + n, m < rows(), a.deter + at(m, t, S::deter, column(n)));
     });
     c.sync();
     spread_columns<S, S::own>(c, x.deter, c.rank * S::own);

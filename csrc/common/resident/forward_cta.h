@@ -25,7 +25,10 @@ struct ForwardCta {
   Shared& x = c.mine;
 
   FD_HD int rows() const { return a.batch - c.tile * kRows < kRows ? a.batch - c.tile * kRows : kRows; }
-  FD_HD int64_t at(int m, int t) const { return int64_t(c.tile * kRows + m) * a.length + t; }
+  // Of a tensor [B, T, width]: where its column of row m of the tile is at step t.
+  FD_HD Index at(int m, int t, int width, int column) const {
+    return (Index(c.tile * kRows + m) * a.length + t) * width + column;
+  }
   FD_HD int cta() const { return c.block * S::ranks + c.rank; }
   FD_HD int column(int n) const { return c.block * S::block + c.rank * S::own + n; }  // of deter
   FD_HD bool speaks() const { return c.block == 0; }  // writes what all blocks compute alike
@@ -58,9 +61,9 @@ struct ForwardCta {
 
   FD_HD const float* vector(int offset) const { return x.vectors + offset; }
 
-  FD_HD int64_t product_at(int block, int m, int n) const {
+  FD_HD Index product_at(int block, int m, int n) const {
     const int k = n / S::own_hidden * S::hidden + c.rank * S::own_hidden + n % S::own_hidden;
-    return ((int64_t(c.tile) * S::blocks + block) * kRows + m) * 2 * S::hidden + k;
+    return ((Index(c.tile) * S::blocks + block) * kRows + m) * 2 * S::hidden + k;
   }
 
   // Weights come to the chip, and the state before the first step.
@@ -96,7 +99,7 @@ struct ForwardCta {
     c.each(rows() * 2 * S::own_hidden, [&](int i) {
       const int m = i / (2 * S::own_hidden), n = i % (2 * S::own_hidden);
       const int k = n / S::own_hidden * S::hidden + c.rank * S::own_hidden + n % S::own_hidden;
-      if (speaks()) a.pre[at(m, 0) * 2 * S::hidden + k] = x.state[left_offset(m, k)];
+      if (speaks()) a.pre[at(m, 0, 2 * S::hidden, k)] = x.state[left_offset(m, k)];
     });
   }
 
@@ -106,7 +109,7 @@ struct ForwardCta {
   }
 
   FD_HD void fetch_entered(int t) {
-    fetch_rows<S::own>(c, rows(), x.entered, a.entered + at(0, t) * S::deter + column(0), int64_t(a.length) * S::deter);
+    fetch_rows<S::own>(c, rows(), x.entered, a.entered + at(0, t, S::deter, column(0)), a.length * S::deter);
   }
 
   // x.roots of a norm from the ranks' sums of squares.
@@ -125,24 +128,25 @@ struct ForwardCta {
   FD_HD void activate(Norms which, T* activation, T* feat, int width, int first, int t) {
     c.each(S::hidden / kStep * kLanes, [&](int i) {
       const int m = left_row(i % kLanes, 0), k = i / kLanes * kStep + left_column(i % kLanes, 0);
-      const Numbers<T, 8> before = load<8>(activation + i * 8);
+      const Numbers<float, 8> before = widened(load<8>(activation + i * 8));
       const float* const root = x.roots[which] + m;
       const float* const scale = vector(Vectors<S>::scales) + which * S::hidden + k;
       const float roots[2] = {root[0], root[8]};
       const Numbers<float, 2> scales[2] = {load<2>(scale), load<2>(scale + 8)};
-      Numbers<T, 8> after;
+      Numbers<float, 8> values;
       FD_UNROLL
       for (int e = 0; e < 8; ++e) {
-        const float normal = widened(before.at[e]) * roots[left_row(0, e) / 8];
-        after.at[e] = rounded<T>(silu(normal * scales[left_column(0, e) / 8].at[e % 2]));
+        const float normal = before.at[e] * roots[left_row(0, e) / 8];
+        values.at[e] = silu(normal * scales[left_column(0, e) / 8].at[e % 2]);
       }
+      const Numbers<T, 8> after = rounded<T>(values);
       store(activation + i * 8, after);
       if (!speaks()) return;
       FD_UNROLL
       for (int e = 0; e < 8; e += 2) {
         const int row = m + left_row(0, e), column = k + left_column(0, e);
         const bool mine = column / S::own_hidden == c.rank && row < rows();
-        if (mine) store(feat + at(row, t) * width + first + column, Numbers<T, 2>{after.at[e], after.at[e + 1]});
+        if (mine) store(feat + at(row, t, width, first + column), Numbers<T, 2>{after.at[e], after.at[e + 1]});
       }
     });
   }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "common/bf16.h"
 #include "common/macros.h"
 
 // A few neighbouring numbers, which a thread reads or writes at once.
@@ -57,6 +58,49 @@ FD_HD void store(T* to, const Numbers<T, N>& numbers) {
 #else
   *reinterpret_cast<Numbers<T, N>*>(to) = numbers;
 #endif
+}
+
+using fastdream::rounded, fastdream::widened;
+
+// To float and back, two in an instruction where there is one.
+template <typename T, int N>
+FD_HD Numbers<float, N> widened(const Numbers<T, N>& x) {
+  Numbers<float, N> out;
+#ifdef __CUDA_ARCH__
+  if constexpr (std::is_same_v<T, bf16>) {
+    uint32_t words[N / 2];
+    memcpy(words, &x, sizeof(words));
+    FD_UNROLL
+    for (int i = 0; i < N / 2; ++i) {
+      out.at[2 * i] = __uint_as_float(words[i] << 16);
+      out.at[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  } else
+#endif
+  {
+    FD_UNROLL
+    for (int i = 0; i < N; ++i) out.at[i] = fastdream::widened(x.at[i]);
+  }
+  return out;
+}
+
+template <typename T, int N>
+FD_HD Numbers<T, N> rounded(const Numbers<float, N>& x) {
+  Numbers<T, N> out;
+#ifdef __CUDA_ARCH__
+  if constexpr (std::is_same_v<T, bf16>) {
+    FD_UNROLL
+    for (int i = 0; i < N; i += 2) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(x.at[i], x.at[i + 1]);
+      memcpy(&out.at[i], &pair, sizeof(pair));
+    }
+  } else
+#endif
+  {
+    FD_UNROLL
+    for (int i = 0; i < N; ++i) out.at[i] = fastdream::rounded<T>(x.at[i]);
+  }
+  return out;
 }
 
 }  // namespace fastdream::resident

@@ -84,14 +84,14 @@ FD_HD void product(Cta& c, const T* left, const typename Cta::template Held<P>& 
 // Begin to copy `width` elements of each row of the tile: row m from from + m * row to to + m * width. Rows past the batch
 // are left as they are: no row's numbers reach another row.
 template <int width, class Cta, typename T>
-FD_HD void fetch_rows(Cta& c, int rows, T* to, const T* from, int64_t row) {
+FD_HD void fetch_rows(Cta& c, int rows, T* to, const T* from, Index row) {
   constexpr int bytes = width * int(sizeof(T));
   constexpr int chunk = bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4;
   constexpr int chunks = bytes / chunk;
   static_assert(chunks * chunk == bytes, "rows are copied in words");
   c.each(kRows * chunks, [&](int i) {
     const int m = i / chunks, part = i % chunks * (chunk / int(sizeof(T)));
-    if (m < rows) c.template fetch<chunk>(to + m * width + part, from + m * row + part);
+    if (m < rows) c.template fetch<chunk>(to + m * width + part, from + (m * row + part));
   });
 }
 

@@ -17,6 +17,9 @@
 // computes for itself. With one rank the whole team is one cluster, and both exchanges are that cluster's.
 namespace fastdream::resident {
 
+// Of the elements of a tensor, of which there are less than 2^31.
+using Index = uint32_t;
+
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * kLanes;
 

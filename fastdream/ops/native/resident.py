@@ -77,7 +77,7 @@ def size_of(rssm: RSSM) -> str | None:
     return next((name for name, shape in SHAPES.items() if tuple(shape[:5]) == sizes), None)
 
 
-def why_not(rssm: RSSM, dtype: torch.dtype, batch: int, device: torch.device) -> str:
+def why_not(rssm: RSSM, dtype: torch.dtype, batch: int, device: torch.device, length: int = 1) -> str:
     """Why this model, or this batch of it, is not served on the device; empty if it is."""
     core, latent = rssm.core, rssm.latent
     if not isinstance(core, BlockGRU) or not isinstance(latent, Categorical):
@@ -94,6 +94,8 @@ def why_not(rssm: RSSM, dtype: torch.dtype, batch: int, device: torch.device) ->
     if dtype != torch.bfloat16 and not (device.type == "cpu" and dtype == torch.float32):
         return f"products in {dtype}, not torch.bfloat16"
     shape, reason = _choose(rssm, device)
+    if batch * length * 3 * _sizes(rssm)[1] >= 2**31:
+        return f"{batch} x {length} rows, whose gates are 2^31 numbers or more"
     if shape and shape.ranks > 1 and batch > ROWS:
         return f"a batch of {batch}: at this size the whole chip takes {ROWS} rows"
     return reason
@@ -160,7 +162,7 @@ def observe(
     Raises ValueError naming what it does not compute.
     """
     dtype, batch = deter.dtype, deter.shape[0]
-    if reason := why_not(rssm, dtype, batch, deter.device):
+    if reason := why_not(rssm, dtype, batch, deter.device, action.shape[1]):
         raise ValueError(f"observe: not compiled for {reason}; use the reference")
     if noise is None and index is None:
         raise ValueError("observe needs noise to draw with, or the index of an earlier draw")

@@ -5,7 +5,14 @@ the device and compile as one graph. x may be bfloat16: matrix products are then
 softmax, KL and returns in float32.
 """
 
-from fastdream.ops.reference.actor import actor, actor_branches, actor_mode, actor_outputs, actor_trunk
+from fastdream.ops.reference.actor import (
+    actor,
+    actor_branches,
+    actor_mode,
+    actor_outputs,
+    actor_trunk,
+    bounded_normal,
+)
 from fastdream.ops.reference.categorical import (
     categorical_entropy,
     categorical_kl,
@@ -47,6 +54,7 @@ __all__ = [
     "actor_outputs",
     "actor_trunk",
     "block_gru",
+    "bounded_normal",
     "categorical_entropy",
     "categorical_kl",
     "categorical_log_prob",

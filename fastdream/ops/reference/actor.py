@@ -24,14 +24,26 @@ def bind_actor(actor: Actor, dtype: torch.dtype) -> Actor:
     return actor._replace(layers=tuple(cast(layer, dtype) for layer in actor.layers), heads=tuple(heads))
 
 
-def _head_outputs(head: ActionHead, outs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def bounded_normal(
+    mean: Tensor, std: Tensor, min_std: float = 0.1, max_std: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Raw outputs [...] -> tanh(mean), (max_std - min_std) * sigmoid(std + 2) + min_std, in float32 at least.
+
+    Source: DreamerV3 `heads.py`.
+    """
+    std = (max_std - min_std) * torch.sigmoid(std + 2.0) + min_std
+    return upcast(torch.tanh(mean)), upcast(std)
+
+
+def _head_outputs(
+    head: ActionHead, outs: Sequence[Tensor], bounded: Callable[..., tuple[Tensor, Tensor]]
+) -> tuple[Tensor, ...]:
     if head.kind in ("categorical", "score"):
         (logit,) = outs
         return (logit.reshape(*logit.shape[:-1], head.elements, head.classes),)
     mean, std = outs
     if head.kind == "bounded_normal":
-        std = (head.max_std - head.min_std) * torch.sigmoid(std + 2.0) + head.min_std
-        return upcast(torch.tanh(mean)), upcast(std)
+        return bounded(mean, std, head.min_std, head.max_std)
     mean = upcast(mean)
     if head.kind == "trunc_normal":
         return torch.tanh(mean), gaussian_std(std, head.min_std, "sigmoid2")
@@ -53,23 +65,29 @@ def actor_trunk(actor: Actor) -> Layers:
 
 
 def actor_outputs(
-    actor: Actor, feat: Tensor | Feat, mlps: Callable[..., tuple[Tensor, ...]] = mlps
+    actor: Actor,
+    feat: Tensor | Feat,
+    mlps: Callable[..., tuple[Tensor, ...]] = mlps,
+    bounded: Callable[..., tuple[Tensor, Tensor]] = bounded_normal,
 ) -> tuple[tuple[Tensor, ...], ...]:
-    """Distribution parameters of every head at feat [..., F]; `mlps` computes the layers.
+    """Distribution parameters of every head at feat [..., F]; `mlps` computes the layers, `bounded` bounded normals.
 
     discrete ones: (logit [..., elements, classes] before unimix, in feat.dtype); the others: (mean [..., elements],
     std [..., elements]) in float32 at least, of the normal before it is cut off or squashed.
     """
     feat = feat.detach() if actor.detach else feat
-    return actor_branches(actor, mlps(feat, (actor_trunk(actor),))[0], mlps)
+    return actor_branches(actor, mlps(feat, (actor_trunk(actor),))[0], mlps, bounded)
 
 
 def actor_branches(
-    actor: Actor, x: Tensor, mlps: Callable[..., tuple[Tensor, ...]] = mlps
+    actor: Actor,
+    x: Tensor,
+    mlps: Callable[..., tuple[Tensor, ...]] = mlps,
+    bounded: Callable[..., tuple[Tensor, Tensor]] = bounded_normal,
 ) -> tuple[tuple[Tensor, ...], ...]:
     """As `actor_outputs`, from what `actor_trunk` gave."""
     outs = iter(branches(x, _outs(actor), mlps))
-    return tuple(_head_outputs(head, [next(outs) for _ in head.out]) for head in actor.heads)
+    return tuple(_head_outputs(head, [next(outs) for _ in head.out], bounded) for head in actor.heads)
 
 
 def actor_mode(outputs: Sequence[tuple[Tensor, ...]]) -> Tensor:

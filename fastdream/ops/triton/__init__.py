@@ -30,6 +30,7 @@ _FILES = {
     "categorical_kl": "kl",
     "latent_entropy": "entropy",
     "gaussian_kl": "gaussian",
+    "bounded_normal": "normals",
     "symlog": "pointwise",
     "symexp": "pointwise",
     "twohot_loss": "twohot",

@@ -106,7 +106,7 @@ def _forward(
 ) -> Results:
     results = _fake(outs, action, adv, weight, sizes, actent, unimix)
     keys, acts, begin = _keys(outs, sizes), as_rows(action), 0
-    given, steps = (adv.contiguous(), weight.contiguous()), outs[0].shape[1]
+    given, steps = (adv.contiguous(), as_rows(weight)), outs[0].shape[1]
     for i, (first, second, elements, classes) in enumerate(keys):
         rows, stds = _alike(first, second)
         tile = row_tile(classes or elements, capability(adv.device), tensors=8)
@@ -124,6 +124,7 @@ def _forward(
             steps,
             rows.stride(0),
             acts.stride(0),
+            given[1].stride(0),
             KEY=i,
             KEYS=len(keys),
             E=elements,
@@ -164,7 +165,7 @@ def _backward(
 ) -> list[Tensor]:
     gradients = _backward_fake(grad, outs, action, adv, weight, sizes, actent, unimix)
     d_outs, acts, begin = _keys(gradients, sizes), as_rows(action), 0
-    given, steps = (adv.contiguous(), weight.contiguous()), outs[0].shape[1]
+    given, steps = (adv.contiguous(), as_rows(weight)), outs[0].shape[1]
     for (first, second, elements, classes), (d_first, d_second, *_) in zip(
         _keys(outs, sizes), d_outs, strict=True
     ):
@@ -187,6 +188,7 @@ def _backward(
             rows.stride(0),
             acts.stride(0),
             as_rows(d_first).stride(0),
+            given[1].stride(0),
             E=elements,
             C=classes,
             UNIMIX=unimix,

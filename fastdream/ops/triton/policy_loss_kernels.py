@@ -29,13 +29,13 @@ def normal_of(first, second, action, s_x, s_a, i_r, m_r, E: tl.constexpr, BC: tl
     return b_off / b_std, b_std
 
 
-@triton.jit(do_not_specialize=["M", "H", "K"])
+@triton.jit(do_not_specialize=["M", "H", "K", "s_weight"])
 def reinforce_fwd_kernel(
     first,  # [N * K, E * C] logits, or [N * K, E] means
     second,  # [N * K, E] stds, or None
     action,  # [N * K, ...]
     adv,  # [M], M = N * H
-    weight,  # [M]
+    weight,  # [N, H], rows s_weight apart
     loss,  # [M], of the last key
     log_prob,  # [M], what the keys before added up, or of the first one nothing
     entropy,  # [keys, M]
@@ -45,6 +45,7 @@ def reinforce_fwd_kernel(
     K,
     s_x,
     s_a,
+    s_weight,
     KEY: tl.constexpr,
     KEYS: tl.constexpr,
     E: tl.constexpr,
@@ -81,17 +82,18 @@ def reinforce_fwd_kernel(
         for i_key in range(KEY):
             b_entropy += tl.load(entropy + i_key * M + i_m, mask=m_m, other=0.0)
         b_loss = b_log * tl.load(adv + i_m, mask=m_m, other=0.0).to(tl.float32) + actent * b_entropy
-        tl.store(loss + i_m, -tl.load(weight + i_m, mask=m_m, other=0.0).to(tl.float32) * b_loss, mask=m_m)
+        b_weight = tl.load(weight + i_m // H * s_weight + i_m % H, mask=m_m, other=0.0).to(tl.float32)
+        tl.store(loss + i_m, -b_weight * b_loss, mask=m_m)
 
 
-@triton.jit(do_not_specialize=["R", "H", "K"])
+@triton.jit(do_not_specialize=["R", "H", "K", "s_weight"])
 def reinforce_bwd_kernel(
     grad,  # [N * H], of the loss
     first,  # [R, E * C] logits, or [R, E] means, R = N * K
     second,  # [R, E] stds, or None
     action,  # [R, ...]
     adv,  # [N * H]
-    weight,  # [N * H]
+    weight,  # [N, H], rows s_weight apart
     d_first,  # [R, ...]
     d_second,  # [R, E] or None
     actent,
@@ -101,6 +103,7 @@ def reinforce_bwd_kernel(
     s_x,
     s_a,
     s_d,
+    s_weight,
     E: tl.constexpr,
     C: tl.constexpr,
     UNIMIX: tl.constexpr,
@@ -113,7 +116,7 @@ def reinforce_bwd_kernel(
     m_m = m_r & (i_r % K < H)
     i_m = i_r // K * H + i_r % K
     b_g = tl.load(grad + i_m, mask=m_m, other=0.0).to(tl.float32)
-    b_g *= tl.load(weight + i_m, mask=m_m, other=0.0).to(tl.float32)
+    b_g *= tl.load(weight + i_r // K * s_weight + i_r % K, mask=m_m, other=0.0).to(tl.float32)
     b_dlog = -b_g * tl.load(adv + i_m, mask=m_m, other=0.0).to(tl.float32)
     b_dentropy = -b_g * actent
     o_c = tl.arange(0, BC)[None, :]

@@ -65,6 +65,7 @@ def _forward(entered: Tensor, weight: Tensor, restart: Tensor, hidden: Tensor, c
         _launch(
             lstm_scan_fwd_kernel,
             tiles,
+            (rows, units),
             *inputs,
             hidden,
             cell,
@@ -73,19 +74,19 @@ def _forward(entered: Tensor, weight: Tensor, restart: Tensor, hidden: Tensor, c
             *strides,
             hidden.stride(0),
             after.stride(0),
-            D=units,
         )
     last.copy_(cell)
     return outputs
 
 
-def _launch(kernel: Any, tiles: Tiles, *args: Any, D: int) -> None:
-    rows = next(x for x in args if isinstance(x, Tensor)).shape[0]
+def _launch(kernel: Any, tiles: Tiles, shape: tuple[int, int], *args: Any) -> None:
+    """For states of a shape, rows and units."""
+    rows, units = shape
     launch(
         kernel,
-        (triton.cdiv(D, tiles.n), triton.cdiv(rows, tiles.m)),
+        (triton.cdiv(units, tiles.n), triton.cdiv(rows, tiles.m)),
         *args,
-        D=D,
+        D=units,
         PRECISION=PRECISION,
         BM=tiles.m,
         BU=tiles.n,
@@ -143,6 +144,7 @@ def _backward(
         _launch(
             lstm_scan_bwd_kernel,
             tiles,
+            (rows, units),
             own,
             later,
             later_restart,
@@ -158,7 +160,6 @@ def _backward(
             now.stride(0),
             before.stride(0),
             out.stride(0),
-            D=units,
         )
         later, later_restart = out, at
     keep = ~restart[..., None]
