@@ -12,7 +12,7 @@ from fastdream import ops
 from fastdream.ops import reference
 from fastdream.ops.params import GRU, RSSM, ActionHead, Actor, Categorical, Dream, Gaussian
 from fastdream.ops.triton import config, dream, library, step
-from fastdream.ops.triton.config import Spread, TailCut
+from fastdream.ops.triton.config import TailCut
 
 from .ops_tools import A, Maker, Sizes, leaves, mapped
 from .parity_tools import far
@@ -20,12 +20,9 @@ from .triton_cases import Blank, drawn, sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = Sizes(deter=48, hidden=20, stoch=5, classes=6, embed=9, blocks=8, units=24)
-# How the tail is cut: in parts, among programs that share rows, or one kernel that takes in layers in pieces of some
-# widths, or at once.
-CUTS: dict[str, TailCut | Spread | None] = {
+# How the tail is cut: in parts, or one kernel that takes in layers in pieces of some widths, or at once.
+CUTS: dict[str, TailCut | None] = {
     "in parts": None,
-    "shared": Spread(rows=16, split=2, depth=16, warps=4, stages=2, together=DEVICE == "cuda"),
-    "shared by more": Spread(rows=32, split=4, depth=32, warps=4, stages=2, together=False),
     "usual": config.PRECISE_TAIL,
     "pieces": config.PRECISE_TAIL._replace(stage=2048, depth=16, drawn=16),
     "at once": config.TAIL_CUTS[90],
@@ -38,9 +35,7 @@ def plain(tree: Any) -> Any:
 
 def cut_tail(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cut = CUTS[name]
-    if isinstance(cut, Spread):
-        monkeypatch.setattr(step, "spread_tail", lambda *_: cut)
-    elif cut:
+    if cut:
         monkeypatch.setattr(step, "tail_cut", lambda *_: cut)
     else:
         monkeypatch.setattr(step, "FUSED", 0)
@@ -119,9 +114,6 @@ MIXED = (1, 0), (2, 5), (4, 0), (1, 2)
         ("layernorm", MIXED, "at once"),
         ("block", MIXED, "pieces"),
         ("block", MIXED, "in parts"),
-        ("block", MIXED, "shared"),
-        ("block", ((1, 4),), "shared by more"),
-        ("layernorm", MIXED, "shared"),
         ("layernorm", ((1, 4),), "in parts"),
     ],
 )

@@ -6,14 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import Layer
 from fastdream.ops.reference import norm_act
-from fastdream.ops.triton.block_core import LINE, block_core
 from fastdream.ops.triton.block_product import Tiles, block_product, product_sums
-from fastdream.ops.triton.core import BlockStep, JointStep
 from fastdream.ops.triton.gates import block_gates
-
-from .ops_tools import Maker, Sizes, mapped
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -115,41 +110,6 @@ def test_gates_after_a_product(
     bare = nan(rows, total)
     block_gates(*arguments, bare, None, norm, act, 1e-3, tiles.n, tiles)
     assert torch.equal(bare, out) and poison
-
-
-@pytest.mark.parametrize(("norm", "act"), [("rms", "silu"), ("layer", "elu"), ("none", "gelu")])
-@pytest.mark.parametrize("columns", [16, 32])
-def test_core_of_one_launch(norm: str, act: str, columns: int, poison: list[str]):
-    """Blocks of more than one tile of columns, the last of which is shorter."""
-    rows, blocks, block, wide, tiles = 37, 3, 40, 33, Tiles(32, 32, 16, 4, 2)
-    total = blocks * block
-    deter, x, weight = step(rows, total), step(rows, wide), normal(blocks, block + wide, block) * block**-0.5
-    scale = None if norm == "none" else normal(total)
-    shift = normal(total) if norm == "layer" else None
-    layer = Layer(weight, normal(total), scale, shift, norm, act, 1e-3)
-    gates = Layer(normal(blocks, block, 3 * block) * block**-0.5, normal(3 * total))
-    true = torch.einsum("mk,gkn->mgn", x.double(), weight[:, block:].double()).flatten(1)
-    true += blockwise(deter, weight[:, :block]) + layer.bias.double()
-    wider = [None if v is None else v.double() for v in (scale, shift)]
-    true = blockwise(norm_act(true, *wider, norm, act, 1e-3), gates.weight) + gates.bias.double()
-    arrived = torch.zeros(-(-rows // tiles.m), LINE.value, dtype=torch.int32, device=DEVICE)
-    for together in (False, True) if DEVICE == "cuda" else (False,):
-        for _ in range(2):
-            hidden, out = torch.full((rows, total), torch.nan, device=DEVICE), nan(rows, total)
-            sums = product_sums(hidden, blocks, tiles, norm)
-            block_core(deter, x, layer, gates, hidden, sums, arrived, out, tiles, columns, together)
-            check_near(out, new_deter(blocks, true, deter))
-    assert poison
-
-
-def test_cores_agree_in_one_launch_and_in_two():
-    m, rows = Maker(0, torch.float32, Sizes(deter=48, hidden=20, stoch=3, classes=4, blocks=8)), 37
-    core = mapped(lambda x: x.detach().to(DEVICE), m.core("block"))
-    deter, x, one, two = normal(rows, 48), normal(rows, 60), nan(rows, 48), nan(rows, 48)
-    JointStep.bind(core.hidden[0], core.gates, rows)(deter, x, one)
-    BlockStep.bind(core.hidden, core.gates, rows)(deter, x, two)
-    check_near(one, two.double())
-    assert JointStep.bind(core.hidden[0], core.gates._replace(weight=normal(8, 600, 1800)), 16) is None
 
 
 def new_deter(blocks: int, gates: Tensor, deter: Tensor) -> Tensor:

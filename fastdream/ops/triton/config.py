@@ -71,37 +71,6 @@ def tail_cut(capability: int, itemsize: int) -> TailCut:
     return entry(TAIL_CUTS, capability) if itemsize == 2 else PRECISE_TAIL
 
 
-class Spread(NamedTuple):
-    """How the tail of many rows is cut: some programs share some rows, and each computes some columns."""
-
-    rows: int
-    split: int  # programs that share them
-    depth: int  # inputs of deep layers, at a time
-    warps: int
-    stages: int
-    together: bool  # in one launch, in which programs wait for one another; or one launch for every layer
-
-
-# GPUs on which a block core of many rows is one launch, in which programs wait for one another.
-JOINT: frozenset[int] = frozenset()
-SPREAD: dict[int, Spread] = {}  # by capability
-WIDEST_SPREAD = 512  # units of a layer
-
-
-def joint_core(rows: int, capability: int, itemsize: int) -> bool:
-    """Whether a block core of so many rows is one launch."""
-    return capability in JOINT and itemsize == 2 and rows >= 512
-
-
-def spread_tail(rows: int, wide: int, capability: int, itemsize: int) -> Spread | None:
-    """How to cut the tail of so many rows of layers of up to `wide` units; None if programs better have whole rows.
-
-    Enough programs for a half of the multiprocessors, or else there is nothing to share.
-    """
-    cut = SPREAD.get(capability)
-    return cut if cut and itemsize == 2 and wide <= WIDEST_SPREAD and rows >= 512 else None
-
-
 def entry(table: dict[int, Entry], capability: int) -> Entry:
     """What the table has for this GPU, or the default."""
     return table.get(capability, next(iter(table.values())))

@@ -2,20 +2,12 @@
 
 from typing import NamedTuple, Self
 
-import torch
-import triton
 from torch import Tensor
 
 from fastdream.ops.params import Layer, Layers
-from fastdream.ops.triton import interpreted, library
-from fastdream.ops.triton.block_core import LINE, block_core
 from fastdream.ops.triton.block_product import Normed, Tiles, block_product, product_sums, product_tiles
 from fastdream.ops.triton.dense_gates import dense_gates
 from fastdream.ops.triton.gates import block_gates, gates_tiles
-
-GROUP = (
-    32  # programs that wait for one another, at the most: more leave too many multiprocessors idle meanwhile
-)
 
 
 class BlockStep(NamedTuple):
@@ -52,36 +44,6 @@ class BlockStep(NamedTuple):
         weight, bias = self.gates.weight, self.gates.bias
         inputs = y, sums, layer.scale, layer.shift, weight, bias, deter, reset, out, None
         block_gates(*inputs, layer.norm, layer.act, layer.eps, self.tiles.n, self.gates_tiles)
-
-
-class JointStep(NamedTuple):
-    """DreamerV3's core of one hidden layer, for many rows: one launch, in which programs wait for one another."""
-
-    hidden: Layer
-    gates: Layer
-    tiles: Tiles
-    pre: Tensor  # [M, D]
-    sums: Tensor | None
-    arrived: Tensor  # [tiles of rows, LINE] zeros
-
-    @classmethod
-    def bind(cls, hidden: Layer, gates: Layer, rows: int) -> Self | None:
-        """Layers in the dtype of products, for so many rows; None if too many programs would have to wait."""
-        blocks, block, _ = gates.weight.shape
-        tiles = product_tiles(rows, blocks * block, block, gates.weight.element_size())
-        most = min(GROUP, library.multiprocessors(gates.weight.device))
-        if blocks >= LINE.value or blocks * triton.cdiv(block, tiles.n) > most:
-            return None
-        pre, lines = gates.weight.new_empty(rows, blocks * block), (triton.cdiv(rows, tiles.m), LINE.value)
-        arrived = torch.zeros(lines, dtype=torch.int32, device=pre.device)
-        return cls(hidden, gates, tiles, pre, product_sums(pre, blocks, tiles, hidden.norm), arrived)
-
-    def __call__(self, deter: Tensor, x: Tensor, out: Tensor, reset: Tensor | None = None) -> None:
-        """As `BlockStep`, without reset."""
-        assert reset is None, "only a policy resets, and it has few rows"
-        columns = min(64, self.tiles.n)
-        bound = self.hidden, self.gates, self.pre, self.sums, self.arrived
-        block_core(deter, x, *bound, out, self.tiles, columns, together=not interpreted())
 
 
 class DenseStep(NamedTuple):

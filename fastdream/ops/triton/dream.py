@@ -183,8 +183,7 @@ def _kernel(
     latent = Categorical(n.stoch, n.classes, reader.scalar())
     core, net = reader.core(), reader.layers()
     acts = n.acts == 1
-    actor, calls = reader.actor() if acts else None, n.length + 1
-    kernels, _ = StepKernels.bind(core, latent, net, actor, n.action, deter, calls=calls)
+    kernels, _ = StepKernels.bind(core, latent, net, reader.actor() if acts else None, n.action, deter)
     if n.start:
         deters[:, 0], stochs[:, 0] = deter, stoch
         drawn = deter.new_empty((len(deter), n.length, n.stoch), dtype=torch.int32)

@@ -47,13 +47,6 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def multiprocessors(device: torch.device) -> int:
-    """How many the device has, of which a part of a GPU may have few; as many as one can want where there is none."""
-    if device.type != "cuda":
-        return 2**16
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def check_floats(op: str, **tensors: Tensor | None) -> None:
     """ValueError unless all that are there are float32 or half precision, on one device."""
     given = {name: x for name, x in tensors.items() if x is not None}
@@ -96,7 +89,6 @@ __all__ = [
     "contiguous",
     "empty_like",
     "launch",
-    "multiprocessors",
     "register",
     "register_once_differentiable",
     "rows_of",

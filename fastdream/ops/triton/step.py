@@ -9,14 +9,13 @@ from torch import Tensor
 from fastdream.ops.params import Actor, BlockGRU, Categorical, Layer, LayerNormGRU, Layers
 from fastdream.ops.triton import library
 from fastdream.ops.triton.block_product import Tiles, block_product, product_tiles
-from fastdream.ops.triton.config import Spread, TailCut, joint_core, power_of_two, spread_tail, tail_cut
-from fastdream.ops.triton.core import BlockStep, DenseStep, JointStep
+from fastdream.ops.triton.config import TailCut, tail_cut
+from fastdream.ops.triton.core import BlockStep, DenseStep
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Packer, part
 from fastdream.ops.triton.parts import in_parts
 from fastdream.ops.triton.tail import tail_kernel
 from fastdream.ops.triton.tail_layers import Tail, bind_tail, deter_width
-from fastdream.ops.triton.tail_spread import LINE, Run, spread_kernel
 
 ROWS = 16  # of a program of the tail: the least that tensor cores take
 FUSED = 512  # widest layers of a tail that is one kernel
@@ -37,7 +36,7 @@ class Draws(NamedTuple):
 class StepKernels(NamedTuple):
     """Parameters and memory for the steps of so many rows."""
 
-    core: BlockStep | JointStep | DenseStep
+    core: BlockStep | DenseStep
     tail: Tail
     cut: TailCut
     weights: Tensor
@@ -49,9 +48,7 @@ class StepKernels(NamedTuple):
     hidden: Tensor  # [2, n, wide]
     outs: Tensor  # [n, outputs of all heads]
     x: Tensor  # [n, inputs of the core]
-    entered: Tensor  # [n, units of the core's layer on stoch], if the tail is not one program for its rows
-    spread: Spread | None
-    arrived: Tensor  # [calls, groups of programs that share rows, LINE] zeros
+    entered: Tensor  # [n, units of the core's layer on stoch], if the tail is in parts
 
     @classmethod
     def bind(
@@ -63,12 +60,10 @@ class StepKernels(NamedTuple):
         width: int,
         deter: Tensor,
         more: Layers = (),
-        calls: int = 0,
     ) -> tuple[Self, Layers]:
         """net: from deter, and perhaps more, to logits. actor: None where actions [width] are given. deter [n, D].
 
-        calls: of `finish`, at the most; 0 where it sees an embedding. Returns also the layers `more`, packed with the
-        others.
+        Returns also the layers `more`, packed with the others.
         """
         rows, itemsize, capability = len(deter), deter.element_size(), library.capability(deter.device)
         packer = Packer(tail_cut(capability, itemsize), itemsize)
@@ -80,13 +75,9 @@ class StepKernels(NamedTuple):
         *hidden, gates = found[len(more) :]
         columns = tail.columns[2]
         of_deter = part(packed[0], shared.weight, columns, deter_width(core))
-        empty, wide = deter.new_empty, max(tail.wide, tail.enter.out)
-        fits = calls and sum(map(len, tail.chains)) + 2 <= LINE.value
-        spread = spread_tail(rows, wide, capability, itemsize) if fits else None
-        joint = calls > 0 and joint_core(rows, capability, itemsize)
-        waits = (calls, triton.cdiv(rows, spread.rows), LINE.value) if spread else (0,)
+        empty = deter.new_empty
         kernels = cls(
-            _core(tuple(hidden), gates, rows, joint),
+            _core(tuple(hidden), gates, rows),
             tail,
             packer.cut,
             *packed,
@@ -97,9 +88,7 @@ class StepKernels(NamedTuple):
             empty(2, rows, tail.wide),
             empty(rows, sum(row.out for row in tail.out), dtype=torch.float32),
             empty(rows, tail.inputs),
-            empty(rows if spread or tail.wide > FUSED else 0, tail.enter.out),
-            spread,
-            torch.zeros(waits, dtype=torch.int32, device=deter.device),
+            empty(rows if tail.wide > FUSED else 0, tail.enter.out),
         )
         return kernels, found[: len(more)]
 
@@ -126,9 +115,6 @@ class StepKernels(NamedTuple):
 
         embed [n, U]: what more the first layer before the logits sees.
         """
-        if self.spread:
-            self._share(draws, time, at, start, reset, acts, enter)
-            return
         if self.tail.wide > FUSED:
             in_parts(self, draws, time, at, start, embed, reset, acts, enter)
             return
@@ -153,46 +139,6 @@ class StepKernels(NamedTuple):
             num_stages=self.cut.stages,
         )
 
-    def _share(
-        self,
-        draws: Draws,
-        time: int,
-        at: int,
-        start: Tensor | None,
-        reset: Tensor | None,
-        acts: bool,
-        enter: bool,
-    ) -> None:
-        """As `finish`, without embed."""
-        assert self.spread is not None
-        (rows, length, _), tail, cut = draws.index.shape, self.tail, self.spread
-        drawn = len(tail.chains[0])
-        first = drawn if start is not None else 0
-        end = drawn if not acts and not enter else drawn + 1 + (len(tail.chains[1]) if acts else 1)
-        step = end - first if cut.together else 1
-        variables = max(power_of_two(tail.stoch) // cut.split, 16 // tail.padded)
-        inputs = self.product, start, reset, self.hidden, self.entered, self.outs, self.x
-        sizes = rows, time, length, draws.stoch.shape[1], draws.action.shape[1], at
-        for stage in range(first, end, step):
-            launch(
-                spread_kernel,
-                (cut.split, triton.cdiv(rows, cut.rows)),
-                *inputs,
-                self.weights,
-                self.vectors,
-                self.arrived[time + 1],
-                *draws,
-                *sizes,
-                TAIL=tail,
-                RUN=Run(acts, enter, stage, stage + step, cut.rows, cut.split, cut.depth, variables),
-                num_warps=cut.warps,
-                num_stages=cut.stages,
-            )
 
-
-def _core(hidden: Layers, gates: Layer, rows: int, joint: bool) -> BlockStep | JointStep | DenseStep:
-    """Of these layers; joint: in one launch if that can be."""
-    if not hidden:
-        return DenseStep.bind(gates, rows)
-    joined = JointStep.bind(hidden[0], gates, rows) if joint and len(hidden) == 1 else None
-    return joined or BlockStep.bind(hidden, gates, rows)
+def _core(hidden: Layers, gates: Layer, rows: int) -> BlockStep | DenseStep:
+    return BlockStep.bind(hidden, gates, rows) if hidden else DenseStep.bind(gates, rows)
