@@ -20,7 +20,7 @@ from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.norm_kernels import activate
-from fastdream.ops.triton.overlap import begin, place_next, wait
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import load_planes, moments, moments_of, normalize_tile, row_tiles
 from fastdream.ops.triton.split import (
     add_product,
@@ -183,7 +183,6 @@ def split_gates_kernel(
     KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    place_next(PDL)  # deter's product, which reads weights alone before it waits
     i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     o_m = i_m * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
@@ -210,7 +209,7 @@ def split_gates_kernel(
     b_scale = vector_inputs(scale, i_g * P + o_k, o_k < P, 1.0)
     b_shift = vector_inputs(shift, i_g * P + o_k, o_k < P, 0.0)
 
-    wait(PDL)
+    begin(PDL)
     b_sums, b_squares = load_planes(sums, o_m, M, G * ((P + TILE - 1) // TILE), BT, NORM, False)
     b_h = load_inputs(hidden + i_g * P, o_row, m_m, o_k, o_k < P, s_hidden)
     b_mean, b_rstd = moments_of(b_sums, b_squares, o_m, M, eps, G * P, P, TILE, BT, NORM)

@@ -14,7 +14,7 @@ from fastdream.ops.params import Layer
 from fastdream.ops.triton.block_product import Tiles
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
-from fastdream.ops.triton.overlap import place_next, wait
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import load_planes, load_vector, moments, row_tiles
 from fastdream.ops.triton.rowwise_gradient import (
     Later,
@@ -76,9 +76,6 @@ def layer_gradient_kernel(
     KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    place_next(
-        PDL
-    )  # what comes next reads what is of the forward pass, or of the step after, before it waits
     i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     o_m = i_m * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
@@ -94,7 +91,7 @@ def layer_gradient_kernel(
         b_us = vector_inputs(up_scale, i_g * K + o_k, o_k < K, 1.0)
         b_up = hat_inputs(up, b_mean, b_rstd, o_row, m_m, i_g * K + o_k, o_k < K, s_up, UP_NORM)
 
-    wait(PDL)
+    begin(PDL)
     if up is not None:
         b_dots, b_sums = load_planes(up_dots, o_m, M, UP_TILES, UP_BD, UP_NORM, True)
     b_g = load_inputs(gradient + i_g * K, o_row, m_m, o_k, o_k < K, s_gradient)

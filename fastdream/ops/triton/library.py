@@ -16,7 +16,7 @@ from fastdream.ops.native.library import check_shape, empty_like
 from fastdream.ops.triton import interpreted
 
 DEVICES = ("CPU", "CUDA") if interpreted() else ("CUDA",)
-OVERLAPPING = 1  # PDL of kernels that can overlap with the one before: 0, 1 or 2, see `overlap`
+OVERLAPPING = True  # kernels that can, with the one before; see `overlap`
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -28,7 +28,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     flat = (x for arg in args for x in (arg if isinstance(arg, tuple) else (arg,)))
     device = next(x.device for x in flat if isinstance(x, Tensor))
     if "PDL" in kernel.arg_names:
-        overlaps = OVERLAPPING if capability(device) >= 90 else 0
+        overlaps = OVERLAPPING and capability(device) >= 90
         constants |= {"PDL": overlaps} | ({"launch_pdl": True} if overlaps else {})
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         run(kernel, grid, args, {"enable_fp_fusion": True, "num_stages": 1} | constants)

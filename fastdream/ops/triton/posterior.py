@@ -21,7 +21,7 @@ from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.enter import Entering, enter_own, enter_stoch, gather
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
-from fastdream.ops.triton.overlap import place_next, wait
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import load_planes, load_vector, moments_of, row_tiles
 from fastdream.ops.triton.split import (
     add_product,
@@ -119,7 +119,6 @@ def posterior_kernel(
     KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    place_next(PDL)  # the next step's first product, of a deter that was done when this kernel was placed
     i_v, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BR + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
@@ -154,7 +153,7 @@ def posterior_kernel(
         if reset is not None:
             b_reset = tl.load(reset + o_r64 * s_reset, mask=m_r, other=1) != 0
 
-    wait(PDL)
+    begin(PDL)
     b_sums, b_squares = load_planes(sums, o_m, M, (U + TILE - 1) // TILE, BT, HIDDEN_NORM, False)
     b_h = load_inputs(hidden, o_row, m_m, o_k, o_k < U, s_hidden)
     b_mean, b_rstd = moments_of(b_sums, b_squares, o_m, M, hidden_eps, U, U, TILE, BT, HIDDEN_NORM)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fastdream.ops.triton.norm_kernels import activate
-from fastdream.ops.triton.overlap import begin, place_next, wait
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import moments, store_sums
 from fastdream.ops.triton.split import (
     add_product,
@@ -108,8 +108,7 @@ def split_product_kernel(
             b_w = load_weights(p_own, o_k, m_k, o_n, m_n, s_k, s_n)
             b_out = add_product(b_out, b_a, b_w)
     else:
-        # Of these only x is new: deter was written before the kernel before began, also for the gates, which come next.
-        place_next(PDL)
+        # Of these only x is new: deter was written before the kernel before began.
         b_out = tl.zeros([KS, BM, BN], tl.float32)
         for i_k in range(0, K, BK):
             o_k = split_inputs(i_k, BK, KS)
@@ -121,7 +120,7 @@ def split_product_kernel(
         p_shared = shared + i_g * s_g
         o_k = split_inputs(0, BX, KS)
         b_w = load_weights(p_shared, o_k, o_k < X, o_n, m_n, s_k, s_n)
-        wait(PDL)
+        begin(PDL)
         b_a = load_inputs(x, o_row, m_m, o_k, o_k < X, s_x)
         b_out = add_product(b_out, b_a, b_w)
         for i_k in range(BX, X, BX):

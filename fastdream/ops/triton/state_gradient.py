@@ -15,7 +15,6 @@ from fastdream.ops.params import Layer
 from fastdream.ops.triton.block_product import Tiles
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
-from fastdream.ops.triton.overlap import place_next
 from fastdream.ops.triton.rowwise import load_vector, moments, row_tiles
 from fastdream.ops.triton.rowwise_gradient import (
     Later,
@@ -78,7 +77,6 @@ def state_gradient_kernel(
     KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    place_next(PDL)  # the logits' gradient, which reads what is of the forward pass before it waits
     i_n, i_m = tl.program_id(0), tl.program_id(1)
     o_m = i_m * BM + tl.arange(0, BM)
     o_row = o_m.to(tl.int64)
@@ -160,6 +158,7 @@ def state_gradient_kernel(
         m_old = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
         m_out = m_old[:, None] & m_n[None, :]
         p_carry = carry + o_row[:, None] * (G * P) + (i_g * P + o_n)[None, :]
+        b_carry = tl.load(p_carry, mask=m_out, other=0.0, cache_modifier=".cg")
         b_out = through_blocks(
             weight,
             scale,
@@ -189,7 +188,6 @@ def state_gradient_kernel(
             KS,
             PDL,
         )
-        b_carry = tl.load(p_carry, mask=m_out, other=0.0, cache_modifier=".cg")
         tl.store(p_carry, b_carry + b_out, mask=m_out)
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastdream.ops.triton.overlap import wait
+from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import load_planes
 from fastdream.ops.triton.rowwise_gradient import gradient_inputs, hat_inputs, means_of
 from fastdream.ops.triton.split import add_product, load_inputs, split_inputs, sum_parts, vector_inputs
@@ -46,7 +46,7 @@ def through_blocks(
     b_w = block_weights(weight, o_k, o_r, m_n, i_g, s_g, s_r, s_k, INPUTS, K)
     b_hat = hat_inputs(hidden, b_mean, b_rstd, o_row, m_m, i_g * K + o_k, o_k < INPUTS, s_hidden, NORM)
     b_scale = vector_inputs(scale, i_g * K + o_k, o_k < INPUTS, 1.0)
-    wait(PDL)
+    begin(PDL)
     b_dots, b_sums = load_planes(dots, o_m, M, TILES, BD, NORM, True)
     b_d = load_inputs(d_n + i_g * K, o_row, m_m, o_k, o_k < INPUTS, s_dn)
     b_dot, b_sum = means_of(b_dots, b_sums, G * K, NORM)
