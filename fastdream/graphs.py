@@ -126,7 +126,7 @@ class _Outputs:
                 if not x.dim():
                     self.scalars.setdefault(x.dtype, []).append((i, key))
         self.order = [list(part) for part in results]
-        self.vectors = [torch.stack([results[i][k] for i, k in places]) for places in self.scalars.values()]
+        self.vectors = [_stacked([results[i][k] for i, k in places]) for places in self.scalars.values()]
 
     def copies(self) -> Results:
         """The results in memory of their own."""
@@ -135,6 +135,13 @@ class _Outputs:
             for (i, key), x in zip(places, vector.clone().unbind(), strict=True):
                 found[i][key] = x
         return tuple({k: part[k] for k in order} for part, order in zip(found, self.order, strict=True))
+
+
+def _stacked(scalars: list[Tensor]) -> Tensor:
+    """As torch.stack, whose kernel takes long for so few numbers."""
+    vector = scalars[0].new_empty(len(scalars))
+    torch._foreach_copy_(list(vector.unbind()), [x.detach() for x in scalars])
+    return vector
 
 
 class Captured:

@@ -33,8 +33,7 @@ class Categorical:
 
     def unpack(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
         """Class indices [..., S] -> one-hots [..., S, C]."""
-        classes = torch.arange(self.params.classes, device=packed.device)
-        return (packed[..., None] == classes).to(dtype)
+        return self.ops.join_inputs([packed], [self.params.classes], False, dtype).unflatten(-1, self.shape)
 
     def kl(self, post: Tensor, prior: Tensor, free: float, clamp: Clamp = "step") -> tuple[Tensor, Tensor]:
         """Dynamics and representation KL of logits [..., S, C], in nats; see `ops.categorical_kl`."""

@@ -217,12 +217,14 @@ def _backward(
         _reset_words(reset),
     ]
     tensors += [pre, hidden, gates, post, roots, d_deter, d_stoch, d_logit]
+    total = 5 * s.hidden + 4 * s.deter + s.stoch * s.classes
     slopes = Slopes(
-        *(torch.empty_like(x) for x in (logit, pre, hidden, gates, post)),
-        deter.new_empty(
-            (-(-deter.shape[0] // ROWS), 5 * s.hidden + 4 * s.deter + s.stoch * s.classes),
-            dtype=torch.float32,
-        ),
+        logit=torch.empty_like(logit),
+        pre=torch.empty_like(pre),
+        hidden=torch.empty_like(hidden),
+        gates=torch.empty_like(gates),
+        post=torch.empty_like(post),
+        totals=deter.new_empty((-(-deter.shape[0] // ROWS), total), dtype=torch.float32),
     )
     carried = torch.empty_like(deter, dtype=torch.float32, memory_format=torch.contiguous_format)
     workspaces = [*slopes, carried, *_workspaces(deter, s)]
