@@ -37,6 +37,7 @@ sys.modules["tests"] = package = types.ModuleType("tests")
 package.__path__ = [sys.argv.pop(1)]
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
+LONG = "25m"  # a size at which products are of several pieces
 SPILLED = 64  # bytes a thread, at the most, by any kernel of an agent
 
 
@@ -66,6 +67,14 @@ def check_budgets(cases: list[tuple]) -> None:
             taken = Budget(kernel["registers"], kernel["shared"], kernel["spilled"])
             most = budget._replace(spilled=max(budget.spilled, SPILLS.get(kernel["kernel"], 0)))
             assert all(map(int.__le__, taken, most)), (op, case, kernel)
+
+
+def test_long_sums_in_float32_are_made_piece_by_piece():
+    """Of products whose inputs are split: a sum of thousands of terms, one after the other, loses digits."""
+    (kernels,) = compiled([("observe", "block", LONG, torch.float32, 90)])
+    split = [kernel for kernel in kernels if "KS" in kernel["constants"]]
+    assert len({kernel["kernel"] for kernel in split}) > 5
+    assert not any(kernel["adding"] for kernel in split)
 
 
 def test_usual_size_within_budget():

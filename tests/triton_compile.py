@@ -94,7 +94,7 @@ def _is_one(value: Any, param: Any) -> bool:
 
 
 def resources(launch: Launch, capability: int) -> dict[str, Any]:
-    """Registers of a thread, bytes of shared memory of a program, bytes spilled by a thread."""
+    """Registers, bytes of shared memory, bytes spilled, and how many products add to an earlier one's sum."""
     source = ASTSource(
         launch.kernel,
         dict(launch.signature),
@@ -114,6 +114,7 @@ def resources(launch: Launch, capability: int) -> dict[str, Any]:
         "constants": {str(name): str(value) for name, value in launch.constants},
         "registers": int(usage["REG"]),
         "shared": compiled.metadata.shared,
+        "adding": len(re.findall(r"tt\.dot %\S+, %\S+, %(?!cst)", compiled.asm["ttgir"])),
         "spilled": int(usage["STACK"]) + int(usage["LOCAL"]),
     }
 

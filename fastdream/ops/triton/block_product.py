@@ -58,9 +58,9 @@ def piece(most: int, inputs: int, columns: int, itemsize: int, parts: int) -> in
     return max(16 * parts, min(most, fitting, power_of_two(inputs)))
 
 
-def split_warps(width: int) -> int:
-    """Warps among which inputs are split, for layers of so many units: each has sixteen inputs or more of a piece."""
-    return 8 if width >= 256 else 4
+def split_warps(width: int, columns: int = 0, itemsize: int = 2) -> int:
+    """Warps among which the inputs of so many units are split: each has sixteen of a piece that fits, or more."""
+    return 8 if width >= 256 and 8 * 16 * columns * itemsize <= PIECE else 4
 
 
 def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:

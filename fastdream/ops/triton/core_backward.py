@@ -36,6 +36,9 @@ def core_backward(
 def gradient_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     """Tiles of products whose first operand is made of two tensors while it is loaded."""
     tiles = product_tiles(min(rows, 16), width, segment, itemsize)
+    tiles = tiles._replace(
+        n=min(tiles.n, 128 // itemsize)
+    )  # of float32 a program's registers hold half as much
     most, warps = 512 // itemsize, split_warps(segment)
     k = piece(most, most, tiles.n, itemsize, warps)
     return tiles._replace(k=k, warps=warps, split=warps, stages=3)

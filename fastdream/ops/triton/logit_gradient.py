@@ -136,7 +136,7 @@ def logit_gradient(
     columns = power_of_two(classes)
     variables = max(1, min(32 // columns, power_of_two(stoch)))
     tiles, units, itemsize = later.tiles() if later else 0, weight.shape[1], weight.element_size()
-    warps = split_warps(units)
+    warps = split_warps(units, variables * columns, itemsize)
     launch(
         logit_gradient_kernel,
         (triton.cdiv(stoch, variables), triton.cdiv(rows, 16)),

@@ -52,7 +52,7 @@ def posterior_tiles(units: int, stoch: int, classes: int, itemsize: int) -> Post
     columns = power_of_two(classes)
     rows = 2 if units * stoch * classes <= 2**20 else 4
     variables = max(1, min(64 // columns, power_of_two(stoch)))
-    warps = split_warps(units)
+    warps = split_warps(units, variables * columns, itemsize)
     k = piece(512 // itemsize, units, variables * columns, itemsize, warps)
     return PosteriorTiles(rows, variables, k, warps, 3)
 
