@@ -71,7 +71,10 @@ def error(x: Tensor, true: Tensor) -> float:
 def check(function: Callable[..., Any], op: str, case: Case, args: tuple, dtype: torch.dtype) -> None:
     """The rule, for everything that the op gives."""
     expected = getattr(reference, op)
-    truth = results(expected, changed(cast(torch.float64), args), case.gradients)
+    wide = tuple(
+        torch.float64 if isinstance(arg, torch.dtype) else arg for arg in args
+    )  # or told to compute in
+    truth = results(expected, changed(cast(torch.float64), wide), case.gradients)
     theirs = results(expected, changed(lambda x: x, args), case.gradients)
     ours = results(function, args, case.gradients)
     outputs = len(ours) - len([x for x in tensors(args) if x.requires_grad]) * case.gradients
