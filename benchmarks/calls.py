@@ -15,6 +15,16 @@ from fastdream.ops import RSSM, Layer, Layers
 from . import floors
 from .image_calls import conv_pool, conv_spread, image_loss
 from .inputs import Call, Source
+from .loss_calls import (
+    bounded_normal,
+    critic_loss,
+    join_inputs,
+    latent_entropy,
+    percentiles,
+    reinforce,
+    summarize,
+    vector_losses,
+)
 from .memory_calls import lstm_mdn_dream, lstm_mdn_step, lstm_scan
 from .shapes import PRESETS, Shape, model, networks
 
@@ -260,6 +270,14 @@ PLANS: dict[str, Plan] = {
     "symexp": Plan(elementwise),
     "twohot_loss": Plan(twohot_loss),
     "twohot_mean": Plan(twohot_mean),
+    "critic_loss": Plan(critic_loss),
+    "reinforce": Plan(reinforce),
+    "bounded_normal": Plan(bounded_normal),
+    "percentiles": Plan(percentiles, backward=False),
+    "latent_entropy": Plan(latent_entropy, ("1m", "12m"), backward=False),
+    "summarize": Plan(summarize),
+    "join_inputs": Plan(join_inputs, backward=False),
+    "vector_losses": Plan(vector_losses),
     "lambda_return": Plan(lambda_return),
     "lambda_return:replay": Plan(replayed_return),
     "observe_step": Plan(observe_step, *_SCAN, backward=False),

@@ -84,10 +84,9 @@ def conv_macs(net: nn.Module, *inputs: Any) -> list[int]:
     counts: list[int] = []
 
     def count(conv: Conv, inputs: tuple[Tensor], output: Tensor) -> None:
-        # One product for every output, but for every input if transposed. An output that is pooled is seen after that;
-        # it has the size of the input.
-        places = inputs[0] if conv.transposed or conv.pool else output
-        counts.append(conv.weight.numel() * places.shape[2] * places.shape[3])
+        # One product for every output, but for every input if transposed. Four outputs are pooled into one.
+        places = inputs[0] if conv.transposed else output
+        counts.append(conv.weight.numel() * places.shape[2] * places.shape[3] * (4 if conv.pool else 1))
 
     hooks = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, Conv)]
     if hooks:

@@ -25,7 +25,7 @@ HALF = {
     "mlp": (0,), "mlps": (0,), "prior": (1,),
     "block_gru": (1, 2, 3), "layernorm_gru": (1, 2, 3), "gru": (1, 2, 3),
     "categorical_sample": (0,), "gumbel_sample": (0,), "categorical_kl": (0, 1),
-    "twohot_loss": (0,), "twohot_mean": (0,),
+    "twohot_loss": (0,), "twohot_mean": (0,), "critic_loss": (0,), "bounded_normal": (0, 1), "latent_entropy": (0,),
     "observe_step": (1, 2, 3, 4), "observe": (1, 2, 3, 4), "imagine_step": (1, 2, 3), "imagine": (2, 3),
     "rollout": (1, 2, 3), "policy_step": (3, 4, 5, 6),
 }  # fmt: skip

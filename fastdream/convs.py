@@ -54,11 +54,17 @@ class Conv(NormAct):
             self.register_buffer("taps", phase_taps(kernel), persistent=False)
         trunc_normal_in_(self.weight, kernel * kernel * inp, outscale, generator)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, inp, H, W] -> [N, out, H', W'] in the dtype of x; channels-last memory stays so."""
+    def forward(self, x: Tensor, stored: torch.dtype | None = None) -> Tensor:
+        """x [N, inp, H, W] -> [N, out, H', W'] in the dtype of x; channels-last memory stays so.
+
+        With `stored`, x is images as they are stored, uint8 [..., H, W, inp], as values from -0.5 to 0.5 in that type.
+        """
         affine = self.scale, self.shift, self.norm, self.act, self.eps
+        if stored and not self.pool:
+            x, stored = pixels(x, stored).permute(0, 3, 1, 2), None
         if self.pool:
-            x = self.ops.conv_pool(x.permute(0, 2, 3, 1), self.weight, self.bias, *affine)
+            x = x if stored else x.permute(0, 2, 3, 1)
+            x = self.ops.conv_pool(x, self.weight, self.bias, *affine, dtype=stored)
         elif self.upsample:
             weight = phase_weight(self.weight, self.taps)
             x = self.ops.conv_spread(x.permute(0, 2, 3, 1), weight, self.bias, *affine)
@@ -66,13 +72,6 @@ class Conv(NormAct):
             x = self._double(x) if self.transposed else self._same(x)
             x = self.normalize(x.permute(0, 2, 3, 1))
         return x.permute(0, 3, 1, 2)
-
-    def images(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The same of images as they are stored, uint8 [..., H, W, inp], as values from -0.5 to 0.5 in `dtype`."""
-        if not self.pool:
-            return self(pixels(x, dtype).permute(0, 3, 1, 2))
-        affine = self.scale, self.shift, self.norm, self.act, self.eps
-        return self.ops.conv_pool(x, self.weight, self.bias, *affine, dtype=dtype).permute(0, 3, 1, 2)
 
     def _same(self, x: Tensor) -> Tensor:
         weight, bias = filters(self.weight, x.dtype), self.bias.to(x.dtype)

@@ -197,7 +197,7 @@ class Encoder(nn.Module):
         x = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         batch = x.shape[:-3]
         first, *others = (getattr(self, f"cnn{i}") for i in range(len(self.config.mults)))
-        x = first.images(x, self.dtype)
+        x = first(x, self.dtype)
         for layer in others:
             x = layer(x)
         return x.permute(0, 2, 3, 1).reshape(*batch, -1)
