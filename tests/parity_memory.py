@@ -21,7 +21,7 @@ def lstm_mdn(restart: bool, tau: float, m: Maker, n: int) -> Arguments:
         m.normal(1 + 3 * latents * count),
     )
     of_mixtures = torch.arange(len(bias) - 1).view(latents, 3, count) + 1
-    weight = weight.detach().index_fill(0, of_mixtures[:, 0].flatten(), 0.0)
+    weight = weight.detach().index_fill(0, of_mixtures[:, 0].flatten().to(weight.device), 0.0)
     logit = (bias[of_mixtures[:, 0]] / tau).expand(n, latents, count)
     weights = m.normal(4 * width, latents + A + restart, scale=0.5), m.normal(4 * width, width, scale=0.3)
     model = MDNRNN(*weights, m.normal(4 * width, scale=0.3), Layer(weight, bias), count, restart)
