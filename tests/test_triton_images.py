@@ -217,6 +217,7 @@ def test_places_of_several_pixels_give_the_same_convolution(shape: tuple[int, ..
     close(folding.forward(image, weight), quarters(y) if paired else y)
     close(folding.d_weight(image, weight, given), d_weight)
     close(folding.d_x(weight, given), d_x)
+    assert poison
 
 
 def conv(x: Tensor, weight: Tensor) -> Tensor:

@@ -32,12 +32,13 @@ CONVS = [
 
 
 def arguments(shape: tuple[int, ...], dtype: torch.dtype, norm: str, act: str) -> tuple:
-    """Of conv_spread; parameters in float32. eps is such that no pixel of nearly equal colours decides on errors."""
+    """Of conv_spread; parameters in float32. In half precision no pixel of nearly equal colours decides on errors."""
+    eps = 1e-3 if dtype == torch.float32 else 0.1
     make, (batch, height, width, inp, out, kernel) = Maker(0, torch.float32), shape
     weight = make.normal(4, out, inp, kernel, kernel, scale=kernel**-1 * inp**-0.5)
     x, bias = make.normal(batch, height, width, inp), make.normal(out)
     scale, shift = (None, None) if norm == "none" else (make.normal(out), make.normal(out))
-    args = x.detach().to(dtype).requires_grad_(), weight, bias, scale, shift, norm, act, 0.1
+    args = x.detach().to(dtype).requires_grad_(), weight, bias, scale, shift, norm, act, eps
     return changed(lambda x: x.to(DEVICE), args)
 
 

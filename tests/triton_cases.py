@@ -228,14 +228,10 @@ BUDGETS: dict[str, Budget] = {
     "lstm_mdn_dream": STEPS,
     "lstm_scan": STEPS,
     # Of rows of 6144 on sm_80, and of many classes: ptxas prefers more programs on the SM.
-    **dict.fromkeys(("norm_act", "reinforce", "twohot_loss", "critic_loss"), Budget(spilled=8)),
+    **dict.fromkeys(("norm_act", "reinforce"), Budget(spilled=8)),
     # Of gradients, a warp each: eight of them fit on an SM.
     **dict.fromkeys(("mlp", "mlps", "prior"), Budget(168, spilled=8)),
 }
-
-# Bytes a thread that one kernel may spill whatever op launches it: LayerNorm of rows over 8192, of DreamerV2's gates.
-# And those gates at 400m, under Triton 3.9.
-SPILLS = {"norm_act_bwd_kernel": 144, "dense_gates_gradient_kernel": 64}
 
 
 def in_precision(op: str, args: Arguments, dtype: torch.dtype) -> Arguments:

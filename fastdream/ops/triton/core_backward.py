@@ -39,7 +39,8 @@ def gradient_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
     tiles = tiles._replace(
         n=min(tiles.n, 128 // itemsize)
     )  # of float32 a program's registers hold half as much
-    most, warps = 512 // itemsize, split_warps(segment)
+    # Of many columns pieces are half as long: with more, DreamerV2's core at 400m ran out of registers.
+    most, warps = (256 if tiles.n * itemsize >= 128 else 512) // itemsize, split_warps(segment)
     k = piece(most, most, tiles.n, itemsize, warps)
     return tiles._replace(k=k, warps=warps, split=warps, stages=3)
 

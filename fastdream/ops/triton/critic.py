@@ -69,10 +69,11 @@ def critic_loss_fwd_kernel(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)[:, None]
+    i_m = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
     o_k = tl.arange(0, BK)[None, :]
     m_m = i_m < M
-    i_n, i_h = i_m // H, i_m % H
+    # Divided in 32 bits: a division in 64 is a call, for which registers are put on the stack.
+    i_n, i_h = (i_m // H).to(tl.int64), i_m % H
     p_x = logit + (i_n * S + i_h) * s_x
 
     b_target = tl.load(target + i_n * s_target + i_h, mask=m_m, other=0.0).to(tl.float32)
@@ -113,10 +114,10 @@ def critic_loss_bwd_kernel(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    i_r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)[:, None]
+    i_r = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
     o_k = tl.arange(0, BK)[None, :]
-    i_n, i_h = i_r // S, i_r % S
     m_r = i_r < R
+    i_n, i_h, i_r = (i_r // S).to(tl.int64), i_r % S, i_r.to(tl.int64)
     m_m = m_r & (i_h < H)
     i_m = i_n * H + i_h
 

@@ -34,7 +34,8 @@ def locate(bins, b_bins, b_t, m_n, K: tl.constexpr, SYMLOG: tl.constexpr):
     """The lower of the two bins around targets [BM, 1], and the weight of the upper one. b_bins [1, BK]."""
     if SYMLOG:
         b_t = symlog_of(b_t)
-    b_low = tl.sum((m_n & (b_bins <= b_t)).to(tl.int32), 1, keep_dims=True) - 1
+    # Counted in floats, exactly: sums of flags become counts of bits, which are put together in local memory.
+    b_low = tl.sum(tl.where(m_n & (b_bins <= b_t), 1.0, 0.0), 1, keep_dims=True).to(tl.int32) - 1
     b_low = tl.minimum(tl.maximum(b_low, 0), K - 2)
     b_from = tl.load(bins + b_low).to(tl.float32)
     b_to = tl.load(bins + b_low + 1).to(tl.float32)
