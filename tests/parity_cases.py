@@ -225,7 +225,3 @@ CASES: dict[str, dict[str, Case]] = {
     "laprop_": cases(laprop, [0.0, 0.3], [False, True], [False, True], [0.0, 0.1], gradients=False),
     "gather_sequences": cases(gather, (torch.uint8, torch.float32, torch.bool), gradients=False),
 }
-
-
-# Op and case of everything in the matrix.
-NAMES = [(op, case) for op, found in CASES.items() for case in found]
