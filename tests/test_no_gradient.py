@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastdream import ops
+from fastdream.ops import triton as backend
 
 from .parity_cases import CASES
 from .parity_tools import arguments, changed, tensors
@@ -43,3 +44,13 @@ def test_none_comes_back(name_of_backend: str, op: str, name: str):
     lost = [_Lost.apply(x).sum() for x in tensors(function(*args)) if x.requires_grad]
     grads = torch.autograd.grad(lost, leaves, allow_unused=True)
     assert lost and not any(grad is not None and grad.any() for grad in grads)
+
+
+def test_only_means_lead_back():
+    """What else of a tensor is summed up cuts it off from what it is made of."""
+    x = torch.randn(5, device=DEVICE, requires_grad=True)
+    numbers = backend.summarize([backend.symlog(x), backend.symexp(x)], ["max", "mean"])
+    (ours,) = torch.autograd.grad(numbers.sum(), x)
+    (theirs,) = torch.autograd.grad(backend.symexp(x).mean(), x)
+    assert torch.equal(ours, theirs)
+    assert not backend.summarize([backend.symlog(x)], ["max"]).requires_grad
