@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fastdream import agents
+from fastdream import agents, rundir
 from fastdream.agents.dreamer_v3_config import Config as DreamerV3Config
 from fastdream.agents.dreamer_v3_config import Variant
 from fastdream.envs import options_of
@@ -233,11 +233,12 @@ def differences(saved: Config, asked: Config) -> list[str]:
 
 
 def save(config: Config, logdir: Path, **extra: Any) -> None:
-    """Write `config.json`: the settings, and whatever else describes the run (command, versions)."""
+    """Write `config.json`: the settings, and whatever else describes the run (command, versions).
+
+    Raises StorageError when the disk refuses, and leaves the file as it was.
+    """
     text = json.dumps({"config": to_dict(config), **extra}, indent=2) + "\n"
-    temporary = logdir / "config.json.tmp"
-    temporary.write_text(text)
-    temporary.replace(logdir / "config.json")
+    rundir.store(logdir / "config.json", text.encode())
 
 
 def load(logdir: Path) -> Config:
