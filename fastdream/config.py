@@ -248,5 +248,5 @@ def load(logdir: Path) -> Config:
         raise ValueError(f"{logdir} holds no run: there is no {path.name} in it")
     try:
         return from_dict(Config, json.loads(path.read_text())["config"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
