@@ -48,7 +48,7 @@ def policy_loss(unimix: float, m: Maker, n: int) -> Arguments:
     many, mean, raw, one = (m.normal(n, T + 1, *shape) for shape in ((2, 5), (3,), (3,), (1, 17)))
     std = raw.detach().sigmoid().add(0.1).requires_grad_()
     action = torch.cat([m.normal(n, T + 1, 2 * 5 + 3).detach(), m.normal(n, T + 1, 17).detach()], -1)
-    adv, weight = m.normal(n, T).detach(), m.normal(n, T).detach().sigmoid()
+    adv, weight = m.normal(n, T).detach(), m.normal(n, T + 2).detach().sigmoid()[:, 1:-1]
     return ((many,), (mean, std), (one,)), action, adv, weight, 3e-2, unimix
 
 
