@@ -34,32 +34,30 @@ class Casts:
         for part in module.modules():
             if isinstance(part, Dense):
                 owners += [(part._parameters, name) for name in _multiplied(part)]
-        self._places = [(owner, name, owner[name]) for owner, name in owners if owner[name].dtype != dtype]
-        found = {id(x): x for _, _, x in self._places}
+        places = [(owner, name, owner[name]) for owner, name in owners if owner[name].dtype != dtype]
+        found = {id(x): x for _, _, x in places}
         groups = [[found.pop(id(x)) for x in group if id(x) in found] for group in joined]
         groups = [group for group in groups if group] + [[x] for x in found.values()]
-        self._leaves: dict[int, Tensor] = {}
-        for group in groups:
-            casts = _memory(group, dtype)
-            self._leaves |= {id(x): y for x, y in zip(group, casts, strict=True)}
-        self._params = [x.detach() for group in groups for x in group]
-        self._casts = [y.detach() for y in self._leaves.values()]
+        leaves = {id(x): y for group in groups for x, y in zip(group, _memory(group, dtype), strict=True)}
+        self._places = [(owner, name, x, leaves[id(x)]) for owner, name, x in places]
+        self._params, self._casts = [x for group in groups for x in group], [*leaves.values()]
 
     def leaf(self, parameter: Tensor) -> Tensor:
         """The cast of a parameter, or itself if it has none."""
-        return self._leaves.get(id(parameter), parameter)
+        return next((leaf for *_, x, leaf in self._places if x is parameter), parameter)
 
     def __enter__(self) -> Self:
         if self._casts:
-            torch._foreach_copy_(self._casts, self._params)
-        for owner, name, parameter in self._places:
-            owner[name] = self._leaves[id(parameter)]
+            with torch.no_grad():
+                torch._foreach_copy_(self._casts, self._params)
+        for owner, name, _, leaf in self._places:
+            owner[name] = leaf
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for owner, name, parameter in self._places:
+        for owner, name, parameter, _ in self._places:
             owner[name] = parameter
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fastdream import agents
+from fastdream import agents, rundir
 from fastdream.agents.dreamer_v3_config import Config as DreamerV3Config
 from fastdream.agents.dreamer_v3_config import Variant
 from fastdream.envs import options_of
@@ -233,11 +233,12 @@ def differences(saved: Config, asked: Config) -> list[str]:
 
 
 def save(config: Config, logdir: Path, **extra: Any) -> None:
-    """Write `config.json`: the settings, and whatever else describes the run (command, versions)."""
+    """Write `config.json`: the settings, and whatever else describes the run (command, versions).
+
+    Raises StorageError when the disk refuses, and leaves the file as it was.
+    """
     text = json.dumps({"config": to_dict(config), **extra}, indent=2) + "\n"
-    temporary = logdir / "config.json.tmp"
-    temporary.write_text(text)
-    temporary.replace(logdir / "config.json")
+    rundir.store(logdir / "config.json", text.encode())
 
 
 def load(logdir: Path) -> Config:
@@ -247,5 +248,5 @@ def load(logdir: Path) -> Config:
         raise ValueError(f"{logdir} holds no run: there is no {path.name} in it")
     try:
         return from_dict(Config, json.loads(path.read_text())["config"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -90,7 +90,8 @@ def smallest_map(images: Spaces, stages: int, outer: bool) -> tuple[int, int]:
             near = min(max(round(size / factor) * factor, low), high)
             raise ValueError(
                 f"image {key!r} has size {height}x{width}; with {stages} stages (outer={outer}) height and "
-                f"width must be multiples of {factor} from {low} to {high}: resize {size} to {near}"
+                f"width must be multiples of {factor} from {low} to {high}: resize {size} to {near} "
+                "(--suite.size, or --resize of a dataset)"
             )
     return height // factor, width // factor
 

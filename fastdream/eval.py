@@ -70,8 +70,11 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(command: Command) -> None:
     """Load the agent, play the episodes, print and write what was asked for.
 
-    Raises ValueError if there is no run, StorageError if it holds no sound checkpoint.
+    Raises ValueError if there is no run, or nothing that writes videos, StorageError if there is no sound checkpoint.
+    A disk that refuses videos is said, for the scores are worth more.
     """
+    if command.video:
+        check_videos()
     logdir = Path(command.logdir).expanduser().resolve()
     agent, config, loaded = load_agent(logdir, command.device, command.checkpoint)
     config = playing(config, command.task, agent)
@@ -97,7 +100,11 @@ def run(command: Command) -> None:
     facts = {"task": config.task, "step": loaded.step, "checkpoint": str(loaded.path), **result.summary()}
     files = []
     if command.video:
-        files = videos(logdir, loaded.step, result, predictions(logdir, agent, config, loaded, command.seed))
+        pictures = predictions(logdir, agent, config, loaded, command.seed)
+        try:
+            files = videos(logdir, loaded.step, result, pictures)
+        except OSError as error:
+            say(f"no videos: {rundir.refusal(logdir / 'media', error, StorageError)}")
     if command.json:
         print(
             json.dumps(
@@ -108,6 +115,14 @@ def run(command: Command) -> None:
     print(f"{config.task}: {result} (step {loaded.step:,}, {command.mode} actions)")
     for file in files:
         print(f"wrote {file}")
+
+
+def check_videos() -> None:
+    """ValueError that says what to install where nothing can write videos."""
+    try:
+        video.pillow()
+    except ImportError as error:
+        raise ValueError(f"--video: {error}") from error
 
 
 def playing(config: Config, task: str, agent: Agent) -> Config:

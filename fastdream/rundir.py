@@ -87,21 +87,39 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
+def store(path: Path, data: bytes) -> None:
+    """`write_atomic`; StorageError with the remedy when the disk refuses."""
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise refusal(path, error, StorageError, len(data)) from error
+
+
 def run_dir(root: Path, task: str, name: str, seed: int) -> Path:
     """Make a fresh folder `root/task/name-s<seed>-<time>`, point `root/latest` to it and return it.
 
     name  of the preset. Characters that do not belong in a file name become '_'.
+    Raises StorageError with the remedy if the disk refuses.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     base = root / _plain(task) / f"{_plain(name)}-s{seed}-{stamp}"
     writable(base.parent)
+    try:
+        path = _fresh(base)
+        link_latest(root, path)
+    except OSError as error:
+        raise refusal(base, error, StorageError) from error
+    return path
+
+
+def _fresh(base: Path) -> Path:
+    """A folder that was not there, of that name or with a number behind it."""
     for count in range(1, 1000):
         path = base if count == 1 else base.with_name(f"{base.name}-{count}")
         try:
             path.mkdir()
         except FileExistsError:
             continue
-        link_latest(root, path)
         return path
     raise AssertionError(f"a thousand runs began in the same second in {base.parent}")
 
@@ -124,11 +142,16 @@ def _plain(name: str) -> str:
 class RunLock:
     """Keeps a second process from training in the same folder; the system drops it when the process ends.
 
-    Raises ValueError naming the process that holds it. A context manager; `release` may be called twice.
+    Raises ValueError naming the process that holds it, and StorageError if the disk refuses. A context manager;
+    `release` may be called twice.
     """
 
     def __init__(self, run: Path) -> None:
-        self._file = self._take(writable(run) / "lock")
+        path = writable(run) / "lock"
+        try:
+            self._file = self._take(path)
+        except OSError as error:
+            raise refusal(path, error, StorageError) from error
         # A forked child would share the lock and keep it after the parent's death.
         os.register_at_fork(after_in_child=self._file.close)
 

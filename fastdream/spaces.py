@@ -35,6 +35,8 @@ class Space:
             raise ValueError(f"an image space needs shape (height, width, channels), got {self.shape}")
         if self.kind != "image" and len(self.shape) > 2:
             raise ValueError(f"a {self.kind} space has at most two dimensions, got {self.shape}")
+        if 0 in self.shape:
+            raise ValueError(f"a {self.kind} space of shape {self.shape} holds nothing")
         if (self.kind == "discrete") != (self.classes > 0):
             raise ValueError(f"a {self.kind} space cannot have {self.classes} classes")
 

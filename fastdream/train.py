@@ -123,7 +123,7 @@ def final_evaluation(config: Config, training: Training, stop: Stop) -> str:
         return done
     training.save(result.mean)
     facts = {"step": training.loop.step, **result.summary(), "mode": config.eval.mode}
-    rundir.write_atomic(training.parts.logdir / "eval.json", json.dumps(facts, indent=1).encode())
+    rundir.store(training.parts.logdir / "eval.json", json.dumps(facts, indent=1).encode())
     data = training.parts.driver
     beside = f"; mean return of the dataset: {data.survey.mean:.1f}" if isinstance(data, Recorded) else ""
     return f"{done}\nevaluation: {result} ({config.eval.mode} actions){beside}"

@@ -26,10 +26,10 @@ def twohot_mean(form: str, m: Maker, n: int) -> Arguments:
 
 
 def critic_loss(form: str, m: Maker, n: int) -> Arguments:
-    """One step more than is learned from."""
+    """One step more than is learned from; each of the others is a part of rows of another length."""
     logit, target, bins, _ = twohot_loss(form, m, n)
-    slow, weight = m.normal(n, T, scale=30.0).detach()[:, 1:], m.normal(n, T).detach().sigmoid()[:, :-1]
-    return logit, target[:, :-1], slow, weight, 0.7, bins, form
+    slow, weight = m.normal(n, T + 1, scale=30.0).detach(), m.normal(n, T + 2).detach().sigmoid()
+    return logit, target[:, :-1], slow[:, 2:], weight[:, : T - 1], 0.7, bins, form
 
 
 def lambda_return(m: Maker, n: int) -> Arguments:

@@ -23,12 +23,14 @@ def summary(m: Maker, n: int) -> Arguments:
 
 
 def inputs(squish: bool, m: Maker, n: int) -> Arguments:
-    """Vectors, of which some are missing, and classes, beside each other."""
+    """Vectors, of which some are missing, bytes, of which none is, and classes, beside each other."""
     wide, narrow = m.normal(n, T, 23, scale=3.0).detach(), m.normal(n, T, 1).detach()
     wide[::2, 1, 5] = -torch.inf
     few, many = m.index(n, T, 2, high=4).to(torch.int32), m.index(n, T, 1, high=17).to(torch.uint8)
     few[1:, 0, 1] = -1
-    return (few, wide, narrow, many), (4, 0, 0, 17), squish, m.dtype
+    full = m.index(n, T, 3, high=256).to(torch.uint8)
+    full[..., 0, 1] = 255
+    return (few, wide, narrow, many, full), (4, 0, 0, 17, 0), squish, m.dtype
 
 
 def vectors(squish: bool, m: Maker, n: int) -> Arguments:
@@ -46,7 +48,7 @@ def policy_loss(unimix: float, m: Maker, n: int) -> Arguments:
     many, mean, raw, one = (m.normal(n, T + 1, *shape) for shape in ((2, 5), (3,), (3,), (1, 17)))
     std = raw.detach().sigmoid().add(0.1).requires_grad_()
     action = torch.cat([m.normal(n, T + 1, 2 * 5 + 3).detach(), m.normal(n, T + 1, 17).detach()], -1)
-    adv, weight = m.normal(n, T).detach(), m.normal(n, T).detach().sigmoid()
+    adv, weight = m.normal(n, T).detach(), m.normal(n, T + 2).detach().sigmoid()[:, 1:-1]
     return ((many,), (mean, std), (one,)), action, adv, weight, 3e-2, unimix
 
 

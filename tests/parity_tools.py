@@ -24,10 +24,10 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def changed(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """A copy with fn applied to every tensor; what wants a gradient still does."""
+    """A copy with fn applied to every tensor; what wants a gradient still does, and gaps in memory are as they were."""
 
     def copy(x: Tensor) -> Tensor:
-        return fn(x.detach()).clone(memory_format=torch.preserve_format).requires_grad_(x.requires_grad)
+        return copied(fn(x.detach())).requires_grad_(x.requires_grad)
 
     if isinstance(tree, list):
         return [changed(fn, item) for item in tree]
@@ -35,6 +35,15 @@ def changed(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
         items = [changed(fn, item) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
     return copy(tree) if isinstance(tree, Tensor) else tree
+
+
+def copied(x: Tensor) -> Tensor:
+    """The same numbers with the same strides, which `clone` keeps only where there are no gaps; NaN lies in these."""
+    if 0 in x.stride() or not x.numel():
+        return x.clone()
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    memory = x.new_full((extent,), torch.nan) if x.is_floating_point() else x.new_zeros(extent)
+    return memory.as_strided(x.shape, x.stride()).copy_(x)
 
 
 def cast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -144,6 +144,27 @@ def test_chains_that_triton_leaves_to_the_reference():
         assert rules["prior"](model._replace(prior=(dense, last)), x) is served
 
 
+def test_vectors_that_triton_leaves_to_the_reference():
+    """Named or not: of double precision, with gradients, and as one-hots too wide for one program."""
+
+    def served(op: str, *args: Any, **kwargs: Any) -> str:
+        limits, stand_in = auto.LIMITS["triton", "cuda"], _named(getattr(reference, op))
+        return auto.route(op, lambda *a, **k: "triton", stand_in, limits)[0](*args, **kwargs)
+
+    x, many = torch.zeros(2, 3), auto_cuda.WIDEST // 3
+    told = {"squish": True, "dtype": torch.float32}
+    assert served("vector_losses", outs=(x,), targets=(x,), squish=True) == "triton"
+    for parts, classes, backend in (
+        (x, 0, "triton"),
+        (x.double(), 0, "reference"),
+        (x.clone().requires_grad_(), 0, "reference"),
+        (x.int(), many, "triton"),
+        (x.int(), many + 1, "reference"),
+    ):
+        assert served("join_inputs", (parts,), (classes,), *told.values()) == backend
+        assert served("join_inputs", parts=(parts,), classes=(classes,), **told) == backend
+
+
 def test_sizes_at_which_native_loses(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(auto.LEAST, "symlog", 100)
     assert served("symlog", torch.zeros(99)) == "reference"

@@ -1,5 +1,6 @@
 """Weights cast once an update: the same numbers, gradients in their dtype, parameters back in their places."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -89,6 +90,19 @@ def test_casts_follow_changes_in_place_and_leave_after_an_error():
         )
         raise ZeroDivisionError
     assert net.weight is weight
+
+
+def test_a_copy_of_a_module_and_its_casts_is_on_its_own():
+    net = Dense(load("reference"), 3, 2)
+    casts = Casts(net, torch.bfloat16)
+    other, others = copy.deepcopy((net, casts))
+    with torch.no_grad():
+        other.weight.fill_(2)
+    with others:
+        assert torch.equal(other.weight, torch.full((2, 3), 2.0).bfloat16())
+        assert isinstance(net.weight, torch.nn.Parameter)
+    assert isinstance(other.weight, torch.nn.Parameter) and others.leaf(other.weight).dtype == torch.bfloat16
+    assert not torch.equal(casts.leaf(net.weight), others.leaf(other.weight))
 
 
 def test_joined_weights_lie_together():

@@ -250,8 +250,9 @@ def test_unreadable_settings_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match="holds no run"):
         config.load(tmp_path)
     (tmp_path / "config.json").write_text('{"config": {"task": "gym_CartPole-v1", "sped": 3}}')
-    with pytest.raises(ValueError, match="unknown settings in Config: sped"):
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json .*: unknown settings in Config: sped"):
         config.load(tmp_path)
-    (tmp_path / "config.json").write_text('{"conf')
-    with pytest.raises(ValueError, match="cannot be read"):
-        config.load(tmp_path)
+    for content in (b'{"conf', b"\xff\xfe", b"[]", b'{"config": []}'):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=f"{tmp_path}/config.json cannot be read"):
+            config.load(tmp_path)

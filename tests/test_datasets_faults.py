@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastdream import train
+from fastdream.checkpoint import Checkpoint
 from fastdream.datasets import DatasetError, Recorded, find, survey
 from fastdream.spaces import Space
 
@@ -58,6 +59,10 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "one record": (
         lambda d: d.update({k: v[:1] for k, v in d.items()}),
         "it has 1 records; a transition needs two",
+    ),
+    "nothing": (
+        lambda d: d.update(vector=np.zeros((13, 0), np.float32)),
+        r"'vector' is float32 \[0\] a step, which holds nothing",
     ),
     "four axes": (
         lambda d: d.update(vector=np.zeros((13, 3, 3, 2), np.float32)),
@@ -220,6 +225,24 @@ def test_a_run_whose_replay_is_damaged(tmp_path: Path):
         path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(DatasetError, match="no replay of .* can be read: checkpoint .* cannot be used"):
         survey(find(str(tmp_path)))
+
+
+def test_a_run_without_a_replay(tmp_path: Path):
+    """As those of agents that learn from rollouts."""
+    collect("dummy_vector", tmp_path, steps=40)
+    Checkpoint(tmp_path / "ckpt").save({"agent": {}}, step=50)
+    with pytest.raises(DatasetError, match=f"{tmp_path} has no replay"):
+        survey(find(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"config": {}}', '{"config": {"task": ""}, "spaces": {"obs": 3}}']
+)
+def test_a_folder_that_only_looks_like_a_run(text: str, tmp_path: Path):
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DatasetError, match="config.json is not the config.json of a run"):
+        find(str(tmp_path))
 
 
 def test_the_command_refuses_before_it_makes_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

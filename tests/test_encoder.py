@@ -135,7 +135,11 @@ def test_no_observations_are_refused() -> None:
 @pytest.mark.parametrize(
     "shape, outer, message",
     [
-        ((66, 64, 3), False, "image 'cam' has size 66x64.*multiples of 4 from 12 to 64: resize 66 to 64"),
+        (
+            (66, 64, 3),
+            False,
+            "image 'cam' has size 66x64.*multiples of 4 from 12 to 64: resize 66 to 64 .--suite.size",
+        ),
         ((64, 8, 3), False, "resize 8 to 12"),
         ((64, 80, 3), False, "resize 80 to 64"),
         ((34, 33, 3), True, "multiples of 2 from 6 to 32: resize 34 to 32"),

@@ -1,5 +1,6 @@
 """From gymnasium's spaces to ours: what becomes what, values there and back, and what is refused."""
 
+import gymnasium
 import gymnasium.spaces as gs
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from fastdream.envs.base import Checked, EnvError, rescale, transition
 from fastdream.envs.convert import action, observation
+from fastdream.envs.from_gymnasium import FromGymnasium
 from fastdream.spaces import Space
 
 U8 = {"low": 0, "high": 255, "dtype": np.uint8}
@@ -83,6 +85,11 @@ def test_the_numbers_of_an_observation_arrive():
         (gs.Sequence(gs.Discrete(2)), "observation 'observation' is Sequence"),
         (gs.Box(shape=(3, 84, 84), **U8), r"\[3, 84, 84\].*\[height, width, channels\].*transpose"),
         (gs.Dict({"a": gs.Dict(b=gs.Discrete(2)), "a_b": gs.Discrete(2)}), "two entries are called 'a_b'"),
+        (
+            gs.Dict(a=gs.Discrete(2), b=gs.Box(-1, 1, (0,))),
+            "the observation 'b' is Box.*, which holds nothing",
+        ),
+        (gs.Box(shape=(64, 64, 0), **U8), "the observation 'observation' is Box.*, which holds nothing"),
     ],
 )
 def test_observation_spaces_that_cannot_be_served_are_named(space, text):
@@ -134,6 +141,24 @@ def test_actions_land_in_their_gymnasium_space(space, expected):
 def test_action_spaces_that_cannot_be_served_are_named(space):
     with pytest.raises(EnvError, match=r"the action '(action|a)' is .*Box of floats"):
         action(space)
+
+
+@pytest.mark.parametrize("space", [gs.Box(-1, 1, (2, 0)), gs.MultiDiscrete(np.ones(0, int))])
+def test_actions_of_nothing_are_named(space):
+    with pytest.raises(EnvError, match="the action 'action' is .*, which holds nothing; leave it out"):
+        action(space)
+
+
+@pytest.mark.parametrize("reward", [None, np.zeros(2), "much"])
+def test_a_reward_that_is_no_number_is_named(reward):
+    class Env(gymnasium.Env):
+        observation_space, action_space = gs.Discrete(2), gs.Discrete(2)
+
+        def step(self, action):
+            return 0, reward, False, False, {}
+
+    with pytest.raises(EnvError, match="mine: the reward is .*; it must be one finite number"):
+        FromGymnasium(Env(), "mine").step({"action": np.array(1)})
 
 
 def test_finite_bounds_are_scaled_and_infinite_ones_passed_through():

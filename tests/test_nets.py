@@ -144,6 +144,14 @@ def test_missing_entries_become_zeros_as_a_whole() -> None:
     assert obs["v"].grad is not None and bool(obs["v"].grad.isfinite().all())
 
 
+@pytest.mark.parametrize("dtype, values", [(torch.uint8, [0, 255, 7]), (torch.int8, [0, -128, 127])])
+def test_integers_of_any_width_are_the_numbers_that_they_are(dtype: torch.dtype, values: list[int]) -> None:
+    x = torch.tensor([values]).to(dtype)
+    for squish in (False, True):
+        flat = flatten_inputs({"v": Space("vector", (3,))}, {"v": x}, squish)
+        assert torch.equal(flat, flatten_inputs({"v": Space("vector", (3,))}, {"v": x.float()}, squish))
+
+
 def test_entries_of_another_shape_are_named() -> None:
     with pytest.raises(ValueError, match=r"'v' has shape \(4, 3\), which does not end in \(2,\)"):
         flatten_inputs({"v": Space("vector", (2,))}, {"v": torch.zeros(4, 3)})

@@ -279,3 +279,13 @@ def test_spread_norm_act_names_bad_input(native: ModuleType) -> None:
         native.spread_norm_act(torch.zeros(1, 4, 4, 8).bfloat16(), None, None)
     with pytest.raises(ValueError, match="unknown norm 'batch'"):
         native.spread_norm_act(torch.zeros(1, 4, 4, 8), None, None, "batch")
+
+
+def test_images_that_are_not_as_they_are_stored_are_refused(native: ModuleType) -> None:
+    """Floats from 0 to 1 would be taken for black."""
+    _, *params = conv_inputs((1, 6, 8, 3, 5, 5), "rms", torch.float32)
+    for ops in (reference, native):
+        with pytest.raises(
+            ValueError, match=r"an image is torch.float32 \[1, 6, 8, 3\], expected torch.uint8"
+        ):
+            ops.conv_pool(torch.rand(1, 6, 8, 3), *params, dtype=torch.float32)

@@ -97,3 +97,20 @@ def test_a_refusing_disk_is_told_in_one_line_with_the_remedy(tmp_path: Path, cod
     error = rundir.refusal(path, OSError(code, os.strerror(code)), StorageError, 5_000_000)
     assert isinstance(error, StorageError) and str(path) in str(error) and "\n" not in str(error)
     assert re.search(words, str(error))
+
+
+@pytest.mark.parametrize("call", ["store", "run_dir", "lock"])
+def test_a_full_disk_is_one_error_whatever_is_written(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, {"store": "write_bytes", "run_dir": "symlink_to", "lock": "open"}[call], full)
+    calls = {
+        "store": lambda: rundir.store(tmp_path / "config.json", b"new"),
+        "run_dir": lambda: rundir.run_dir(tmp_path, "task", "preset", 0),
+        "lock": lambda: RunLock(tmp_path),
+    }
+    with pytest.raises(StorageError, match=r"cannot write .*: the disk is full"):
+        calls[call]()

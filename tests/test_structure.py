@@ -251,6 +251,28 @@ def reads(node: ast.AST, owner: str) -> Iterator[tuple[str, str]]:
         yield from reads(child, owner)
 
 
+# What nothing in the package needs, for whoever uses it as a library.
+OFFERED = {"CategoricalHead", "from_official", "read_checkpoint"}
+
+
+def test_nothing_is_defined_that_nobody_uses():
+    """Of classes, functions and constants of modules, and of members of classes; tests alone are no use."""
+    trees = {path: ast.parse(path.read_text()) for path in sources("fastdream", "benchmarks")}
+    used = set(OFFERED)
+    for node in (node for tree in trees.values() for node in ast.walk(tree)):
+        if isinstance(node, ast.ImportFrom):
+            used |= {alias.name for alias in node.names}
+        elif not isinstance(getattr(node, "ctx", None), ast.Store):
+            named = (getattr(node, name, None) for name in ("id", "attr", "arg", "value"))
+            used |= {name for name in named if isinstance(name, str)}
+    for path in sources("fastdream"):
+        classes = [node for node in trees[path].body if isinstance(node, ast.ClassDef)]
+        for node in (part for tree in (trees[path], *classes) for part in tree.body):
+            target = getattr(node, "target", None) or getattr(node, "targets", [None])[0]
+            name = getattr(node, "name", getattr(target, "id", "__"))
+            assert name.startswith("__") or name in used, f"{module_of(path)}: {name} is used nowhere"
+
+
 def test_no_commented_out_code_in_csrc():
     pattern = re.compile(r"^\s*(//|#\s).*[;{}]\s*$")
     files = [*(ROOT / "csrc").rglob("*.*"), ROOT / "CMakeLists.txt"]

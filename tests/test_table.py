@@ -125,6 +125,8 @@ def test_pin_is_never_replaced(fast: Fast):
     ("args", "pins", "message"),
     [
         (("natve",), {}, "unknown backend 'natve'; did you mean 'native'"),
+        ((None,), {}, "unknown backend None; did you mean"),
+        ((), {"device": "gpu"}, "unknown device 'gpu': use cpu, cuda or cuda:<n>"),
         ((), {"lambda_retrun": "native"}, "unknown op 'lambda_retrun'; did you mean 'lambda_return'"),
         ((), {"symlog": "refrence"}, "unknown backend 'refrence'; did you mean 'reference'"),
         ((), {"rows": "native"}, "unknown op 'rows'"),

@@ -1,5 +1,6 @@
 """The commands from end to end, on environments that are there to be tried out with."""
 
+import errno
 import json
 import os
 import shutil
@@ -188,6 +189,28 @@ def test_eval_predicts_from_the_newest_replay_where_the_own_one_is_gone(
     out, err = capsys.readouterr()
     assert "over 1 episode (step 40" in out and "episode_000000040" in out and "openloop" not in out
     assert err.startswith("no open-loop predictions: ") and err.count("\n") == 1
+
+
+def test_eval_says_before_it_plays_that_nothing_writes_videos(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(SystemExit) as exit:
+        evaluation.main(["--logdir", str(finished), "--episodes", "1", "--video"])
+    out, err = capsys.readouterr()
+    assert exit.value.code == 2 and not out and err.startswith("error: --video: ") and "pip install" in err
+
+
+def test_eval_keeps_its_scores_where_the_disk_is_full(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(evaluation.video, "write_video", full)
+    evaluation.main(["--logdir", str(finished), "--episodes", "1", "--video"])
+    out, err = capsys.readouterr()
+    assert "over 1 episode" in out and err.startswith("no videos: cannot write") and "disk is full" in err
 
 
 def test_a_trained_agent_acts_in_five_lines(finished: Path):

@@ -244,3 +244,14 @@ def zeros(*shape: int) -> torch.Tensor:
 def test_bad_input_is_named(op: str, args: tuple, message: str):
     with pytest.raises(ValueError, match=message):
         getattr(backend, op)(*args)
+
+
+def test_single_vectors_are_compared_too():
+    """Without any axis before that of their elements."""
+    outs, targets = ([torch.randn(n, device=DEVICE) for n in (5, 1)] for _ in range(2))
+    found = []
+    for ops in (backend, reference):
+        leaves = [x.clone().requires_grad_() for x in outs]
+        losses = ops.vector_losses(leaves, targets, True)
+        found.append((*losses, *torch.autograd.grad(sum(losses), leaves)))
+    torch.testing.assert_close(*found)

@@ -104,3 +104,11 @@ def test_one_launch_after_the_convolution_and_one_before_its_gradient(
         spread._backward(*args, None if norm == "none" else z, filters, y, True)
     assert kernels == [f"{name}_bwd_kernel", "add_rows_kernel"]
     assert backward.names == ["aten::convolution_backward"]
+
+
+def test_filters_may_lie_anywhere_in_memory():
+    x, weight, *_ = arguments((2, 3, 4, 2, 3, 3), HALF, "none", "none")
+    phases = Phases.of(x, weight)
+    filters = phases.filters(weight, x)
+    moved = torch.cat([filters.new_ones(7), filters.flatten()])[7:].view(filters.shape)
+    assert torch.equal(phases._places(moved), phases._places(filters))

@@ -47,6 +47,10 @@ class Inference:
     def _look(self, place: str, name: str, value: Array, first: Array) -> str:
         shape, kind = value.shape[1:], "f" if value.dtype.kind == "f" else "i"
         picture = is_picture(value)
+        if 0 in shape:
+            return (
+                f"{place}: {name!r} is {value.dtype} {list(shape)} a step, which holds nothing; leave it out"
+            )
         if not picture and len(shape) > 2:
             return (
                 f"{place}: {name!r} is {value.dtype} {list(shape)} a step; pictures are uint8 [height, width, "

@@ -21,13 +21,18 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.folder = path.parent if path.name == "replay" and not (path / "config.json").exists() else path
-        about = json.loads((self.folder / "config.json").read_text())
-        self.task: str = about["config"]["task"]
-        if source := about["config"].get("dataset"):
+        path = self.folder / "config.json"
+        try:
+            about = json.loads(path.read_text())
+            self.task: str = about["config"]["task"]
+            source: str = about["config"].get("dataset", "")
+            self._obs, self._act = (spaces_from_json(about["spaces"][name]) for name in ("obs", "act"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(f"{path} is not the config.json of a run: {error!r}") from error
+        if source:
             raise DatasetError(
                 f"{self.folder} learned from a dataset and has no replay of its own: use {source}"
             )
-        self._obs, self._act = (spaces_from_json(about["spaces"][name]) for name in ("obs", "act"))
         self.spaces: tuple[Spaces, Spaces] | None = (self._obs, self._act)
 
     def episodes(self) -> Iterator[Raw]:
@@ -46,6 +51,11 @@ class Run:
         found: list[Replay] = []
 
         def restore(loaded: Loaded) -> None:
+            if "replay" not in loaded.extra:
+                raise DatasetError(
+                    f"{self.folder} has no replay: its agent recorded rollouts without rewards, from which nothing "
+                    "else can learn"
+                )
             replay = _like(loaded.extra["replay"]["replay"])
             try:
                 replay.restore(self.folder / "replay", loaded.extra["replay"])

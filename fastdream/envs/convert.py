@@ -33,6 +33,7 @@ def observation(space: gs.Space, name: str = "") -> tuple[Spaces, Encode]:
         parts = {key: observation(sub, _join(name, key)) for key, sub in _children(space)}
         spaces = _merge([part for part, _ in parts.values()])
         return spaces, lambda value: {k: v for key, (_, f) in parts.items() for k, v in f(value[key]).items()}
+    _refuse_empty("observation", name or "observation", space)
     if isinstance(space, gs.Box):
         return _box_observation(space, name)
     if isinstance(space, gs.Discrete | gs.MultiDiscrete | gs.MultiBinary):
@@ -52,6 +53,7 @@ def action(space: gs.Space, name: str = "action") -> tuple[Spaces, Decode]:
         if isinstance(space, gs.Dict):
             return spaces, lambda act: {key: decode(act) for key, (_, decode) in parts.items()}
         return spaces, lambda act: tuple(decode(act) for _, decode in parts.values())
+    _refuse_empty("action", name, space)
     if isinstance(space, gs.Box) and space.dtype.kind == "f":
         return _box_action(space, name)
     if isinstance(space, gs.Discrete | gs.MultiDiscrete | gs.MultiBinary):
@@ -75,6 +77,11 @@ def _merge(parts: list[Spaces]) -> Spaces:
             raise EnvError(f"two entries are called {sorted(twice)[0]!r}; rename one of them")
         merged.update(part)
     return merged
+
+
+def _refuse_empty(what: str, name: str, space: gs.Space) -> None:
+    if 0 in (space.shape or ()):
+        raise EnvError(f"the {what} {name!r} is {space}, which holds nothing; leave it out")
 
 
 def _unsupported(what: str, name: str, space: gs.Space) -> EnvError:

@@ -34,11 +34,15 @@ class FromGymnasium:
         return transition(self._encoded(obs) | _logged(info), first=True)
 
     def step(self, action: Action) -> Obs:
-        """Takes one action."""
+        """Takes one action; EnvError for a reward that is no number."""
         obs, reward, terminated, truncated, info = self._env.step(self._decode(action))
+        try:
+            number = float(reward)
+        except (TypeError, ValueError):
+            raise EnvError(f"{self._task}: the reward is {reward}; it must be one finite number") from None
         return transition(
             self._encoded(obs) | _logged(info),
-            float(reward),
+            number,
             last=terminated or truncated,
             terminal=terminated,
         )

@@ -98,7 +98,7 @@ def load(
     Raises ValueError for a name that does not exist, for a backend that is for other kinds of devices, and for what
     strict and pins refuse.
     """
-    device = torch.device(device)
+    device = _device(device)
     _check_name("backend", backend, ("auto", *_BACKENDS))
     if backend not in ("auto", *_FASTEST.get(device.type, ())) and (reason := _problem(backend, device)):
         raise ValueError(f"{backend} cannot serve tensors on {device.type}: {reason}")
@@ -189,9 +189,16 @@ def _op_problem(module: ModuleType, op: str, device: torch.device) -> str | None
     return module.op_available(op, device) if hasattr(module, "op_available") else None
 
 
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: use cpu, cuda or cuda:<n>") from error
+
+
 def _check_name(kind: str, name: str, known: Iterable[str]) -> None:
     if name not in (known := tuple(known)):
-        near = get_close_matches(name, known, n=1, cutoff=0.0)
+        near = get_close_matches(str(name), known, n=1, cutoff=0.0)
         raise ValueError(f"unknown {kind} {name!r}; did you mean {near[0]!r}? Known: {', '.join(known)}")
 
 

@@ -47,12 +47,13 @@ def _scanned(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     return scan_limits.problem(rssm) is None
 
 
-def _plain(parts: Sequence[Tensor], *args: Any) -> bool:
-    return _all_thin(parts) and not any(x.requires_grad or x.dtype == torch.float64 for x in parts)
+def _plain(parts: Sequence[Tensor], classes: Sequence[int], *args: Any, **kwargs: Any) -> bool:
+    thin = all(x.shape[-1] * max(count, 1) <= WIDEST for x, count in zip(parts, classes, strict=True))
+    return thin and not any(x.requires_grad or x.dtype == torch.float64 for x in parts)
 
 
-def _all_thin(parts: Sequence[Tensor], *args: Any) -> bool:
-    return all(x.shape[-1] <= WIDEST for x in parts)
+def _all_thin(outs: Sequence[Tensor], *args: Any, **kwargs: Any) -> bool:
+    return all(x.shape[-1] <= WIDEST for x in outs)
 
 
 def _full(params: list[Tensor], *args: Any, **kwargs: Any) -> bool:

@@ -166,7 +166,7 @@ def final_evaluation(config: Config, session: Session, stop: Stop) -> str:
     session.save(result.mean)
     session.log.scalars(session.step, result.metrics())
     facts = {"step": session.step, **result.summary(), "mode": config.eval.mode}
-    rundir.write_atomic(logdir / "eval.json", json.dumps(facts, indent=1).encode())
+    rundir.store(logdir / "eval.json", json.dumps(facts, indent=1).encode())
     return f"{done}\nevaluation: {result} ({config.eval.mode} actions)"
 
 

@@ -38,8 +38,9 @@ class Flat(NamedTuple):
     scalars: list[float]
 
     def present(self) -> tuple[list[Tensor], list[int]]:
-        """The tensors that are there, and for every place whether it is filled."""
-        return [x for x in self.tensors if x is not None], [int(x is not None) for x in self.tensors]
+        """The tensors that are there, vectors without gaps in memory, and for every place whether it is filled."""
+        there = [x if x.dim() > 1 else x.contiguous() for x in self.tensors if x is not None]
+        return there, [int(x is not None) for x in self.tensors]
 
 
 def with_gaps(tensors: list[Tensor], filled: list[int]) -> list[Tensor | None]:

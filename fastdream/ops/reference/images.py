@@ -22,7 +22,11 @@ def conv_same(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images, uint8 [..., H, W, C], as values from -0.5 to 0.5 [N, H, W, C] in `dtype`."""
+    """Images, uint8 [..., H, W, C], as values from -0.5 to 0.5 [N, H, W, C] in `dtype`. ValueError for others."""
+    if x.dtype != torch.uint8:
+        raise ValueError(
+            f"an image is {x.dtype} {list(x.shape)}, expected torch.uint8 [..., H, W, C] from 0 to 255"
+        )
     return x.reshape(-1, *x.shape[-3:]).to(dtype).div_(255).sub_(0.5)
 
 

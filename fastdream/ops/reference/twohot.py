@@ -74,7 +74,7 @@ def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symex
     """
     logit, target = upcast(logit), match(target.detach(), bins.dtype).contiguous()
     target = symlog(target) if form == "symlog" else target
-    below = (torch.searchsorted(bins, target, right=True) - 1).clamp(0, bins.shape[-1] - 2)
+    below = (torch.searchsorted(bins.contiguous(), target, right=True) - 1).clamp(0, bins.shape[-1] - 2)
     low, high = bins[below], bins[below + 1]
     above_weight = ((target - low) / (high - low)).clamp(0, 1)
     log_norm = torch.logsumexp(logit, -1)

@@ -19,14 +19,21 @@ def join_inputs(parts: Sequence[Tensor], classes: Sequence[int], squish: bool, d
     """
     found = []
     for x, count in zip(parts, classes, strict=True):
-        missing = (x == (-math.inf if x.is_floating_point() else -1)).any(-1, keepdim=True)
         if count:
             y = (x.unsqueeze(-1) == torch.arange(count, device=x.device)).flatten(-2)
-            found.append(y.to(dtype).masked_fill(missing, 0))
+            found.append(_present(x, y.to(dtype)))
         else:
-            y = x.masked_fill(missing, 0)
+            y = _present(x, x if x.is_floating_point() else x.float())
             found.append((symlog(y) if squish else y).to(dtype))
     return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
+def _present(x: Tensor, y: Tensor) -> Tensor:
+    """y, zero in rows of x that are missing."""
+    if not x.dtype.is_signed:  # has no -1, for which torch would take its largest number
+        return y
+    missing = (x == (-math.inf if x.is_floating_point() else -1)).any(-1, keepdim=True)
+    return y.masked_fill(missing, 0)
 
 
 def vector_losses(outs: Sequence[Tensor], targets: Sequence[Tensor], squish: bool) -> tuple[Tensor, ...]:

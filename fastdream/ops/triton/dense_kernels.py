@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer
 from fastdream.ops.triton.config import entry, row_tile, warp_tile
-from fastdream.ops.triton.library import capability, launch
+from fastdream.ops.triton.library import capability, contiguous, launch
 from fastdream.ops.triton.norm_kernels import activate, activate_grad, normalize
 from fastdream.ops.triton.padding import padded, readable
 
@@ -206,7 +206,7 @@ def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
         dense_act_kernel,
         (triton.cdiv(rows, tile.rows),),
         x,
-        *layer[1:4],
+        *contiguous(*layer[1:4]),
         y,
         layer.eps,
         rows,
@@ -237,7 +237,7 @@ def dense_act_gradient(
         dense_act_gradient_kernel,
         (len(present[0]) if present else programs(grad),),
         x,
-        *layer[1:4],
+        *contiguous(*layer[1:4]),
         grad,
         d_x,
         *sums,

@@ -198,9 +198,6 @@ class Foldings(NamedTuple):
     y: Folding
     weight: Folding
     x: Folding
-    turned: bool = (
-        False  # whether that of x is the convolution of a gradient, with kernels the other way round
-    )
 
     @classmethod
     def of(cls, shape: tuple[int, ...], weight: Tensor, itemsize: int) -> Self:

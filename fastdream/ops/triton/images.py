@@ -233,9 +233,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)  # those of what is kept never come
 
 
-def _gradient(ctx: Any, grad: Optional, *_: Optional) -> tuple[Optional, ...]:
-    if grad is None:
-        return (None,) * 9
+def _gradient(ctx: Any, grad: Tensor, *_: Optional) -> tuple[Optional, ...]:
     *params, top, place, image = ctx.saved_tensors
     want_x = ctx.needs_input_grad[0]
     gradients = torch.ops.fastdream.triton_conv_pool_backward(

@@ -1,4 +1,4 @@
-"""Functions of single numbers, in float32: what Triton itself has not, with less precision near 0, or too often."""
+"""Functions of single numbers, in float32: what Triton itself has not, or has slower or with less precision near 0."""
 
 import triton
 import triton.language as tl
@@ -42,14 +42,6 @@ def tanh(x):
     e = tl.exp(-2 * tl.abs(x))
     far = (1 - e) / (1 + e)
     return tl.where(square < 0.0625, series, tl.where(x < 0, -far, far))
-
-
-@triton.jit
-def once(x):
-    """x [BM, BK] itself. An operand of a product is computed in every warp that multiplies by it, as often as there are
-    warps for columns; not so what is a sum, even of one number: that is computed once and given to all of them.
-    """
-    return tl.sum(x[:, :, None], 2)
 
 
 @triton.jit

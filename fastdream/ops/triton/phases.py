@@ -115,4 +115,4 @@ class Phases(NamedTuple):
         strides = 4 * self.out * of_out + self.inp, self.out * of_out, of_out, 1, line, self.inp
         sizes = self.fold, 4, self.out, self.inp, self.kernel, self.kernel
         first = self._before * self.fold - (self.kernel - 1) // 2
-        return filters.as_strided(sizes, strides, first * self.inp)
+        return filters.as_strided(sizes, strides, filters.storage_offset() + first * self.inp)

@@ -226,9 +226,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.set_materialize_grads(False)  # those of what is kept never come
 
 
-def _gradient(ctx: Any, grad: Optional, *_: Optional) -> tuple[Optional, ...]:
-    if grad is None:
-        return (None,) * 8
+def _gradient(ctx: Any, grad: Tensor, *_: Optional) -> tuple[Optional, ...]:
     *params, z, filters = ctx.saved_tensors
     want_x = ctx.needs_input_grad[0]
     gradients = torch.ops.fastdream.triton_conv_spread_backward(

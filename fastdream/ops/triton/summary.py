@@ -93,8 +93,8 @@ def spread_kernel(
 def summarize(tensors: Sequence[Tensor], kinds: Sequence[Kind]) -> Tensor:
     """As `fastdream.ops.reference.summarize`, float32; half precision is widened first. Differentiable once."""
     check_kinds(tensors, kinds)
-    codes = [KINDS.index(kind) for kind in kinds]
-    return torch.ops.fastdream.triton_summarize([upcast(x) for x in tensors], codes)
+    given = [upcast(x if kind == "mean" else x.detach()) for x, kind in zip(tensors, kinds, strict=True)]
+    return torch.ops.fastdream.triton_summarize(given, [KINDS.index(kind) for kind in kinds])
 
 
 def _fake(tensors: Sequence[Tensor], kinds: Sequence[int]) -> Tensor:

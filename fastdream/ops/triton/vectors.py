@@ -18,7 +18,7 @@ from fastdream.ops.triton.library import (
     register,
     register_once_differentiable,
 )
-from fastdream.ops.triton.padding import empty_rows
+from fastdream.ops.triton.padding import empty_rows, padded
 from fastdream.ops.triton.pointwise import symlog_of
 
 ROWS, ELEMENTS = 16, 4096  # of a program, at the most
@@ -201,7 +201,7 @@ def _launch_losses(
         *others,
         tuple(losses),
         None if d_outs is None else tuple(d_outs),
-        None if d_outs is None else tuple(x.stride(-2) for x in d_outs),
+        None if d_outs is None else tuple(map(padded, widths)),
         rows,
         steps,
         WIDTHS=widths,
