@@ -153,8 +153,9 @@ class Networks(nn.Module):
             action = self.pol.likeliest(self.pol(model.feat(step.deter, step.stoch)), draws)
         else:
             features = model.enc.features(obs) if encoder else model.enc(obs)
-            draws = noise, self.pol.noise(n, generator=generator)
-            step, action = self.ops.policy_step(encoder, rssm, actor, *state, features, reset, *draws)
+            action_noise = self.pol.noise(n, generator=generator)
+            inputs = *state, features, reset, noise, action_noise
+            step, action = self.ops.policy_step(encoder, rssm, actor, *inputs)
         action = self.explored(action, explore, generator)
         return {"deter": step.deter, "stoch": step.stoch, "action": action.to(step.deter.dtype)}
 
