@@ -211,11 +211,10 @@ def _act(s: Shape, n: int) -> Call:
     r, (rssm, actor) = Source(), model(s.name)
     encoder = () if s.name in EARLIER else networks(s.name).enc.vector_layers
     width = encoder[0].weight.shape[1] if encoder else s.embed
-    # Nothing is differentiated where an agent acts.
-    state = *(x.detach() for x in r.state(s, n)), r.normal(n, s.action, grad=False)
-    features, reset = r.normal(n, width, grad=False), r.resets(n)
-    noise = r.noise(s, n), r.action_noise(actor, n)
-    args = encoder, _only(rssm, "core", "post"), actor, *state, features, reset, *noise
+    deter, stoch = (x.detach() for x in r.state(s, n))  # nothing is differentiated where an agent acts
+    state = deter, stoch, r.normal(n, s.action, grad=False), r.normal(n, width, grad=False)
+    draws = r.resets(n), r.noise(s, n), r.action_noise(actor, n)
+    args = encoder, _only(rssm, "core", "post"), actor, *state, *draws
     return Call(args, floors.observe_flops(rssm, n) + 2 * n * floors.macs(encoder, actor))
 
 
@@ -248,7 +247,6 @@ class Plan(NamedTuple):
 
 _BY_CLASSES = ("1m", "12m", "200m"), ("25m", "50m", "100m", "400m")
 _SCAN = ("1m", "12m"), ("25m", "50m")
-_EARLIER = tuple(EARLIER)
 
 # Shapes that are the same for all sizes stand under the smallest. DreamerV3 does not differentiate its dreams.
 PLANS: dict[str, Plan] = {
@@ -285,8 +283,8 @@ PLANS: dict[str, Plan] = {
     "imagine_step": Plan(imagine_step, ("1m", "12m", "v1"), ("25m", "50m"), backward=False),
     "observe": Plan(observe, ("1m", "12m", "v2-atari"), ("25m", "v2-dmc", "v1")),
     "prior": Plan(prior, *_SCAN),
-    "imagine": Plan(imagine, ("1m", "12m"), _EARLIER, backward=False),
-    "imagine:16": Plan(imagine_few, ("1m", "12m"), _EARLIER, backward=False),
+    "imagine": Plan(imagine, ("1m", "12m"), tuple(EARLIER), backward=False),
+    "imagine:16": Plan(imagine_few, ("1m", "12m"), tuple(EARLIER), backward=False),
     "rollout": Plan(rollout, ("1m", "12m", "v1"), ("v2-dmc", "v2-atari"), backward=False),
     "policy_step": Plan(
         policy_step, ("1m", "12m", "v1"), ("25m", "50m", "v2-dmc", "v2-atari"), backward=False
