@@ -282,7 +282,7 @@ PLANS: dict[str, Plan] = {
     "observe_step": Plan(observe_step, *_SCAN, backward=False),
     "imagine_step": Plan(imagine_step, ("1m", "12m"), ("25m", "50m", "v1"), backward=False),
     "observe": Plan(observe, ("1m", "12m", "v2-atari"), ("25m", "v2-dmc", "v1")),
-    "prior": Plan(prior, *_SCAN),
+    "prior": Plan(prior, ("1m", "12m", "v1"), ("25m", "50m")),
     "imagine": Plan(imagine, ("1m", "12m"), tuple(EARLIER), backward=False),
     "imagine:16": Plan(imagine_few, ("1m", "12m"), tuple(EARLIER), backward=False),
     "rollout": Plan(rollout, ("1m", "12m"), tuple(EARLIER), backward=False),
