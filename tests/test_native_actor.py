@@ -122,3 +122,11 @@ def test_too_many_heads_are_refused(native: ModuleType):
     actor = Actor((), 33 * (head._replace(elements=1, out=tuple(out)),))
     with pytest.raises(ValueError, match="the actor has 33 heads; native takes 1 to 32"):
         native.policy_step(*args[:2], actor, *args[3:], None)
+
+
+def test_heads_of_blocks_need_a_layer(native: ModuleType):
+    args = acts(*(x[:2] for x in pairs()), torch.float32, kind="bounded_normal")
+    (head,) = args[2].heads
+    out = tuple(layer._replace(weight=torch.zeros(2, 3, 1)) for layer in head.out)
+    with pytest.raises(ValueError, match="no layers and heads of blocks; use the reference"):
+        native.policy_step(*args[:2], Actor((), (head._replace(out=out),)), *args[3:], None)

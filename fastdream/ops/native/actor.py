@@ -36,6 +36,9 @@ def add_actor(flat: Flat, op: str, actor: Actor, feat: int) -> tuple[int, int]:
         raise ValueError(
             f"{op}: the actor has {len(actor.heads)} heads; native takes 1 to {MAX_HEADS}, use the reference for others"
         )
+    blocked = any(layer.weight.dim() != 2 for head in actor.heads for layer in head.out)
+    if blocked and not actor.layers:
+        raise ValueError(f"{op}: the actor has no layers and heads of blocks; use the reference for such")
     width = add_chain(flat, op, "actor.layers", actor.layers, feat)
     flat.sizes.append(len(actor.heads))
     for i, head in enumerate(actor.heads):

@@ -161,11 +161,8 @@ def _fake(
     check_float(op, deter=deter, **{name: x for name, x in floats.items() if x is not None})
     if deter.dim() != 2:
         raise ValueError(f"{op}: deter has shape {list(deter.shape)}, expected [rows, features]")
-    rows, states, latent = (
-        deter.shape[0],
-        n.length + n.start,
-        LatentShape(n.stoch, n.classes, n.form, 0.0, 0.0),
-    )
+    rows, states = deter.shape[0], n.length + n.start
+    latent = LatentShape(n.stoch, n.classes, n.form, 0.0, 0.0)
     shapes = {
         "stoch": (stoch, (rows, *latent.state)),
         "noise": (noise, (rows, n.length, n.stoch)),
