@@ -26,7 +26,7 @@ from .loss_calls import (
     vector_losses,
 )
 from .memory_calls import lstm_mdn_dream, lstm_mdn_step, lstm_scan
-from .shapes import PRESETS, Shape, model, networks
+from .shapes import EARLIER, PRESETS, Shape, model, networks
 
 
 def leaves(call: Call) -> list[Tensor]:
@@ -184,10 +184,8 @@ def imagine_few(s: Shape) -> Call:
 
 def _dream(s: Shape, n: int) -> Call:
     r, (rssm, actor) = Source(), model(s.name)
-    elements = sum(head.elements for head in actor.heads)
-    discrete = actor.heads[0].kind == "categorical"
-    draws = (r.uniform if discrete else r.normal)(n, s.horizon + 1, elements).detach()
-    args = _only(rssm, "core", "prior"), actor, *r.state(s, n), s.horizon, r.noise(s, n, s.horizon), draws
+    draws = r.noise(s, n, s.horizon), r.action_noise(actor, n, s.horizon + 1)
+    args = _only(rssm, "core", "prior"), actor, *r.state(s, n), s.horizon, *draws
     return Call(args, floors.imagine_flops(rssm, actor, n, s.horizon))
 
 
@@ -200,7 +198,7 @@ def rollout(s: Shape) -> Call:
 
 
 def policy_step(s: Shape) -> Call:
-    """One environment with its sensors."""
+    """One environment with its sensors; of the earlier agents with the embedding of its image."""
     return _act(s, 1)
 
 
@@ -210,12 +208,13 @@ def policy_steps(s: Shape) -> Call:
 
 
 def _act(s: Shape, n: int) -> Call:
-    r, nets = Source(), networks(s.name)
-    (rssm, actor), encoder = model(s.name), nets.enc.vector_layers
-    features, reset = r.normal(n, encoder[0].weight.shape[1]), r.resets(n)
-    noise = r.noise(s, n), r.normal(n, sum(head.elements for head in actor.heads), grad=False)
-    state = *r.state(s, n), r.normal(n, s.action)
-    args = encoder, _only(rssm, "core", "post"), actor, *state, features, reset, *noise
+    r, (rssm, actor) = Source(), model(s.name)
+    encoder = () if s.name in EARLIER else networks(s.name).enc.vector_layers
+    width = encoder[0].weight.shape[1] if encoder else s.embed
+    deter, stoch = (x.detach() for x in r.state(s, n))  # nothing is differentiated where an agent acts
+    state = deter, stoch, r.normal(n, s.action, grad=False), r.normal(n, width, grad=False)
+    draws = r.resets(n), r.noise(s, n), r.action_noise(actor, n)
+    args = encoder, _only(rssm, "core", "post"), actor, *state, *draws
     return Call(args, floors.observe_flops(rssm, n) + 2 * n * floors.macs(encoder, actor))
 
 
@@ -281,14 +280,14 @@ PLANS: dict[str, Plan] = {
     "lambda_return": Plan(lambda_return),
     "lambda_return:replay": Plan(replayed_return),
     "observe_step": Plan(observe_step, *_SCAN, backward=False),
-    "imagine_step": Plan(imagine_step, *_SCAN, backward=False),
+    "imagine_step": Plan(imagine_step, ("1m", "12m"), ("25m", "50m", "v1"), backward=False),
     "observe": Plan(observe, ("1m", "12m", "v2-atari"), ("25m", "v2-dmc", "v1")),
-    "prior": Plan(prior, *_SCAN),
-    "imagine": Plan(imagine, ("1m", "12m"), ("v2-atari",), backward=False),
-    "imagine:16": Plan(imagine_few, ("1m", "12m"), ("v2-atari",), backward=False),
-    "rollout": Plan(rollout, ("1m", "12m"), backward=False),
-    "policy_step": Plan(policy_step, ("1m", "12m"), ("25m", "50m"), backward=False),
-    "policy_step:batch": Plan(policy_steps, ("1m", "12m"), backward=False),
+    "prior": Plan(prior, ("1m", "12m", "v1"), ("25m", "50m")),
+    "imagine": Plan(imagine, ("1m", "12m"), tuple(EARLIER), backward=False),
+    "imagine:16": Plan(imagine_few, ("1m", "12m"), tuple(EARLIER), backward=False),
+    "rollout": Plan(rollout, ("1m", "12m"), tuple(EARLIER), backward=False),
+    "policy_step": Plan(policy_step, ("1m", "12m"), ("25m", "50m", *EARLIER), backward=False),
+    "policy_step:batch": Plan(policy_steps, ("1m", "12m"), tuple(EARLIER), backward=False),
     "lstm_mdn_step": Plan(lstm_mdn_step, backward=False),
     "lstm_mdn_dream": Plan(lstm_mdn_dream, backward=False),
     "lstm_scan": Plan(lstm_scan),

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdream.ops import Actor
+
 from .shapes import Shape
 
 
@@ -40,6 +42,12 @@ class Source:
     def noise(self, s: Shape, *lead: int) -> Tensor:
         """What draws the latents [*lead, S]."""
         return self.uniform(*lead, s.stoch) if s.classes else self.normal(*lead, s.stoch, grad=False)
+
+    def action_noise(self, actor: Actor, *lead: int) -> Tensor:
+        """What draws the actions [*lead, M] of an actor with one key."""
+        (head,) = actor.heads
+        normal = head.kind in ("bounded_normal", "tanh_normal")
+        return self.normal(*lead, head.elements, grad=False) if normal else self.uniform(*lead, head.elements)
 
     def resets(self, *dims: int) -> Tensor:
         """An episode's start every 50 steps or so."""

@@ -17,6 +17,7 @@ from fastdream.agents.dreamer_v3 import Config, DreamerV3, size, variant
 from fastdream.agents.dreamer_v3_config import SIZES
 from fastdream.agents.dreamer_v3_nets import Networks
 from fastdream.config import TrainConfig
+from fastdream.continuous import TanhNormal, TruncNormal
 from fastdream.cores import GRU, LayerNormGRU
 from fastdream.latents import Categorical, Gaussian
 from fastdream.ops import RSSM, Actor, Ops
@@ -126,8 +127,8 @@ def model(name: str) -> tuple[RSSM, Actor]:
         generator=generator,
     )
     action = Space("discrete", (), s.action) if s.name.endswith("atari") else Space("vector", (s.action,))
-    config = PolicyConfig(units=s.units, norm="none", act="elu")
-    return dyn.params, ActorHeads(ops, s.feat, {"action": action}, config, generator).params
+    config, family = PolicyConfig(4, s.units, "none", "elu"), TruncNormal() if s.classes else TanhNormal()
+    return dyn.params, ActorHeads(ops, s.feat, {"action": action}, config, generator, family).params
 
 
 @dataclass(frozen=True)

@@ -53,15 +53,16 @@ class PolicyStep {
   // The arguments of the kernel after inputs and outputs; all sizes.
   PolicyStep(int itemsize, std::vector<uintptr_t> pointers, Sizes sizes, Scalars scalars)
       : itemsize_(itemsize), pointers_(std::move(pointers)), sizes_(std::move(sizes)), scalars_(std::move(scalars)) {
-    if (sizes_.size() < 8) throw py::value_error("PolicyStep: too few sizes");
-    const int64_t rows = sizes_[0], width = sizes_[1], stoch = sizes_[2], classes = sizes_[3], action = sizes_[4],
-                  features = sizes_[5], elements = sizes_[7];
+    if (sizes_.size() < 9) throw py::value_error("PolicyStep: too few sizes");
+    const int64_t rows = sizes_[0], width = sizes_[1], stoch = sizes_[2], classes = sizes_[3], action = sizes_[5],
+                  features = sizes_[6], elements = sizes_[8];
     const dlpack::Type real = {dlpack::kFloat, uint8_t(8 * itemsize), 1}, flag = {dlpack::kBool, 8, 1},
                        integer = {dlpack::kInt, 64, 1};
-    const Wanted deter = {real, {rows, width}}, onehots = {real, {rows, stoch, classes}},
-                 actions = {real, {rows, action}}, drawn = {integer, {rows, stoch}};
-    wanted_ = {deter, onehots, actions, {real, {rows, features}}, {flag, {rows}}, {real, {rows, stoch}}, drawn,
-               {real, {rows, elements}}, deter, onehots, onehots, drawn, actions};
+    const Sizes state = classes ? Sizes{rows, stoch, classes} : Sizes{rows, stoch};
+    const Wanted deter = {real, {rows, width}}, states = {real, state}, actions = {real, {rows, action}},
+                 logits = {real, classes ? state : Sizes{rows, 2 * stoch}}, drawn = {integer, {rows, stoch}};
+    wanted_ = {deter, states, actions, {real, {rows, features}}, {flag, {rows}}, {real, {rows, stoch}}, drawn,
+               {real, {rows, elements}}, deter, states, logits, drawn, actions};
   }
 
   // Inputs and outputs in the kernel's order. May be called by several threads at once.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops import Actor
-from fastdream.ops.params import ActionHead, Feat, Gaussian
+from fastdream.ops.params import ActionHead, Feat, Gaussian, Layer
 
 from .ops_tools import A, Maker, chain, mapped, safe_noise
 from .parity_critic import critic_loss, lambda_return, twohot_loss, twohot_mean
@@ -79,15 +79,21 @@ def elementwise(m: Maker, n: int) -> Arguments:
     return (m.normal(n, m.sizes.deter, scale=2.0),)
 
 
+def latent_of(family: str, m: Maker) -> Gaussian | None:
+    return None if family == "classes" else Gaussian(m.sizes.stoch, 0.1, family)  # type: ignore[arg-type]
+
+
+def draws_of(family: str, m: Maker, *shape: int) -> tuple[Tensor | None, Tensor | None]:
+    """Noise and index: classes are replayed; normals are drawn."""
+    return (None, m.index(*shape)) if family == "classes" else (m.normal(*shape).detach(), None)
+
+
 def observe(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
-    """Classes are replayed; normals are drawn."""
-    latent = None if family == "classes" else Gaussian(m.sizes.stoch, 0.1, family)  # type: ignore[arg-type]
+    latent = latent_of(family, m)
     state, reset = m.state(n, latent), m.uniform(n, T) < 0.3
     inputs = m.normal(n, T, A), m.normal(n, T, m.sizes.embed), reset
-    model, drawn = m.rssm(core, latent, absolute), (n, T, m.sizes.stoch)
-    if latent is None:
-        return model, *state, *inputs, None, m.index(*drawn)
-    return model, *state, *inputs, m.normal(*drawn).detach(), None
+    model = m.rssm(core, latent, absolute)
+    return model, *state, *inputs, *draws_of(family, m, n, T, m.sizes.stoch)
 
 
 def observe_step(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Arguments:
@@ -96,59 +102,80 @@ def observe_step(core: Any, family: str, absolute: bool, m: Maker, n: int) -> Ar
     return rssm, deter, stoch, *first, *(None if x is None else x[:, 0] for x in draws)
 
 
-def prior(m: Maker, n: int) -> Arguments:
-    return m.rssm(), m.normal(n, T, m.sizes.deter)
+def prior(family: str, m: Maker, n: int) -> Arguments:
+    return m.rssm(latent=latent_of(family, m)), m.normal(n, T, m.sizes.deter)
 
 
-def rollout(core: Any, m: Maker, n: int) -> Arguments:
-    return m.rssm(core), *m.state(n), m.normal(n, T, A), None, m.index(n, T, m.sizes.stoch)
+def rollout(core: Any, family: str, m: Maker, n: int) -> Arguments:
+    latent, length = (
+        latent_of(family, m),
+        2 if family != "classes" else T,
+    )  # what is drawn magnifies roundings
+    noise, index = draws_of(family, m, n, length, m.sizes.stoch)
+    return m.rssm(core, latent), *m.state(n, latent), m.normal(n, length, A), noise, index
 
 
-def imagine_step(core: Any, m: Maker, n: int) -> Arguments:
-    return m.rssm(core), *m.state(n), m.normal(n, A), None, m.index(n, m.sizes.stoch)
+def imagine_step(core: Any, family: str, m: Maker, n: int) -> Arguments:
+    latent = latent_of(family, m)
+    return (m.rssm(core, latent), *m.state(n, latent), m.normal(n, A), *draws_of(family, m, n, m.sizes.stoch))
 
 
-def sure(actor: Actor) -> Actor:
-    """The actor with a discrete action that rounding cannot change: its logits lie far apart."""
-    (out,) = actor.heads[1].out
-    far = out._replace(weight=out.weight * 0, bias=torch.tensor([-3.0, 3.0]).to(out.weight))
-    return actor._replace(heads=(actor.heads[0], actor.heads[1]._replace(out=(far,))))
+def acting(kind: Any, feat: int, m: Maker) -> Actor:
+    """An actor on features of that width: of one kind of continuous actions; or `mixed`, with a discrete one, whose
+    logits lie so far apart that no rounding changes it; or `bare`, the same without hidden layers.
+    """
+    actor = m.actor(feat)
+    units = feat if kind == "bare" else m.sizes.units
+
+    def out(width: int) -> Layer:
+        return m.layer(units, width, "none", "none")
+
+    if kind not in ("mixed", "bare"):
+        return actor._replace(heads=(ActionHead(kind, A, 0, (out(A), out(A))),))
+    logits = out(2)
+    far = logits._replace(weight=logits.weight * 0, bias=torch.tensor([-3.0, 3.0]).to(logits.weight))
+    discrete = actor.heads[1]._replace(out=(far,), kind="score" if kind == "bare" else "categorical")
+    heads = actor.heads[0]._replace(out=(out(1), out(1))), discrete
+    return actor._replace(heads=heads, layers=() if kind == "bare" else actor.layers)
 
 
-def imagine(core: Any, acting: bool, m: Maker, n: int) -> Arguments:
-    """Along given actions, or with actions that are drawn: a normal one, and the likely one of two classes."""
-    rssm, actor, index = m.rssm(core), sure(m.actor()), m.index(n, T, m.sizes.stoch)
-    if not acting:
-        return rssm, actor, *m.state(n), T, None, None, index, m.normal(n, T + 1, A)
-    noise = torch.cat([m.normal(n, T + 1, 1).detach(), 0.5 + 0.0 * m.uniform(n, T + 1, 1)], -1)
-    return rssm, actor, *m.state(n), T, None, noise, index
+def action_noise(kind: Any, m: Maker, *lead: int) -> Tensor:
+    """Numbers that draw an action of any kind, none of them in a tail."""
+    return 0.1 + 0.8 * m.uniform(*lead, 2 if kind in ("mixed", "bare") else A)
+
+
+def imagine(core: Any, family: str, kind: Any, m: Maker, n: int) -> Arguments:
+    """Along actions that are `given`, or with those of an actor."""
+    latent, length = latent_of(family, m), 2 if family != "classes" else T
+    state, acts = m.state(n, latent), kind != "given"
+    kind = kind if acts else "mixed"
+    actor = acting(kind, m.sizes.deter + state[1].shape[1:].numel(), m)
+    noise, index = draws_of(family, m, n, length, m.sizes.stoch)
+    draws = (action_noise(kind, m, n, length + 1), index)
+    if not acts:
+        draws = (None, index, m.normal(n, length + 1, A))
+    return m.rssm(core, latent), actor, *state, length, noise, *draws
 
 
 def learned(core: Any, family: str, kind: Any, detach: bool, m: Maker, n: int) -> Arguments:
-    """A dream that gradients flow through, short, as its steps magnify roundings; the discrete action is certain."""
-    length = 2
-    rssm, *state, _, _, _, _, index = observe(core, family, False, m, n)
-    width = m.sizes.deter + state[1].shape[1:].numel()
-    actor = sure(m.actor(width))
-    if kind != "mixed":
-        out = m.layer(m.sizes.units, A, "none", "none"), m.layer(m.sizes.units, A, "none", "none")
-        actor = actor._replace(heads=(ActionHead(kind, A, 0, out),))
-    noise = 0.1 + 0.8 * m.uniform(n, length + 1, 2 if kind == "mixed" else A)
-    draws = (
-        (None, index[:, :length])
-        if index is not None
-        else (m.normal(n, length, m.sizes.stoch).detach(), None)
-    )
-    return rssm, actor._replace(detach=detach), *state, length, draws[0], noise, draws[1]
+    """A dream that gradients flow through, short, as its steps magnify roundings."""
+    length, latent = 2, latent_of(family, m)
+    state = m.state(n, latent)
+    actor = acting(kind, m.sizes.deter + state[1].shape[1:].numel(), m)._replace(detach=detach)
+    noise, index = draws_of(family, m, n, length, m.sizes.stoch)
+    return m.rssm(core, latent), actor, *state, length, noise, action_noise(kind, m, n, length + 1), index
 
 
-def policy_step(core: Any, encoded: bool, m: Maker, n: int) -> Arguments:
-    """The most likely class of the discrete action, whose logits lie far apart."""
-    actor = sure(m.actor())
+def policy_step(core: Any, family: str, kind: Any, encoded: bool, m: Maker, n: int) -> Arguments:
+    """The most likely action where there is an encoder, which no tanh_normal has; else a drawn one."""
+    latent = latent_of(family, m)
+    state = m.state(n, latent)
+    actor = acting(kind, m.sizes.deter + state[1].shape[1:].numel(), m)
     encoder = chain(m, 7, m.sizes.units, m.sizes.embed, linear=False) if encoded else ()
-    features = m.normal(n, 7 if encoded else m.sizes.embed)
-    state = *m.state(n), m.normal(n, A), features, m.uniform(n) < 0.3
-    return encoder, m.rssm(core), actor, *state, None, None, m.index(n, m.sizes.stoch)
+    inputs = m.normal(n, A), m.normal(n, 7 if encoded else m.sizes.embed), m.uniform(n) < 0.3
+    noise, index = draws_of(family, m, n, m.sizes.stoch)
+    eps = None if encoded and kind != "tanh_normal" else action_noise(kind, m, n)
+    return encoder, m.rssm(core, latent), actor, *state, *inputs, noise, eps, index
 
 
 def laprop(agc: float, momentum: bool, nesterov: bool, decay: float, m: Maker, n: int) -> Arguments:
@@ -170,6 +197,7 @@ def gather(dtype: torch.dtype, m: Maker, n: int) -> Arguments:
 
 CORES, GRUS = ("block", "layernorm"), ("gru", "gru_block_cell")
 FAMILIES = "classes", "softplus", "sigmoid2"
+KINDS = "tanh_normal", "trunc_normal", "bare"  # of actors, beside mixed ones
 NORMS, ACTS = ("none", "rms", "layer"), ("none", "silu", "gelu", "elu", "relu", "tanh")
 
 
@@ -212,13 +240,15 @@ CASES: dict[str, dict[str, Case]] = {
     "vector_losses": cases(vectors, [False, True]),
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
-    "prior": cases(prior),
-    "imagine_step": cases(imagine_step, CORES, gradients=False),
-    "imagine": cases(imagine, CORES, [False, True], gradients=False)
+    "prior": cases(prior, FAMILIES[:2]),
+    "imagine_step": cases(imagine_step, CORES + GRUS, FAMILIES, gradients=False),
+    "imagine": cases(imagine, CORES + GRUS, FAMILIES, ("given", "mixed"), gradients=False)
+    | cases(imagine, ["gru", "layernorm"], FAMILIES[:2], KINDS, gradients=False)
     | cases(learned, ["gru", "layernorm"], FAMILIES[:2], ["mixed"], [False, True])
     | cases(learned, ["block"], FAMILIES[2:], ["tanh_normal", "trunc_normal"], [True]),
-    "rollout": cases(rollout, CORES, gradients=False),
-    "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
+    "rollout": cases(rollout, CORES + GRUS, FAMILIES, gradients=False),
+    "policy_step": cases(policy_step, CORES + GRUS, FAMILIES, ["mixed"], [False, True], gradients=False)
+    | cases(policy_step, ["gru", "layernorm"], FAMILIES[:2], KINDS, [False, True], gradients=False),
     "lstm_mdn_step": cases(lstm_mdn, [False, True], [1.0, 1.3], gradients=False),
     "lstm_mdn_dream": cases(lstm_mdn_dream, [False, True], [False, True], [False, True], gradients=False),
     "lstm_scan": cases(lstm_scan),

@@ -1,7 +1,7 @@
 """Which backend takes a call under "auto": by dtype, by kind of model, by gradients, by size."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdream import ops
 from fastdream.ops import auto, auto_cpu, auto_cuda, reference
-from fastdream.ops.params import Gaussian
+from fastdream.ops.params import ActionKind, Gaussian
 
 from .ops_tools import A, D, H, Maker, S
 
@@ -34,8 +34,8 @@ def test_half_precision_goes_to_the_reference(op: str, dtype: torch.dtype):
     """Of the tensor that decides: the first of an op, or a model's deter."""
     rows, rule, maker = 2 + auto.LEAST.get(op, 0) // D, auto.RULES[op], Maker()
     x = torch.zeros(rows, D, dtype=dtype)
-    models = auto_cpu.discrete, auto_cpu.observed, auto_cpu.forward, auto_cpu.dreaming
-    model = maker.rssm() if rule.serves in models else maker.core("block")
+    models = "prior", "observe", "observe_step", "imagine", "imagine_step", "rollout"
+    model = maker.rssm() if op in models else maker.core("block")
     args: list[Any] = [x] if rule.at == 0 else [model, *[None] * (rule.at - 1), x]
     if op in ("laprop_", "gaussian_kl"):
         args = [[x, x]]
@@ -64,12 +64,12 @@ def test_what_native_refuses_goes_to_the_reference():
     deep = model._replace(post=model.post[:1] * 8 + model.post[1:])
     assert served("observe", model, deter) == "native"
     assert served("observe", deep, deter) == "reference"
-    cut = tuple(head._replace(kind="trunc_normal") for head in actor.heads[:1])
-    others = {"layers": ()}, {"heads": actor.heads * 33}, {"heads": cut}
+    others = {"layers": 9 * actor.layers}, {"heads": ()}, {"heads": actor.heads * 33}
     for other in (actor._replace(**changes) for changes in others):
         assert served("imagine", model, actor, deter) == "native"
         assert served("imagine", model, other, deter) == "reference"
         assert served("policy_step", (), model, other, deter) == "reference"
+    assert served("policy_step", 9 * actor.layers, model, actor, deter) == "reference"
 
 
 def test_images_as_they_are_stored():
@@ -80,23 +80,44 @@ def test_images_as_they_are_stored():
     assert served("conv_pool", stored.bfloat16(), weight) == "reference"
 
 
-@pytest.mark.parametrize("op", ["observe", "observe_step"])
-def test_native_observes_every_model(op: str):
+@torch.no_grad()
+@pytest.mark.parametrize("op", ["observe", "observe_step", "prior", "imagine_step", "rollout"])
+def test_native_computes_every_model(op: str):
     maker = Maker()
     for core in ("block", "layernorm", "gru", "gru_block_cell"):
         for latent in (None, Gaussian(S)):
-            assert served(op, maker.rssm(core, latent), torch.zeros(2, D)) == "native"
+            model, deter = maker.rssm(core, latent), torch.zeros(2 + auto.LEAST.get(op, 0) // D, D)
+            assert served(op, model, deter) == "native"
+            deep = model._replace(prior=model.prior * 9, post=model.post * 9)
+            assert served(op, deep, deter) == "reference"
 
 
-@pytest.mark.parametrize("op", ["prior", "imagine_step", "rollout"])
-def test_models_that_only_the_reference_computes(op: str):
-    maker = Maker()
-    gaussian = Gaussian(S)
-    with torch.no_grad():
-        assert served(op, maker.rssm(), torch.zeros(2, D)) == "native"
-        assert served(op, maker.rssm("layernorm"), torch.zeros(2, D)) == "native"
-        assert served(op, maker.rssm("gru"), torch.zeros(2, D)) == "reference"
-        assert served(op, maker.rssm("layernorm", gaussian), torch.zeros(2, D)) == "reference"
+@torch.no_grad()
+def test_native_acts_in_every_way():
+    maker, deter = Maker(), torch.zeros(2, D)
+    model, actor = maker.rssm("gru", Gaussian(S)), maker.actor()
+    ways = [actor._replace(layers=())]
+    for kind in get_args(ActionKind):
+        ways.append(actor._replace(heads=(actor.heads[0]._replace(kind=kind),)))
+    for way in ways:
+        assert served("imagine", model, way, deter) == "native"
+        assert served("policy_step", (), model, way, deter) == "native"
+
+
+@torch.no_grad()
+def test_models_and_actors_that_triton_leaves_to_the_reference():
+    maker, deter = Maker(), torch.zeros(2, D)
+    known, actor = maker.rssm(), maker.actor()
+    rules = {op: rule.serves for op, rule in auto_cuda.TRITON_RULES.items()}
+    models = [maker.rssm("gru"), maker.rssm("layernorm", Gaussian(S))]
+    actors = [actor._replace(layers=())]
+    for kind in ("score", "trunc_normal", "tanh_normal"):
+        actors.append(actor._replace(heads=(actor.heads[0]._replace(kind=kind),)))
+    for model, way, served in ((known, actor, True), *((model, actor, False) for model in models)):
+        assert rules["rollout"](model, deter) is rules["imagine_step"](model, deter) is served
+        assert rules["imagine"](model, way, deter) is rules["policy_step"]((), model, way, deter) is served
+    for way in actors:
+        assert not rules["imagine"](known, way, deter) and not rules["policy_step"]((), known, way, deter)
 
 
 def test_dreams_with_gradients():
@@ -116,7 +137,7 @@ def test_dreams_with_gradients():
         assert served(op, rssm, *state) == served(op, rssm, *fixed) == "reference"
     with torch.no_grad():
         assert served("imagine", rssm, actor, *state) == served("rollout", rssm, *state) == "native"
-        assert served("imagine", gru, actor, *state) == "reference"
+        assert served("imagine", gru, actor, *state) == "native"
     frozen = rssm._replace(core=None, prior=(), post=())
     assert served("rollout", frozen, *fixed, plain, noise=plain) == "native"
     assert served("rollout", frozen, *fixed, plain, noise=maker.normal(2, A)) == "reference"

@@ -1,6 +1,7 @@
 """What the first two Dreamers promise alike: spaces, reproducibility, checkpoints, backends, who learns from what."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastdream import agents
 from fastdream.spaces import Spaces
 
 from .dreamer_tools import (
@@ -150,6 +152,27 @@ def test_the_reference_and_auto_give_the_same_first_losses(name: str, act: Space
         torch.testing.assert_close(
             value, first[1][key], rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
         )
+
+
+@pytest.mark.parametrize("obs", [IMAGE, VECTOR], ids=["image", "vector"])
+@pytest.mark.parametrize("name", [*AGENTS, "normals"])
+@ACTIONS
+def test_the_reference_and_auto_act_alike(name: str, act: Spaces, obs: Spaces) -> None:
+    """From nothing on, and past ends of episodes; DreamerV2 with latents of either kind."""
+    changes: dict[str, Any] = {}
+    if name == "normals":
+        name, settings = "dreamer_v2", agents.settings("dreamer_v2")
+        changes["dyn"] = replace(settings.size(settings.Config(), "debug").dyn, classes=0)
+    states = []
+    for backend in ("reference", "auto"):
+        agent = make(name, obs, act, backend, **changes)
+        carry = agent.init_policy(3)
+        for step in range(4):
+            seen = observation(agent, 3, step) | {"is_first": np.arange(3) == step}
+            carry, *_ = agent.policy(carry, seen)
+        states.append(carry)
+    for key, x in states[0].items():
+        torch.testing.assert_close(states[1][key], x, rtol=1e-4, atol=1e-4)
 
 
 @BOTH

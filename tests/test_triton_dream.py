@@ -247,7 +247,7 @@ def _bad(change: str, args: list[Any], m: Maker) -> list[Any]:
         ("gru", f"triton has no {GRU.__name__} core; use the reference"),
         ("shallow", "triton needs a hidden layer before the logits"),
         ("heads", r"actor.heads\[1\] has others; use the reference"),
-        ("layers", "the actor has 0 layers and 2 heads"),
+        ("layers", "triton takes actors of 1 layer or more"),
         ("deter", r"deter has shape \[3, 47\], expected \[3, 48\]"),
         ("double", "deter is torch.float64, expected torch.float32"),
         ("stoch", r"stoch has shape \[3, 4, 6\], expected \[3, 5, 6\]"),

@@ -146,7 +146,7 @@ CASES: dict[str, dict[str, Case]] = {
     "image_loss": ops.cases(image_loss),
     "mlp": ops.cases(ops.mlp, ["rms"], ["silu"]) | ops.cases(ops.mlp, ["layer"], ["elu"]),
     "mlps": ops.cases(heads, [False, True]),
-    "prior": ops.cases(ops.prior),
+    "prior": ops.cases(ops.prior, ["classes"]),
     "observe": {core: Case(partial(scan, ops.observe, core)) for core in ops.CORES},
     "observe_step": {core: Case(partial(scan, ops.observe_step, core)) for core in ops.CORES},
     "categorical_sample": ops.cases(ops.categorical, [0.01], [False, True]),
@@ -168,18 +168,19 @@ CASES: dict[str, dict[str, Case]] = {
     "vector_losses": ops.cases(ops.vectors, [True]),
     "gather_sequences": ops.cases(gather, gradients=False),
     "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
-    "imagine_step": ops.cases(ops.imagine_step, ops.CORES, gradients=False),
-    "imagine": ops.cases(ops.imagine, ops.CORES, [True], gradients=False),
-    "rollout": ops.cases(ops.rollout, ops.CORES, gradients=False),
+    "imagine_step": ops.cases(ops.imagine_step, ops.CORES, ["classes"], gradients=False),
+    "imagine": ops.cases(ops.imagine, ops.CORES, ["classes"], ["mixed"], gradients=False),
+    "rollout": ops.cases(ops.rollout, ops.CORES, ["classes"], gradients=False),
     "policy_step": {
-        core: Case(partial(few, partial(ops.policy_step, core, True)), False) for core in ops.CORES
+        core: Case(partial(few, partial(ops.policy_step, core, "classes", "mixed", True)), False)
+        for core in ops.CORES
     },
 } | MEMORY_CASES
 
 
 def drawn(m: Maker, n: int) -> Arguments:
     """Arguments of imagine that draw every sample, a few steps long."""
-    rssm, actor, *state = ops.imagine("block", True, m, n)[:4]
+    rssm, actor, *state = ops.imagine("block", "classes", "mixed", m, n)[:4]
     return rssm, actor, *state, ops.T, m.uniform(n, ops.T, m.sizes.stoch), m.uniform(n, ops.T + 1, 2)
 
 

@@ -1,27 +1,45 @@
 #pragma once
 
-#include "cpu/categorical.h"
 #include "cpu/cells.h"
+#include "cpu/latent.h"
 #include "cpu/latent_net.h"
+#include "cpu/trunc_normal.h"
 
 // The policy, forward: fastdream/ops/reference/actor.py. From deter and stoch to the outputs of all heads and an action.
 namespace fastdream::cpu::FD_ISA {
 
 constexpr int64_t kMaxHeads = 32;  // MAX_HEADS of fastdream/ops/native/actor.py
 
-enum class HeadKind : int64_t { categorical, bounded_normal };  // HEADS there
+enum class HeadKind : int64_t { categorical, bounded_normal, trunc_normal, tanh_normal };  // HEADS there
+
+// The part of a layer on [deter, stoch] that is the latent's.
+template <typename T>
+Lookup<T> of_latent(Layer<T> layer, int64_t deter, const Latent<T>& latent) {
+  layer.weight += deter;
+  return {layer, latent.stoch, latent.classes};
+}
 
 template <typename T>
 struct Head {
   HeadKind kind = HeadKind::categorical;
   int64_t elements = 0, classes = 0, outs = 0;
-  T unimix = 0, min_std = 0, max_std = 0;
-  Layer<T> out[2];  // logits; or mean and std
-  Product<T> product[2];
+  T unimix = 0, min_std = 0, max_std = 0, shift = 0;
+  Layer<T> out[2];        // logits; or mean and std
+  Product<T> product[2];  // of the last hidden layer; without one of deter,
+  Lookup<T> of_stoch[2];  // and these of the latent
   int64_t width() const { return out[0].out; }  // of its part of an action
+
+  // Those of the normal, of raw outputs.
+  Vec<T> mean(Vec<T> raw) const {
+    return kind == HeadKind::tanh_normal ? T(5) * tanh(raw / T(5)) : tanh(raw);
+  }
+  Vec<T> std(Vec<T> raw) const {
+    if (kind == HeadKind::bounded_normal) return (max_std - min_std) * sigmoid(raw + T(2)) + min_std;
+    return gaussian_std<T>(kind == HeadKind::trunc_normal ? StdForm::sigmoid2 : StdForm::softplus, min_std, raw + shift);
+  }
 };
 
-// sizes: kind, elements, classes, number of layers, then these;  scalars: unimix, min_std, max_std, then the layers'
+// sizes: kind, elements, classes, number of layers, then these;  scalars: unimix, min_std, max_std, init_std, then the layers'
 template <typename T>
 Head<T> read_head(Call& call) {
   Head<T> head;
@@ -32,6 +50,8 @@ Head<T> read_head(Call& call) {
   head.unimix = T(call.scalar());
   head.min_std = T(call.scalar());
   head.max_std = T(call.scalar());
+  const double init_std = call.scalar();
+  if (head.kind == HeadKind::tanh_normal) head.shift = T(init_std + __builtin_log(-__builtin_expm1(-init_std)));
   if (head.outs > 2) fail("too many layers of a head");
   for (int64_t k = 0; k < head.outs; ++k) {
     head.out[k] = read_layer<T>(call);
@@ -52,35 +72,55 @@ struct ActorTrace {
 
 template <typename T>
 struct Actor {
-  LatentNet<T> trunk;    // at least one layer
-  Lookup<T> of_stoch;    // of the first
+  LatentNet<T> trunk;  // the layers that heads have in common, if there are any
+  Lookup<T> of_stoch;  // of the first
   int64_t count = 0;
   Head<T> heads[kMaxHeads];
 
   // Reads the layers, the number of heads and each of them.
-  Actor(Call& call, int64_t deter, int64_t stoch, int64_t classes)
-      : trunk(read_layers<T>(call), deter, stoch * classes), of_stoch{trunk.layers.at[0], stoch, classes} {
-    of_stoch.layer.weight += deter;
+  Actor(Call& call, int64_t deter, const Latent<T>& latent) : trunk(read_layers<T>(call), deter, latent.flat()) {
+    if (!direct()) of_stoch = of_latent(trunk.layers.at[0], deter, latent);
     count = call.size();
     if (count > kMaxHeads) fail("too many heads");
-    for (int64_t i = 0; i < count; ++i) heads[i] = read_head<T>(call);
+    for (int64_t i = 0; i < count; ++i) {
+      heads[i] = read_head<T>(call);
+      for (int64_t k = 0; direct() && k < heads[i].outs; ++k) {
+        heads[i].product[k] = product_of(heads[i].out[k], 0, deter);
+        heads[i].of_stoch[k] = of_latent(heads[i].out[k], deter, latent);
+      }
+    }
   }
 
+  bool direct() const { return trunk.layers.count == 0; }  // heads see the state itself
+
+  // Calls body(head, index, layer of it) for every output layer of every head.
+  template <typename Body>
+  void outputs(Body body) const {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t k = 0; k < heads[i].outs; ++k) body(heads[i], i, k);
+    }
+  }
+
+  // Everything that multiplies, products and look-ups.
   template <typename Each>
-  void products(Each each) {
-    each(trunk.of_deter);
+  void factors(Each each) {
+    if (!direct()) {
+      each(trunk.of_deter);
+      each(of_stoch);
+    }
     for (int64_t i = 1; i < trunk.layers.count; ++i) each(trunk.later[i]);
     for (int64_t i = 0; i < count; ++i) {
-      for (int64_t k = 0; k < heads[i].outs; ++k) each(heads[i].product[k]);
+      for (int64_t k = 0; k < heads[i].outs; ++k) {
+        each(heads[i].product[k]);
+        if (direct()) each(heads[i].of_stoch[k]);
+      }
     }
   }
   void lay_out(Arena& arena) {
-    products([&](Product<T>& product) { product.lay_out(arena); });
-    of_stoch.lay_out(arena);
+    factors([&](auto& factor) { factor.lay_out(arena); });
   }
   void pack(Team& team) {
-    products([&](Product<T>& product) { product.pack(team); });
-    of_stoch.pack(team);
+    factors([&](auto& factor) { factor.pack(team); });
   }
 
   ActorTrace<T> lay_out_rows(Arena& arena, int64_t rows) const {
@@ -101,6 +141,16 @@ struct Actor {
 
   // The heads' outputs. deter is whole before; they are whole after the caller's next sync.
   void step(const Split& split, Rows<const T> deter, const Stoch<T>* stoch, const ActorTrace<T>& trace) const {
+    if (direct()) {
+      outputs([&](const Head<T>& head, int64_t i, int64_t k) {
+        head.of_stoch[k].multiply(split.rows, stoch, trace.y[i][k], start_of(head.out[k].bias));
+      });
+      split.sync();
+      outputs([&](const Head<T>& head, int64_t i, int64_t k) {
+        head.product[k].multiply(split, deter, trace.y[i][k], Start::sum);
+      });
+      return;
+    }
     const Layer<T>&first = trunk.layers.at[0], &last = trunk.layers.at[trunk.layers.count - 1];
     const Rows<T> feat = trace.trunk.pre[trunk.layers.count - 1];
     of_stoch.multiply(split.rows, stoch, trace.trunk.pre[0], start_of(first.bias));
@@ -109,12 +159,9 @@ struct Actor {
     split.sync();
     activate_rows(last.f, split.rows, last.out, feat, feat);
     split.sync();
-    for (int64_t i = 0; i < count; ++i) {
-      const Head<T>& head = heads[i];
-      for (int64_t k = 0; k < head.outs; ++k) {
-        head.product[k].multiply(split, feat, trace.y[i][k], start_of(head.out[k].bias), head.out[k].bias);
-      }
-    }
+    outputs([&](const Head<T>& head, int64_t i, int64_t k) {
+      head.product[k].multiply(split, feat, trace.y[i][k], start_of(head.out[k].bias), head.out[k].bias);
+    });
   }
 
   // The actions [A] of all rows from the outputs, in one thread. draws [M] as in the reference; null: the most likely.
@@ -150,14 +197,22 @@ struct Actor {
     for (int64_t m = 0; m < rows; ++m) write_onehot(n, classes, trace.index + m * n, action.at(m));
   }
 
-  void move(const Head<T>& head, int64_t rows, Rows<const T> mean, Rows<const T> raw, Rows<const T> draws,
+  // raw: of the standard deviations, which are written there where they are used.
+  void move(const Head<T>& head, int64_t rows, Rows<const T> mean, Rows<T> raw, Rows<const T> draws,
             Rows<T> action) const {
-    const T low = head.min_std, range = head.max_std - head.min_std;
     for (int64_t m = 0; m < rows; ++m) {
+      T *const to = action.at(m), *const std = raw.at(m);
+      over<T>(head.elements, [&](auto at) { at.store(to, head.mean(at.load(mean.at(m)))); });
+      if (!draws.data) continue;
+      const T* const noise = draws.at(m);
+      over<T>(head.elements, [&](auto at) { at.store(std, head.std(at.load(std))); });
+      if (head.kind == HeadKind::trunc_normal) {
+        for (int64_t i = 0; i < head.elements; ++i) to[i] = sample_trunc_normal(to[i], std[i], noise[i]);
+        continue;
+      }
       over<T>(head.elements, [&](auto at) {
-        Vec<T> y = tanh(at.load(mean.at(m)));
-        if (draws.data) y += (range * sigmoid(at.load(raw.at(m)) + T(2)) + low) * at.load(draws.at(m));
-        at.store(action.at(m), y);
+        const Vec<T> drawn = at.load(to) + at.load(std) * at.load(noise);
+        at.store(to, head.kind == HeadKind::tanh_normal ? tanh(drawn) : drawn);
       });
     }
   }

@@ -44,6 +44,18 @@ struct GRUCell {
     of_stoch.pack(team);
   }
 
+  // As BlockCell::lay_out_rows.
+  Trace<T> lay_out_rows(Arena& arena, int64_t rows) const {
+    const auto take = [&](int64_t width) { return take_rows<T>(arena, rows, width); };
+    Trace<T> trace;
+    trace.action = take(of_action.b.depth);
+    trace.pre = trace.feat = take(units());
+    trace.hidden[0] = take(3 * width());
+    trace.gates = take(3 * width());
+    if (!core.resets_after()) trace.active[0] = take(width());
+    return trace;
+  }
+
   void enter(int64_t rows, const Trace<T>& trace) const {
     of_action.multiply(rows, trace.action, trace.pre, start_of(core.stoch.bias), core.stoch.bias);
   }
@@ -88,5 +100,18 @@ struct GRUCell {
     }
   }
 };
+
+template <typename C>
+struct CellTag {
+  using Cell = C;
+};
+
+// Calls body(tag) with the cell of a core as a type, tag.Cell.
+template <typename T, typename Body>
+void with_cell(const Core<T>& core, Body body) {
+  if (core.is_block()) return body(CellTag<BlockCell<T>>{});
+  if (core.is_plain()) return body(CellTag<GRUCell<T>>{});
+  body(CellTag<LayerNormCell<T>>{});
+}
 
 }  // namespace fastdream::cpu::FD_ISA

@@ -36,6 +36,12 @@ struct Latent {
   }
 };
 
+// n elements further, of what is there.
+template <typename P>
+P* offset(P* pointer, int64_t n) {
+  return pointer ? pointer + n : nullptr;
+}
+
 // sizes: stoch, classes, form;  scalars: unimix, min_std
 template <typename T>
 Latent<T> read_latent(Call& call) {

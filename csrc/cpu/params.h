@@ -61,6 +61,10 @@ struct Core {
   bool resets_after() const { return kind == CoreKind::gru; }
   int64_t width() const { return gates.out / 3; }   // of deter
   int64_t units() const { return stoch.out; }       // of what the inputs are projected to
+  int64_t gate_weights() const {
+    const int64_t recurrent = is_plain() ? deter.in * deter.out : 0;
+    return recurrent + gates.in * gates.out / (gates.blocks ? gates.blocks : 1);
+  }
 };
 
 // sizes: kind;  then layers  block GRU: deter, stoch, action, gates, count and hidden;  LayerNorm GRU: inputs, gates;  plain

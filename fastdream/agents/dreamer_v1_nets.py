@@ -6,14 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastdream import ops as fd
 from fastdream.agents.dreamer_v1_config import Config, NetConfig
 from fastdream.continuous import TanhNormal
 from fastdream.cores import GRU
 from fastdream.heads import BinaryHead, HeadConfig, RegressionHead
 from fastdream.keras import keras_defaults
 from fastdream.latents import Gaussian
-from fastdream.nets import encode_action
-from fastdream.ops import Feat, Ops
+from fastdream.nets import Kept, encode_action
+from fastdream.ops import Ops
 from fastdream.policy import ActorHeads, PolicyConfig
 from fastdream.rssm import RSSM
 from fastdream.spaces import Spaces
@@ -86,11 +87,11 @@ class WorldModel(nn.Module):
         self.pcont = BinaryHead(ops, feat, pcont, generator) if config.pcont else None
         keras_defaults(self, generator)
 
-    def feat(self, deter: Tensor, stoch: Tensor) -> Feat:
+    def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
         """Input of every head: [..., D] and [..., S] as [..., D + S]."""
         return self.dyn.feat(deter, stoch)
 
-    def discount(self, feat: Feat) -> Tensor:
+    def discount(self, feat: fd.Feat) -> Tensor:
         """Discount of imagined states [N, H]; the head's parameters get no gradient."""
         if self.pcont is None:
             shape, device = feat.deter.shape[:-1], feat.deter.device
@@ -122,6 +123,12 @@ class Networks(nn.Module):
         self.val = RegressionHead(ops, feat, head_config(config.value), (), "normal", generator)
         keras_defaults(self.pol, generator)
         keras_defaults(self.val, generator)
+        self._acting = Kept(self._policy_params, self.model.enc, self.model.dyn, self.pol)
+
+    def _policy_params(self) -> tuple[fd.Layers, fd.RSSM, fd.Actor]:
+        # Images go through convolutions, which are no layers of an op: the embedding is then its input.
+        encoder = () if self.model.enc.images else self.model.enc.vector_layers
+        return encoder, self.model.dyn.params, self.pol.params
 
     @torch.no_grad()
     def act(
@@ -136,18 +143,19 @@ class Networks(nn.Module):
 
         explore   how much is explored, see `explored`.
         """
-        model, reset = self.model, obs["is_first"].bool()
-        n, embed = len(reset), model.enc(obs)
+        model, reset, n = self.model, obs["is_first"].bool(), len(obs["is_first"])
+        encoder, rssm, actor = self._acting.get()
         noise = model.latent.noise(n, generator=generator)
-        state = carry["deter"], carry["stoch"], carry["action"], embed, reset
+        state = carry["deter"], carry["stoch"], carry["action"]
         if greedy:
-            step = self.ops.observe_step(model.dyn.params, *state, noise)
+            step = self.ops.observe_step(rssm, *state, model.enc(obs), reset, noise)
             draws = self.pol.noise(n, self.config.mode_draws, generator=generator)
             action = self.pol.likeliest(self.pol(model.feat(step.deter, step.stoch)), draws)
         else:
+            features = model.enc.features(obs) if encoder else model.enc(obs)
             action_noise = self.pol.noise(n, generator=generator)
-            params = model.dyn.params, self.pol.params
-            step, action = self.ops.policy_step((), *params, *state, noise, action_noise)
+            inputs = *state, features, reset, noise, action_noise
+            step, action = self.ops.policy_step(encoder, rssm, actor, *inputs)
         action = self.explored(action, explore, generator)
         return {"deter": step.deter, "stoch": step.stoch, "action": action.to(step.deter.dtype)}
 

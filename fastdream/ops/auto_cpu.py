@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native import dense
-from fastdream.ops.native.actor import HEADS, MAX_HEADS
+from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
-from fastdream.ops.params import GRU, RSSM, Actor, BlockGRU, Categorical, Feat, Layers
+from fastdream.ops.params import RSSM, Actor, BlockGRU, Core, Feat, Layers
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
-LEAST: dict[str, int] = {"layernorm_gru": 51_200, "gru": 12_800, "norm_act": 8192}
+# The prior is that of 200 units, which loses longer than wider ones.
+LEAST: dict[str, int] = {"layernorm_gru": 51_200, "gru": 12_800, "norm_act": 8192, "prior": 65_536}
 # Channels of the image that `conv_spread` makes from which it does: with 8 of them half a vector is empty.
 LEAST_CHANNELS = 32
 
@@ -48,20 +49,21 @@ def _unmixed(x: Tensor, weight: Tensor, *args: Any, dtype: torch.dtype | None = 
     return (dtype or x.dtype) == weight.dtype
 
 
-def discrete(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
-    hidden = rssm.core.hidden if isinstance(rssm.core, BlockGRU) else ()
-    shallow = max(len(rssm.prior), len(rssm.post), len(hidden)) <= MAX_LAYERS
-    return shallow and isinstance(rssm.latent, Categorical) and not isinstance(rssm.core, GRU)
+def _shallow(core: Core, *nets: Layers) -> bool:
+    hidden = core.hidden if isinstance(core, BlockGRU) else ()
+    return max(map(len, (hidden, *nets))) <= MAX_LAYERS
 
 
 def observed(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
-    hidden = rssm.core.hidden if isinstance(rssm.core, BlockGRU) else ()
-    return max(len(rssm.post), len(hidden)) <= MAX_LAYERS
+    return _shallow(rssm.core, rssm.post)
+
+
+def _prior(rssm: RSSM, deter: Tensor) -> bool:
+    return dense_layers(deter, rssm.prior)
 
 
 def acts(actor: Actor) -> bool:
-    known = all(head.kind in HEADS for head in actor.heads)
-    return known and 0 < len(actor.layers) <= MAX_LAYERS and len(actor.heads) <= MAX_HEADS
+    return len(actor.layers) <= MAX_LAYERS and 0 < len(actor.heads) <= MAX_HEADS
 
 
 # The model that was last found to act. To look at it anew takes a fiftieth of what a small one takes to act.
@@ -72,25 +74,23 @@ def acting(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any)
     known, *others = _ACTING
     if known is encoder and others[0] is rssm and others[1] is actor:
         return True
-    served = len(encoder) <= MAX_LAYERS and discrete(rssm) and acts(actor)
+    served = _shallow(rssm.core, encoder, rssm.post) and acts(actor)
     if served:
         _ACTING[:] = encoder, rssm, actor
     return served
 
 
 def forward(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
-    return discrete(rssm) and not (torch.is_grad_enabled() and _any_gradient(rssm, *args, *kwargs.values()))
+    known = _shallow(rssm.core, rssm.prior)
+    return known and not (torch.is_grad_enabled() and _any_gradient(rssm, *args, *kwargs.values()))
 
 
 def dreaming(rssm: RSSM, actor: Actor, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
+    known = _shallow(rssm.core, rssm.prior)
     if not torch.is_grad_enabled() or not _any_gradient(rssm, actor, deter, *args, *kwargs.values()):
-        return acts(actor) and discrete(rssm)
-    hidden = rssm.core.hidden if isinstance(rssm.core, BlockGRU) else ()
+        return known and acts(actor)
     nets = actor.layers, *(head.out for head in actor.heads)
-    shallow = max(len(rssm.prior), len(hidden)) <= MAX_LAYERS and all(
-        dense_layers(deter, net) for net in nets
-    )
-    return shallow and len(deter) >= LEAST_LEARNED
+    return known and all_dense(deter, nets) and len(deter) >= LEAST_LEARNED
 
 
 def _any_gradient(*tree: Any) -> bool:
@@ -105,17 +105,17 @@ def tensors(tree: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
+_CHAINS = f"block layers, more than {dense.MAX_LAYERS}"
 _DEEP = f"nets deeper than {MAX_LAYERS}"
-_MODELS = f"Gaussian latents, the plain GRU, {_DEEP}"
-ACTORS = f"{_MODELS}, actors of no layer, over {MAX_HEADS} heads, truncated or squashed normals"
-FORWARD = f"{_MODELS}, gradients"
+ACTORS = f"{_DEEP}, actors of over {MAX_HEADS} heads"
+FORWARD = f"{_DEEP}, gradients"
 
 RULES: dict[str, Rule] = {
     "norm_act": Rule(),
     "conv_pool": Rule(1, _unmixed, "mixed precision"),
     "conv_spread": Rule(serves=_broad, but=f"fewer than {LEAST_CHANNELS} channels"),
-    "mlp": Rule(serves=dense_layers, but=f"block layers, more than {dense.MAX_LAYERS}"),
-    "mlps": Rule(serves=all_dense, but=f"block layers, more than {dense.MAX_LAYERS}"),
+    "mlp": Rule(serves=dense_layers, but=_CHAINS),
+    "mlps": Rule(serves=all_dense, but=_CHAINS),
     "block_gru": Rule(at=1),
     "layernorm_gru": Rule(at=1),
     "gru": Rule(at=1),
@@ -130,7 +130,7 @@ RULES: dict[str, Rule] = {
     "critic_loss": Rule(),
     "observe_step": Rule(1, observed, _DEEP),
     "observe": Rule(1, observed, _DEEP),
-    "prior": Rule(1, discrete, _MODELS),
+    "prior": Rule(1, _prior, _CHAINS),
     "imagine_step": Rule(1, forward, FORWARD),
     "imagine": Rule(
         2, dreaming, f"with gradients {_DEEP}, fewer than {LEAST_LEARNED} rows; without {ACTORS}"

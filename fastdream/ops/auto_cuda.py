@@ -89,13 +89,15 @@ def faster_at_once(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> bool
     return resident.size_of(rssm) in FASTER_AT_ONCE and _resident(rssm, deter, *args, **kwargs)
 
 
+_EARLIER = "Gaussian latents, the plain GRU"
 _ON_CHIP = ", ".join(name for name in resident.SHAPES if name.endswith("m"))
 CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_ON_CHIP}")}
 
 
 _WIDE = f"rows of over {WIDEST}"
 _CHAINS = f"block layers, more than {dense.MAX_LAYERS}, {_WIDE}"
-_STEPPED = f"{FORWARD}, priors of one layer, over 256 classes"
+_STEPPED = f"{_EARLIER}, {FORWARD}, priors of one layer, over 256 classes"
+_ACTORS = "actors of no layer, truncated or squashed normals, unusual heads"
 _MEMORIES = f"over {MIXTURES} mixtures, actions of over {ACTIONS} numbers"
 
 TRITON_RULES: dict[str, Rule] = {
@@ -127,9 +129,11 @@ TRITON_RULES: dict[str, Rule] = {
     "vector_losses": Rule(serves=_all_thin, but=_WIDE),
     "laprop_": Rule(serves=_full, but="half precision"),
     "imagine_step": Rule(1, _stepped, _STEPPED),
-    "imagine": Rule(2, _dreamt, f"{_STEPPED}, actors of no layer, unusual heads"),
+    "imagine": Rule(2, _dreamt, f"{_STEPPED}, {_ACTORS}"),
     "rollout": Rule(1, _stepped, _STEPPED),
-    "policy_step": Rule(3, _acted, f"{ACTORS}, posteriors without deter or of one layer, unusual heads"),
+    "policy_step": Rule(
+        3, _acted, f"{_EARLIER}, {ACTORS}, posteriors without deter or of one layer, {_ACTORS}"
+    ),
     "lstm_mdn_step": Rule(1, _remembered, _MEMORIES),
     "lstm_mdn_dream": Rule(2, _remembered, _MEMORIES),
     "lstm_scan": Rule(),

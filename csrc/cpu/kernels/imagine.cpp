@@ -1,4 +1,5 @@
 #include "cpu/actor.h"
+#include "cpu/gru.h"
 #include "cpu/instantiate.h"
 
 // `imagine` and `rollout` of fastdream/ops/reference/scan.py, forward. Each thread takes some rows at a time from the first
@@ -11,7 +12,7 @@ constexpr int64_t kFewSteps = 128;  // rows * steps below which weights are used
 
 template <typename T>
 struct Inputs {
-  const T *deter, *stoch;       // [N, D], [N, S, C]
+  const T *deter, *stoch;       // [N, D], [N, flat]
   const T* noise;               // [N, H, S] or null
   const int64_t* index;         // [N, H, S] to replay or null
   const T *action_noise, *action;  // [N, L, M], [N, L, A], one of them null
@@ -20,13 +21,12 @@ struct Inputs {
 // With the start as state 0, L = H + 1 states and actions, else L = H states. Null where not wanted: action, index.
 template <typename T>
 struct Outputs {
-  T *deter, *stoch, *logit, *action;  // [N, L, D], [N, L, S, C], [N, H, S, C], [N, L, A]
+  T *deter, *stoch, *logit, *action;  // [N, L, D], [N, L, flat], [N, H, logits], [N, L, A]
   int64_t* index;                     // [N, H, S]
 };
 
 struct Sizes {
-  int64_t rows, length, start, width, stoch, classes, action, elements;
-  int64_t flat() const { return stoch * classes; }
+  int64_t rows, length, start, width, action, elements;
   int64_t states() const { return length + start; }
 };
 
@@ -42,12 +42,12 @@ struct Workspace {
   T* scratch;
 };
 
-template <typename T, template <typename> class Cell>
+template <typename T, typename Cell>
 class Dream {
  public:
-  Dream(const Sizes& sizes, const Inputs<T>& in, const Outputs<T>& out, T unimix, const Core<T>& core,
+  Dream(const Sizes& sizes, const Inputs<T>& in, const Outputs<T>& out, const Latent<T>& latent, const Core<T>& core,
         const Layers<T>& prior, Actor<T>* actor, int64_t threads)
-      : n_(sizes), in_(in), out_(out), unimix_(unimix), cell_(core, sizes.stoch, sizes.classes),
+      : n_(sizes), in_(in), out_(out), latent_(latent), cell_(core, latent.stoch, latent.classes),
         prior_(prior, sizes.width, 0), actor_(actor), packed_(sizes.rows * sizes.length >= kFewSteps) {
     const int64_t share = div_up(sizes.rows, threads);
     height_ = share < kBlock ? share : kBlock;
@@ -90,22 +90,22 @@ class Dream {
       deter = {arena_.template take<T>(rows * padded(n_.width)), padded(n_.width)};
     }
     space.stoch = arena_.template take<Stoch<T>>(rows);
-    space.index = arena_.template take<int64_t>(rows * n_.stoch);
-    space.scratch = arena_.template take<T>(categorical_scratch<T>(n_.classes));
+    space.index = arena_.template take<int64_t>(rows * latent_.stoch);
+    space.scratch = arena_.template take<T>(latent_.scratch());
     return space;
   }
 
   // Rows first ... last - 1 from the start to the end.
   void dream(Team& team, int64_t first, int64_t last, Workspace<T>& space) const {
-    const int64_t rows = last - first;
+    const int64_t rows = last - first, flat = latent_.flat(), logits = latent_.logits();
     const Split split = split_rows(team, {0, rows});
     for (int64_t m = 0; m < rows; ++m) {
-      const T *deter = in_.deter + (first + m) * n_.width, *stoch = in_.stoch + (first + m) * n_.flat();
+      const T *deter = in_.deter + (first + m) * n_.width, *stoch = in_.stoch + (first + m) * flat;
       std::memcpy(space.deter[0].at(m), deter, size_t(n_.width) * sizeof(T));
       space.stoch[m] = {nullptr, stoch};
       if (!n_.start) continue;
       std::memcpy(out_.deter + (first + m) * n_.states() * n_.width, deter, size_t(n_.width) * sizeof(T));
-      std::memcpy(out_.stoch + (first + m) * n_.states() * n_.flat(), stoch, size_t(n_.flat()) * sizeof(T));
+      std::memcpy(out_.stoch + (first + m) * n_.states() * flat, stoch, size_t(flat) * sizeof(T));
     }
     for (int64_t t = 0; t < n_.states(); ++t) {
       act(split, first, rows, t, space);
@@ -114,7 +114,7 @@ class Dream {
       cell_.enter(rows, space.cell);
       cell_.step(split, space.deter[0], space.stoch, space.cell, next);
       LatentTrace<T> trace = space.prior;
-      const Rows<T> logit = {out_.logit + (first * n_.length + t) * n_.flat(), n_.length * n_.flat()};
+      const Rows<T> logit = {out_.logit + (first * n_.length + t) * logits, n_.length * logits};
       trace.pre[prior_.layers.count - 1] = logit;
       prior_.step(split, next, trace);
       for (int64_t m = 0; m < rows; ++m) keep(first + m, t, logit.at(m), next.at(m), space, m);
@@ -142,26 +142,22 @@ class Dream {
 
   // Draws a row's latent and writes the state that step t led to.
   void keep(int64_t row, int64_t t, const T* logit, const T* deter, Workspace<T>& space, int64_t m) const {
-    int64_t* const index = space.index + m * n_.stoch;
-    const int64_t drawn = (row * n_.length + t) * n_.stoch, state = row * n_.states() + t + n_.start;
-    if (in_.index) {
-      std::memcpy(index, in_.index + drawn, size_t(n_.stoch) * sizeof(int64_t));
-    } else {
-      sample_categorical(n_.stoch, n_.classes, logit, in_.noise + drawn, unimix_, index, space.scratch);
-    }
-    T* const onehot = out_.stoch + state * n_.flat();
-    write_onehot(n_.stoch, n_.classes, index, onehot);
+    const int64_t count = latent_.stoch, drawn = (row * n_.length + t) * count;
+    const int64_t state = row * n_.states() + t + n_.start;
+    int64_t* const index = space.index + m * count;
+    T* const stoch = out_.stoch + state * latent_.flat();
+    latent_.draw(logit, offset(in_.noise, drawn), offset(in_.index, drawn), index, stoch, space.scratch);
     std::memcpy(out_.deter + state * n_.width, deter, size_t(n_.width) * sizeof(T));
-    if (out_.index) std::memcpy(out_.index + drawn, index, size_t(n_.stoch) * sizeof(int64_t));
-    space.stoch[m] = packed_ ? Stoch<T>{index, nullptr} : Stoch<T>{nullptr, onehot};
+    if (out_.index) std::memcpy(out_.index + drawn, index, size_t(count) * sizeof(int64_t));
+    space.stoch[m] = packed_ && latent_.classes ? Stoch<T>{index, nullptr} : Stoch<T>{nullptr, stoch};
   }
 
   const Sizes n_;
   const Inputs<T> in_;
   const Outputs<T> out_;
-  const T unimix_;
+  const Latent<T> latent_;
   Arena arena_;
-  Cell<T> cell_;
+  Cell cell_;
   LatentNet<T> prior_;
   Actor<T>* const actor_;
   const bool packed_;
@@ -169,18 +165,11 @@ class Dream {
   Workspace<T>* spaces_;
 };
 
-template <typename T, template <typename> class Cell>
-void run(const Sizes& sizes, const Inputs<T>& in, const Outputs<T>& out, T unimix, const Core<T>& core,
-         const Layers<T>& prior, Actor<T>* actor, int64_t threads) {
-  Dream<T, Cell> dream(sizes, in, out, unimix, core, prior, actor, threads);
-  parallel(int(threads), [&](Team& team) { dream.run(team); });
-}
-
 }  // namespace
 
 // pointers: deter, stoch, noise, index, action_noise, action | deter, stoch, logit, action, index, then the core, the
-// prior and, if there is one, the actor;  sizes: rows, length, 1 if the start is state 0, stoch, classes, action, elements
-// of an action's noise, 1 if there is an actor;  scalars: unimix
+// prior and, if there is one, the actor;  sizes: rows, length, 1 if the start is state 0, the latent's, action, elements of
+// an action's noise, 1 if there is an actor;  scalars: the latent's
 template <typename T>
 void imagine(Call& call) {
   Inputs<T> in;
@@ -200,12 +189,10 @@ void imagine(Call& call) {
   sizes.rows = call.size();
   sizes.length = call.size();
   sizes.start = call.size();
-  sizes.stoch = call.size();
-  sizes.classes = call.size();
+  const Latent<T> latent = read_latent<T>(call);
   sizes.action = call.size();
   sizes.elements = call.size();
   const bool acts = call.size();
-  const T unimix = T(call.scalar());
   const Core<T> core = read_core<T>(call);
   sizes.width = core.width();
   const Layers<T> prior = read_layers<T>(call);
@@ -213,12 +200,13 @@ void imagine(Call& call) {
   const auto run_with = [&](Actor<T>* actor) {
     call.done();
     if (sizes.rows == 0) return;
-    core.kind == CoreKind::block_gru
-        ? run<T, BlockCell>(sizes, in, out, unimix, core, prior, actor, threads)
-        : run<T, LayerNormCell>(sizes, in, out, unimix, core, prior, actor, threads);
+    with_cell(core, [&](auto tag) {
+      Dream<T, typename decltype(tag)::Cell> dream(sizes, in, out, latent, core, prior, actor, threads);
+      parallel(int(threads), [&](Team& team) { dream.run(team); });
+    });
   };
   if (!acts) return run_with(nullptr);
-  Actor<T> actor(call, sizes.width, sizes.stoch, sizes.classes);
+  Actor<T> actor(call, sizes.width, latent);
   run_with(&actor);
 }
 

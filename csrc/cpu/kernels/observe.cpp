@@ -22,7 +22,7 @@ struct Outputs {
   int64_t* index;            // [B, T, S] if there are classes
 };
 
-template <typename T, template <typename> class Cell>
+template <typename T, typename Cell>
 class Scan {
  public:
   Scan(const Model<T>& model, const Inputs<T>& in, const Outputs<T>& out, const Saved<T>& saved, int threads)
@@ -132,9 +132,9 @@ class Scan {
   void draw(int64_t row, int rank) const {
     const Latent<T>& latent = model_.latent;
     const int64_t drawn = row * latent.stoch;
-    latent.draw(out_.logit + row * latent.logits(), in_.noise ? in_.noise + drawn : nullptr,
-                in_.index ? in_.index + drawn : nullptr, latent.classes ? out_.index + drawn : nullptr,
-                out_.stoch + row * latent.flat(), scratch_ + rank * latent.scratch());
+    latent.draw(out_.logit + row * latent.logits(), offset(in_.noise, drawn), offset(in_.index, drawn),
+                latent.classes ? out_.index + drawn : nullptr, out_.stoch + row * latent.flat(),
+                scratch_ + rank * latent.scratch());
   }
 
   const Model<T> model_;
@@ -142,18 +142,12 @@ class Scan {
   const Outputs<T> out_;
   const Saved<T> saved_;
   Arena arena_;
-  Cell<T> cell_;
+  Cell cell_;
   LatentNet<T> posterior_;
   Stoch<T>* stoch_;
   Rows<T> masked_;
   T* scratch_;
 };
-
-template <typename T, template <typename> class Cell>
-void scan(const Model<T>& model, const Inputs<T>& in, const Outputs<T>& out, const Saved<T>& saved, int threads) {
-  Scan<T, Cell> scan(model, in, out, saved, threads);
-  parallel(threads, [&](Team& team) { scan.run(team); });
-}
 
 }  // namespace
 
@@ -181,9 +175,10 @@ void observe(Call& call) {
   if (model.batch == 0 || model.length == 0) return;
   prefer_large_pages(saved.deter.data, size_t(saved.size) * sizeof(T));
   const int threads = model.batch < 2 ? 1 : call.threads;
-  if (model.core.is_block()) return scan<T, BlockCell>(model, in, out, saved, threads);
-  if (model.core.is_plain()) return scan<T, GRUCell>(model, in, out, saved, threads);
-  scan<T, LayerNormCell>(model, in, out, saved, threads);
+  with_cell(model.core, [&](auto tag) {
+    Scan<T, typename decltype(tag)::Cell> scan(model, in, out, saved, threads);
+    parallel(threads, [&](Team& team) { scan.run(team); });
+  });
 }
 
 FD_INSTANTIATE(observe)

@@ -1,4 +1,5 @@
 #include "cpu/actor.h"
+#include "cpu/gru.h"
 #include "cpu/instantiate.h"
 #include "cpu/squish.h"
 
@@ -11,7 +12,7 @@ constexpr int64_t kHeavy = 1 << 19;  // weights of the gates from which threads 
 
 template <typename T>
 struct Inputs {
-  const T *deter, *stoch, *action, *features;  // [n, D], [n, S, C], [n, A], [n, F]
+  const T *deter, *stoch, *action, *features;  // [n, D], [n, flat], [n, A], [n, F]
   const bool* reset;                           // [n]
   const T* noise;                              // [n, S] or null
   const int64_t* index;                        // [n, S] to replay or null
@@ -20,16 +21,15 @@ struct Inputs {
 
 template <typename T>
 struct Outputs {
-  T *deter, *stoch, *logit;  // [n, D], [n, S, C], [n, S, C]
-  int64_t* index;            // [n, S]
+  T *deter, *stoch, *logit;  // [n, D], [n, flat], [n, logits]
+  int64_t* index;            // [n, S] if there are classes
   T* action;                 // [n, A]
 };
 
 struct Sizes {
-  int64_t rows, width, stoch, classes, action, features, embed, elements;
+  int64_t rows, width, action, features, embed, elements;
   int64_t parts;          // of the features, where they come as the environment shows them
   const int64_t* widths;  // [parts]
-  int64_t flat() const { return stoch * classes; }
 };
 
 // Memory of threads that work on the same rows.
@@ -43,14 +43,14 @@ struct Workspace {
   T* scratch;
 };
 
-template <typename T, template <typename> class Cell>
+template <typename T, typename Cell>
 class Policy {
  public:
-  Policy(const Sizes& sizes, const Inputs<T>& in, const Outputs<T>& out, T unimix, const Layers<T>& encoder,
-         const Core<T>& core, const Layers<T>& post, bool absolute, const Actor<T>& actor, int64_t threads,
-         bool columns)
-      : n_(sizes), in_(in), out_(out), unimix_(unimix), encoder_(encoder, sizes.features, 0),
-        cell_(core, sizes.stoch, sizes.classes), post_(post, absolute ? 0 : sizes.width, sizes.embed), actor_(actor),
+  Policy(const Sizes& sizes, const Inputs<T>& in, const Outputs<T>& out, const Latent<T>& latent,
+         const Layers<T>& encoder, const Core<T>& core, const Layers<T>& post, bool absolute, const Actor<T>& actor,
+         int64_t threads, bool columns)
+      : n_(sizes), in_(in), out_(out), latent_(latent), encoder_(encoder, sizes.features, 0),
+        cell_(core, latent.stoch, latent.classes), post_(post, absolute ? 0 : sizes.width, sizes.embed), actor_(actor),
         columns_(columns) {
     const int64_t spaces = columns ? 1 : threads, rows = columns ? sizes.rows : div_up(sizes.rows, threads);
     for (int pass = 0; pass < 2; ++pass) {
@@ -85,7 +85,7 @@ class Policy {
     space.deter = {arena_.template take<T>(rows * padded(n_.width)), padded(n_.width)};
     space.features = {arena_.template take<T>(n_.parts ? rows * n_.features : 0), n_.features};
     space.stoch = arena_.template take<Stoch<T>>(rows);
-    space.scratch = arena_.template take<T>(categorical_scratch<T>(n_.classes));
+    space.scratch = arena_.template take<T>(latent_.scratch());
     return space;
   }
 
@@ -99,7 +99,7 @@ class Policy {
     if (alone(split)) cell_.enter(rows, space.cell);
     LatentTrace<T> trace = space.post;
     const Rows<T> deter = {out_.deter + first * n_.width, n_.width};
-    const Rows<T> logit = {out_.logit + first * n_.flat(), n_.flat()};
+    const Rows<T> logit = {out_.logit + first * latent_.logits(), latent_.logits()};
     trace.pre[post_.layers.count - 1] = logit;
     if (!split.columns || split.team->rank == split.team->size - 1) post_.enter(rows, embed, trace);
     split.sync();
@@ -107,7 +107,7 @@ class Policy {
     split.sync();
     post_.step(split, deter, trace);
     split.sync();
-    if (alone(split)) draw(first, rows, logit, space);
+    if (alone(split)) draw(first, rows, space);
     split.sync();
     actor_.step(split, deter, space.stoch, space.actor);
     split.sync();
@@ -134,7 +134,7 @@ class Policy {
         std::memset(deter, 0, deter_bytes);
         std::memset(action, 0, action_bytes);
       } else {
-        space.stoch[m] = {nullptr, in_.stoch + row * n_.flat()};
+        space.stoch[m] = {nullptr, in_.stoch + row * latent_.flat()};
         std::memcpy(deter, in_.deter + row * n_.width, deter_bytes);
         std::memcpy(action, in_.action + row * n_.action, action_bytes);
       }
@@ -161,26 +161,23 @@ class Policy {
   }
 
   // The latents of some rows, which the actor then sees.
-  void draw(int64_t first, int64_t rows, Rows<const T> logit, const Workspace<T>& space) const {
-    const int64_t at = first * n_.stoch, count = rows * n_.stoch;
-    int64_t* const index = out_.index + at;
-    if (in_.index) {
-      std::memcpy(index, in_.index + at, size_t(count) * sizeof(int64_t));
-    } else {
-      sample_categorical(count, n_.classes, logit.data, in_.noise + at, unimix_, index, space.scratch);
+  void draw(int64_t first, int64_t rows, const Workspace<T>& space) const {
+    for (int64_t m = 0; m < rows; ++m) {
+      const int64_t row = first + m, drawn = row * latent_.stoch;
+      T* const stoch = out_.stoch + row * latent_.flat();
+      latent_.draw(out_.logit + row * latent_.logits(), offset(in_.noise, drawn), offset(in_.index, drawn),
+                   offset(out_.index, drawn), stoch, space.scratch);
+      space.stoch[m] = {nullptr, stoch};
     }
-    T* const onehot = out_.stoch + first * n_.flat();
-    write_onehot(count, n_.classes, index, onehot);
-    for (int64_t m = 0; m < rows; ++m) space.stoch[m] = {nullptr, onehot + m * n_.flat()};
   }
 
   const Sizes n_;
   const Inputs<T> in_;
   const Outputs<T> out_;
-  const T unimix_;
+  const Latent<T> latent_;
   Arena arena_;
   const LatentNet<T> encoder_;
-  const Cell<T> cell_;
+  const Cell cell_;
   const LatentNet<T> post_;
   const Actor<T>& actor_;
   const bool columns_;
@@ -190,8 +187,8 @@ class Policy {
 }  // namespace
 
 // pointers: deter, stoch, action, features, reset, noise, index, action_noise | deter, stoch, logit, index, action, then
-// the encoder, the core, the posterior, the actor;  sizes: rows, deter, stoch, classes, action, features, embed, elements of an
-// action's noise, 1 if the posterior does not see deter, number and widths of raw vectors;  scalars: unimix
+// the encoder, the core, the posterior, the actor;  sizes: rows, deter, the latent's, action, features, embed, elements of an
+// action's noise, 1 if the posterior does not see deter, number and widths of raw vectors;  scalars: the latent's
 template <typename T>
 void policy_step(Call& call) {
   Inputs<T> in;
@@ -212,8 +209,7 @@ void policy_step(Call& call) {
   Sizes sizes;
   sizes.rows = call.size();
   sizes.width = call.size();
-  sizes.stoch = call.size();
-  sizes.classes = call.size();
+  const Latent<T> latent = read_latent<T>(call);
   sizes.action = call.size();
   sizes.features = call.size();
   sizes.embed = call.size();
@@ -221,24 +217,21 @@ void policy_step(Call& call) {
   const bool absolute = call.size();
   sizes.parts = call.size();
   sizes.widths = call.sizes(sizes.parts);
-  const T unimix = T(call.scalar());
   const Layers<T> encoder = read_layers<T>(call);
   const Core<T> core = read_core<T>(call);
   if (sizes.width != core.width()) fail("policy_step called with another width");
   const Layers<T> post = read_layers<T>(call);
-  const Actor<T> actor(call, sizes.width, sizes.stoch, sizes.classes);
+  const Actor<T> actor(call, sizes.width, latent);
   call.done();
   if (sizes.rows == 0) return;
   const int64_t most = sizes.rows / kMaxRows, threads = call.threads < most ? call.threads : most;
-  const int64_t blocks = core.gates.blocks ? core.gates.blocks : 1;
-  const bool columns = threads < 2 && core.gates.in * core.gates.out / blocks >= kHeavy;
+  const bool columns = threads < 2 && core.gate_weights() >= kHeavy;
   const int64_t team = columns ? call.threads : threads < 1 ? 1 : threads;
-  const auto run = [&](auto&& policy) {
+  with_cell(core, [&](auto tag) {
+    const Policy<T, typename decltype(tag)::Cell> policy(sizes, in, out, latent, encoder, core, post, absolute, actor,
+                                                         team, columns);
     parallel(int(team), [&](Team& members) { policy.run(members, team); });
-  };
-  core.kind == CoreKind::block_gru
-      ? run(Policy<T, BlockCell>(sizes, in, out, unimix, encoder, core, post, absolute, actor, team, columns))
-      : run(Policy<T, LayerNormCell>(sizes, in, out, unimix, encoder, core, post, absolute, actor, team, columns));
+  });
 }
 
 FD_INSTANTIATE(policy_step)

@@ -1,10 +1,10 @@
 """Nets of dense layers and the actor, flattened for the kernels in the order in which csrc/cpu/actor.h reads them."""
 
-from fastdream.ops.native.params import Flat, add_layer, add_layers
-from fastdream.ops.params import ActionHead, Actor, Categorical, Layers
+from fastdream.ops.native.params import Flat, add_layer, add_layers, latent_shape
+from fastdream.ops.params import ActionHead, Actor, Latent, Layers
 from fastdream.ops.reference.actor import action_width
 
-HEADS = "categorical", "bounded_normal"  # enum HeadKind of csrc/cpu/actor.h
+HEADS = "categorical", "bounded_normal", "trunc_normal", "tanh_normal"  # enum HeadKind of csrc/cpu/actor.h
 MAX_HEADS = 32  # kMaxHeads there
 
 
@@ -19,11 +19,12 @@ def add_chain(flat: Flat, op: str, name: str, layers: Layers, width: int) -> int
     return width
 
 
-def add_latent_net(flat: Flat, op: str, name: str, layers: Layers, width: int, latent: Categorical) -> None:
+def add_latent_net(flat: Flat, op: str, name: str, layers: Layers, width: int, latent: Latent) -> None:
     """Append the layers from so many features to the latent's logits."""
     out = add_chain(flat, op, name, layers, width)
-    if not layers or out != latent.stoch * latent.classes:
-        wanted = f"{latent.stoch} * {latent.classes}"
+    shape = latent_shape(op, latent)
+    if not layers or out != shape.logits:
+        wanted = "{} * {}".format(*shape.factors)
         raise ValueError(f"{op}: {name} has {len(layers)} layers that give {out}, expected {wanted}")
     if layers[-1].norm != "none" or layers[-1].act != "none":
         raise ValueError(f"{op}: the last layer of {name} must be linear; use the reference for others")
@@ -31,11 +32,13 @@ def add_latent_net(flat: Flat, op: str, name: str, layers: Layers, width: int, l
 
 def add_actor(flat: Flat, op: str, actor: Actor, feat: int) -> tuple[int, int]:
     """Append an actor on features of that width. Returns the widths of an action and of the noise that draws it."""
-    if not actor.layers or not 0 < len(actor.heads) <= MAX_HEADS:
+    if not 0 < len(actor.heads) <= MAX_HEADS:
         raise ValueError(
-            f"{op}: the actor has {len(actor.layers)} layers and {len(actor.heads)} heads; native takes 1 layer "
-            f"or more and up to {MAX_HEADS} heads, use the reference for others"
+            f"{op}: the actor has {len(actor.heads)} heads; native takes 1 to {MAX_HEADS}, use the reference for others"
         )
+    blocked = any(layer.weight.dim() != 2 for head in actor.heads for layer in head.out)
+    if blocked and not actor.layers:
+        raise ValueError(f"{op}: the actor has no layers and heads of blocks; use the reference for such")
     width = add_chain(flat, op, "actor.layers", actor.layers, feat)
     flat.sizes.append(len(actor.heads))
     for i, head in enumerate(actor.heads):
@@ -44,13 +47,14 @@ def add_actor(flat: Flat, op: str, actor: Actor, feat: int) -> tuple[int, int]:
 
 
 def _add_head(flat: Flat, op: str, name: str, head: ActionHead, width: int) -> None:
-    if head.kind not in HEADS:
-        raise ValueError(f"{op}: {name} has kind {head.kind!r}; choose {' or '.join(HEADS)}")
-    discrete = head.kind == "categorical"
+    kind = "categorical" if head.kind == "score" else head.kind  # whose gradients alone differ
+    if kind not in HEADS:
+        raise ValueError(f"{op}: {name} has kind {kind!r}; choose {', '.join(HEADS)} or score")
+    discrete = kind == "categorical"
     if len(head.out) != (1 if discrete else 2):
         raise ValueError(f"{op}: {name} has {len(head.out)} output layers, expected {1 if discrete else 2}")
-    flat.sizes.extend([HEADS.index(head.kind), head.elements, head.classes, len(head.out)])
-    flat.scalars.extend([head.unimix, head.min_std, head.max_std])
+    flat.sizes.extend([HEADS.index(kind), head.elements, head.classes, len(head.out)])
+    flat.scalars.extend([head.unimix, head.min_std, head.max_std, head.init_std])
     out = head.elements * (head.classes if discrete else 1)
     for k, layer in enumerate(head.out):
         add_layer(flat, op, f"{name}.out[{k}]", layer, (width, out))

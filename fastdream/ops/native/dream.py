@@ -8,9 +8,10 @@ from torch import Tensor
 from fastdream.ops.native.actor import add_actor, add_latent_net
 from fastdream.ops.native.dense import mlp
 from fastdream.ops.native.library import check_float, check_shape, register, run
-from fastdream.ops.native.params import Flat, add_core, check_params, with_gaps
-from fastdream.ops.params import RSSM, Actor, Categorical, Dream, Step
+from fastdream.ops.native.params import Flat, LatentShape, add_core, check_params, latent_shape, with_gaps
+from fastdream.ops.params import RSSM, Actor, Dream, Step
 from fastdream.ops.reference.layers import match
+from fastdream.ops.reference.state import shaped
 
 
 class Layout(NamedTuple):
@@ -19,10 +20,16 @@ class Layout(NamedTuple):
     length: int
     start: int  # 1 if the start is state 0 of the results
     stoch: int
-    classes: int
+    classes: int  # 0: normals
+    form: int  # of their std
     action: int  # width
     elements: int  # numbers that draw an action
     acts: int  # 1 if there is an actor
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the classes that were drawn are a result."""
+        return self.classes > 0 and not self.start
 
 
 def imagine(
@@ -36,16 +43,16 @@ def imagine(
     index: Tensor | None = None,
     action: Tensor | None = None,
 ) -> Dream:
-    """As `fastdream.ops.reference.imagine`, in float32 or float64, for categorical latents and their two cores.
+    """As `fastdream.ops.reference.imagine`, in float32 or float64.
 
     Parameters have deter's dtype; the other floats are cast to it. Has no gradient: raises ValueError where one
     would be needed, and naming what does not fit.
     """
     if action is None and action_noise is None:
         raise ValueError("actor needs noise to draw with, or the action that it should replay")
-    flat, latent = _flatten("imagine", rssm, deter, stoch, _width("imagine", actor, action))
-    widths = add_actor(flat, "imagine", actor, deter.shape[-1] + latent.stoch * latent.classes)
-    layout = Layout(length, 1, latent.stoch, latent.classes, *widths, 1)
+    flat, latent = _flatten("imagine", rssm, deter, _width("imagine", actor, action))
+    widths = add_actor(flat, "imagine", actor, deter.shape[-1] + latent.width)
+    layout = Layout(length, 1, *latent[:3], *widths, 1)
     draws = (None, action) if action is not None else (action_noise, None)
     return Dream(*_run("imagine", flat, latent, layout, deter, stoch, noise, index, *draws)[:4])
 
@@ -73,15 +80,12 @@ def imagine_step(
     """As `fastdream.ops.reference.imagine_step`; see `imagine`."""
     noise, index = (None if x is None else x.unsqueeze(1) for x in (noise, index))
     step = _rollout("imagine_step", rssm, deter, stoch, action.unsqueeze(1), noise, index)
-    assert step.index is not None
-    return Step(*(x.squeeze(1) for x in (*step[:3], step.index)))
+    return Step(*(None if x is None else x.squeeze(1) for x in step))  # type: ignore[arg-type]
 
 
 def prior(rssm: RSSM, deter: Tensor) -> Tensor:
-    """As `fastdream.ops.reference.prior`, for categorical latents; shapes, dtypes and gradients as `mlp`."""
-    if not isinstance(rssm.latent, Categorical):
-        raise ValueError(f"prior: native has no {type(rssm.latent).__name__} latents, use the reference")
-    return mlp(deter, rssm.prior).unflatten(-1, (rssm.latent.stoch, rssm.latent.classes))
+    """As `fastdream.ops.reference.prior`; shapes, dtypes and gradients as `mlp`."""
+    return shaped(rssm.latent, mlp(deter, rssm.prior))
 
 
 def _rollout(
@@ -93,10 +97,10 @@ def _rollout(
     noise: Tensor | None,
     index: Tensor | None,
 ) -> Step:
-    flat, latent = _flatten(op, rssm, deter, stoch, action.shape[-1])
-    layout = Layout(action.shape[1], 0, latent.stoch, latent.classes, action.shape[-1], 0, 0)
+    flat, latent = _flatten(op, rssm, deter, action.shape[-1])
+    layout = Layout(action.shape[1], 0, *latent[:3], action.shape[-1], 0, 0)
     deter, stoch, logit, _, index = _run(op, flat, latent, layout, deter, stoch, noise, index, None, action)
-    return Step(deter, stoch, logit, index)
+    return Step(deter, stoch, logit, index if latent.classes else None)
 
 
 def _width(op: str, actor: Actor, action: Tensor | None) -> int:
@@ -106,25 +110,21 @@ def _width(op: str, actor: Actor, action: Tensor | None) -> int:
     return width
 
 
-def _flatten(op: str, rssm: RSSM, deter: Tensor, stoch: Tensor, action: int) -> tuple[Flat, Categorical]:
+def _flatten(op: str, rssm: RSSM, deter: Tensor, action: int) -> tuple[Flat, LatentShape]:
     """Core and prior."""
-    latent = rssm.latent
-    if not isinstance(latent, Categorical):
-        raise ValueError(f"{op}: native has no {type(latent).__name__} latents, use the reference")
-    flat = Flat([], [], [])
-    width = add_core(flat, op, rssm.core, latent.stoch * latent.classes, action)
+    flat, latent = Flat([], [], []), latent_shape(op, rssm.latent)
+    width = add_core(flat, op, rssm.core, latent.width, action)
     check_shape(op, "deter", deter, *deter.shape[:-1], width)
-    add_latent_net(flat, op, "prior", rssm.prior, width, latent)
+    add_latent_net(flat, op, "prior", rssm.prior, width, rssm.latent)
     return flat, latent
 
 
 def _run(
-    op: str, flat: Flat, latent: Categorical, layout: Layout, deter: Tensor, *inputs: Tensor | None
+    op: str, flat: Flat, latent: LatentShape, layout: Layout, deter: Tensor, *inputs: Tensor | None
 ) -> "Outputs":
     """inputs: stoch, noise, index, action_noise, action."""
     stoch, noise, index, action_noise, action = inputs
-    if noise is None and index is None:
-        raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
+    noise, index = latent.draws(op, noise, index)
     params, filled = flat.present()
     check_params(op, params, deter, "deter")
     floats = [x for x in (deter, stoch, action) if x is not None]
@@ -133,10 +133,9 @@ def _run(
             f"native {op} has no gradient; call it under torch.no_grad(), or use the reference, which has: "
             f'fastdream.ops.load({op}="reference")'
         )
-    draws = (None if noise is None or index is not None else noise), index
-    casts = [None if x is None else match(x, deter.dtype) for x in (stoch, draws[0], action_noise, action)]
+    casts = [None if x is None else match(x, deter.dtype) for x in (stoch, noise, action_noise, action)]
     index = None if index is None else match(index, torch.int64)
-    settings = flat.sizes, [latent.unimix, *flat.scalars], list(layout)
+    settings = flat.sizes, [*latent[3:], *flat.scalars], list(layout)
     return torch.ops.fastdream.imagine(params, filled, *settings, deter, *casts[:2], index, *casts[2:])
 
 
@@ -163,8 +162,9 @@ def _fake(
     if deter.dim() != 2:
         raise ValueError(f"{op}: deter has shape {list(deter.shape)}, expected [rows, features]")
     rows, states = deter.shape[0], n.length + n.start
+    latent = LatentShape(n.stoch, n.classes, n.form, 0.0, 0.0)
     shapes = {
-        "stoch": (stoch, (rows, n.stoch, n.classes)),
+        "stoch": (stoch, (rows, *latent.state)),
         "noise": (noise, (rows, n.length, n.stoch)),
         "index": (index, (rows, n.length, n.stoch)),
         "action_noise": (action_noise, (rows, states, n.elements)),
@@ -177,10 +177,10 @@ def _fake(
         raise ValueError(f"{op}: index is {index.dtype} on {index.device}, expected int64 on {deter.device}")
     return (
         deter.new_empty(rows, states, deter.shape[1]),
-        deter.new_empty(rows, states, n.stoch, n.classes),
-        deter.new_empty(rows, n.length, n.stoch, n.classes),
+        deter.new_empty(rows, states, *latent.state),
+        deter.new_empty(rows, n.length, *latent.logit),
         deter.new_empty(rows, states, n.action) if n.start else deter.new_empty(0),
-        deter.new_empty((0,) if n.start else (rows, n.length, n.stoch), dtype=torch.int64),
+        deter.new_empty((rows, n.length, n.stoch) if n.drawn else (0,), dtype=torch.int64),
     )
 
 
@@ -203,7 +203,7 @@ def _kernel(
     outputs = _fake(params, filled, sizes, scalars, layout, deter, *inputs)
     stoch, noise, index, action_noise, action = inputs
     check_index("imagine", index, n.classes)
-    wanted = *outputs[:3], *((outputs[3], None) if n.start else (None, outputs[4]))
+    wanted = *outputs[:3], outputs[3] if n.start else None, outputs[4] if n.drawn else None
     tensors = deter, stoch, noise, index, action_noise, action
     pointers = [None if x is None else x.contiguous() for x in (*tensors, *with_gaps(params, filled))]
     run("imagine", [*pointers[:6], *wanted, *pointers[6:]], [deter.shape[0], *layout, *sizes], scalars)

@@ -26,8 +26,8 @@ def imagine(
 ) -> Dream:
     """As `fastdream.ops.reference.imagine`, in float32 or float64.
 
-    Parameters have deter's dtype; the other floats are cast to it. Differentiable once where gradients are wanted, for
-    all models and actors; elsewhere it is `dream.imagine`, which is faster and serves fewer of them.
+    Parameters have deter's dtype; the other floats are cast to it. Differentiable once where gradients are wanted;
+    elsewhere it is `dream.imagine`, which is faster.
     Raises ValueError naming what does not fit.
     """
     inputs = rssm, actor, deter, stoch, noise, action_noise, action
@@ -36,10 +36,9 @@ def imagine(
     if action is None and action_noise is None:
         raise ValueError("actor needs noise to draw with, or the action that it should replay")
     dtype, latent, width = deter.dtype, latent_shape("imagine", rssm.latent), action_width(actor)
-    if noise is None and (index is None or not latent.classes):
-        raise ValueError("imagine needs noise to draw with, or, of classes, the index of an earlier draw")
-    index = match(index, torch.int64) if latent.classes and index is not None else None
-    noise = None if noise is None or index is not None else match(noise.detach(), dtype)
+    noise, index = latent.draws("imagine", noise, index)
+    index = None if index is None else match(index, torch.int64)
+    noise = None if noise is None else match(noise.detach(), dtype)
     model = flatten("imagine", rssm.core, rssm.prior, latent, False, deter, width)
     check_net("imagine", "prior", rssm.prior, deter.shape[-1], rssm.latent)
     start = stoch = match(stoch, dtype)

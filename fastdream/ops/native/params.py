@@ -4,6 +4,7 @@ A kernel gets three lists: tensors, sizes and scalars. `Flat` collects them; wha
 gaps, is made of it by `present`, and undone by `with_gaps`.
 """
 
+import math
 from typing import NamedTuple, get_args
 
 import torch
@@ -87,12 +88,12 @@ def add_layers(flat: Flat, op: str, name: str, layers: Layers) -> None:
 
 
 def add_core(flat: Flat, op: str, core: Core, stoch: int, action: int) -> int:
-    """Append a core for flat stoch [S * C] and action [A]. Returns the width of deter."""
+    """Append a core for flat stoch [S * C] or [S] and action [A]. Returns the width of deter."""
     if isinstance(core, BlockGRU):
         return _add_block_gru(flat, op, core, stoch, action)
     if isinstance(core, LayerNormGRU):
         return _add_layernorm_gru(flat, op, core, stoch, action)
-    raise ValueError(f"{op}: native has no {type(core).__name__} core, use the reference")
+    return _add_gru(flat, op, core, stoch, action)
 
 
 def _add_block_gru(flat: Flat, op: str, core: BlockGRU, stoch: int, action: int) -> int:
@@ -124,8 +125,7 @@ def _add_layernorm_gru(flat: Flat, op: str, core: LayerNormGRU, stoch: int, acti
     return width
 
 
-def add_gru(flat: Flat, op: str, core: GRU, stoch: int, action: int) -> int:
-    """Append a plain GRU for stoch [S] and action [A], which not every kernel takes. Returns the width of deter."""
+def _add_gru(flat: Flat, op: str, core: GRU, stoch: int, action: int) -> int:
     flat.sizes.append(CORES.index("gru" if core.reset_after else "gru_block_cell"))
     units, width = core.inputs.weight.shape[0], core.weight_hh.shape[-1]
     recurrent, of_input = Layer(core.weight_hh, core.bias_hh), Layer(core.weight_ih, core.bias_ih)
@@ -150,9 +150,34 @@ class LatentShape(NamedTuple):
         return (self.stoch, self.classes) if self.classes else (self.stoch,)
 
     @property
+    def width(self) -> int:
+        """How many numbers one state is."""
+        return self.stoch * max(1, self.classes)
+
+    @property
+    def logit(self) -> tuple[int, ...]:
+        """Shape of what one state is drawn from."""
+        return self.state if self.classes else (2 * self.stoch,)
+
+    @property
+    def factors(self) -> tuple[int, int]:
+        """Of how many numbers that is."""
+        return (self.stoch, self.classes) if self.classes else (2, self.stoch)
+
+    @property
     def logits(self) -> int:
-        """How many logits a state is drawn from."""
-        return self.stoch * self.classes if self.classes else 2 * self.stoch
+        """How many numbers that is."""
+        return math.prod(self.factors)
+
+    def draws(
+        self, op: str, noise: Tensor | None, index: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What draws a state, the other None: an index of classes is replayed. ValueError if nothing does."""
+        if noise is None and not self.classes:
+            raise ValueError(f"{op}: a Gaussian latent needs noise: it has no index that could be replayed")
+        if noise is None and index is None:
+            raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
+        return (noise, None) if index is None or not self.classes else (None, index)
 
 
 def latent_shape(op: str, latent: Latent) -> LatentShape:

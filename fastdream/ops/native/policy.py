@@ -19,9 +19,9 @@ from fastdream.ops.native.library import (
     register,
     run,
 )
-from fastdream.ops.native.params import Flat, add_core, check_params, with_gaps
-from fastdream.ops.params import RSSM, Actor, Categorical, Layers, Step
-from fastdream.ops.reference.actor import action_width
+from fastdream.ops.native.params import Flat, LatentShape, add_core, check_params, latent_shape, with_gaps
+from fastdream.ops.params import RSSM, Actor, Layers, Step
+from fastdream.ops.reference.actor import action_width, check_mode
 from fastdream.ops.reference.layers import match
 
 
@@ -30,7 +30,8 @@ class Layout(NamedTuple):
 
     width: int  # of deter
     stoch: int
-    classes: int
+    classes: int  # 0: normals
+    form: int  # of their std
     action: int  # width
     features: int
     embed: int
@@ -41,8 +42,8 @@ class Layout(NamedTuple):
 class _Kernel(NamedTuple):
     """The compiled step of a model for inputs of one shape."""
 
-    rows: int
     vectors: tuple[int, ...]
+    shapes: "Shapes"  # of what it gives
     run: Any
 
 
@@ -58,6 +59,7 @@ class _Model(NamedTuple):
     sizes: list[int]
     scalars: list[float]
     layout: list[int]
+    latent: LatentShape
     last: list["_Kernel"]  # the one that ran last
 
 
@@ -80,26 +82,27 @@ def policy_step(
     index: Tensor | None = None,
     vectors: tuple[int, ...] = (),
 ) -> tuple[Step, Tensor]:
-    """As `fastdream.ops.reference.policy_step`, in float32 or float64, for categorical latents and their two cores.
+    """As `fastdream.ops.reference.policy_step`, in float32 or float64.
 
     Parameters have deter's dtype; the other floats are cast to it. Raises ValueError naming what does not fit. The
     parameters of the two models that acted last are kept alive.
     """
-    if noise is None and index is None:
-        raise ValueError("policy_step needs noise to draw with, or the index of an earlier draw")
-    noise = noise if index is None else None
+    if action_noise is None:
+        check_mode(actor)
+    direct = TENSORS_SHARED and plain(deter)
+    model = (_known if direct else _flatten)(encoder, rssm, actor, deter)
+    noise, index = model.latent.draws("policy_step", noise, index)
     inputs: Inputs = deter, stoch, action, features, reset, noise, index, action_noise
-    if TENSORS_SHARED and plain(deter):
-        outputs = _run(_known(encoder, rssm, actor, deter), deter, inputs, vectors)
+    if direct:
+        outputs = _run(model, deter, inputs, vectors)
     else:
-        model = _flatten(encoder, rssm, actor, deter)
         params = [x.detach() for x in model.params]
         static = model.filled, model.sizes, model.scalars, model.layout
         outputs = torch.ops.fastdream.policy_step(
             params, *static, vectors, *(x if x is None else x.detach() for x in _matched(deter, inputs))
         )
     new_deter, new_stoch, logit, drawn, new_action = outputs
-    return Step(new_deter, new_stoch, logit, drawn), new_action
+    return Step(new_deter, new_stoch, logit, drawn if model.latent.classes else None), new_action
 
 
 # In this order: deter, stoch, action, features, reset, noise, index, action_noise.
@@ -112,17 +115,18 @@ def _run(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...
         check_index("policy_step", inputs[6], model.layout[2])
     for kernel in model.last:
         if kernel.vectors == vectors:
-            outputs = _empty(model.layout, kernel.rows, deter)
+            outputs = _empty(kernel.shapes, deter)
             if kernel.run((*inputs, *outputs), torch.get_num_threads()) == 0:
                 return outputs
     inputs = tuple([x if x is None else x.contiguous() for x in _matched(deter, inputs)])
     _check(model.params, model.layout, vectors, inputs)
     rows = len(deter)
+    shapes = _shapes(model.layout, rows)
     assert C is not None, WHY_NOT
     sizes = [rows, *model.layout, len(vectors), *vectors, *model.sizes]
     step = C.PolicyStep(deter.element_size(), model.pointers, sizes, model.scalars)
-    model.last[:] = [_Kernel(rows, vectors, step)]
-    outputs = _empty(model.layout, rows, deter)
+    model.last[:] = [_Kernel(vectors, shapes, step)]
+    outputs = _empty(shapes, deter)
     if (status := step((*inputs, *outputs), torch.get_num_threads())) != 0:
         raise RuntimeError(f"policy_step: {C.error_string(status)}")
     return outputs
@@ -151,24 +155,21 @@ def _known(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model:
 
 
 def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model:
-    op, latent = "policy_step", rssm.latent
-    if not isinstance(latent, Categorical):
-        raise ValueError(f"{op}: native has no {type(latent).__name__} latents, use the reference")
-    flat, width = Flat([], [], []), action_width(actor)
+    op = "policy_step"
+    flat, width, latent = Flat([], [], []), action_width(actor), latent_shape(op, rssm.latent)
     features = add_chain(flat, op, "encoder", encoder, encoder[0].weight.shape[-1] if encoder else 0)
-    deter_width = add_core(flat, op, rssm.core, latent.stoch * latent.classes, width)
+    deter_width = add_core(flat, op, rssm.core, latent.width, width)
     seen = rssm.post[0].weight.shape[-1] if rssm.post else 0
     embed = seen if rssm.absolute else seen - deter_width
-    add_latent_net(flat, op, "post", rssm.post, seen, latent)
+    add_latent_net(flat, op, "post", rssm.post, seen, rssm.latent)
     if encoder and features != embed:
         raise ValueError(f"{op}: encoder gives {features} features, the posterior takes {embed}")
-    _, elements = add_actor(flat, op, actor, deter_width + latent.stoch * latent.classes)
+    _, elements = add_actor(flat, op, actor, deter_width + latent.width)
     params, filled = flat.present()
     check_params(op, params, deter, "deter")
     layout = Layout(
         deter_width,
-        latent.stoch,
-        latent.classes,
+        *latent[:3],
         width,
         encoder[0].weight.shape[1] if encoder else embed,
         embed,
@@ -178,7 +179,7 @@ def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model
     original = all(x.is_contiguous() for x in params)
     params = params if original else [x.detach().contiguous() for x in params]
     pointers = addresses(with_gaps(params, filled)) if plain(deter) else []
-    scalars = [latent.unimix, *flat.scalars]
+    scalars = [*latent[3:], *flat.scalars]
     return _Model(
         source=(encoder, rssm, actor),
         params=params,
@@ -189,31 +190,34 @@ def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model
         sizes=flat.sizes,
         scalars=scalars,
         layout=list(layout),
+        latent=latent,
         last=[],
     )
 
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+# deter, stoch, logit, index (None of normals), action.
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
+Shapes = tuple[tuple[int, ...] | None, ...]
 
 
 def _check(params: list[Tensor], layout: list[int], vectors: Sequence[int], inputs: Inputs) -> None:
     """ValueError unless the inputs fit the model and one another."""
-    width, stoch, classes, action, features, _, elements, _ = layout
+    n = Layout(*layout)
     deter = inputs[0]
     assert deter is not None
     check_params("policy_step", params[:1], deter, "deter")
-    if vectors and (sum(vectors) != features or min(vectors) < 0):
-        raise ValueError(f"policy_step: vectors of {list(vectors)} are not {features} features")
+    if vectors and (sum(vectors) != n.features or min(vectors) < 0):
+        raise ValueError(f"policy_step: vectors of {list(vectors)} are not {n.features} features")
     dtype, rows = deter.dtype, len(deter)
     expected = {
-        "deter": ((rows, width), dtype),
-        "stoch": ((rows, stoch, classes), dtype),
-        "action": ((rows, action), dtype),
-        "features": ((rows, features), dtype),
+        "deter": ((rows, n.width), dtype),
+        "stoch": ((rows, n.stoch, n.classes) if n.classes else (rows, n.stoch), dtype),
+        "action": ((rows, n.action), dtype),
+        "features": ((rows, n.features), dtype),
         "reset": ((rows,), torch.bool),
-        "noise": ((rows, stoch), dtype),
-        "index": ((rows, stoch), torch.int64),
-        "action_noise": ((rows, elements), dtype),
+        "noise": ((rows, n.stoch), dtype),
+        "index": ((rows, n.stoch), torch.int64),
+        "action_noise": ((rows, n.elements), dtype),
     }
     for x, (name, (shape, kind)) in zip(inputs, expected.items(), strict=True):
         if x is None:
@@ -225,11 +229,18 @@ def _check(params: list[Tensor], layout: list[int], vectors: Sequence[int], inpu
             )
 
 
-def _empty(layout: list[int], rows: int, like: Tensor) -> Outputs:
-    width, stoch, classes, action, *_ = layout
+def _shapes(layout: list[int], rows: int) -> Shapes:
+    n = Layout(*layout)
+    latent = LatentShape(n.stoch, n.classes, n.form, 0.0, 0.0)
+    states = (rows, n.width), (rows, *latent.state), (rows, *latent.logit)
+    return *states, (rows, n.stoch) if n.classes else None, (rows, n.action)
+
+
+def _empty(shapes: Shapes, like: Tensor) -> Outputs:
     new = like.new_empty
-    index = new(rows, stoch, dtype=torch.int64)
-    return new(rows, width), new(rows, stoch, classes), new(rows, stoch, classes), index, new(rows, action)
+    deter, stoch, logit, index, action = shapes
+    drawn = None if index is None else new(index, dtype=torch.int64)
+    return new(deter), new(stoch), new(logit), drawn, new(action)  # type: ignore[arg-type]
 
 
 def _fake(
@@ -242,7 +253,8 @@ def _fake(
     *inputs: Any,
 ) -> Outputs:
     _check(params, layout, vectors, inputs)
-    return _empty(layout, len(inputs[0]), inputs[0])
+    deter, stoch, logit, index, action = _empty(_shapes(layout, len(inputs[0])), inputs[0])
+    return deter, stoch, logit, deter.new_empty(0, dtype=torch.int64) if index is None else index, action
 
 
 def _kernel(

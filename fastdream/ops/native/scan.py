@@ -12,13 +12,12 @@ from fastdream.ops.native.params import (
     Flat,
     LatentShape,
     add_core,
-    add_gru,
     add_layers,
     check_params,
     latent_shape,
     padded,
 )
-from fastdream.ops.params import GRU, RSSM, BlockGRU, Categorical, Core, Latent, LayerNormGRU, Layers, Step
+from fastdream.ops.params import GRU, RSSM, BlockGRU, Core, Latent, LayerNormGRU, Layers, Step
 from fastdream.ops.reference.layers import match
 
 
@@ -60,9 +59,7 @@ def flatten(
     action: int,
 ) -> Model:
     flat = Flat([], [], [])
-    widths = latent.stoch * max(1, latent.classes), action
-    add = add_gru if isinstance(core, GRU) else add_core
-    width = add(flat, op, core, *widths)  # type: ignore[arg-type]
+    width = add_core(flat, op, core, latent.width, action)
     add_layers(flat, op, "post", post)
     params, filled = flat.present()
     check_params(op, params, deter, "deter")
@@ -121,19 +118,15 @@ def _observe(
     noise: Tensor | None,
     index: Tensor | None,
 ) -> Step:
-    drawn = isinstance(rssm.latent, Categorical)
-    if noise is None and not drawn:
-        raise ValueError(f"{op}: a Gaussian latent needs noise: it has no index that could be replayed")
-    if noise is None and index is None:
-        raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
     dtype, latent = deter.dtype, latent_shape(op, rssm.latent)
+    noise, index = latent.draws(op, noise, index)
     model = flatten(op, rssm.core, rssm.post, latent, rssm.absolute, deter, action.shape[-1])
     check_post(op, rssm, deter.shape[-1], embed.shape[-1])
-    index = match(index, torch.int64) if drawn and index is not None else None
-    noise = None if noise is None or index is not None else match(noise.detach(), dtype)
+    index = None if index is None else match(index, torch.int64)
+    noise = None if noise is None else match(noise.detach(), dtype)
     inputs = (match(x, dtype) for x in (stoch, action, embed))
     deter, stoch, logit, index, _ = torch.ops.fastdream.observe(*model, deter, *inputs, reset, noise, index)
-    return Step(deter, stoch, logit, index if drawn else None)
+    return Step(deter, stoch, logit, index if latent.classes else None)
 
 
 def check_post(op: str, rssm: RSSM, deter: int, embed: int) -> None:
@@ -149,9 +142,9 @@ def check_net(op: str, name: str, layers: Layers, inputs: int, latent: Latent) -
         if inp != expected:
             raise ValueError(f"{op}: {name}[{i}] takes {inp} features, expected {expected}")
         expected = out
-    if expected != latent_shape(op, latent).logits or not layers:
-        factors = (latent.stoch, latent.classes) if isinstance(latent, Categorical) else (2, latent.stoch)
-        wanted = f"{factors[0]} * {factors[1]}"
+    shape = latent_shape(op, latent)
+    if expected != shape.logits or not layers:
+        wanted = "{} * {}".format(*shape.factors)
         raise ValueError(f"{op}: {name} gives {expected} logits, expected {wanted}")
     if layers[-1].norm != "none" or layers[-1].act != "none":
         raise ValueError(f"{op}: the last layer of {name} must be linear; use the reference for others")

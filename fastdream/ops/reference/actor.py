@@ -90,6 +90,14 @@ def actor_branches(
     return tuple(_head_outputs(head, [next(outs) for _ in head.out], bounded) for head in actor.heads)
 
 
+def check_mode(actor: Actor) -> None:
+    """ValueError if a most likely action has no closed form."""
+    if any(head.kind == "tanh_normal" for head in actor.heads):
+        raise ValueError(
+            "the most likely action of a tanh_normal has no closed form; draw some and compare them"
+        )
+
+
 def actor_mode(outputs: Sequence[tuple[Tensor, ...]]) -> Tensor:
     """Most likely flat action [..., A] of `actor_outputs`: one-hots of the largest logits and means.
 

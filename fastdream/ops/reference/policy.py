@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastdream.ops.params import RSSM, Actor, Layers, Step
 from fastdream.ops.reference.actor import actor as act
-from fastdream.ops.reference.actor import actor_mode, actor_outputs
+from fastdream.ops.reference.actor import actor_mode, actor_outputs, check_mode
 from fastdream.ops.reference.layers import match, mlp
 from fastdream.ops.reference.scan import observe_step
 from fastdream.ops.reference.state import flat
@@ -38,10 +38,8 @@ def policy_step(
     Returns (Step, action [n, A] float32 at least). Raises ValueError without noise or index, and for the most likely
     action of a tanh_normal, which has no closed form.
     """
-    if action_noise is None and any(head.kind == "tanh_normal" for head in actor.heads):
-        raise ValueError(
-            "the most likely action of a tanh_normal has no closed form; draw some and compare them"
-        )
+    if action_noise is None:
+        check_mode(actor)
     with torch.no_grad():
         features = squish(features, vectors) if vectors else features
         embed = mlp(match(features, deter.dtype), encoder)

@@ -42,7 +42,7 @@ def imagine(
         check_served("imagine", unserved_actor(actor))
         add_actor(flat, "imagine", actor, deter.shape[-1] + latent.stoch * latent.classes)
     elements = sum(head.elements for head in actor.heads)
-    layout = Layout(length, 1, latent.stoch, latent.classes, width, elements, int(acts))
+    layout = Layout(length, 1, latent.stoch, latent.classes, 0, width, elements, int(acts))
     draws = (action_noise, None) if acts else (None, action)
     return Dream(*_run("imagine", flat, latent, layout, deter, stoch, noise, index, *draws)[:4])
 
@@ -83,7 +83,7 @@ def _rollout(
     index: Tensor | None,
 ) -> Step:
     flat, latent = _flatten(op, rssm, deter, action.shape[-1])
-    layout = Layout(action.shape[1], 0, latent.stoch, latent.classes, action.shape[-1], 0, 0)
+    layout = Layout(action.shape[1], 0, latent.stoch, latent.classes, 0, action.shape[-1], 0, 0)
     deter, stoch, logit, _, index = _run(op, flat, latent, layout, deter, stoch, noise, index, None, action)
     return Step(deter, stoch, logit, index)
 

@@ -4,6 +4,7 @@ from fastdream.ops.params import GRU, MDNRNN, RSSM, Actor, BlockGRU, Categorical
 
 CLASSES = 256  # of a categorical, in the latent or in an action
 OUTPUTS = 1024  # of an action head
+KINDS = "categorical", "bounded_normal"  # of it
 UNITS = 2048  # of a hidden layer, of which a program holds whole rows
 MIXTURES = 32  # of a latent dimension
 ACTIONS = 32  # inputs of a memory beside the latent
@@ -33,7 +34,11 @@ def _too_wide(layers: Layers) -> str:
 
 def unserved_actor(actor: Actor) -> str:
     """Why an actor has no kernels; empty if it has."""
+    if not actor.layers:
+        return "triton takes actors of 1 layer or more"
     for i, head in enumerate(actor.heads):
+        if head.kind not in KINDS:
+            return f"triton has actions of kind {' or '.join(KINDS)}, not {head.kind}"
         if any(layer.norm != "none" or layer.act != "none" for layer in head.out):
             return f"triton takes linear layers for outputs, and actor.heads[{i}] has others"
         if head.classes > CLASSES or head.elements * max(1, head.classes) > OUTPUTS:

@@ -46,6 +46,6 @@ class Reader:
 
     def _head(self) -> ActionHead:
         kind, elements, classes, outs = (next(self._sizes) for _ in range(4))
-        mixed = [self.scalar() for _ in range(3)]
+        mixed = [self.scalar() for _ in range(4)]
         out = tuple(self.layer() for _ in range(outs))
         return ActionHead(HEADS[kind], elements, classes, out, *mixed)  # type: ignore[arg-type]
