@@ -17,7 +17,7 @@ from fastdream.adam import Adam, AdamConfig
 from fastdream.agents.dreamer_v2 import DreamerV2
 from fastdream.agents.dreamer_v2_behavior import Behavior
 from fastdream.agents.dreamer_v2_offline_config import Config
-from fastdream.distributions import wide
+from fastdream.agents.dreamer_v2_penalties import PENALTIES
 from fastdream.keras import keras_defaults
 from fastdream.nets import Dense, frozen
 from fastdream.ops import Ops
@@ -150,16 +150,11 @@ class OfflineDV2(DreamerV2):
                 logits.append(step.logit)
         return fd.Dream(*(torch.stack(x, 1) for x in (deters, stochs, logits, actions)))
 
-    def disagreement(self, deter: Tensor) -> Tensor:
-        """Mean distance of the priors' probabilities (Gaussian: means) from their mean: [..., D] -> [...]."""
+    def penalty(self, feat: fd.Feat) -> Tensor:
+        """How unsure the priors are of states [..., F], as the settings measure it: [...]."""
         rssms = frozen(tuple(self.priors.params(self.model.dyn.params)))
-        logits = wide(torch.stack([self.ops.prior(rssm, deter) for rssm in rssms]))
-        if self.config.dyn.classes:
-            # Classes before variables: over a short last axis, PyTorch's softmax takes eight times as long on a CPU.
-            mean = logits.transpose(-1, -2).contiguous().softmax(-2).flatten(-2)
-        else:
-            mean = logits.chunk(2, -1)[0]
-        return torch.linalg.vector_norm(mean - mean.mean(0), dim=-1).mean(0)
+        logits = torch.stack([self.ops.prior(rssm, feat.deter) for rssm in rssms])
+        return PENALTIES[self.config.offline.penalty](self.model.latent, logits, feat.stoch)
 
     @property
     def lam(self) -> Tensor:
@@ -175,7 +170,7 @@ class OfflineDV2(DreamerV2):
         reward = self.task_reward(feat, action)
         if self.config.offline.penalty == "none":
             return reward
-        penalty = self.disagreement(feat.deter)
+        penalty = self.penalty(feat)
         self.last_penalty = penalty.detach().mean()
         return reward - self.lam * penalty
 
