@@ -26,6 +26,8 @@ def unread(config: Config) -> dict[str, str]:
             found |= dict.fromkeys(("eval", "env.parallel"), "there is nothing to evaluate in without --task")
     if config.agent == "offline_dv2":
         found["dreamer.explore"] = "nothing is explored where a dataset is learned from"
+    if not config.log.report_every:
+        found["holdout"] = "losses on what is held out are reported, and --log.report-every is 0"
     if "wandb" not in config.log.outputs:
         found["log.wandb_project"] = "--log.outputs has no wandb"
     return found
