@@ -1,5 +1,7 @@
 """Settings that nothing reads as others are: who asks for one is told so, instead of waiting for what never comes."""
 
+from typing import NamedTuple
+
 from fastdream import agents
 from fastdream.config import Config, flatten, to_dict
 
@@ -14,6 +16,33 @@ COLLECTING = (
 WITHOUT_STAGES = ("train", "replay", "eval.every", "eval.episodes", "log.report_every")
 
 
+class Off(NamedTuple):
+    """A setting of some agents with which nothing reads others."""
+
+    agents: tuple[str, ...]
+    setting: str
+    values: tuple[object, ...]
+    unread: tuple[str, ...]
+
+
+V2 = ("dreamer_v2", "offline_dv2")
+OFF = (
+    Off(("dreamer_v1",), "pcont", (False,), ("pconthead", "pcont_scale")),
+    Off(V2, "pred_discount", (False,), ("dishead", "loss_scales.dis")),
+    Off(V2, "actor_grad", ("auto", "reinforce", "dynamics"), ("actor_mix",)),
+    Off(
+        ("dreamer_v2",),
+        "explore.behavior",
+        ("greedy",),
+        tuple(f"explore.{name}" for name in ("until", "models", "net", "opt", "intrinsic", "extrinsic")),
+    ),
+    Off(("offline_dv2",), "offline.penalty", ("none",), ("offline.lam",)),
+    Off(("offline_dv2",), "offline.tune", (0.0,), ("offline.tune_lr",)),
+    Off(("world_models",), "memory.ends", (False,), ("memory.end_weight",)),
+    Off(("world_models",), "collect.actions", ("networks",), ("collect.hold",)),
+)
+
+
 def unread(config: Config) -> dict[str, str]:
     """What nothing reads with these settings, and why: dotted names of settings, or of whole groups of them."""
     found: dict[str, str] = {}
@@ -26,6 +55,13 @@ def unread(config: Config) -> dict[str, str]:
             found |= dict.fromkeys(("eval", "env.parallel"), "there is nothing to evaluate in without --task")
     if config.agent == "offline_dv2":
         found["dreamer.explore"] = "nothing is explored where a dataset is learned from"
+        if config.dreamer.offline.tune:
+            found["dreamer.offline.lam"] = "the weight adapts, from 1 on, with --dreamer.offline.tune"
+    now = flatten(to_dict(config))
+    for off in OFF:
+        if config.agent in off.agents and (value := now[f"dreamer.{off.setting}"]) in off.values:
+            why = f"--dreamer.{off.setting.replace('_', '-')} is {value}"
+            found |= {f"dreamer.{name}": why for name in off.unread}
     if not config.log.report_every:
         found["holdout"] = "losses on what is held out are reported, and --log.report-every is 0"
     if "wandb" not in config.log.outputs:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from fastdream import cli, config, train
+from fastdream import cli, config, presets, train
 from fastdream import eval as evaluation
 from fastdream.build import make_agent
 from fastdream.restore import served
 from fastdream.spaces import Space
+from fastdream.unread import OFF, Off, unread
 
 from .dataset_tools import episode, save_npz
 from .run_tools import CPU, tiny
@@ -69,6 +70,38 @@ def test_stages_have_settings_of_their_own(flag: str):
 def test_what_another_setting_rules_out(args: list[str], message: str):
     with pytest.raises(ValueError, match=message):
         cli.parse(args)
+
+
+@pytest.mark.parametrize("off", OFF, ids=lambda off: off.setting)
+def test_what_is_off_is_not_asked_for(off: Off):
+    for agent in off.agents:
+        task = "car_racing" if agent == "world_models" else "dummy_vector"
+        dataset, preset = ("somewhere", "debug") if agent == "offline_dv2" else ("", "")
+        tree = config.to_dict(presets.resolve(task, preset, agent=agent, dataset=dataset))
+        known = config.flatten(tree)
+        for name in (off.setting, *off.unread):
+            assert any(f"{key}.".startswith(f"dreamer.{name}.") for key in known), name
+        *groups, last = off.setting.split(".")
+        place = tree["dreamer"]
+        for group in groups:
+            place = place[group]
+        others = {"pcont": True, "pred_discount": True, "ends": True, "tune": 0.5}
+        others |= {"behavior": "plan2explore", "actor_grad": "both", "actions": "held", "penalty": "mixture"}
+        for value in (*off.values, others[last]):
+            place[last] = value
+            found = unread(config.from_dict(config.Config, tree))
+            wanted = {f"dreamer.{name}" for name in off.unread} if value in off.values else set()
+            assert wanted == {f"dreamer.{name}" for name in off.unread} & found.keys(), (agent, value)
+
+
+def test_a_setting_that_is_off_is_named_with_what_turned_it_off():
+    message = "--dreamer.actor-mix: --dreamer.actor-grad is auto"
+    with pytest.raises(ValueError, match=message):
+        cli.parse(["--agent", "dreamer_v2", "--dreamer.actor-mix", "0.3"])
+    args = ["--agent", "dreamer_v2", "--dreamer.actor-mix", "0.3", "--dreamer.actor-grad", "both"]
+    assert cli.parse(args).config.dreamer.actor_mix == "0.3"
+    with pytest.raises(ValueError, match="--dreamer.offline.lam: the weight adapts, from 1 on"):
+        cli.parse([*OFFLINE, "--dreamer.offline.lam", "3", "--dreamer.offline.tune", "1.5"])
 
 
 def test_what_holds_without_being_asked_for_is_no_mistake():
