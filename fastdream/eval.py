@@ -73,8 +73,9 @@ def parse(args: Sequence[str]) -> Command:
     """The command, whose --suite.* are the options of the task that is to be played."""
     import tyro
 
-    chosen, kind = cli.choosers(args), Command
+    chosen = cli.choosers(args)
     options = suite_of(Path(chosen["logdir"] or Command.logdir).expanduser(), chosen["task"])
+    kind: Any = Command
     if options is not None:
         about = tyro.conf.arg(help="Environments of the task's suite; as in the run if not given.")
         field = ("suite", Annotated[type(options), about], dataclasses.field(default=options))
@@ -82,7 +83,8 @@ def parse(args: Sequence[str]) -> Command:
         kind = dataclasses.make_dataclass(
             "Command", [field], bases=(Command,), namespace=namespace, frozen=True
         )
-    return tyro.cli(kind, args=list(args), prog="python -m fastdream.eval")
+    command: Command = tyro.cli(kind, args=list(args), prog="python -m fastdream.eval")
+    return command
 
 
 def suite_of(logdir: Path, task: str) -> Any:
