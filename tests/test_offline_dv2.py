@@ -174,6 +174,9 @@ def test_rewards_of_dreams_are_lowered_where_the_priors_disagree(penalty: str):
         flat = fd.Feat(*(x.detach().flatten(0, 1) for x in feat))
         taken = 3 * expected(agent, flat, penalty).reshape(task.shape)
     np.testing.assert_allclose(double(reward), task - taken, rtol=1e-4, atol=1e-5)
+    if penalty != "none":
+        spread = [np.mean(taken) / 3, np.std(taken) / 3]
+        np.testing.assert_allclose(double(agent.last_penalty), spread, rtol=1e-3)
 
 
 @pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
@@ -217,7 +220,7 @@ def test_the_model_learns_first_and_then_stays_as_it_is():
             assert changed[0] == {k for k, _ in model.named_parameters()}  # every prior, too
             assert "penalty" not in metrics
         else:
-            assert metrics["penalty"] > 0 and metrics["lam"] == 10
+            assert metrics["penalty"] > metrics["penalty_std"] > 0 and metrics["lam"] == 10
     assert seen == [("model", True, False)] * 2 + [("behavior", False, True)] * 2
     assert make().phase == ""
     together = make()

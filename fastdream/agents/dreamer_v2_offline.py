@@ -77,7 +77,9 @@ class OfflineDV2(DreamerV2):
         self.lam_opt = Adam({"log_lam": self.log_lam}, AdamConfig(config.offline.tune_lr, clip=0.0, eps=1e-7))
         self.made = 0  # updates
         self.rng = np.random.default_rng(seed)  # of the priors that are drawn
-        self.last_penalty = torch.zeros((), device=self.device)  # mean over the last dream
+        self.last_penalty = torch.zeros(
+            2, device=self.device
+        )  # mean and standard deviation over the last dream
 
     @property
     def phase(self) -> str:
@@ -171,14 +173,16 @@ class OfflineDV2(DreamerV2):
         if self.config.offline.penalty == "none":
             return reward
         penalty = self.penalty(feat)
-        self.last_penalty = penalty.detach().mean()
+        # The mean lowers all returns alike, unless episodes end: it is differences that an actor feels.
+        self.last_penalty = torch.stack([penalty.mean(), penalty.std(correction=0)]).detach()
         return reward - self.lam * penalty
 
     def tune_penalty(self) -> Metrics:
         """Bring what was taken off in the last dream nearer to what is wanted, if anything is; metrics."""
-        metrics = {"penalty": self.last_penalty, "lam": self.lam}
+        mean, std = self.last_penalty
+        metrics = {"penalty": mean, "penalty_std": std, "lam": self.lam}
         if wanted := self.config.offline.tune:
-            self.log_lam.grad = self.lam * self.last_penalty - wanted
+            self.log_lam.grad = self.lam * mean - wanted
             self.lam_opt.step()
         return metrics
 
