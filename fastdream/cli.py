@@ -13,10 +13,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from fastdream import checkpoint, presets
+from fastdream import agents, checkpoint, presets
 from fastdream import config as configs
 from fastdream.config import Config
 from fastdream.datasets import shows_pictures
+from fastdream.unread import refuse_unread
 
 CHOOSERS = ("task", "preset", "size", "variant", "agent", "dataset")
 DRY_RUN = "Build everything, make one update, print memory and parameters, and stop."
@@ -35,7 +36,7 @@ def parse(args: Sequence[str]) -> Parsed:
 
     Prints and exits for -h, --help and `--preset list`, and with code 2 for a flag that does not exist or has a
     wrong value, with the nearest one. Raises ValueError for an unknown task, agent, preset, size or variant, and
-    when --logdir holds a run with other settings and a checkpoint.
+    for a setting that nothing would read.
     """
     import tyro
 
@@ -53,8 +54,7 @@ def parse(args: Sequence[str]) -> Parsed:
         type(default), args=list(args), default=default, prog="python -m fastdream.train", registry=numbers()
     )
     config = Config(**{name: getattr(command, name) for name in shallow(base)})
-    if saved is not None and checkpoint.any_in(Path(config.logdir) / "ckpt"):
-        refuse_differences(saved, config)
+    refuse_unread(base, config)
     return Parsed(config, command.dry_run)
 
 
@@ -89,7 +89,7 @@ def defaults(saved: Config | None, chosen: dict[str, str]) -> Config:
     """What flags are defaults of: the run that --logdir holds, unless a flag that chooses defaults is given too."""
     if saved is None:
         task, preset, size, variant, agent, dataset = (chosen[name] for name in CHOOSERS)
-        if dataset and not preset:
+        if dataset and not preset and agent not in agents.STAGED:
             preset = "offline_vision" if shows_pictures(dataset) else "offline"
         return presets.resolve(task, preset, size, variant or "current", agent or Config.agent, dataset)
     if not any(chosen[name] for name in CHOOSERS):
@@ -131,12 +131,15 @@ def shallow(config: Config) -> dict[str, object]:
 
 def saved_config(logdir: str) -> Config | None:
     """Settings of the run that a directory holds, None if it holds none."""
-    path = Path(logdir)
+    path = Path(logdir).expanduser()
     return configs.load(path) if logdir and (path / "config.json").exists() else None
 
 
-def refuse_differences(saved: Config, asked: Config) -> None:
-    """Raise ValueError that lists every setting that a resumed run may not change."""
+def refuse_differences(asked: Config) -> None:
+    """Raise ValueError that lists every setting that a run which --logdir holds may not change."""
+    saved = saved_config(asked.logdir)
+    if saved is None or not checkpoint.any_in(Path(asked.logdir).expanduser() / "ckpt"):
+        return
     lines = configs.differences(saved, asked)
     if lines:
         listed = "\n  ".join(lines)

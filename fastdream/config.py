@@ -124,10 +124,11 @@ class Config:
     vizdoom_take_cover, car_racing, or module:callable that makes an environment."""
     dataset: str = ""
     """Learn from episodes instead of a task: a folder of npz files, V-D4RL's hdf5 files, a run of this library, or
-    minari:<id>. A task is then for evaluation alone, steps are
-    updates, and what says how to collect (env.count, train.ratio, replay.capacity) means nothing."""
+    minari:<id>. Steps are then updates, and a task is for evaluation."""
     resize: int = 0
-    """Height and width to make of a dataset's pictures; 0: as they are."""
+    """Make a dataset's pictures this large; 0: as they are."""
+    holdout: float = 0.0
+    """Share of a dataset's episodes that is not learned from, but reported on."""
     preset: str = ""
     """Settings to start from; follows from task or dataset if not given; 'list' prints them."""
     agent: str = "dreamer_v3"
@@ -145,8 +146,8 @@ class Config:
     """Directory of the run; runs/<task>/<preset>-s<seed>-<time> if not given, and runs/latest points there."""
     device: str = "auto"
     """auto (CUDA if it is there), cpu, cuda or cuda:<n>."""
-    ops: Literal["auto", "reference", "native"] = "auto"
-    """Which implementation of the operations runs; auto takes the fastest that is there."""
+    ops: Literal["auto", "reference", "native", "triton"] = "auto"
+    """Which implementation of the operations runs; auto takes the fastest."""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves it its choice."""
     suite: Any = None
@@ -169,6 +170,12 @@ class Config:
             raise ValueError(
                 f"need steps >= 1, seed >= 0 and threads >= 0, got {self.steps}, {self.seed}, {self.threads}"
             )
+        if self.dataset and self.agent in agents.STAGED:
+            raise ValueError(
+                f"{self.agent} records rollouts of its own; give it --task, and other agents --dataset"
+            )
+        if not 0 <= self.holdout < 1 or (self.holdout and not self.dataset):
+            raise ValueError(f"holdout={self.holdout} is a share below 1 of a dataset's episodes: --dataset")
         if self.resize < 0 or (self.resize and not self.dataset):
             raise ValueError(
                 f"resize={self.resize} must not be negative, and is of a dataset alone: for environments "

@@ -1,19 +1,22 @@
 """python -m fastdream.eval: scores and videos of an agent that was trained."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from fastdream import cli, curves, evaluate, rundir, video
+from fastdream import config as configs
 from fastdream.build import Agent, environment, in_processes
 from fastdream.checkpoint import Loaded
 from fastdream.config import Config
 from fastdream.driver import Voice
+from fastdream.envs import options_of
 from fastdream.lane import RestartedTooOften
 from fastdream.restore import load_agent, open_loop
 from fastdream.rundir import StorageError
@@ -46,6 +49,8 @@ class Command:
     """Write videos of an episode, and of open-loop predictions on what was replayed, into <logdir>/media."""
     json: bool = False
     """Print the scores as one JSON object."""
+    suite: Any = None
+    """Options of the task's suite: an instance of envs.options_of(task), None for those of the run."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.count < 1 or self.seed < 0:
@@ -56,15 +61,45 @@ class Command:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command. Exits with 2 after a mistake of its user, and with 1 when environments fail for good."""
-    import tyro
-
-    command = tyro.cli(Command, args=args, prog="python -m fastdream.eval")
     try:
-        run(command)
+        run(parse(sys.argv[1:] if args is None else args))
     except (ValueError, StorageError) as error:
         cli.fail(str(error))
     except RestartedTooOften as error:
         cli.fail(str(error), code=1)
+
+
+def parse(args: Sequence[str]) -> Command:
+    """The command, whose --suite.* are the options of the task that is to be played."""
+    import tyro
+
+    chosen = cli.choosers(args)
+    options = suite_of(Path(chosen["logdir"] or Command.logdir).expanduser(), chosen["task"])
+    kind: Any = Command
+    if options is not None:
+        about = tyro.conf.arg(help="Environments of the task's suite; as in the run if not given.")
+        field = ("suite", Annotated[type(options), about], dataclasses.field(default=options))
+        namespace = {"__doc__": Command.__doc__}
+        kind = dataclasses.make_dataclass(
+            "Command", [field], bases=(Command,), namespace=namespace, frozen=True
+        )
+    command: Command = tyro.cli(kind, args=list(args), prog="python -m fastdream.eval")
+    return command
+
+
+def suite_of(logdir: Path, task: str) -> Any:
+    """Options of the suite of the task that is to be played, or of the run's: as that has them if it has such ones.
+
+    None where there is no task or no run, which whoever loads the agent says. Raises EnvError for an unknown task.
+    """
+    try:
+        config = configs.load(logdir)
+    except ValueError:
+        return None
+    if not (task := task or config.task):
+        return None
+    kind = options_of(task)
+    return config.suite if isinstance(config.suite, kind) else kind()
 
 
 def run(command: Command) -> None:
@@ -77,7 +112,7 @@ def run(command: Command) -> None:
         check_videos()
     logdir = Path(command.logdir).expanduser().resolve()
     agent, config, loaded = load_agent(logdir, command.device, command.checkpoint)
-    config = playing(config, command.task, agent)
+    config = playing(config, command.task, agent, command.suite)
     set_up(config)
     for note in loaded.notes:
         say(note)
@@ -125,13 +160,17 @@ def check_videos() -> None:
         raise ValueError(f"--video: {error}") from error
 
 
-def playing(config: Config, task: str, agent: Agent) -> Config:
-    """The settings with the task that is asked for; ValueError if there is none, or if it is not one for this agent."""
-    if task in ("", config.task) and config.task:
-        return config
-    if not task:
+def playing(config: Config, task: str, agent: Agent, suite: Any = None) -> Config:
+    """The settings with the task and the options of its suite that are asked for, None for those of the run.
+
+    ValueError if there is no task, or if it is not one for this agent.
+    """
+    if not (task := task or config.task):
         raise ValueError("this run learned from a dataset and has no task: give the one to play with --task")
-    config = replace(config, task=task, suite=None)
+    asked = replace(config, task=task, suite=suite or (config.suite if task == config.task else None))
+    if asked == config:
+        return config
+    config = asked
     env = environment(config)(0)
     try:
         for what, known, there in (

@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdream.build import Parts, environment, in_processes
+from fastdream.build import Parts, environment, in_processes, step_spec
 from fastdream.config import Config
 from fastdream.datasets import DatasetError, Recorded, Resized, Source, find
 from fastdream.driver import Driver
 from fastdream.learner import Learner, Metrics
 from fastdream.replay import Replay
 from fastdream.replay_store import GIB, Array, Spec, available_memory
+from fastdream.transfer import Inputs
 
 # Updates of one `advance`: while one runs, the batch of the next is copied, and nothing is on its way at the end.
 BLOCK = 10
+
+# Batches of held-out episodes whose losses are reported at once.
+UNSEEN = 10
 
 
 class Updates:
@@ -32,6 +36,7 @@ class Updates:
         self.learner = Learner(parts.agent, parts.replay, config.train.batch_size, parts.device, check_every)
         self.step = 0
         self.phase = self._phase()
+        self.unseen = held_out_replay(config, parts) if config.holdout else None
 
     def advance(self, _: Mapping[str, Array]) -> None:
         """Make updates to the end of the block."""
@@ -48,6 +53,16 @@ class Updates:
         """What an agent that learns in phases learns next; "" for all others."""
         phase: str = getattr(self.agent, "phase", "")
         return phase
+
+    def losses_unseen(self) -> dict[str, float]:
+        """Mean losses on batches of the episodes that are held out; changes nothing of what is learned."""
+        if self.unseen is None:
+            return {}
+        size, inputs = self.config.train.batch_size, Inputs(self.parts.device)
+        batches = (inputs(self.unseen.sample(size).data) for _ in range(UNSEEN))
+        found = [self.agent.report(self.agent.init_train(size), batch)[0] for batch in batches]
+        losses = [key for key in found[0] if key.startswith("loss/")]
+        return {f"unseen/{key}": float(np.mean([float(one[key]) for one in found])) for key in losses}
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, apart from the dataset and the replay's own state."""
@@ -83,15 +98,48 @@ def recorded(config: Config) -> Recorded:
     return Recorded(config.dataset, source, spaces, f"--task {config.task}")
 
 
-def dataset_replay(
-    config: Config, data: Recorded, spec: Spec, context: int, directory: Path | None
-) -> Replay:
-    """A replay that holds the whole dataset; ValueError if that has no sequence as long as a batch's, or no room."""
-    length, steps = config.train.batch_length + context, data.survey.steps
-    if steps < length:
+def split(config: Config, data: Recorded) -> tuple[list[int], list[int]]:
+    """Numbers of the episodes that are learned from, and of those that are held out.
+
+    Raises DatasetError where there are too few of either.
+    """
+    count = data.survey.episodes
+    held = round(config.holdout * count)
+    if config.holdout and not 0 < held < count:
         raise DatasetError(
-            f"{data.name} holds {steps} records, fewer than one sequence of {length}: shorten --train.batch-length"
+            f"{data.name} holds {count:,} episode{'s' * (count != 1)}, of which --holdout {config.holdout} makes "
+            f"{held:,}: choose a share that leaves some on both sides"
         )
+    order = np.random.default_rng((config.seed, 2)).permutation(count).tolist()
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def held_out_replay(config: Config, parts: Parts) -> Replay:
+    """A replay of the episodes that are held out. Raises ValueError as `dataset_replay`, and for some agents."""
+    data, agent = parts.driver, parts.agent
+    assert isinstance(data, Recorded), data
+    spec = step_spec(data.obs_space, data.act_space, agent)
+    return dataset_replay(config, data, spec, agent.replay_context, parts.logdir, unseen=True)
+
+
+def dataset_replay(
+    config: Config, data: Recorded, spec: Spec, context: int, directory: Path | None, unseen: bool = False
+) -> Replay:
+    """A replay that holds what is learned from of a dataset, or what is held out.
+
+    Raises ValueError if that has no sequence as long as a batch's, or no room, and for a hold-out where sequences
+    begin from states that only learning gives.
+    """
+    if config.holdout and context:
+        raise ValueError(
+            f"--holdout is not for {config.agent}, whose sequences begin from states that it has left in replay"
+        )
+    sides, length = split(config, data), config.train.batch_length + context
+    for episodes in sides:  # both, so that all is refused before there is a directory
+        if episodes:
+            check_long_enough(config, data, episodes, length)
+    chosen = sides[unseen]
+    steps = sum(data.survey.lengths[i] + 1 for i in chosen)
     place = directory if config.replay.on_disk else None
     kind = config.replay.windows
     replay = Replay(
@@ -102,13 +150,25 @@ def dataset_replay(
         raise DatasetError(
             f"{data.name} takes {need:.2f} GiB of RAM, but {have:.2f} GiB are available: --replay.on-disk"
         )
-    data.fill(replay)
-    if not len(replay):
+    data.fill(replay, chosen)
+    return replay
+
+
+def check_long_enough(config: Config, data: Recorded, episodes: list[int], length: int) -> None:
+    """Raise DatasetError if these episodes have no sequence of that length."""
+    records = [data.survey.lengths[i] + 1 for i in episodes]
+    name = f"{data.name} ({len(episodes):,} of its episodes)" if config.holdout else data.name
+    if sum(records) < length:
         raise DatasetError(
-            f"{data.name} has no episode of {length} records (the longest has {max(data.survey.lengths) + 1}): shorten "
+            f"{name} holds {sum(records)} records, fewer than one sequence of {length}: shorten --train.batch-length"
+        )
+    # Of a sequence that must not begin at the last place there are two.
+    needed = length + (config.replay.windows == "not_last")
+    if config.replay.windows != "stream" and max(records) < needed:
+        raise DatasetError(
+            f"{name} has no episode of {needed} records (the longest has {max(records)}): shorten "
             "--train.batch-length, or sample across episodes with --replay.windows stream"
         )
-    return replay
 
 
 def refuse_other_data(logdir: Path, data: Recorded) -> None:

@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from fastdream import agents, checkpoint, config
 from fastdream.build import Agent, choose_device, make_agent, make_replay, step_spec
@@ -27,9 +30,19 @@ def load_agent(logdir: Path, device: str = "cpu", which: str = "last") -> tuple[
     if loaded is None:
         raise CheckpointError(f"{logdir} holds no checkpoint yet")
     place, _ = choose_device(device)
+    settings = served(settings, place)
     agent = make_agent(settings, spaces_from_json(spaces["obs"]), spaces_from_json(spaces["act"]), place)
     agent.load_state_dict(loaded.tree["agent"])
     return agent, settings, loaded
+
+
+def served(settings: Config, device: torch.device) -> Config:
+    """The settings without what they ask of a GPU, kernels and graphs, where the agent is to act without one."""
+    if device.type == "cuda":
+        return settings
+    kernels = "auto" if settings.ops == "triton" else settings.ops
+    graph = "auto" if settings.train.graph == "on" else settings.train.graph
+    return replace(settings, ops=kernels, train=replace(settings.train, graph=graph))
 
 
 def open_loop(

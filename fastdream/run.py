@@ -104,6 +104,10 @@ class Online:
         for worker in range(self.driver.n):
             self.replay.add(worker, {key: value[worker] for key, value in batch.items()})
 
+    def losses_unseen(self) -> dict[str, float]:
+        """None: everything that is collected is learned from."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, apart from the replay's content."""
         return {
@@ -211,7 +215,8 @@ class Training:
         if (result := self.loop.learner.report()) is None:
             return
         metrics, pictures = result
-        self.log.scalars(self.loop.step, {f"report/{key}": float(value) for key, value in metrics.items()})
+        values = {key: float(value) for key, value in metrics.items()} | self.loop.losses_unseen()
+        self.log.scalars(self.loop.step, {f"report/{key}": value for key, value in values.items()})
         for key, picture in pictures.items():
             self.log.picture(self.loop.step, f"openloop/{key}", picture)
 

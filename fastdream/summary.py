@@ -9,6 +9,7 @@ from fastdream import graphs, ops
 from fastdream.build import Parts, in_processes
 from fastdream.config import Config
 from fastdream.datasets import Recorded
+from fastdream.offline import split
 from fastdream.spaces import Space, Spaces
 
 
@@ -21,7 +22,8 @@ def header(config: Config, parts: Parts, why: str) -> str:
         envs = f"{driver.n} environment{'s' * many}, in this process"
     from_what = {"task": f"{config.task}, {envs}"}
     if isinstance(driver, Recorded):
-        from_what = {"dataset": f"{driver.name}: {driver.survey}"}
+        held = f"; {len(split(config, driver)[1]):,} episodes held out" if config.holdout else ""
+        from_what = {"dataset": f"{driver.name}: {driver.survey}{held}"}
         from_what["task"] = (
             f"{config.task}, for evaluation" if config.task else "none, so no evaluation (--task)"
         )

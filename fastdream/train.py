@@ -75,6 +75,7 @@ def train(config: Config, command: str = "") -> None:
     set_up(config)
     voice = Voice()
     # All that can be refused is refused before there is a directory.
+    cli.refuse_differences(config)
     with make_driver(config, voice) as driver:
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)

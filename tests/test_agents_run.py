@@ -184,9 +184,7 @@ def test_settings_survive_json(agent: str, tmp_path: Path):
     asked = parse("--agent", agent, "--task", "atari_pong", "--train.prefill", "7")
     config.save(asked, tmp_path)
     assert config.load(tmp_path) == asked
-    with pytest.raises(ValueError, match=r"agent: dreamer_v\d -> dreamer_v3"):
-        other = parse("--task", "atari_pong")
-        cli.refuse_differences(asked, dataclasses.replace(other, logdir=str(tmp_path)))
+    assert f"agent: {agent} -> dreamer_v3" in config.differences(asked, parse("--task", "atari_pong"))
 
 
 @pytest.mark.parametrize("agent", EARLIER)

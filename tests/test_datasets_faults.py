@@ -254,3 +254,12 @@ def test_the_command_refuses_before_it_makes_a_directory(tmp_path: Path, capsys:
     error = capsys.readouterr().err
     assert exit.value.code == 2 and error.startswith("error: ") and "Traceback" not in error
     assert ".npz: 'vector' contains nan at record 2" in error and not logdir.exists()
+
+
+def test_a_folder_that_cannot_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def gone(self: Path, pattern: str) -> list[Path]:
+        raise FileNotFoundError(2, "No such file or directory", str(self / "inner"))
+
+    monkeypatch.setattr(Path, "rglob", gone)
+    with pytest.raises(DatasetError, match="cannot be searched for episodes: .*inner"):
+        find(str(tmp_path))

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastdream import ops as fd
-from fastdream.agents.dreamer_v2_config import RSSMConfig
+from fastdream.agents.dreamer_v2_config import ExploreConfig, RSSMConfig
 from fastdream.agents.dreamer_v2_offline import OfflineDV2
 from fastdream.agents.dreamer_v2_offline_config import Config, OfflineConfig, size
+from fastdream.agents.dreamer_v2_penalties import PENALTIES
 from fastdream.nets import frozen
 from fastdream.spaces import Spaces
 
@@ -77,17 +79,65 @@ def test_each_time_step_takes_the_prior_that_was_drawn_for_it():
     assert len(set(expected.tolist())) > 1
 
 
-@pytest.mark.parametrize("classes", [4, 0], ids=["categorical", "gaussian"])
-def test_the_penalty_is_the_mean_distance_from_the_mean(classes: int):
-    agent = make(classes=classes)
-    deter = torch.randn(5, 16)
-    values = logits(agent, deter)
-    mean = np.exp(log_softmax(values)) if classes else values[..., :4, None]
+def states(agent: OfflineDV2, rows: int = 5) -> fd.Feat:
+    """States as dreams have them."""
+    generator = torch.Generator().manual_seed(4)
+    draws = torch.randn(rows, 4, 4, generator=generator)
+    stoch = F.one_hot(draws.argmax(-1), 4).float() if agent.config.dyn.classes else draws[:, 0]
+    return fd.Feat(torch.randn(rows, 16, generator=generator), stoch.flatten(1))
+
+
+def expected(agent: OfflineDV2, feat: fd.Feat, penalty: str) -> np.ndarray:
+    """The penalty of states [N, F], from what the priors say of each, in NumPy."""
+    values, stoch = logits(agent, feat.deter), double(feat.stoch)
+    if agent.config.dyn.classes:
+        mean, logs = np.exp(log_softmax(values)), log_softmax(values)
+        drawn = (logs * stoch.reshape(-1, 4, 4)).sum((-1, -2))
+        spread = np.sqrt(mean.mean(0) * (1 - mean.mean(0))).mean((-1, -2))
+    else:
+        mean, std = values[..., :4, None], 2 / (1 + np.exp(-values[..., 4:] / 2)) + 0.1
+        logs = -0.5 * ((stoch - mean[..., 0]) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+        drawn = logs.sum(-1)
+        spread = np.sqrt((std**2 + mean[..., 0] ** 2).mean(0) - mean[..., 0].mean(0) ** 2).mean(-1)
     distance = np.sqrt(((mean - mean.mean(0)) ** 2).sum((-1, -2))).mean(0)
-    np.testing.assert_allclose(double(agent.disagreement(deter)), distance, rtol=1e-5)
-    assert distance.min() > 1e-3
+    return {"disagreement": distance, "log_prob": drawn.std(0), "mixture": spread}[penalty]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("classes", [4, 0], ids=["categorical", "gaussian"])
+def test_the_penalty_is_how_unsure_the_priors_are(classes: int, penalty: str):
+    agent = make(classes=classes, penalty=penalty)
+    feat = states(agent)
+    want = expected(agent, feat, penalty)
+    np.testing.assert_allclose(double(agent.penalty(feat)), want, rtol=2e-5)
+    assert want.min() > 1e-3 and want.std() > 1e-4
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("classes", [4, 0], ids=["categorical", "gaussian"])
+def test_priors_that_agree_are_not_unsure_of_themselves(classes: int, penalty: str):
+    agent = make(classes=classes, penalty=penalty)
     agree(agent)
-    assert agent.disagreement(deter).abs().max() == 0
+    feat = fd.Feat(*(x.requires_grad_() for x in states(agent)))
+    values = agent.penalty(feat)
+    values.sum().backward()
+    if penalty == "mixture":
+        np.testing.assert_allclose(double(values), expected(agent, feat, penalty), rtol=2e-5)
+        assert values.min() > 1e-3
+    else:
+        assert values.abs().max() < 1e-6
+    grads = [x.grad for x in feat if x.grad is not None]
+    assert grads and all(grad.isfinite().all() for grad in grads)
+
+
+def test_a_prior_that_is_certain_has_a_gradient():
+    agent = make(penalty="mixture")
+    values = torch.full((K, 3, 4, 4), -200.0)
+    values[..., 0] = 200.0
+    values.requires_grad_()
+    penalty = PENALTIES["mixture"](agent.model.latent, values, torch.zeros(3, 16))
+    penalty.sum().backward()
+    assert values.grad is not None and values.grad.isfinite().all() and penalty.max() < 1e-5
 
 
 def test_priors_that_agree_dream_as_one():
@@ -113,14 +163,20 @@ def test_each_step_of_a_dream_is_drawn_from_one_prior():
     assert dream.action.shape[1] == dream.deter.shape[1] == H + 1
 
 
-@pytest.mark.parametrize("penalty", ["disagreement", "none"])
+@pytest.mark.parametrize("penalty", [*PENALTIES, "none"])
 def test_rewards_of_dreams_are_lowered_where_the_priors_disagree(penalty: str):
     agent = make(penalty=penalty, lam=3.0)
     start, draws = start_of(agent)
     dream, feat, reward, _, _ = agent.behavior.imagine(start, draws)
     task = double(agent.task_reward(feat, dream.action))
-    taken = 3 * double(agent.disagreement(dream.deter)) if penalty == "disagreement" else 0
-    np.testing.assert_allclose(double(reward), task - taken, rtol=1e-5, atol=1e-6)
+    taken = 0.0
+    if penalty != "none":
+        flat = fd.Feat(*(x.detach().flatten(0, 1) for x in feat))
+        taken = 3 * expected(agent, flat, penalty).reshape(task.shape)
+    np.testing.assert_allclose(double(reward), task - taken, rtol=1e-4, atol=1e-5)
+    if penalty != "none":
+        spread = [np.mean(taken) / 3, np.std(taken) / 3]
+        np.testing.assert_allclose(double(agent.last_penalty), spread, rtol=1e-3)
 
 
 @pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
@@ -164,7 +220,7 @@ def test_the_model_learns_first_and_then_stays_as_it_is():
             assert changed[0] == {k for k, _ in model.named_parameters()}  # every prior, too
             assert "penalty" not in metrics
         else:
-            assert metrics["penalty"] > 0 and metrics["lam"] == 10
+            assert metrics["penalty"] > metrics["penalty_std"] > 0 and metrics["lam"] == 10
     assert seen == [("model", True, False)] * 2 + [("behavior", False, True)] * 2
     assert make().phase == ""
     together = make()
@@ -201,3 +257,7 @@ def test_what_cannot_be_is_refused():
     for wrong in (dict(models=1), dict(lam=-1.0), dict(tune=-0.1), dict(tune_lr=0.0), dict(model_updates=-1)):
         with pytest.raises(ValueError, match="need models >= 2"):
             OfflineConfig(**wrong)
+    with pytest.raises(ValueError, match="tune=1.0 adapts the weight of a penalty, and penalty is none"):
+        OfflineConfig(tune=1.0, penalty="none")
+    with pytest.raises(ValueError, match="a dataset leaves nothing to explore"):
+        Config(explore=ExploreConfig(behavior="plan2explore"))

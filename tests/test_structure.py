@@ -50,6 +50,7 @@ LAYERS = {
         "presets_dataset",
         "presets_offline_dv2",
         "offline",
+        "unread",
         "presets_world_models",
         "stages",
         "doctor",

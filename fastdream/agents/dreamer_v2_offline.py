@@ -17,7 +17,7 @@ from fastdream.adam import Adam, AdamConfig
 from fastdream.agents.dreamer_v2 import DreamerV2
 from fastdream.agents.dreamer_v2_behavior import Behavior
 from fastdream.agents.dreamer_v2_offline_config import Config
-from fastdream.distributions import wide
+from fastdream.agents.dreamer_v2_penalties import PENALTIES
 from fastdream.keras import keras_defaults
 from fastdream.nets import Dense, frozen
 from fastdream.ops import Ops
@@ -77,7 +77,9 @@ class OfflineDV2(DreamerV2):
         self.lam_opt = Adam({"log_lam": self.log_lam}, AdamConfig(config.offline.tune_lr, clip=0.0, eps=1e-7))
         self.made = 0  # updates
         self.rng = np.random.default_rng(seed)  # of the priors that are drawn
-        self.last_penalty = torch.zeros((), device=self.device)  # mean over the last dream
+        self.last_penalty = torch.zeros(
+            2, device=self.device
+        )  # mean and standard deviation over the last dream
 
     @property
     def phase(self) -> str:
@@ -150,16 +152,11 @@ class OfflineDV2(DreamerV2):
                 logits.append(step.logit)
         return fd.Dream(*(torch.stack(x, 1) for x in (deters, stochs, logits, actions)))
 
-    def disagreement(self, deter: Tensor) -> Tensor:
-        """Mean distance of the priors' probabilities (Gaussian: means) from their mean: [..., D] -> [...]."""
+    def penalty(self, feat: fd.Feat) -> Tensor:
+        """How unsure the priors are of states [..., F], as the settings measure it: [...]."""
         rssms = frozen(tuple(self.priors.params(self.model.dyn.params)))
-        logits = wide(torch.stack([self.ops.prior(rssm, deter) for rssm in rssms]))
-        if self.config.dyn.classes:
-            # Classes before variables: over a short last axis, PyTorch's softmax takes eight times as long on a CPU.
-            mean = logits.transpose(-1, -2).contiguous().softmax(-2).flatten(-2)
-        else:
-            mean = logits.chunk(2, -1)[0]
-        return torch.linalg.vector_norm(mean - mean.mean(0), dim=-1).mean(0)
+        logits = torch.stack([self.ops.prior(rssm, feat.deter) for rssm in rssms])
+        return PENALTIES[self.config.offline.penalty](self.model.latent, logits, feat.stoch)
 
     @property
     def lam(self) -> Tensor:
@@ -175,15 +172,17 @@ class OfflineDV2(DreamerV2):
         reward = self.task_reward(feat, action)
         if self.config.offline.penalty == "none":
             return reward
-        penalty = self.disagreement(feat.deter)
-        self.last_penalty = penalty.detach().mean()
+        penalty = self.penalty(feat)
+        # The mean lowers all returns alike, unless episodes end: it is differences that an actor feels.
+        self.last_penalty = torch.stack([penalty.mean(), penalty.std(correction=0)]).detach()
         return reward - self.lam * penalty
 
     def tune_penalty(self) -> Metrics:
         """Bring what was taken off in the last dream nearer to what is wanted, if anything is; metrics."""
-        metrics = {"penalty": self.last_penalty, "lam": self.lam}
+        mean, std = self.last_penalty
+        metrics = {"penalty": mean, "penalty_std": std, "lam": self.lam}
         if wanted := self.config.offline.tune:
-            self.log_lam.grad = self.lam * self.last_penalty - wanted
+            self.log_lam.grad = self.lam * mean - wanted
             self.lam_opt.step()
         return metrics
 

@@ -15,8 +15,9 @@ class OfflineConfig:
 
     models: int = 7
     """Priors, of which each step of training and of dreams draws one."""
-    penalty: Literal["disagreement", "none"] = "disagreement"
-    """What is taken off the rewards of dreams: how far the priors are from their mean, or nothing."""
+    penalty: Literal["disagreement", "log_prob", "mixture", "none"] = "disagreement"
+    """What is taken off the rewards of dreams: how far the priors are from their mean; how differently likely they hold
+    what was drawn; the standard deviation of their mixture; or nothing."""
     lam: float = 10.0
     """Weight of the penalty."""
     tune: float = 0.0
@@ -30,6 +31,10 @@ class OfflineConfig:
     def __post_init__(self) -> None:
         if self.models < 2 or self.lam < 0 or self.tune < 0 or self.tune_lr <= 0 or self.model_updates < 0:
             raise ValueError(f"need models >= 2, tune_lr > 0 and nothing negative, got {self}")
+        if self.tune and self.penalty == "none":
+            raise ValueError(
+                f"tune={self.tune} adapts the weight of a penalty, and penalty is none: choose one"
+            )
 
 
 @dataclass(frozen=True)
@@ -39,3 +44,8 @@ class Config(dreamer_v2_config.Config):
     imag_length: int = 5
     """Steps imagined from each state of the dataset."""
     offline: OfflineConfig = field(default_factory=OfflineConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.explore.behavior != "greedy":
+            raise ValueError(f"explore.behavior={self.explore.behavior}: a dataset leaves nothing to explore")

@@ -35,7 +35,10 @@ def find(dataset: str) -> Source:
     if path.is_dir() and minari.is_folder(path):
         return minari.Minari(str(path))
     if path.is_dir():
-        sources: list[npz.Npz | hdf5.Hdf5] = [npz.Npz(path), hdf5.Hdf5(path)]
+        try:
+            sources: list[npz.Npz | hdf5.Hdf5] = [npz.Npz(path), hdf5.Hdf5(path)]
+        except OSError as error:  # a folder in it that cannot be listed, or is being removed
+            raise DatasetError(f"{path} cannot be searched for episodes: {error}") from error
     else:
         sources = (
             [hdf5.Hdf5(path)] if path.suffix in hdf5.SUFFIXES else [npz.Npz(path)] * (path.suffix == ".npz")

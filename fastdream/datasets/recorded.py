@@ -1,5 +1,7 @@
 """What a run has in place of environments when it learns from a dataset."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from fastdream.datasets.check import Survey, survey
@@ -31,15 +33,22 @@ class Recorded:
             raise DatasetError(f"{name}{fit}: {error}") from error
         self.obs_space, self.act_space = self.survey.obs_space, self.survey.act_space
 
-    def fill(self, replay: Replay) -> None:
-        """Add all of it to an empty replay of one worker; latents begin as zeros."""
+    def fill(self, replay: Replay, chosen: Collection[int] | None = None) -> None:
+        """Add the chosen episodes, by their numbers, or all of them, to an empty replay of one worker.
+
+        Latents begin as zeros.
+        """
+        number = -1
         blank = {
             key: np.zeros(shape[2:], dtype)
             for key, (shape, dtype) in replay.window_spec(1).items()
             if key in ("deter", "stoch")
         }
         for data in episodes(self._source, self.obs_space, self.act_space):
-            for t in range(len(data["reward"])):
+            for t, first in enumerate(data["is_first"]):
+                number += bool(first)
+                if chosen is not None and number not in chosen:
+                    continue
                 replay.add(0, {key: value[t] for key, value in data.items()} | blank)
 
     def recv(self) -> dict[str, Array]:

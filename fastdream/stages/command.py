@@ -9,12 +9,12 @@ from typing import cast
 
 import torch
 
-from fastdream import checkpoint, evolution, rundir
+from fastdream import checkpoint, cli, evolution, rundir
 from fastdream import config as configs
 from fastdream.agents.world_models import WorldModels
 from fastdream.build import Parts, choose_device, environment, make_agent
 from fastdream.checkpoint import Checkpoint
-from fastdream.config import Config, ReplayConfig, TrainConfig
+from fastdream.config import Config
 from fastdream.driver import Driver, Voice
 from fastdream.envs.base import EnvError
 from fastdream.evaluate import counted
@@ -50,13 +50,14 @@ def train(config: Config, command: str = "") -> None:
     voice = Voice()
     # All that can be refused is refused before there is a directory.
     evolution.require()
-    refuse_unread(config)
+    cli.refuse_differences(config)
     with environments(config, voice) as driver:
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
             refuse_other_spaces(logdir, driver)
+            refuse_other_steps(config, logdir)
             if config.dreamer.start and not checkpoint.any_in(logdir / "ckpt"):
                 begin_from(Path(config.dreamer.start).expanduser(), cast(WorldModels, agent), logdir)
             parts, models, recording = assemble(config, driver, agent, device, logdir)
@@ -105,17 +106,15 @@ def warm(agent: WorldModels, start: Path) -> None:
         raise ValueError(f"--dreamer.start {start} is a run of another size: {error}") from error
 
 
-def refuse_unread(config: Config) -> None:
-    """Raise ValueError for settings that are of agents that learn while they act, or from a dataset."""
-    if config.dataset:
+def refuse_other_steps(config: Config, logdir: Path) -> None:
+    """Raise ValueError if another number of steps is asked for than the run has recorded and learns from."""
+    loaded = checkpoint.load(logdir / "ckpt")
+    if loaded is None or loaded.tree["session"]["stage"] == "collect":
+        return
+    if (saved := configs.load(logdir).steps) != config.steps:
         raise ValueError(
-            f"{config.agent} records rollouts of its own; give it --task, and other agents --dataset"
-        )
-    given = {"replay": (config.replay, ReplayConfig()), "train": (config.train, TrainConfig())}
-    if changed := [name for name, (asked, default) in given.items() if asked != default]:
-        raise ValueError(
-            f"{config.agent} learns in stages, and reads nothing of {' and '.join(f'--{n}.*' for n in changed)}: "
-            "what it has instead is --dreamer.*"
+            f"--steps: {saved} -> {config.steps}: {logdir} has recorded its steps and learns from them. Leave "
+            f"--steps out to resume it, or record more in another run, on top of these: --dreamer.start {logdir}"
         )
 
 
