@@ -1,7 +1,6 @@
 """Samples of categorical latents and actions."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +9,8 @@ from fastdream.ops.native.library import (
     check_float,
     check_shape,
     empty_like,
+    register_gradient,
     register_kernel,
-    register_once_differentiable,
 )
 
 Pair = tuple[Tensor, Tensor]
@@ -74,17 +73,7 @@ def _sample_backward_fake(grad: Tensor, logit: Tensor, unimix: float) -> Tensor:
     return empty_like(logit)
 
 
-def _save_sample(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.unimix = inputs[3]
-
-
-def _sample_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
-    d_logit = torch.ops.fastdream.categorical_sample_backward(grad, *ctx.saved_tensors, ctx.unimix)
-    return d_logit, None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "categorical_sample(Tensor logit, Tensor? noise, Tensor? index, float unimix) -> (Tensor, Tensor)",
         _sample_fake,
@@ -95,9 +84,7 @@ register_once_differentiable(
         _sample_backward_fake,
         lambda grad, *_: _groups(grad),
     ),
-    _sample_gradient,
-    _save_sample,
-    "categorical_sample",
+    lambda inputs, output: inputs[:1],
 )
 
 
@@ -111,17 +98,7 @@ def _gumbel_backward_fake(grad: Tensor, logit: Tensor, noise: Tensor, unimix: fl
     return empty_like(logit)
 
 
-def _save_gumbel(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.options = inputs[3:]
-
-
-def _gumbel_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:
-    d_logit = torch.ops.fastdream.gumbel_sample_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return d_logit, None, None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "gumbel_sample(Tensor logit, Tensor noise, Tensor? index, float unimix, float tau) -> (Tensor, Tensor)",
         _gumbel_fake,
@@ -132,7 +109,5 @@ register_once_differentiable(
         _gumbel_backward_fake,
         lambda grad, *_: _groups(grad),
     ),
-    _gumbel_gradient,
-    _save_gumbel,
-    "gumbel_sample",
+    lambda inputs, output: inputs[:2],
 )

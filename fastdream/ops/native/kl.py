@@ -1,7 +1,6 @@
 """The two KL losses of latents, categorical and Gaussian."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +9,8 @@ from fastdream.ops.native.library import (
     check_float,
     check_shape,
     empty_like,
+    register_gradient,
     register_kernel,
-    register_once_differentiable,
 )
 from fastdream.ops.params import Clamp
 
@@ -86,21 +85,11 @@ def _categorical_backward_fake(
     return empty_like(post), empty_like(prior)
 
 
-def _save_categorical(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
-    ctx.save_for_backward(output[2], *inputs[:2])
-    ctx.options = inputs[2:]
-
-
-def _categorical_gradient(ctx: Any, d_dyn: Tensor, d_rep: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    backward = torch.ops.fastdream.categorical_kl_backward
-    return *backward(d_dyn, d_rep, *ctx.saved_tensors, *ctx.options), None, None, None
-
-
 def _categorical_sizes(post: Tensor, clamp: int) -> tuple[int, ...]:
     return math.prod(post.shape[:-2]), *post.shape[-2:], clamp
 
 
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "categorical_kl(Tensor post, Tensor prior, float unimix, float free, int clamp)"
         " -> (Tensor, Tensor, Tensor)",
@@ -113,9 +102,8 @@ register_once_differentiable(
         _categorical_backward_fake,
         lambda d_dyn, d_rep, kl, post, prior, unimix, free, clamp: _categorical_sizes(post, clamp),
     ),
-    _categorical_gradient,
-    _save_categorical,
-    "categorical_kl",
+    lambda inputs, output: (output[2], *inputs[:2]),
+    outputs=2,
 )
 
 
@@ -143,21 +131,11 @@ def _gaussian_backward_fake(
     return tuple(empty_like(x) for x in inputs)
 
 
-def _save_gaussian(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
-    ctx.save_for_backward(output[2], *inputs[:4])
-    ctx.options = inputs[4:]
-
-
-def _gaussian_gradient(ctx: Any, d_dyn: Tensor, d_rep: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    backward = torch.ops.fastdream.gaussian_kl_backward
-    return *backward(d_dyn, d_rep, *ctx.saved_tensors, *ctx.options), None, None
-
-
 def _gaussian_sizes(mean: Tensor, clamp: int) -> tuple[int, ...]:
     return math.prod(mean.shape[:-1]), mean.shape[-1], clamp
 
 
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "gaussian_kl(Tensor mean, Tensor std, Tensor prior_mean, Tensor prior_std, float free, int clamp)"
         " -> (Tensor, Tensor, Tensor)",
@@ -170,7 +148,6 @@ register_once_differentiable(
         _gaussian_backward_fake,
         lambda d_dyn, d_rep, kl, mean, *rest: _gaussian_sizes(mean, rest[-1]),
     ),
-    _gaussian_gradient,
-    _save_gaussian,
-    "gaussian_kl",
+    lambda inputs, output: (output[2], *inputs[:4]),
+    outputs=2,
 )

@@ -209,3 +209,34 @@ def register_once_differentiable(
     torch.library.register_autograd(
         backward, no_second_gradient, setup_context=lambda ctx, inputs, output: None, lib=LIBRARY
     )
+
+
+def register_gradient(
+    forward: str,
+    backward: str,
+    saved: Callable[[tuple[Any, ...], Any], Sequence[Tensor | None]],
+    outputs: int = 1,
+) -> None:
+    """As `register_once_differentiable`, where the gradient is `backward(*grads, *saved(inputs, output), *statics)`.
+
+    grads are of the first so many outputs, statics what of the inputs is no tensor. What `backward` returns are the
+    gradients of the first inputs; the others have none.
+    """
+    name = forward.partition("::")[2]
+    backend = "triton" if name.startswith("triton_") else "native"
+    call = getattr(torch.ops.fastdream, backward.partition("::")[2])
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        others = output[outputs:] if isinstance(output, tuple) else ()
+        ctx.mark_non_differentiable(*others)
+        ctx.set_materialize_grads(outputs > 1)  # one alone is there whenever this is called
+        ctx.save_for_backward(*saved(inputs, output))
+        ctx.count = len(inputs)
+        ctx.statics = [x for x in inputs if x is not None and not isinstance(x, Tensor)]
+
+    def gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        found = call(*grads[:outputs], *ctx.saved_tensors, *ctx.statics)
+        found = found if isinstance(found, tuple) else (found,)
+        return *found, *[None] * (ctx.count - len(found))
+
+    register_once_differentiable(forward, backward, gradient, setup, name.removeprefix("triton_"), backend)

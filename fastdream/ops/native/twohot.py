@@ -1,7 +1,6 @@
 """Regression over bins: two-hot cross-entropy and mean."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +10,8 @@ from fastdream.ops.native.library import (
     check_float,
     check_shape,
     empty_like,
+    register_gradient,
     register_kernel,
-    register_once_differentiable,
 )
 from fastdream.ops.reference.twohot import Form
 
@@ -89,17 +88,7 @@ def _loss_sizes(logit: Tensor, target: Tensor, in_symlog: bool) -> tuple[int, ..
     return math.prod(logit.shape[:-1]), logit.shape[-1], math.prod(target.shape[:axes]), int(in_symlog)
 
 
-def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(*inputs[:3], output[1])
-    ctx.in_symlog = inputs[3]
-
-
-def _loss_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
-    d_logit = torch.ops.fastdream.twohot_loss_backward(grad, *ctx.saved_tensors, ctx.in_symlog)
-    return d_logit, None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "twohot_loss(Tensor logit, Tensor target, Tensor bins, bool in_symlog) -> (Tensor, Tensor)",
         _loss_fake,
@@ -111,9 +100,7 @@ register_once_differentiable(
         _loss_backward_fake,
         lambda grad, logit, target, bins, norm, in_symlog: _loss_sizes(logit, target, in_symlog),
     ),
-    _loss_gradient,
-    _save_loss,
-    "twohot_loss",
+    lambda inputs, output: (*inputs[:3], output[1]),
 )
 
 
@@ -132,16 +119,7 @@ def _mean_sizes(logit: Tensor, in_symlog: bool) -> tuple[int, ...]:
     return math.prod(logit.shape[:-1]), logit.shape[-1], int(in_symlog)
 
 
-def _save_mean(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.in_symlog = inputs[2]
-
-
-def _mean_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return torch.ops.fastdream.twohot_mean_backward(grad, *ctx.saved_tensors, ctx.in_symlog), None, None
-
-
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "twohot_mean(Tensor logit, Tensor bins, bool in_symlog) -> Tensor",
         _mean_fake,
@@ -152,7 +130,5 @@ register_once_differentiable(
         _mean_backward_fake,
         lambda grad, logit, bins, in_symlog: _mean_sizes(logit, in_symlog),
     ),
-    _mean_gradient,
-    _save_mean,
-    "twohot_mean",
+    lambda inputs, output: inputs[:2],
 )

@@ -18,7 +18,7 @@ from fastdream.ops.triton.library import (
     check_shape,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
 from fastdream.ops.triton.math import load_logits
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
@@ -244,28 +244,14 @@ def _backward(
     return d_logit
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    *tensors, ctx.slowreg, ctx.symlog = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-    backward = torch.ops.fastdream.triton_critic_loss_backward
-    return backward(grad, *ctx.saved_tensors, ctx.slowreg, ctx.symlog), *[None] * 6
-
-
 _GIVEN = "Tensor logit, Tensor target, Tensor slow, Tensor weight, Tensor bins"
 _NUMBERS = "float slowreg, bool symlog"
-register_once_differentiable(
+register_gradient(
     register(f"critic_loss({_GIVEN}, {_NUMBERS}) -> (Tensor, Tensor)", _forward, _fake),
     register(
         f"critic_loss_backward(Tensor grad, {_GIVEN}, Tensor norm, {_NUMBERS}) -> Tensor",
         _backward,
         _backward_fake,
     ),
-    _gradient,
-    _save,
-    "critic_loss",
+    lambda inputs, output: (*inputs[:5], output[1]),
 )

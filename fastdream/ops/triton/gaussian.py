@@ -27,7 +27,7 @@ from fastdream.ops.triton.library import (
     empty_like,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
     rows_of,
 )
 
@@ -176,18 +176,7 @@ def _gaussian_backward(
     return gradients
 
 
-def _save_gaussian(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(output[2], *inputs[:4])
-    ctx.options = inputs[4:]
-
-
-def _gaussian_gradient(ctx: Any, d_dyn: Tensor, d_rep: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    backward = torch.ops.fastdream.triton_gaussian_kl_backward
-    return *backward(d_dyn, d_rep, *ctx.saved_tensors, *ctx.options), None, None
-
-
-register_once_differentiable(
+register_gradient(
     register(
         "gaussian_kl(Tensor mean, Tensor std, Tensor prior_mean, Tensor prior_std, float free, str clamp)"
         " -> (Tensor, Tensor, Tensor)",
@@ -200,7 +189,6 @@ register_once_differentiable(
         _gaussian_backward,
         _gaussian_backward_fake,
     ),
-    _gaussian_gradient,
-    _save_gaussian,
-    "gaussian_kl",
+    lambda inputs, output: (output[2], *inputs[:4]),
+    outputs=2,
 )

@@ -1,7 +1,5 @@
 """Hard Gumbel-softmax: one pass over logits and noise forward, one over them and the gradient back."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +13,7 @@ from fastdream.ops.triton.categorical import (
     launch_rows,
     log_mixed,
 )
-from fastdream.ops.triton.library import contiguous, empty_like, register, register_once_differentiable
+from fastdream.ops.triton.library import contiguous, empty_like, register, register_gradient
 from fastdream.ops.triton.math import load_logits, softmax
 
 Pair = tuple[Tensor, Tensor]
@@ -126,17 +124,7 @@ def _gumbel_backward(grad: Tensor, logit: Tensor, noise: Tensor, unimix: float, 
     return d_logit
 
 
-def _save_gumbel(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.options = inputs[3:]
-
-
-def _gumbel_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:
-    backward = torch.ops.fastdream.triton_gumbel_sample_backward
-    return backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register(
         "gumbel_sample(Tensor logit, Tensor noise, Tensor? index, float unimix, float tau) -> (Tensor, Tensor)",
         _gumbel,
@@ -147,7 +135,5 @@ register_once_differentiable(
         _gumbel_backward,
         _gumbel_backward_fake,
     ),
-    _gumbel_gradient,
-    _save_gumbel,
-    "gumbel_sample",
+    lambda inputs, output: inputs[:2],
 )

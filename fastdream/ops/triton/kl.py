@@ -27,7 +27,7 @@ from fastdream.ops.triton.library import (
     empty_like,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
 from fastdream.ops.triton.math import load_logits
 
@@ -171,18 +171,7 @@ def _categorical_backward(
     return gradients
 
 
-def _save_categorical(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(output[2], *inputs[:2])
-    ctx.options = inputs[2:]
-
-
-def _categorical_gradient(ctx: Any, d_dyn: Tensor, d_rep: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    backward = torch.ops.fastdream.triton_categorical_kl_backward
-    return *backward(d_dyn, d_rep, *ctx.saved_tensors, *ctx.options), None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register(
         "categorical_kl(Tensor post, Tensor prior, float unimix, float free, str clamp)"
         " -> (Tensor, Tensor, Tensor)",
@@ -195,7 +184,6 @@ register_once_differentiable(
         _categorical_backward,
         _categorical_backward_fake,
     ),
-    _categorical_gradient,
-    _save_categorical,
-    "categorical_kl",
+    lambda inputs, output: (output[2], *inputs[:2]),
+    outputs=2,
 )

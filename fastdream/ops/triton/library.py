@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native import library as native
-from fastdream.ops.native.library import check_shape, empty_like
+from fastdream.ops.native.library import check_shape, empty_like, register_gradient
 from fastdream.ops.triton import interpreted
 
 DEVICES = ("CPU", "CUDA") if interpreted() else ("CUDA",)
@@ -90,6 +90,7 @@ __all__ = [
     "empty_like",
     "launch",
     "register",
+    "register_gradient",
     "register_once_differentiable",
     "rows_of",
     "run",

@@ -20,7 +20,7 @@ from fastdream.ops.triton.library import (
     contiguous,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
 from fastdream.ops.triton.math import load_logits
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
@@ -207,19 +207,7 @@ def _backward(
     return d_logit
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:3], output[1])
-    ctx.in_symlog = inputs[3]
-
-
-def _gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
-    backward = torch.ops.fastdream.triton_twohot_loss_backward
-    return backward(grad, *ctx.saved_tensors, ctx.in_symlog), None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register(
         "twohot_loss(Tensor logit, Tensor target, Tensor bins, bool in_symlog) -> (Tensor, Tensor)",
         _forward,
@@ -231,7 +219,5 @@ register_once_differentiable(
         _backward,
         _backward_fake,
     ),
-    _gradient,
-    _save,
-    "twohot_loss",
+    lambda inputs, output: (*inputs[:3], output[1]),
 )

@@ -1,7 +1,5 @@
 """Mean over two-hot bins, summed in mirrored pairs, so that equal logits give exactly 0."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +13,7 @@ from fastdream.ops.triton.library import (
     check_shape,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
 from fastdream.ops.triton.math import exp, load_logits, softmax
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
@@ -151,24 +149,12 @@ def _backward(grad: Tensor, logit: Tensor, bins: Tensor, in_symlog: bool) -> Ten
     return d_logit
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.in_symlog = inputs[2]
-
-
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    backward = torch.ops.fastdream.triton_twohot_mean_backward
-    return backward(grad, *ctx.saved_tensors, ctx.in_symlog), None, None
-
-
-register_once_differentiable(
+register_gradient(
     register("twohot_mean(Tensor logit, Tensor bins, bool in_symlog) -> Tensor", _forward, _fake),
     register(
         "twohot_mean_backward(Tensor grad, Tensor logit, Tensor bins, bool in_symlog) -> Tensor",
         _backward,
         _backward_fake,
     ),
-    _gradient,
-    _save,
-    "twohot_mean",
+    lambda inputs, output: inputs[:2],
 )
