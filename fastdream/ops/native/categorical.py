@@ -24,14 +24,14 @@ def categorical_sample(
         noise = None
     elif noise is None:
         raise ValueError("categorical_sample needs noise to draw with, or the index of an earlier draw")
-    return torch.ops.fastdream.categorical_sample(logit, _like(noise, logit), _long(index), unimix)
+    return torch.ops.fastdream.categorical_sample(logit, _like(noise, logit), as_long(index), unimix)
 
 
 def gumbel_sample(
     logit: Tensor, noise: Tensor, unimix: float = 0.0, index: Tensor | None = None, tau: float = 1.0
 ) -> Pair:
     """As `fastdream.ops.reference.gumbel_sample`, logit float32 or float64. Differentiable once, in logit."""
-    return torch.ops.fastdream.gumbel_sample(logit, _like(noise, logit), _long(index), unimix, tau)
+    return torch.ops.fastdream.gumbel_sample(logit, _like(noise, logit), as_long(index), unimix, tau)
 
 
 def _like(noise: Tensor | None, logit: Tensor) -> Tensor | None:
@@ -39,7 +39,7 @@ def _like(noise: Tensor | None, logit: Tensor) -> Tensor | None:
     return noise if noise is None or noise.dtype == logit.dtype else noise.detach().to(logit.dtype)
 
 
-def _long(index: Tensor | None) -> Tensor | None:
+def as_long(index: Tensor | None) -> Tensor | None:
     return index if index is None or index.dtype == torch.int64 else index.long()
 
 
@@ -55,7 +55,7 @@ def _check(op: str, logit: Tensor, one: dict[str, Tensor | None], every: dict[st
         check_shape(op, name, x, *logit.shape)
 
 
-def _drawn(logit: Tensor) -> Pair:
+def drawn_like(logit: Tensor) -> Pair:
     return empty_like(logit), logit.new_empty(logit.shape[:-1], dtype=torch.int64)
 
 
@@ -65,7 +65,7 @@ def _groups(logit: Tensor) -> tuple[int, int]:
 
 def _sample_fake(logit: Tensor, noise: Tensor | None, index: Tensor | None, unimix: float) -> Pair:
     _check("categorical_sample", logit, {"noise": noise, "index": index}, {})
-    return _drawn(logit)
+    return drawn_like(logit)
 
 
 def _sample_backward_fake(grad: Tensor, logit: Tensor, unimix: float) -> Tensor:
@@ -90,7 +90,7 @@ register_gradient(
 
 def _gumbel_fake(logit: Tensor, noise: Tensor, index: Tensor | None, unimix: float, tau: float) -> Pair:
     _check("gumbel_sample", logit, {"index": index}, {"noise": noise})
-    return _drawn(logit)
+    return drawn_like(logit)
 
 
 def _gumbel_backward_fake(grad: Tensor, logit: Tensor, noise: Tensor, unimix: float, tau: float) -> Tensor:

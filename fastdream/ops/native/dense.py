@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.layers import Flags, Optional, code, contiguous, rows_of, spread
+from fastdream.ops.native.layers import Flags, Optional, contiguous, rows_of, spread
 from fastdream.ops.native.library import (
     check_float,
     check_shape,
@@ -16,7 +16,7 @@ from fastdream.ops.native.library import (
     register_once_differentiable,
     run,
 )
-from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Feat, Layers
 
 MAX_LAYERS = 16  # kMaxLayers in csrc/cpu/dense.h

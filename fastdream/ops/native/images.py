@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdream.ops.native.layers import ACTS, NORMS, code
 from fastdream.ops.native.library import check_float, check_shape, register, register_once_differentiable, run
+from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.reference.images import conv_same, pixels
 

@@ -12,6 +12,7 @@ from fastdream.ops.native.library import (
     register_gradient,
     register_kernel,
 )
+from fastdream.ops.native.params import code
 from fastdream.ops.params import Clamp
 
 CLAMPS = ("step", "mean", "none")  # in the order of csrc/cpu/free_nats.h
@@ -24,20 +25,14 @@ def categorical_kl(
     post: Tensor, prior: Tensor, unimix: float = 0.0, free: float = 1.0, clamp: Clamp = "step"
 ) -> Pair:
     """As `fastdream.ops.reference.categorical_kl`, post and prior float32 or float64. Differentiable once."""
-    dyn, rep, _ = torch.ops.fastdream.categorical_kl(post, prior, unimix, free, _code(clamp))
+    dyn, rep, _ = torch.ops.fastdream.categorical_kl(post, prior, unimix, free, code(CLAMPS, clamp, "clamp"))
     return dyn, rep
 
 
 def gaussian_kl(post: Pair, prior: Pair, free: float = 3.0, clamp: Clamp = "mean") -> Pair:
     """As `fastdream.ops.reference.gaussian_kl`, of four tensors float32 or float64. Differentiable once."""
-    dyn, rep, _ = torch.ops.fastdream.gaussian_kl(*post, *prior, free, _code(clamp))
+    dyn, rep, _ = torch.ops.fastdream.gaussian_kl(*post, *prior, free, code(CLAMPS, clamp, "clamp"))
     return dyn, rep
-
-
-def _code(clamp: Clamp) -> int:
-    if clamp not in CLAMPS:
-        raise ValueError(f"unknown clamp {clamp!r}; choose step, mean or none")
-    return CLAMPS.index(clamp)
 
 
 def _check(op: str, event: int, inputs: dict[str, Tensor]) -> None:

@@ -15,18 +15,11 @@ from fastdream.ops.native.library import (
     register_once_differentiable,
     run,
 )
-from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Act, Norm
 
 Optional = Tensor | None
 Flags = Sequence[bool]
-
-
-def code(known: Sequence[str], name: str, kind: str) -> int:
-    """The number of a norm or an activation; ValueError names one that does not exist."""
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}; choose {', '.join(known[:-1])} or {known[-1]}")
-    return known.index(name)
 
 
 def norm_act(

@@ -23,12 +23,12 @@ Pair = tuple[Tensor, Tensor]
 def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
     """As `fastdream.ops.reference.twohot_loss`, float32 or float64. Differentiable once, in logit."""
     target = target.detach().to(bins.dtype)
-    return torch.ops.fastdream.twohot_loss(logit, target, bins, _in_symlog(form))[0]
+    return torch.ops.fastdream.twohot_loss(logit, target, bins, in_symlog(form))[0]
 
 
 def twohot_mean(logit: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
     """As `fastdream.ops.reference.twohot_mean`, float32 or float64. Differentiable once, in logit."""
-    return torch.ops.fastdream.twohot_mean(logit, bins, _in_symlog(form))
+    return torch.ops.fastdream.twohot_mean(logit, bins, in_symlog(form))
 
 
 def critic_loss(
@@ -44,7 +44,8 @@ def critic_loss(
     return reference.critic_loss(logit, target, slow, weight, slowreg, bins, form, twohot_loss)
 
 
-def _in_symlog(form: Form) -> bool:
+def in_symlog(form: Form) -> bool:
+    """Whether bins are in symlog space; ValueError for a form that does not exist."""
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r} of two-hot bins; choose symexp or symlog")
     return form == "symlog"
@@ -58,17 +59,16 @@ def _check(op: str, logit: Tensor, bins: Tensor, **others: Tensor) -> None:
         raise ValueError(f"{op}: logit has shape {list(logit.shape)}, expected [..., {bins.shape[0]}]")
 
 
-def _check_targets(op: str, logit: Tensor, **targets: Tensor) -> None:
+def check_target(op: str, logit: Tensor, target: Tensor) -> None:
     """Several targets of the same logits have further axes in front."""
     rows = logit.shape[:-1]
-    for name, x in targets.items():
-        if x.shape[x.dim() - len(rows) :] != rows or x.dim() < len(rows):
-            raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected [..., *{list(rows)}]")
+    if target.dim() < len(rows) or target.shape[target.dim() - len(rows) :] != rows:
+        raise ValueError(f"{op}: target has shape {list(target.shape)}, expected [..., *{list(rows)}]")
 
 
 def _loss_fake(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
     _check("twohot_loss", logit, bins, target=target)
-    _check_targets("twohot_loss", logit, target=target)
+    check_target("twohot_loss", logit, target)
     return empty_like(target), logit.new_empty(logit.shape[:-1])
 
 
@@ -77,7 +77,7 @@ def _loss_backward_fake(
 ) -> Tensor:
     op = "twohot_loss_backward"
     _check(op, logit, bins, grad=grad, target=target, norm=norm)
-    _check_targets(op, logit, target=target)
+    check_target(op, logit, target)
     check_shape(op, "grad", grad, *target.shape)
     check_shape(op, "norm", norm, *logit.shape[:-1])
     return empty_like(logit)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.categorical import as_long, drawn_like
 from fastdream.ops.triton.config import WIDEST, row_tile
 from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.library import (
@@ -103,10 +104,6 @@ def categorical_sample(
     return torch.ops.fastdream.triton_categorical_sample(logit, noise, as_long(index), unimix)
 
 
-def as_long(index: Tensor | None) -> Tensor | None:
-    return index if index is None or index.dtype == torch.int64 else index.long()
-
-
 def check_logit(op: str, logit: Tensor, one: dict[str, Tensor | None], every: dict[str, Tensor]) -> None:
     """logit [..., C], with one number a draw [...] of some, and as many as there are classes of others."""
     check_floats(op, logit=logit, **every, **{name: x for name, x in one.items() if name != "index"})
@@ -119,10 +116,6 @@ def check_logit(op: str, logit: Tensor, one: dict[str, Tensor | None], every: di
             check_shape(op, name, x, *logit.shape[:-1])
     for name, x in every.items():
         check_shape(op, name, x, *logit.shape)
-
-
-def drawn_like(logit: Tensor) -> Pair:
-    return empty_like(logit), logit.new_empty(logit.shape[:-1], dtype=torch.int64)
 
 
 def launch_rows(kernel: Any, args: tuple[Any, ...], logit: Tensor, unimix: float, tensors: int) -> None:

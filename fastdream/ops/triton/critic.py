@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.twohot import in_symlog
 from fastdream.ops.reference.twohot import Form
 from fastdream.ops.triton.config import warp_tile
 from fastdream.ops.triton.library import (
@@ -22,7 +23,7 @@ from fastdream.ops.triton.library import (
 )
 from fastdream.ops.triton.math import load_logits
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
-from fastdream.ops.triton.twohot import check_bins, in_symlog, locate
+from fastdream.ops.triton.twohot import check_bins, locate
 
 Pair = tuple[Tensor, Tensor]
 

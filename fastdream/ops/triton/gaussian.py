@@ -7,12 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.kl import CLAMPS
+from fastdream.ops.native.params import code
 from fastdream.ops.params import Clamp
 from fastdream.ops.triton.config import row_tile
 from fastdream.ops.triton.free_nats import (
     Losses,
     Pair,
-    check_clamp,
     check_grads,
     check_pair,
     finish,
@@ -108,7 +109,7 @@ def gaussian_kl_bwd_kernel(
 
 def gaussian_kl(post: Pair, prior: Pair, free: float = 3.0, clamp: Clamp = "mean") -> Pair:
     """As `fastdream.ops.reference.gaussian_kl`, of four tensors float32 or half precision. Differentiable once."""
-    check_clamp(clamp)
+    code(CLAMPS, clamp, "clamp")
     dyn, rep, _ = torch.ops.fastdream.triton_gaussian_kl(*post, *prior, free, clamp)
     return dyn, rep
 

@@ -5,11 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.categorical import as_long, drawn_like
 from fastdream.ops.triton.categorical import (
-    as_long,
     categorical_sample_fwd_kernel,
     check_logit,
-    drawn_like,
     launch_rows,
     log_mixed,
 )

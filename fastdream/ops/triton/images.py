@@ -11,8 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdream.ops.native.layers import code, spread
-from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.native.layers import spread
+from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.triton.config import WIDEST, Tile, row_tile
 from fastdream.ops.triton.dense_kernels import add_rows

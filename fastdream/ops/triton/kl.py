@@ -7,13 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.kl import CLAMPS
+from fastdream.ops.native.params import code
 from fastdream.ops.params import Clamp
 from fastdream.ops.triton.categorical import log_mixed
 from fastdream.ops.triton.config import Tile, power_of_two
 from fastdream.ops.triton.free_nats import (
     Losses,
     Pair,
-    check_clamp,
     check_grads,
     check_pair,
     finish,
@@ -107,7 +108,7 @@ def categorical_kl(
     post: Tensor, prior: Tensor, unimix: float = 0.0, free: float = 1.0, clamp: Clamp = "step"
 ) -> Pair:
     """As `fastdream.ops.reference.categorical_kl`, float32 or half precision. Differentiable once."""
-    check_clamp(clamp)
+    code(CLAMPS, clamp, "clamp")
     dyn, rep, _ = torch.ops.fastdream.triton_categorical_kl(post, prior, unimix, free, clamp)
     return dyn, rep
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdream.ops.native.twohot import FORMS
+from fastdream.ops.native.twohot import check_target, in_symlog
 from fastdream.ops.reference.twohot import Form
 from fastdream.ops.triton.config import WIDEST, warp_tile
 from fastdream.ops.triton.library import (
@@ -125,13 +125,6 @@ def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symex
     return torch.ops.fastdream.triton_twohot_loss(logit, target, bins, in_symlog(form))[0]
 
 
-def in_symlog(form: Form) -> bool:
-    """Whether bins are in symlog space; ValueError for a form that does not exist."""
-    if form not in FORMS:
-        raise ValueError(f"unknown form {form!r} of two-hot bins; choose symexp or symlog")
-    return form == "symlog"
-
-
 def check_bins(op: str, logit: Tensor, bins: Tensor, **others: Tensor) -> None:
     """logit [..., K] and bins [K]."""
     check_floats(op, logit=logit, bins=bins, **others)
@@ -139,13 +132,6 @@ def check_bins(op: str, logit: Tensor, bins: Tensor, **others: Tensor) -> None:
         raise ValueError(f"{op}: bins has shape {list(bins.shape)}, expected [K] with K from 2 to {WIDEST}")
     if logit.dim() < 1 or logit.shape[-1] != bins.shape[0]:
         raise ValueError(f"{op}: logit has shape {list(logit.shape)}, expected [..., {bins.shape[0]}]")
-
-
-def _check_target(op: str, logit: Tensor, target: Tensor) -> None:
-    """Several targets of the same logits have further axes in front."""
-    rows = logit.shape[:-1]
-    if target.dim() < len(rows) or target.shape[target.dim() - len(rows) :] != rows:
-        raise ValueError(f"{op}: target has shape {list(target.shape)}, expected [..., *{list(rows)}]")
 
 
 def _launch(
@@ -172,7 +158,7 @@ def _launch(
 
 def _fake(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
     check_bins("twohot_loss", logit, bins, target=target)
-    _check_target("twohot_loss", logit, target)
+    check_target("twohot_loss", logit, target)
     return (
         target.new_empty(target.shape, dtype=torch.float32),
         logit.new_empty(logit.shape[:-1], dtype=torch.float32),
@@ -191,7 +177,7 @@ def _backward_fake(
 ) -> Tensor:
     op = "twohot_loss_backward"
     check_bins(op, logit, bins, grad=grad, target=target, norm=norm)
-    _check_target(op, logit, target)
+    check_target(op, logit, target)
     check_shape(op, "grad", grad, *target.shape)
     check_shape(op, "norm", norm, *logit.shape[:-1])
     return empty_rows(logit, *logit.shape)

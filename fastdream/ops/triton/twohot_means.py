@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.twohot import in_symlog
 from fastdream.ops.reference.twohot import Form
 from fastdream.ops.triton.config import warp_tile
 from fastdream.ops.triton.library import (
@@ -18,7 +19,7 @@ from fastdream.ops.triton.library import (
 from fastdream.ops.triton.math import exp, load_logits, softmax
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
 from fastdream.ops.triton.pointwise import symexp_of
-from fastdream.ops.triton.twohot import check_bins, in_symlog
+from fastdream.ops.triton.twohot import check_bins
 
 
 @triton.jit(do_not_specialize=["M"])
