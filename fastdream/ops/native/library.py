@@ -197,7 +197,17 @@ def register_kernel(schema: str, fake: Callable, sizes: Callable[..., Sequence[i
 def register_once_differentiable(
     forward: str, backward: str, gradient: Callable, setup: Callable, op: str, backend: str = "native"
 ) -> None:
-    """Make `backward` the gradient of `forward`, through `gradient(ctx, *grads)`; a second gradient is refused."""
+    """Make `backward` the gradient of `forward`, through `gradient(ctx, *grads)`; a second gradient is refused.
+
+    gradient  is not asked where no output has a gradient: whatever follows may have none for its input.
+    """
+
+    def first_gradient(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        outputs = grads[0] if isinstance(grads[0], (list, tuple)) else grads
+        if all(grad is None for grad in outputs):
+            needs = ctx.needs_input_grad  # a list where the input is one of tensors
+            return tuple([None] * len(need) if isinstance(need, list) else None for need in needs)
+        return gradient(ctx, *grads)
 
     def no_second_gradient(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(
@@ -205,7 +215,7 @@ def register_once_differentiable(
             'fastdream.ops.load("reference")'
         )
 
-    torch.library.register_autograd(forward, gradient, setup_context=setup, lib=LIBRARY)
+    torch.library.register_autograd(forward, first_gradient, setup_context=setup, lib=LIBRARY)
     torch.library.register_autograd(
         backward, no_second_gradient, setup_context=lambda ctx, inputs, output: None, lib=LIBRARY
     )
