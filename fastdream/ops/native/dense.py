@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.layers import Flags, Optional, contiguous, rows_of, spread
+from fastdream.ops.native.layers import Flags, Optional, spread
 from fastdream.ops.native.library import (
     check_float,
     check_shape,
+    contiguous,
     empty_like,
     register,
     register_once_differentiable,
+    rows_of,
     run,
 )
 from fastdream.ops.native.params import ACTS, NORMS, code
@@ -161,7 +163,7 @@ def _mlps(
 ) -> list[Tensor]:
     outputs = _mlps_fake(x, params, there, sizes, eps, keep)
     kept = (y if keeps else None for y, keeps in zip(outputs[len(keep) :], keep, strict=True))
-    tensors = (x.contiguous(), *contiguous(spread(params, there)), *outputs[: len(keep)], *kept)
+    tensors = (*contiguous(x, *spread(params, there)), *outputs[: len(keep)], *kept)
     run("mlps", tensors, (rows_of(x)[0], *sizes), eps)
     return outputs
 
@@ -196,7 +198,7 @@ def _mlps_backward(
 ) -> list[Tensor]:
     gradients = _mlps_backward_fake(x, params, there, sizes, eps, grads, kept, wanted)
     d_x, *d_params = spread(gradients, wanted)
-    inputs = (x.contiguous(), *contiguous(spread(params, there)), *contiguous(grads), *kept)
+    inputs = (*contiguous(x, *spread(params, there), *grads), *kept)
     run("mlps_backward", (*inputs, d_x, *spread(d_params, there)), (rows_of(x)[0], *sizes), eps)
     return gradients
 

@@ -1,6 +1,5 @@
 """norm_act, and what it shares with mlp."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,11 @@ from torch import Tensor
 from fastdream.ops.native.library import (
     check_float,
     check_shape,
+    contiguous,
     empty_like,
     register,
     register_once_differentiable,
+    rows_of,
     run,
 )
 from fastdream.ops.native.params import ACTS, NORMS, code
@@ -38,16 +39,6 @@ def spread(tensors: Sequence[Optional], there: Flags) -> list[Optional]:
     return [next(each) if has else None for has in there]
 
 
-def contiguous(params: Sequence[Optional]) -> list[Optional]:
-    """The tensors that are there, without gaps in memory."""
-    return [None if p is None else p.contiguous() for p in params]
-
-
-def rows_of(x: Tensor) -> tuple[int, int]:
-    """Number of rows of x [..., N], and N."""
-    return math.prod(x.shape[:-1]), x.shape[-1]
-
-
 def _check_norm_act(op: str, x: Tensor, scale: Optional, shift: Optional) -> None:
     given = {"x": x} | {name: p for name, p in (("scale", scale), ("shift", shift)) if p is not None}
     check_float(op, **given)
@@ -65,7 +56,7 @@ def _norm_act_fake(x: Tensor, scale: Optional, shift: Optional, norm: int, act: 
 
 def _norm_act(x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float) -> Tensor:
     y = _norm_act_fake(x, scale, shift, norm, act, eps)
-    run("norm_act", (*contiguous((x, scale, shift)), y), (norm, act, *rows_of(x)), (eps,))
+    run("norm_act", (*contiguous(x, scale, shift), y), (norm, act, *rows_of(x)), (eps,))
     return y
 
 
@@ -98,7 +89,7 @@ def _norm_act_backward(
 ) -> list[Tensor]:
     gradients = _norm_act_backward_fake(x, scale, shift, norm, act, eps, grad, wanted)
     outputs = spread(gradients, (True, *wanted[1:]))
-    inputs = contiguous((x, scale, shift, grad))
+    inputs = contiguous(x, scale, shift, grad)
     run("norm_act_backward", (*inputs, *outputs), (norm, act, *rows_of(x)), (eps,))
     return gradients
 

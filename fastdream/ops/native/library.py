@@ -6,6 +6,7 @@ current device and stream, is said in this package.
 
 import ctypes
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -155,6 +156,16 @@ def empty_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors that are there, without gaps in memory."""
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
+def rows_of(x: Tensor) -> tuple[int, int]:
+    """Number of rows of x [..., N], and N."""
+    return math.prod(x.shape[:-1]), x.shape[-1]
+
+
 def plain(x: Tensor) -> bool:
     """Whether a kernel may be called on x past torch's dispatcher, which takes ten times as long as a small call.
 
@@ -232,8 +243,6 @@ def register_gradient(
     grads are of the first so many outputs, statics what of the inputs is no tensor. What `backward` returns are the
     gradients of the first inputs; the others have none.
     """
-    name = forward.partition("::")[2]
-    backend = "triton" if name.startswith("triton_") else "native"
     call = getattr(torch.ops.fastdream, backward.partition("::")[2])
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -249,4 +258,10 @@ def register_gradient(
         found = found if isinstance(found, tuple) else (found,)
         return *found, *[None] * (ctx.count - len(found))
 
-    register_once_differentiable(forward, backward, gradient, setup, name.removeprefix("triton_"), backend)
+    register_once_differentiable(forward, backward, gradient, setup, *named(forward))
+
+
+def named(name: str) -> tuple[str, str]:
+    """The op and the backend of what `register` returned."""
+    name = name.partition("::")[2]
+    return name.removeprefix("triton_"), "triton" if name.startswith("triton_") else "native"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native import library as native
-from fastdream.ops.native.library import check_shape, empty_like, register_gradient
+from fastdream.ops.native.library import check_shape, contiguous, empty_like, register_gradient, rows_of
 from fastdream.ops.triton import interpreted
 
 DEVICES = ("CPU", "CUDA") if interpreted() else ("CUDA",)
@@ -68,16 +68,6 @@ def register_once_differentiable(
 ) -> None:
     """Make `backward` the gradient of `forward`, through `gradient(ctx, *grads)`; a second gradient is refused."""
     native.register_once_differentiable(forward, backward, gradient, setup, op, "triton")
-
-
-def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors that are there, without gaps in memory."""
-    return [None if x is None else x.contiguous() for x in tensors]
-
-
-def rows_of(x: Tensor) -> tuple[int, int]:
-    """Number of rows of x [..., N], and N."""
-    return x.numel() // max(1, x.shape[-1]), x.shape[-1]
 
 
 __all__ = [
