@@ -92,13 +92,13 @@ def critic_loss_fwd_kernel(
 
 @triton.jit(do_not_specialize=["R", "S", "H", "s_target", "s_slow", "s_weight"])
 def critic_loss_bwd_kernel(
-    grad,  # [M]
     logit,  # [R, K]
     target,
     slow,
     weight,
     bins,  # [K], ascending
     norm,  # [M]
+    grad,  # [M]
     d_logit,  # [R, W], rows without gaps: zeros beyond K, and in steps that are not learned from
     slowreg,
     R,
@@ -169,30 +169,28 @@ def _fake(
 
 
 def _launch(
-    kernel: Any,
-    rows: int,
-    logit: Tensor,
-    target: Tensor,
-    given: list[Tensor],
-    slowreg: float,
-    **constants: Any,
+    kernel: Any, rows: int, inputs: tuple[Any, ...], given: tuple[Tensor, ...], **constants: Any
 ) -> None:
-    """given: what the kernel takes, as rows; target, slow and weight are the three before bins."""
-    x, bins = as_rows(logit), logit.shape[2]
-    tile = warp_tile(bins, capability(logit.device))
-    at = next(i for i, y in enumerate(given) if y is target)
+    """given: what the kernel takes beside the op's inputs."""
+    logit, target, slow, weight, bins, slowreg, symlog = inputs
+    x, *others = (as_rows(y) for y in (logit, target, slow, weight))
+    tile = warp_tile(len(bins), capability(x.device))
     launch(
         kernel,
         (triton.cdiv(rows, tile.rows),),
+        x,
+        *others,
+        bins.contiguous(),
         *given,
         slowreg,
         rows,
         logit.shape[1],
         target.shape[1],
         x.stride(0),
-        *(y.stride(0) for y in given[at : at + 3]),
-        K=bins,
+        *(y.stride(0) for y in others),
+        K=len(bins),
         READ=readable(x),
+        SYMLOG=symlog,
         BM=tile.rows,
         BK=tile.cols,
         num_warps=tile.warps,
@@ -200,48 +198,25 @@ def _launch(
     )
 
 
-def _forward(
-    logit: Tensor, target: Tensor, slow: Tensor, weight: Tensor, bins: Tensor, slowreg: float, symlog: bool
-) -> Pair:
-    loss, norm = _fake(logit, target, slow, weight, bins, slowreg, symlog)
-    target, slow, weight = (as_rows(x) for x in (target, slow, weight))
-    given = [as_rows(logit), target, slow, weight, bins.contiguous(), loss, norm]
-    _launch(critic_loss_fwd_kernel, loss.numel(), logit, target, given, slowreg, SYMLOG=symlog)
+def _forward(*inputs: Any) -> Pair:
+    loss, norm = _fake(*inputs)
+    _launch(critic_loss_fwd_kernel, loss.numel(), inputs, (loss, norm))
     return loss, norm
 
 
-def _backward_fake(
-    grad: Tensor,
-    logit: Tensor,
-    target: Tensor,
-    slow: Tensor,
-    weight: Tensor,
-    bins: Tensor,
-    norm: Tensor,
-    slowreg: float,
-    symlog: bool,
-) -> Tensor:
+def _backward_fake(grad: Tensor, *given: Any) -> Tensor:
+    logit, target, slow, weight, bins, norm, *_ = given
     _check("critic_loss_backward", logit, bins, target, slow=slow, weight=weight, norm=norm, grad=grad)
     return empty_rows(logit, *logit.shape)
 
 
-def _backward(
-    grad: Tensor,
-    logit: Tensor,
-    target: Tensor,
-    slow: Tensor,
-    weight: Tensor,
-    bins: Tensor,
-    norm: Tensor,
-    slowreg: float,
-    symlog: bool,
-) -> Tensor:
-    d_logit = _backward_fake(grad, logit, target, slow, weight, bins, norm, slowreg, symlog)
-    x, rows = as_rows(logit), logit.shape[:2].numel()
-    target, slow, weight = (as_rows(y) for y in (target, slow, weight))
-    given = [grad.contiguous(), x, target, slow, weight, bins.contiguous(), norm.contiguous(), d_logit]
-    wide = padded(logit.shape[2])
-    _launch(critic_loss_bwd_kernel, rows, logit, target, given, slowreg, SYMLOG=symlog, W=wide)
+def _backward(grad: Tensor, *given: Any) -> Tensor:
+    d_logit = _backward_fake(grad, *given)
+    *tensors, norm, slowreg, symlog = given
+    logit, wide = tensors[0], padded(d_logit.shape[2])
+    others = norm.contiguous(), grad.contiguous(), d_logit
+    rows = logit.shape[:2].numel()
+    _launch(critic_loss_bwd_kernel, rows, (*tensors, slowreg, symlog), others, W=wide)
     return d_logit
 
 
