@@ -1,6 +1,7 @@
 """The two KL losses of latents, categorical and Gaussian."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,19 +66,9 @@ def _categorical_fake(post: Tensor, prior: Tensor, unimix: float, free: float, c
     return _losses(post, 2, clamp)
 
 
-def _categorical_backward_fake(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    post: Tensor,
-    prior: Tensor,
-    unimix: float,
-    free: float,
-    clamp: int,
-) -> Pair:
-    expected = _categorical_fake(post, prior, unimix, free, clamp)
-    _check_grads("categorical_kl_backward", expected, d_dyn, d_rep, kl)
-    return empty_like(post), empty_like(prior)
+def _categorical_backward_fake(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> Pair:
+    _check_grads("categorical_kl_backward", _categorical_fake(*inputs), d_dyn, d_rep, kl)
+    return empty_like(inputs[0]), empty_like(inputs[1])
 
 
 def _categorical_sizes(post: Tensor, clamp: int) -> tuple[int, ...]:
@@ -110,20 +101,9 @@ def _gaussian_fake(
     return _losses(mean, 1, clamp)
 
 
-def _gaussian_backward_fake(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    prior_mean: Tensor,
-    prior_std: Tensor,
-    free: float,
-    clamp: int,
-) -> tuple[Tensor, ...]:
-    inputs = mean, std, prior_mean, prior_std
-    _check_grads("gaussian_kl_backward", _gaussian_fake(*inputs, free, clamp), d_dyn, d_rep, kl)
-    return tuple(empty_like(x) for x in inputs)
+def _gaussian_backward_fake(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    _check_grads("gaussian_kl_backward", _gaussian_fake(*inputs), d_dyn, d_rep, kl)
+    return tuple(empty_like(x) for x in inputs[:4])
 
 
 def _gaussian_sizes(mean: Tensor, clamp: int) -> tuple[int, ...]:

@@ -114,11 +114,9 @@ def gaussian_kl(post: Pair, prior: Pair, free: float = 3.0, clamp: Clamp = "mean
     return dyn, rep
 
 
-def _launch_gaussian(
-    kernel: Any, args: list[Any], mean: Tensor, free: float, clamp: str, tensors: int
-) -> None:
+def _launch_gaussian(kernel: Any, args: list[Any], mean: Tensor, free: float, clamp: str) -> None:
     rows, width = rows_of(mean)
-    tile = row_tile(width, capability(mean.device), tensors)
+    tile = row_tile(width, capability(mean.device), tensors=4)
     constants = {"S": width, "BM": tile.rows, "BS": tile.cols, "CLAMP": clamp, "num_warps": tile.warps}
     launch(kernel, (triton.cdiv(rows, tile.rows),), *args, free, rows, **constants)
 
@@ -131,49 +129,25 @@ def _gaussian_fake(
     return losses_of(mean, 1, clamp)
 
 
-def _gaussian(
-    mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor, free: float, clamp: str
-) -> Losses:
-    inputs = mean, std, prior_mean, prior_std
-    dyn, rep, kl = losses = _gaussian_fake(*inputs, free, clamp)
-    _launch_gaussian(
-        gaussian_kl_fwd_kernel, [*contiguous(*inputs), kl, dyn, rep], mean, free, clamp, tensors=4
-    )
+def _gaussian(*inputs: Any) -> Losses:
+    dyn, rep, kl = losses = _gaussian_fake(*inputs)
+    *tensors, free, clamp = inputs
+    args = [*contiguous(*tensors), kl, dyn, rep]
+    _launch_gaussian(gaussian_kl_fwd_kernel, args, tensors[0], free, clamp)
     finish(losses, free, clamp)
     return losses
 
 
-def _gaussian_backward_fake(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    prior_mean: Tensor,
-    prior_std: Tensor,
-    free: float,
-    clamp: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = mean, std, prior_mean, prior_std
-    check_grads("gaussian_kl_backward", _gaussian_fake(*inputs, free, clamp), d_dyn, d_rep, kl)
-    return empty_like(mean), empty_like(std), empty_like(prior_mean), empty_like(prior_std)
+def _gaussian_backward_fake(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    check_grads("gaussian_kl_backward", _gaussian_fake(*inputs), d_dyn, d_rep, kl)
+    return tuple(empty_like(x) for x in inputs[:4])
 
 
-def _gaussian_backward(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    prior_mean: Tensor,
-    prior_std: Tensor,
-    free: float,
-    clamp: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = mean, std, prior_mean, prior_std
-    gradients = _gaussian_backward_fake(d_dyn, d_rep, kl, *inputs, free, clamp)
-    args = [*grads_of(d_dyn, d_rep, kl, free, clamp), *contiguous(kl, *inputs), *gradients]
-    _launch_gaussian(gaussian_kl_bwd_kernel, args, mean, free, clamp, tensors=4)
+def _gaussian_backward(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    gradients = _gaussian_backward_fake(d_dyn, d_rep, kl, *inputs)
+    *tensors, free, clamp = inputs
+    args = [*grads_of(d_dyn, d_rep, kl, free, clamp), *contiguous(kl, *tensors), *gradients]
+    _launch_gaussian(gaussian_kl_bwd_kernel, args, tensors[0], free, clamp)
     return gradients
 
 

@@ -141,32 +141,14 @@ def _categorical(post: Tensor, prior: Tensor, unimix: float, free: float, clamp:
     return losses
 
 
-def _categorical_backward_fake(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    post: Tensor,
-    prior: Tensor,
-    unimix: float,
-    free: float,
-    clamp: str,
-) -> Pair:
-    expected = _categorical_fake(post, prior, unimix, free, clamp)
-    check_grads("categorical_kl_backward", expected, d_dyn, d_rep, kl)
-    return empty_like(post), empty_like(prior)
+def _categorical_backward_fake(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> Pair:
+    check_grads("categorical_kl_backward", _categorical_fake(*inputs), d_dyn, d_rep, kl)
+    return empty_like(inputs[0]), empty_like(inputs[1])
 
 
-def _categorical_backward(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    post: Tensor,
-    prior: Tensor,
-    unimix: float,
-    free: float,
-    clamp: str,
-) -> Pair:
-    gradients = _categorical_backward_fake(d_dyn, d_rep, kl, post, prior, unimix, free, clamp)
+def _categorical_backward(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> Pair:
+    gradients = _categorical_backward_fake(d_dyn, d_rep, kl, *inputs)
+    post, prior, unimix, free, clamp = inputs
     args = [*grads_of(d_dyn, d_rep, kl, free, clamp), *contiguous(kl, post, prior), *gradients]
     _launch_categorical(categorical_kl_bwd_kernel, args, post, free, UNIMIX=unimix, CLAMP=clamp)
     return gradients
