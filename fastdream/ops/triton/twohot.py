@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdream.ops.native.twohot import check_target, in_symlog
 from fastdream.ops.reference.twohot import Form
-from fastdream.ops.triton.config import WIDEST, warp_tile
+from fastdream.ops.triton.config import WIDEST, Tile, warp_tile
 from fastdream.ops.triton.library import (
     capability,
     check_floats,
@@ -82,11 +82,11 @@ def twohot_loss_fwd_kernel(
 
 @triton.jit(do_not_specialize=["T", "M"])
 def twohot_loss_bwd_kernel(
-    grad,  # [T, M]
     logit,  # [M, K]
     target,  # [T, M]
     bins,  # [K], ascending
     norm,  # [M]
+    grad,  # [T, M]
     d_logit,  # [M, W], rows without gaps: zeros beyond K
     T,
     M,
@@ -134,20 +134,16 @@ def check_bins(op: str, logit: Tensor, bins: Tensor, **others: Tensor) -> None:
         raise ValueError(f"{op}: logit has shape {list(logit.shape)}, expected [..., {bins.shape[0]}]")
 
 
-def _launch(
-    kernel: Any, logit: Tensor, target: Tensor, symlog: bool, *args: Tensor | None, **constants: int
-) -> None:
+def launch_bins(kernel: Any, logit: Tensor, tile: Tile, symlog: bool, *args: Any, **constants: Any) -> None:
+    """Programs of a tile of the rows of logit, of which the kernel is told behind args."""
     rows, bins = logit.shape
-    tile = warp_tile(bins, capability(logit.device))
     launch(
         kernel,
         (triton.cdiv(rows, tile.rows),),
         *args,
-        target.numel() // max(1, rows),
         rows,
         logit.stride(0),
         K=bins,
-        READ=readable(logit),
         SYMLOG=symlog,
         BM=tile.rows,
         BK=tile.cols,
@@ -167,9 +163,14 @@ def _fake(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
 
 def _forward(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
     loss, norm = _fake(logit, target, bins, in_symlog)
-    x = as_rows(logit)
-    _launch(twohot_loss_fwd_kernel, x, target, in_symlog, x, *contiguous(target, bins), loss, norm)
+    args = *contiguous(target, bins), loss, norm
+    _launch(twohot_loss_fwd_kernel, as_rows(logit), in_symlog, *args)
     return loss, norm
+
+
+def _launch(kernel: Any, x: Tensor, symlog: bool, target: Any, *others: Any, **constants: int) -> None:
+    tile, targets = warp_tile(x.shape[1], capability(x.device)), target.numel() // max(1, len(x))
+    launch_bins(kernel, x, tile, symlog, x, target, *others, targets, READ=readable(x), **constants)
 
 
 def _backward_fake(
@@ -187,9 +188,8 @@ def _backward(
     grad: Tensor, logit: Tensor, target: Tensor, bins: Tensor, norm: Tensor, in_symlog: bool
 ) -> Tensor:
     d_logit = _backward_fake(grad, logit, target, bins, norm, in_symlog)
-    x, others = as_rows(logit), contiguous(target, bins, norm)
-    given = grad.contiguous(), x, *others, d_logit
-    _launch(twohot_loss_bwd_kernel, x, target, in_symlog, *given, W=padded(x.shape[1]))
+    x, args = as_rows(logit), (*contiguous(target, bins, norm, grad), d_logit)
+    _launch(twohot_loss_bwd_kernel, x, in_symlog, *args, W=padded(x.shape[1]))
     return d_logit
 
 

@@ -12,14 +12,13 @@ from fastdream.ops.triton.library import (
     capability,
     check_floats,
     check_shape,
-    launch,
     register,
     register_gradient,
 )
 from fastdream.ops.triton.math import exp, load_logits, softmax
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
 from fastdream.ops.triton.pointwise import symexp_of
-from fastdream.ops.triton.twohot import check_bins
+from fastdream.ops.triton.twohot import check_bins, launch_bins
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -98,23 +97,10 @@ def _fake(logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
 def _forward(logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
     mean = _fake(logit, bins, in_symlog)
     x = as_rows(logit)
-    rows, count = x.shape
-    tile = warp_tile((count + 1) // 2, capability(x.device), tensors=2)
-    launch(
-        twohot_mean_fwd_kernel,
-        (triton.cdiv(rows, tile.rows),),
-        x,
-        bins.contiguous(),
-        mean,
-        rows,
-        x.stride(0),
-        K=count,
-        SYMLOG=in_symlog,
-        BM=tile.rows,
-        BK=tile.cols,
-        num_warps=tile.warps,
-        enable_fp_fusion=False,  # fused, two products that cancel would leave the rounding error of one
-    )
+    tile = warp_tile((x.shape[1] + 1) // 2, capability(x.device), tensors=2)
+    # Fused, two products that cancel would leave the rounding error of one.
+    args = x, bins.contiguous(), mean
+    launch_bins(twohot_mean_fwd_kernel, x, tile, in_symlog, *args, enable_fp_fusion=False)
     return mean
 
 
@@ -128,25 +114,9 @@ def _backward_fake(grad: Tensor, logit: Tensor, bins: Tensor, in_symlog: bool) -
 def _backward(grad: Tensor, logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
     d_logit = _backward_fake(grad, logit, bins, in_symlog)
     x = as_rows(logit)
-    rows, count = x.shape
-    tile = warp_tile(count, capability(x.device))
-    launch(
-        twohot_mean_bwd_kernel,
-        (triton.cdiv(rows, tile.rows),),
-        grad.contiguous(),
-        x,
-        bins.contiguous(),
-        d_logit,
-        rows,
-        x.stride(0),
-        K=count,
-        W=padded(count),
-        READ=readable(x),
-        SYMLOG=in_symlog,
-        BM=tile.rows,
-        BK=tile.cols,
-        num_warps=tile.warps,
-    )
+    tile, wide = warp_tile(x.shape[1], capability(x.device)), padded(x.shape[1])
+    args = grad.contiguous(), x, bins.contiguous(), d_logit
+    launch_bins(twohot_mean_bwd_kernel, x, tile, in_symlog, *args, W=wide, READ=readable(x))
     return d_logit
 
 
