@@ -21,7 +21,7 @@ from fastdream.ops.triton.library import (
     register_gradient,
     rows_of,
 )
-from fastdream.ops.triton.math import load_logits, softmax
+from fastdream.ops.triton.math import load_logits, own_rows, softmax
 
 Pair = tuple[Tensor, Tensor]
 
@@ -53,17 +53,13 @@ def categorical_sample_fwd_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_c = tl.arange(0, BC)[None, :]
-    m_m = o_m < M - i_m
-    m_x = m_m & (o_c < C)
-    o_x = o_m * C + o_c
+    i_m, o_m, o_c, m_m, m_c = own_rows(M, C, BM, BC)
+    m_x, o_x = m_m & m_c, o_m * C + o_c
 
     if given is not None:
         b_i = tl.load(given + i_m + o_m, mask=m_m, other=0)
     else:
-        b_x = load_logits(logit + i_m * C + o_x, m_x, o_c < C)
+        b_x = load_logits(logit + i_m * C + o_x, m_x, m_c)
         b_u = tl.load(noise + i_m + o_m, mask=m_m, other=0.0).to(tl.float32)
         b_i = draw(b_x, b_u, o_c, 1 - UNIMIX, UNIMIX / C, C, 1).to(tl.int64)
     tl.store(index + i_m + o_m, b_i, mask=m_m)
@@ -81,13 +77,10 @@ def categorical_sample_bwd_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_c = tl.arange(0, BC)[None, :]
-    m_x = (o_m < M - i_m) & (o_c < C)
-    o_x = o_m * C + o_c
+    i_m, o_m, o_c, m_m, m_c = own_rows(M, C, BM, BC)
+    m_x, o_x = m_m & m_c, o_m * C + o_c
 
-    b_p = softmax(load_logits(logit + i_m * C + o_x, m_x, o_c < C))
+    b_p = softmax(load_logits(logit + i_m * C + o_x, m_x, m_c))
     b_g = tl.load(grad + i_m * C + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_dx = (1 - UNIMIX) * b_p * (b_g - tl.sum(b_p * b_g, 1, keep_dims=True))
     tl.store(d_logit + i_m * C + o_x, b_dx.to(d_logit.dtype.element_ty), mask=m_x)

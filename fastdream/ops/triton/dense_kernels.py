@@ -23,6 +23,7 @@ from torch import Tensor
 from fastdream.ops.params import Layer
 from fastdream.ops.triton.config import entry, row_tile, warp_tile
 from fastdream.ops.triton.library import capability, launch
+from fastdream.ops.triton.math import own_rows
 from fastdream.ops.triton.norm_kernels import activate_grad, affine, norm_act, normalize, normalize_grad
 from fastdream.ops.triton.padding import padded, readable
 from fastdream.ops.triton.rowwise import load_vector
@@ -65,15 +66,11 @@ def dense_act_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_n = tl.arange(0, BN)[None, :]
-    m_n = o_n < N
+    i_m, o_m, o_n, m_m, m_n = own_rows(M, N, BM, BN)
     b_x = tile_of(x, i_m, o_m, o_n, s_x, M, W)
     b_x = biased(b_x, load_vector(bias, o_n, m_n, 0.0), m_n, N)
     b_y = norm_act(b_x, scale, shift, o_n, m_n, eps, N, NORM, ACT)
-    m_y = (o_m < M - i_m) & (o_n < W)
-    tl.store(y + (i_m + o_m) * W + o_n, b_y.to(y.dtype.element_ty), mask=m_y)
+    tl.store(y + (i_m + o_m) * W + o_n, b_y.to(y.dtype.element_ty), mask=m_m & (o_n < W))
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -31,6 +31,7 @@ from fastdream.ops.triton.library import (
     register_gradient,
     rows_of,
 )
+from fastdream.ops.triton.math import own_rows
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -49,12 +50,8 @@ def gaussian_kl_fwd_kernel(
     BM: tl.constexpr,
     BS: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_s = tl.arange(0, BS)[None, :]
-    m_m = o_m < M - i_m
-    m_x = m_m & (o_s < S)
-    o_x = o_m * S + o_s
+    i_m, o_m, o_s, m_m, m_s = own_rows(M, S, BM, BS)
+    m_x, o_x = m_m & m_s, o_m * S + o_s
 
     b_scale = tl.load(prior_std + i_m * S + o_x, mask=m_x, other=1.0).to(tl.float32)
     b_ratio = tl.load(std + i_m * S + o_x, mask=m_x, other=1.0).to(tl.float32) / b_scale
@@ -84,12 +81,8 @@ def gaussian_kl_bwd_kernel(
     BM: tl.constexpr,
     BS: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_s = tl.arange(0, BS)[None, :]
-    m_m = o_m < M - i_m
-    m_x = m_m & (o_s < S)
-    o_x = i_m * S + o_m * S + o_s
+    i_m, o_m, o_s, m_m, m_s = own_rows(M, S, BM, BS)
+    m_x, o_x = m_m & m_s, i_m * S + o_m * S + o_s
 
     b_dyn, b_rep = load_grads(kl, d_dyn, d_rep, i_m + o_m, m_m, free, CLAMP)
     b_std = tl.load(std + o_x, mask=m_x, other=1.0).to(tl.float32)

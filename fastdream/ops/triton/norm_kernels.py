@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastdream.ops.triton.math import expm1, sigmoid, tanh
+from fastdream.ops.triton.math import expm1, own_rows, sigmoid, tanh
 from fastdream.ops.triton.rowwise import load_vector
 
 
@@ -110,12 +110,8 @@ def norm_act_fwd_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_n = tl.arange(0, BN)[None, :]
-    m_n = o_n < N
-    m_x = (o_m < M - i_m) & m_n
-    o_x = o_m * N + o_n  # inside of the tile: 32 bits are enough
+    i_m, o_m, o_n, m_m, m_n = own_rows(M, N, BM, BN)
+    m_x, o_x = m_m & m_n, o_m * N + o_n  # inside of the tile: 32 bits are enough
 
     b_x = tl.load(x + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32)
     p_y = y + i_m * N + o_x

@@ -6,6 +6,7 @@ The convolution gives [B, H, W, 4 * N], which become [B, 2 * H, 2 * W, N].
 import triton
 import triton.language as tl
 
+from fastdream.ops.triton.math import own_rows
 from fastdream.ops.triton.norm_kernels import activate, activate_grad, affine, norm_act, norm_act_grad
 
 
@@ -33,11 +34,8 @@ def spread_norm_act_fwd_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_n = tl.arange(0, BN)[None, :]
-    m_n = o_n < N
-    m_x = (o_m < M - i_m) & m_n
+    i_m, o_m, o_n, m_m, m_n = own_rows(M, N, BM, BN)
+    m_x = m_m & m_n
 
     b_x = tl.load(x + i_m * N + (o_m * N + o_n), mask=m_x, other=0.0).to(tl.float32)
     b_x += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)

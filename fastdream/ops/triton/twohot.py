@@ -22,7 +22,7 @@ from fastdream.ops.triton.library import (
     register,
     register_gradient,
 )
-from fastdream.ops.triton.math import load_logits
+from fastdream.ops.triton.math import load_logits, own_rows
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
 from fastdream.ops.triton.pointwise import symlog_of
 
@@ -60,21 +60,18 @@ def twohot_loss_fwd_kernel(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_k = tl.arange(0, BK)[None, :]
-    m_m = o_m < M - i_m
+    i_m, o_m, o_k, m_m, m_k = own_rows(M, K, BM, BK)
     p_x = logit + (i_m + o_m) * s_x
 
-    b_x = load_logits(p_x + o_k, m_m & (o_k < READ), o_k < K)
-    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_x = load_logits(p_x + o_k, m_m & (o_k < READ), m_k)
+    b_bins = tl.load(bins + o_k, mask=m_k, other=0.0).to(tl.float32)
     b_max = tl.max(b_x, 1, keep_dims=True)
     b_norm = b_max + tl.log(tl.sum(tl.exp(b_x - b_max), 1, keep_dims=True))
     tl.store(norm + i_m + o_m, b_norm, mask=m_m)
     for i_t in range(T):
         o_t = tl.cast(i_t, tl.int64) * M + i_m + o_m
         b_t = tl.load(target + o_t, mask=m_m, other=0.0).to(tl.float32)
-        b_low, b_w = locate(bins, b_bins, b_t, o_k < K, K, SYMLOG)
+        b_low, b_w = locate(bins, b_bins, b_t, m_k, K, SYMLOG)
         b_from = tl.load(p_x + b_low, mask=m_m, other=0.0).to(tl.float32) - b_norm
         b_to = tl.load(p_x + b_low + 1, mask=m_m, other=0.0).to(tl.float32) - b_norm
         tl.store(loss + o_t, -((1 - b_w) * b_from + b_w * b_to), mask=m_m)
@@ -98,22 +95,19 @@ def twohot_loss_bwd_kernel(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_k = tl.arange(0, BK)[None, :]
-    m_m = o_m < M - i_m
+    i_m, o_m, o_k, m_m, m_k = own_rows(M, K, BM, BK)
 
-    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_bins = tl.load(bins + o_k, mask=m_k, other=0.0).to(tl.float32)
     b_sum = tl.zeros([BM, 1], tl.float32)
     b_dx = tl.zeros([BM, BK], tl.float32)
     for i_t in range(T):
         o_t = tl.cast(i_t, tl.int64) * M + i_m + o_m
         b_t = tl.load(target + o_t, mask=m_m, other=0.0).to(tl.float32)
         b_g = tl.load(grad + o_t, mask=m_m, other=0.0).to(tl.float32)
-        b_low, b_w = locate(bins, b_bins, b_t, o_k < K, K, SYMLOG)
+        b_low, b_w = locate(bins, b_bins, b_t, m_k, K, SYMLOG)
         b_sum += b_g
         b_dx -= tl.where(o_k == b_low, b_g * (1 - b_w), 0.0) + tl.where(o_k == b_low + 1, b_g * b_w, 0.0)
-    b_x = load_logits(logit + (i_m + o_m) * s_x + o_k, m_m & (o_k < READ), o_k < K)
+    b_x = load_logits(logit + (i_m + o_m) * s_x + o_k, m_m & (o_k < READ), m_k)
     b_dx += b_sum * tl.exp(b_x - tl.load(norm + i_m + o_m, mask=m_m, other=0.0))
     p_dx = d_logit + (i_m + o_m) * W + o_k
     tl.store(p_dx, b_dx.to(d_logit.dtype.element_ty), mask=m_m & (o_k < W))

@@ -15,7 +15,7 @@ from fastdream.ops.triton.library import (
     register,
     register_gradient,
 )
-from fastdream.ops.triton.math import exp, load_logits, softmax
+from fastdream.ops.triton.math import exp, load_logits, own_rows, softmax
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
 from fastdream.ops.triton.pointwise import symexp_of
 from fastdream.ops.triton.twohot import check_bins, launch_bins
@@ -69,13 +69,10 @@ def twohot_mean_bwd_kernel(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_k = tl.arange(0, BK)[None, :]
-    m_m = o_m < M - i_m
+    i_m, o_m, o_k, m_m, m_k = own_rows(M, K, BM, BK)
 
-    b_p = softmax(load_logits(logit + (i_m + o_m) * s_x + o_k, m_m & (o_k < READ), o_k < K))
-    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_p = softmax(load_logits(logit + (i_m + o_m) * s_x + o_k, m_m & (o_k < READ), m_k))
+    b_bins = tl.load(bins + o_k, mask=m_k, other=0.0).to(tl.float32)
     b_mean = tl.sum(b_p * b_bins, 1, keep_dims=True)
     b_g = tl.load(grad + i_m + o_m, mask=m_m, other=0.0).to(tl.float32)
     if SYMLOG:
