@@ -23,20 +23,9 @@ from fastdream.ops.triton.library import (
 )
 from fastdream.ops.triton.math import load_logits
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
-from fastdream.ops.triton.twohot import check_bins, locate
+from fastdream.ops.triton.twohot import check_bins, cross_entropy, locate
 
 Pair = tuple[Tensor, Tensor]
-
-
-@triton.jit
-def cross_entropy(
-    p_x, bins, b_bins, b_t, b_norm, m_m, K: tl.constexpr, BK: tl.constexpr, SYMLOG: tl.constexpr
-):
-    """Of the two-hot of targets [BM, 1] with the logits of their rows."""
-    b_low, b_w = locate(bins, b_bins, b_t, tl.arange(0, BK)[None, :] < K, K, SYMLOG)
-    b_from = tl.load(p_x + b_low, mask=m_m, other=0.0).to(tl.float32) - b_norm
-    b_to = tl.load(p_x + b_low + 1, mask=m_m, other=0.0).to(tl.float32) - b_norm
-    return -((1 - b_w) * b_from + b_w * b_to)
 
 
 @triton.jit
@@ -83,8 +72,8 @@ def critic_loss_fwd_kernel(
     b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
     b_max = tl.max(b_x, 1, keep_dims=True)
     b_norm = b_max + tl.log(tl.sum(tl.exp(b_x - b_max), 1, keep_dims=True))
-    b_loss = cross_entropy(p_x, bins, b_bins, b_target, b_norm, m_m, K, BK, SYMLOG)
-    b_loss += slowreg * cross_entropy(p_x, bins, b_bins, b_slow, b_norm, m_m, K, BK, SYMLOG)
+    b_loss = cross_entropy(p_x, bins, b_bins, b_target, b_norm, m_m, o_k < K, K, SYMLOG)
+    b_loss += slowreg * cross_entropy(p_x, bins, b_bins, b_slow, b_norm, m_m, o_k < K, K, SYMLOG)
     b_loss *= tl.load(weight + i_n * s_weight + i_h, mask=m_m, other=0.0).to(tl.float32)
     tl.store(norm + i_m, b_norm, mask=m_m)
     tl.store(loss + i_m, b_loss, mask=m_m)

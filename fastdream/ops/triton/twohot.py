@@ -44,6 +44,15 @@ def locate(bins, b_bins, b_t, m_n, K: tl.constexpr, SYMLOG: tl.constexpr):
     return b_low, b_w
 
 
+@triton.jit
+def cross_entropy(p_x, bins, b_bins, b_t, b_norm, m_m, m_k, K: tl.constexpr, SYMLOG: tl.constexpr):
+    """Of the two-hot of targets [BM, 1] with the logits of their rows, which begin at p_x."""
+    b_low, b_w = locate(bins, b_bins, b_t, m_k, K, SYMLOG)
+    b_from = tl.load(p_x + b_low, mask=m_m, other=0.0).to(tl.float32) - b_norm
+    b_to = tl.load(p_x + b_low + 1, mask=m_m, other=0.0).to(tl.float32) - b_norm
+    return -((1 - b_w) * b_from + b_w * b_to)
+
+
 @triton.jit(do_not_specialize=["T", "M"])
 def twohot_loss_fwd_kernel(
     logit,  # [M, K]
@@ -71,10 +80,8 @@ def twohot_loss_fwd_kernel(
     for i_t in range(T):
         o_t = tl.cast(i_t, tl.int64) * M + i_m + o_m
         b_t = tl.load(target + o_t, mask=m_m, other=0.0).to(tl.float32)
-        b_low, b_w = locate(bins, b_bins, b_t, m_k, K, SYMLOG)
-        b_from = tl.load(p_x + b_low, mask=m_m, other=0.0).to(tl.float32) - b_norm
-        b_to = tl.load(p_x + b_low + 1, mask=m_m, other=0.0).to(tl.float32) - b_norm
-        tl.store(loss + o_t, -((1 - b_w) * b_from + b_w * b_to), mask=m_m)
+        b_loss = cross_entropy(p_x, bins, b_bins, b_t, b_norm, m_m, m_k, K, SYMLOG)
+        tl.store(loss + o_t, b_loss, mask=m_m)
 
 
 @triton.jit(do_not_specialize=["T", "M"])
