@@ -186,29 +186,20 @@ def _mlps_backward_fake(
     return [empty_like(p) for p, want in zip((x, *params), wanted, strict=True) if want]
 
 
-def _mlps_backward(
-    x: Tensor,
-    params: Params,
-    there: Flags,
-    sizes: Sequence[int],
-    eps: Sequence[float],
-    grads: Params,
-    kept: Params,
-    wanted: Flags,
-) -> list[Tensor]:
-    gradients = _mlps_backward_fake(x, params, there, sizes, eps, grads, kept, wanted)
+def _mlps_backward(*inputs: Any) -> list[Tensor]:
+    gradients = _mlps_backward_fake(*inputs)
+    x, params, there, sizes, eps, grads, kept, wanted = inputs
     d_x, *d_params = spread(gradients, wanted)
-    inputs = (*contiguous(x, *spread(params, there), *grads), *kept)
-    run("mlps_backward", (*inputs, d_x, *spread(d_params, there)), (rows_of(x)[0], *sizes), eps)
+    tensors = (*contiguous(x, *spread(params, there), *grads), *kept)
+    run("mlps_backward", (*tensors, d_x, *spread(d_params, there)), (rows_of(x)[0], *sizes), eps)
     return gradients
 
 
 def _save_mlps(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, params, *ctx.statics, keep = inputs
     ctx.save_for_backward(x, *output[len(keep) :], *params)
-    ctx.set_materialize_grads(
-        False
-    )  # those of what is kept never come, nor those of outputs that nothing used
+    # Those of what is kept never come, nor those of outputs that nothing used.
+    ctx.set_materialize_grads(False)
 
 
 def _mlps_gradient(ctx: Any, grads: Sequence[Optional]) -> tuple[Any, ...]:

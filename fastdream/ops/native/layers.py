@@ -77,20 +77,11 @@ def _norm_act_backward_fake(
     return [empty_like(p) for p, want in inputs if p is not None and want]
 
 
-def _norm_act_backward(
-    x: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: int,
-    act: int,
-    eps: float,
-    grad: Tensor,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
-    gradients = _norm_act_backward_fake(x, scale, shift, norm, act, eps, grad, wanted)
+def _norm_act_backward(*inputs: Any) -> list[Tensor]:
+    gradients = _norm_act_backward_fake(*inputs)
+    x, scale, shift, norm, act, eps, grad, wanted = inputs
     outputs = spread(gradients, (True, *wanted[1:]))
-    inputs = contiguous(x, scale, shift, grad)
-    run("norm_act_backward", (*inputs, *outputs), (norm, act, *rows_of(x)), (eps,))
+    run("norm_act_backward", (*contiguous(x, scale, shift, grad), *outputs), (norm, act, *rows_of(x)), (eps,))
     return gradients
 
 

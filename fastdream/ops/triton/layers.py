@@ -111,17 +111,9 @@ def _backward_fake(
     return [empty_like(p) for p, want in inputs if p is not None and want]
 
 
-def _backward(
-    x: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: str,
-    act: str,
-    eps: float,
-    grad: Tensor,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
-    d_x, *d_params = _backward_fake(x, scale, shift, norm, act, eps, grad, wanted)
+def _backward(*inputs: Any) -> list[Tensor]:
+    d_x, *d_params = _backward_fake(*inputs)
+    x, scale, shift, norm, act, eps, grad, wanted = inputs
     rows = Rows.of(x, tensors=2)
     programs = min(PROGRAMS, rows.tiles)
     partial = [p.new_empty(programs, rows.width, dtype=torch.float32) for p in d_params]
