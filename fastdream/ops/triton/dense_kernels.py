@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer
 from fastdream.ops.triton.config import entry, row_tile, warp_tile
-from fastdream.ops.triton.library import capability, launch
+from fastdream.ops.triton.library import capability, launch, launch_tiles
 from fastdream.ops.triton.math import own_rows
 from fastdream.ops.triton.norm_kernels import activate_grad, affine, norm_act, normalize, normalize_grad
 from fastdream.ops.triton.padding import padded, readable
@@ -179,9 +179,10 @@ def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
     """Compute y [M, W] of x [M, W] as above, N the number of the layer's outputs. Its weight is not looked at."""
     rows, wide = x.shape
     width, tile = len(layer.weight), warp_tile(wide, capability(x.device))
-    launch(
+    launch_tiles(
         dense_act_kernel,
         (triton.cdiv(rows, tile.rows),),
+        tile,
         x,
         *layer[1:4],
         y,
@@ -192,9 +193,6 @@ def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
         W=wide,
         NORM=layer.norm,
         ACT=layer.act,
-        BM=tile.rows,
-        BN=tile.cols,
-        num_warps=tile.warps,
     )
 
 
@@ -210,9 +208,10 @@ def dense_act_gradient(
     wide = padded(width)
     cut = warp_tile(wide, capability(grad.device), 2) if wide <= ONE_WARP else None
     tile = cut or row_tile(wide, capability(grad.device), tensors=4)
-    launch(
+    launch_tiles(
         dense_act_gradient_kernel,
         (len(present[0]) if present else programs(grad),),
+        tile,
         x,
         *layer[1:4],
         grad,
@@ -229,9 +228,6 @@ def dense_act_gradient(
         READ=readable(grad),
         NORM=layer.norm,
         ACT=layer.act,
-        BM=tile.rows,
-        BN=tile.cols,
-        num_warps=tile.warps,
     )
 
 

@@ -23,7 +23,7 @@ from fastdream.ops.triton.library import (
     check_floats,
     check_shape,
     contiguous,
-    launch,
+    launch_tiles,
     register,
 )
 from fastdream.ops.triton.pool_kernels import pool_norm_act_bwd_kernel, pool_norm_act_fwd_kernel
@@ -118,19 +118,8 @@ class Pixels(NamedTuple):
 def _launch(
     kernel: Any, grid: int, tensors: Sequence[Optional], eps: float, pixels: Pixels, **options: Any
 ) -> None:
-    launch(
-        kernel,
-        (grid,),
-        *tensors,
-        eps,
-        pixels.number,
-        H=pixels.height,
-        W=pixels.width,
-        BM=pixels.tile.rows,
-        BN=pixels.tile.cols,
-        num_warps=pixels.tile.warps,
-        **options,
-    )
+    args = *tensors, eps, pixels.number
+    launch_tiles(kernel, (grid,), pixels.tile, *args, H=pixels.height, W=pixels.width, **options)
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

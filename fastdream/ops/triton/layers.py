@@ -18,7 +18,7 @@ from fastdream.ops.triton.library import (
     check_shape,
     contiguous,
     empty_like,
-    launch,
+    launch_tiles,
     register,
     register_once_differentiable,
 )
@@ -59,18 +59,7 @@ class Rows(NamedTuple):
 def _launch(
     kernel: Any, grid: int, tensors: Sequence[Optional], eps: float, rows: Rows, **options: Any
 ) -> None:
-    launch(
-        kernel,
-        (grid,),
-        *tensors,
-        eps,
-        rows.number,
-        N=rows.width,
-        BM=rows.tile.rows,
-        BN=rows.tile.cols,
-        num_warps=rows.tile.warps,
-        **options,
-    )
+    launch_tiles(kernel, (grid,), rows.tile, *tensors, eps, rows.number, N=rows.width, **options)
 
 
 def _check(op: str, x: Tensor, scale: Optional, shift: Optional) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdream.ops.native import library as native
 from fastdream.ops.native.library import check_shape, contiguous, empty_like, register_gradient, rows_of
 from fastdream.ops.triton import interpreted
+from fastdream.ops.triton.config import Tile
 
 DEVICES = ("CPU", "CUDA") if interpreted() else ("CUDA",)
 OVERLAPPING = True  # kernels that can, with the one before; see `overlap`
@@ -32,6 +33,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
         constants |= {"PDL": overlaps} | ({"launch_pdl": True} if overlaps else {})
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         run(kernel, grid, args, {"enable_fp_fusion": True, "num_stages": 1} | constants)
+
+
+def launch_tiles(kernel: Any, grid: tuple[int, ...], tile: Tile, *args: Any, **constants: Any) -> None:
+    """As `launch`, of programs that have such a tile [BM, BN] at a time."""
+    launch(kernel, grid, *args, BM=tile.rows, BN=tile.cols, num_warps=tile.warps, **constants)
 
 
 def run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any]) -> None:
@@ -79,6 +85,7 @@ __all__ = [
     "contiguous",
     "empty_like",
     "launch",
+    "launch_tiles",
     "register",
     "register_gradient",
     "register_once_differentiable",

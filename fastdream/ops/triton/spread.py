@@ -20,7 +20,7 @@ from fastdream.ops.triton.library import (
     check_floats,
     check_shape,
     contiguous,
-    launch,
+    launch_tiles,
     register,
 )
 from fastdream.ops.triton.phases import Phases
@@ -116,17 +116,7 @@ def _norm_tile(phases: Phases, x: Tensor, tensors: int) -> Tile:
 def _launch(
     kernel: Any, grid: tuple[int, ...], args: tuple, phases: Phases, tile: Tile, **options: str
 ) -> None:
-    launch(
-        kernel,
-        grid,
-        *args,
-        W=phases.width,
-        N=phases.out,
-        BM=tile.rows,
-        BN=tile.cols,
-        num_warps=tile.warps,
-        **options,
-    )
+    launch_tiles(kernel, grid, tile, *args, W=phases.width, N=phases.out, **options)
 
 
 def _backward_fake(*given: Any) -> list[Tensor]:
