@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fastdream.optim import Optimiser
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class AdamConfig:
             raise ValueError(f"need lr and eps > 0, clip >= 0 and 0 <= wd < 1, got {self}")
 
 
-class Adam:
+class Adam(Optimiser):
     """Clips, decays, then steps; all state stays on the device and nothing waits for it.
 
     1. g *= min(1, clip / norm), norm over all gradients.  2. p *= 1 - wd.
@@ -42,15 +43,9 @@ class Adam:
     """
 
     def __init__(self, params: Mapping[str, nn.Parameter], config: AdamConfig) -> None:
+        super().__init__(params, "mean", "square")
         self.config = config
-        self.names, self.params = list(params), list(params.values())
-        self.mean = [torch.zeros_like(p) for p in self.params]
-        self.square = [torch.zeros_like(p) for p in self.params]
-        self.count = torch.zeros((), dtype=torch.int64, device=self.params[0].device)
-
-    @property
-    def param_count(self) -> int:
-        return sum(p.numel() for p in self.params)
+        self.mean, self.square = self.means.values()
 
     @torch.no_grad()
     def step(self, lr: Tensor | None = None) -> dict[str, Tensor]:
@@ -58,21 +53,18 @@ class Adam:
 
         lr   0-d float64, instead of the configured one.
         """
-        config, params, grads = self.config, list[Tensor](self.params), [p.grad for p in self.params]
-        missing = [n for n, g in zip(self.names, grads, strict=True) if g is None]
-        assert not missing, f"no gradient reached {missing}"
-        present = [g for g in grads if g is not None]
-        norm = torch.stack(torch._foreach_norm(present)).norm()
+        config, params, grads = self.config, list[Tensor](self.params), self.gradients(self.params)
+        norm = torch.stack(torch._foreach_norm(grads)).norm()
         if config.clip:
-            torch._foreach_mul_(present, config.clip / norm.clamp_min(config.clip))
+            torch._foreach_mul_(grads, config.clip / norm.clamp_min(config.clip))
         self.count += 1
         t = self.count.double()  # 1 - 0.999^1 in float32 would be off by 1e-5 of itself
         rate = (config.lr if lr is None else lr) * (1 - config.beta2**t).sqrt() / (1 - config.beta1**t)
         if config.wd:
             torch._foreach_mul_(params, 1 - config.wd)
-        torch._foreach_lerp_(self.mean, present, 1 - config.beta1)
+        torch._foreach_lerp_(self.mean, grads, 1 - config.beta1)
         torch._foreach_mul_(self.square, config.beta2)
-        torch._foreach_addcmul_(self.square, present, present, 1 - config.beta2)
+        torch._foreach_addcmul_(self.square, grads, grads, 1 - config.beta2)
         denom = torch._foreach_sqrt(self.square)
         torch._foreach_add_(denom, config.eps)
         update = list(torch._foreach_div(self.mean, denom))
@@ -81,20 +73,3 @@ class Adam:
         for param in self.params:
             param.grad = None
         return {"grad_norm": norm, "grad_rms": norm / math.sqrt(self.param_count)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Moments by parameter name, and the number of steps."""
-        mean, square = (dict(zip(self.names, x, strict=True)) for x in (self.mean, self.square))
-        return {"mean": mean, "square": square, "count": self.count}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy a state of the same parameters into place."""
-        for ours, saved in ((self.mean, state["mean"]), (self.square, state["square"])):
-            if saved.keys() != set(self.names):
-                raise ValueError(
-                    f"optimiser state is of other parameters: {sorted(saved.keys() ^ set(self.names))}"
-                )
-            for name, tensor in zip(self.names, ours, strict=True):
-                tensor.copy_(saved[name])
-        self.count.copy_(state["count"])

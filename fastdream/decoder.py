@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastdream.convs import Conv
 from fastdream.distributions import sum_event, wide
 from fastdream.encoder import check_keys, check_sizes, image_spaces, smallest_map, vector_spaces
-from fastdream.nets import MLP, Children, Dense, NormAct
+from fastdream.nets import MLP, Children, Dense, NormAct, shaped_vectors, split_images
 from fastdream.ops import Ops, categorical_log_prob, linear, mlp_outputs
 from fastdream.ops.params import Act, Layers, Norm
 from fastdream.ops.reference.layers import match
@@ -139,9 +139,10 @@ class Decoder(nn.Module):
         """deter [..., D], stoch [..., S*C] of one dtype -> raw outputs in it, keys as in obs_space."""
         outputs: dict[str, Tensor] = {}
         if self.vectors:
-            outputs.update(self._decode_vectors(torch.cat([stoch, deter], -1)))
+            flat = mlp_outputs(torch.cat([stoch, deter], -1), self.mlp.layers, self.outs, self.ops.mlps)
+            outputs |= shaped_vectors(self.vectors, flat)
         if self.images:
-            outputs.update(self._decode_images(deter, stoch))
+            outputs |= split_images(self.images, self._decode_images(deter, stoch))
         return {key: outputs[key] for key in self.spaces}
 
     @property
@@ -150,26 +151,14 @@ class Decoder(nn.Module):
         parts = (part for key in self.vectors for part in self.vec[key].children())
         return tuple(part.layer for part in parts if isinstance(part, Dense))
 
-    def _decode_vectors(self, feat: Tensor) -> dict[str, Tensor]:
-        flat = mlp_outputs(feat, self.mlp.layers, self.outs, self.ops.mlps)
-        outputs = {}
-        for (key, space), x in zip(self.vectors.items(), flat, strict=True):
-            shape = (*space.shape, space.classes) if space.kind == "discrete" else space.shape
-            outputs[key] = x.reshape(*x.shape[:-1], *shape)
-        return outputs
-
-    def _decode_images(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:
+    def _decode_images(self, deter: Tensor, stoch: Tensor) -> Tensor:
         batch = deter.shape[:-1]
         deter, stoch = deter.reshape(-1, deter.shape[-1]), stoch.reshape(-1, stoch.shape[-1])
         x = self._seed_map(deter, stoch).permute(0, 3, 1, 2)
         for i in reversed(range(len(self.config.mults) - 1)):
             x = getattr(self, f"conv{i}")(x)
         x = self.imgout(x).permute(0, 2, 3, 1)
-        x = x.reshape(*batch, *x.shape[1:])
-        channels = [space.shape[-1] for space in self.images.values()]
-        # Splitting off a single part would copy its gradient.
-        parts = x.split(channels, -1) if len(channels) > 1 else (x,)
-        return dict(zip(self.images, parts, strict=True))
+        return x.reshape(*batch, *x.shape[1:])
 
     def _seed_map(self, deter: Tensor, stoch: Tensor) -> Tensor:
         """[N, D], [N, S*C] -> the smallest feature map [N, h, w, channels]."""

@@ -1,7 +1,7 @@
 """Layers that own parameters, and the way from observation and action dictionaries to flat vectors."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import getitem, is_
 from typing import Any, Generic, TypeVar, cast
 
@@ -196,6 +196,23 @@ def flatten_inputs(
         parts.append(x if len(space.shape) == 1 else x.reshape(*batch, -1))
         classes.append(space.classes if space.kind == "discrete" else 0)
     return join(parts, classes, squish, dtype)
+
+
+def shaped_vectors(spaces: Spaces, flat: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What is predicted of each space, [..., w], as [..., *space.shape], or [..., *space.shape, classes]."""
+    entries = {}
+    for (key, space), x in zip(spaces.items(), flat, strict=True):
+        shape = (*space.shape, space.classes) if space.kind == "discrete" else space.shape
+        entries[key] = x.reshape(*x.shape[:-1], *shape)
+    return entries
+
+
+def split_images(spaces: Spaces, x: Tensor) -> dict[str, Tensor]:
+    """All images side by side, [..., H, W, C], by their keys."""
+    channels = [space.shape[-1] for space in spaces.values()]
+    # Splitting off a single part would copy its gradient.
+    parts = x.split(channels, -1) if len(channels) > 1 else (x,)
+    return dict(zip(spaces, parts, strict=True))
 
 
 def encode_action(

@@ -1,7 +1,7 @@
 """LaProp with adaptive gradient clipping, and its learning-rate schedules: DreamerV3's one optimiser."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,7 +47,47 @@ class OptConfig:
             )
 
 
-class LaProp:
+class Optimiser:
+    """Parameters by name, running means for each of them, and the number of steps, all on the device.
+
+    means   what the running means are called.
+    """
+
+    def __init__(self, params: Mapping[str, nn.Parameter], *means: str) -> None:
+        self.names, self.params = list(params), list(params.values())
+        self.means = {name: [torch.zeros_like(p) for p in self.params] for name in means}
+        self.count = torch.zeros((), dtype=torch.int64, device=self.params[0].device)
+
+    @property
+    def param_count(self) -> int:
+        return sum(p.numel() for p in self.params)
+
+    def gradients(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """Those of all parameters, which `leaves` have; every one must be there."""
+        missing = [name for name, x in zip(self.names, leaves, strict=True) if x.grad is None]
+        assert not missing, f"no gradient reached {missing}"
+        return [x.grad for x in leaves if x.grad is not None]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Running means by parameter name, and the number of steps."""
+        means = {name: dict(zip(self.names, mean, strict=True)) for name, mean in self.means.items()}
+        return means | {"count": self.count}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy a state of the same parameters into place."""
+        for mean, ours in self.means.items():
+            saved = state[mean]
+            if saved.keys() != set(self.names):
+                raise ValueError(
+                    f"optimiser state is of other parameters: {sorted(saved.keys() ^ set(self.names))}"
+                )
+            for name, tensor in zip(self.names, ours, strict=True):
+                tensor.copy_(saved[name])
+        self.count.copy_(state["count"])
+
+
+class LaProp(Optimiser):
     """AGC, then RMS scaling, then momentum, then decay, one fused update over all tensors (Ziyin et al. 2020).
 
     params: official-style names to parameters; only names that end in `weight` are decayed.
@@ -61,26 +101,20 @@ class LaProp:
         config: OptConfig,
         leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter,
     ) -> None:
+        super().__init__(params, "nu", "mu")
         self.ops, self.config = ops, config
-        self.names, self.params = list(params), list(params.values())
+        self.nu, self.mu = self.means.values()
         self.leaves = [leaf(p) for p in self.params]
         self.decay_mask = [name.endswith("weight") for name in self.names]
-        self.nu = [torch.zeros_like(p) for p in self.params]
-        self.mu = [torch.zeros_like(p) for p in self.params]
-        self.count = torch.zeros((), dtype=torch.int64, device=self.params[0].device)
 
     @torch.no_grad()
     def step(self) -> dict[str, Tensor]:
         """Apply and clear the gradients; every parameter must have one. Returns metrics, 0-d tensors."""
-        config, grads = self.config, [x.grad for x in self.leaves]
-        missing = [n for n, g in zip(self.names, grads, strict=True) if g is None]
-        assert not missing, f"no gradient reached {missing}"
-        present = [g for g in grads if g is not None]
-        lr = self.learning_rate()
+        config, grads, lr = self.config, self.gradients(self.leaves), self.learning_rate()
         self.count += 1
         update_norm, grad_norm, param_norm = self.ops.laprop_(
             self.params,
-            present,
+            grads,
             self.nu,
             self.mu,
             self.count,
@@ -100,10 +134,6 @@ class LaProp:
         rms = torch._foreach_div(norms, math.sqrt(self.param_count))
         named = dict(zip(("grad_rms", "update_rms", "param_rms"), rms, strict=True))
         return {"updates": self.count.clone(), "grad_norm": grad_norm} | named | {"lr": lr}
-
-    @property
-    def param_count(self) -> int:
-        return sum(p.numel() for p in self.params)
 
     def learning_rate(self) -> Tensor:
         """Learning rate of the coming update, 0-d float32 on the device.
@@ -126,20 +156,3 @@ class LaProp:
         if config.warmup:
             lr = torch.where(t < config.warmup, config.lr * t / config.warmup, lr)
         return lr
-
-    def state_dict(self) -> dict[str, Any]:
-        """Moments by parameter name, and the update count."""
-        nu, mu = (dict(zip(self.names, tensors, strict=True)) for tensors in (self.nu, self.mu))
-        return {"nu": nu, "mu": mu, "count": self.count}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy a state of the same parameters into place."""
-        for ours, saved in ((self.nu, state["nu"]), (self.mu, state["mu"])):
-            if saved.keys() != set(self.names):
-                raise ValueError(
-                    f"optimiser state is of other parameters: {sorted(saved.keys() ^ set(self.names))}"
-                )
-            for name, tensor in zip(self.names, ours, strict=True):
-                tensor.copy_(saved[name])
-        self.count.copy_(state["count"])

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastdream.agents.dreamer_v1_config import Config as DreamerConfig
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
-from fastdream.presets_dataset import from_dataset
+from fastdream.presets_dataset import from_dataset, tiny
 
 # Options of the suite that differ from its defaults, by preset and variant.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
@@ -119,19 +119,8 @@ def offline_vision() -> Config:
 
 def debug() -> Config:
     """Everything tiny, to find out quickly whether it runs."""
-    config = official("dummy_mixed", 1000, "debug")
-    dreamer = config.dreamer
-    names = ("rewhead", "pconthead", "policy", "value", "enc", "dec")
-    shallow = {name: replace(getattr(dreamer, name), layers=1) for name in names}
-    return replace(
-        config,
-        env=EnvConfig(count=4),
-        train=TrainConfig(ratio=8.0, batch_size=8, batch_length=10, prefill=100, pretrain=2),
-        replay=ReplayConfig(capacity=1000, online=False),
-        eval=EvalConfig(episodes=1, final_episodes=1, count=1, mode="mode"),
-        log=LogConfig(outputs=("console", "jsonl"), every=1.0, report_every=0),
-        dreamer=replace(dreamer, imag_length=3, **shallow),
-    )
+    nets = ("rewhead", "pconthead", "policy", "value", "enc", "dec")
+    return tiny(official("dummy_mixed", 1000, "debug"), nets, pretrain=2)
 
 
 PRESETS: dict[str, Callable[[], Config]] = {

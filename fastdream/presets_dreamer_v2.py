@@ -10,7 +10,7 @@ from typing import Any
 from fastdream.agents.dreamer_v2_config import Config as DreamerConfig
 from fastdream.agents.dreamer_v2_config import KLConfig, LossScales
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
-from fastdream.presets_dataset import from_dataset
+from fastdream.presets_dataset import from_dataset, tiny
 
 # Options of the suite that differ from its defaults, by preset and variant.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
@@ -141,19 +141,8 @@ def offline_vision() -> Config:
 
 def debug() -> Config:
     """Everything tiny, to find out quickly whether it runs."""
-    config = official("dummy_mixed", 1000, "debug", 5, 0, 0)
-    dreamer = config.dreamer
-    heads = ("rewhead", "dishead", "policy", "value", "enc", "dec")
-    shallow = {name: replace(getattr(dreamer, name), layers=1) for name in heads}
-    return replace(
-        config,
-        env=EnvConfig(count=4),
-        train=TrainConfig(ratio=8.0, batch_size=8, batch_length=10, prefill=100),
-        replay=ReplayConfig(capacity=1000, online=False),
-        eval=EvalConfig(episodes=1, final_episodes=1, count=1, mode="mode"),
-        log=LogConfig(outputs=("console", "jsonl"), every=1.0, report_every=0),
-        dreamer=replace(dreamer, imag_length=3, **shallow),
-    )
+    nets = ("rewhead", "dishead", "policy", "value", "enc", "dec")
+    return tiny(official("dummy_mixed", 1000, "debug", 5, 0, 0), nets)
 
 
 PRESETS: dict[str, Callable[[], Config]] = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastdream.convs import Valid
 from fastdream.distributions import sum_event, unit_normal_loss, wide
 from fastdream.encoder import check_keys, image_spaces, vector_spaces
-from fastdream.nets import MLP, Children, Dense, flatten_inputs
+from fastdream.nets import MLP, Children, Dense, flatten_inputs, shaped_vectors, split_images
 from fastdream.ops import Ops, categorical_log_prob, mlp_outputs
 from fastdream.ops.params import Act, Layers, Norm
 from fastdream.ops.reference.images import pixels
@@ -200,18 +200,14 @@ class StridedDecoder(nn.Module):
 
     def forward(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:
         """deter [..., D], stoch [..., S*C] of one dtype -> raw outputs in it, keys as in obs_space."""
-        feat, outputs = torch.cat([deter, stoch], -1), {}
+        feat, outputs = torch.cat([deter, stoch], -1), dict[str, Tensor]()
         if self.vectors:
             outs = [dense.layer for dense in self.vec.children() if isinstance(dense, Dense)]
             flat = mlp_outputs(feat, self.mlp.layers, outs, self.ops.mlps)
-            for (key, space), x in zip(self.vectors.items(), flat, strict=True):
-                shape = (*space.shape, space.classes) if space.kind == "discrete" else space.shape
-                outputs[key] = x.reshape(*x.shape[:-1], *shape)
+            outputs |= shaped_vectors(self.vectors, flat)
         if self.images:
             x = self.convs(self.space(feat).reshape(-1, self.seed, 1, 1)).permute(0, 2, 3, 1)
-            parts = x.reshape(*deter.shape[:-1], *x.shape[1:])
-            channels = [space.shape[-1] for space in self.images.values()]
-            outputs |= dict(zip(self.images, parts.split(channels, -1), strict=True))
+            outputs |= split_images(self.images, x.reshape(*deter.shape[:-1], *x.shape[1:]))
         return {key: outputs[key] for key in self.spaces}
 
     def loss(self, outputs: Mapping[str, Tensor], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -69,6 +69,22 @@ def unit_normal(mean: np.ndarray, event: np.ndarray, dims: int = 0) -> np.ndarra
     return loss.sum(tuple(range(-dims, 0))) if dims else loss
 
 
+def model_losses(agent: Any, post: fd.Step, data: Mapping[str, Tensor], reward: str) -> dict[str, Any]:
+    """Of reward, images, vectors and classes at these states, each a mean over them."""
+    model, rewards = agent.model, double(data["reward"])
+    feat = model.feat(post.deter, post.stoch)
+    target = np.tanh(rewards) if reward == "tanh" else rewards
+    recon = {k: double(v) for k, v in model.dec(*feat).items()}
+    classes = data["kind"].long().numpy()[..., None]
+    losses = {
+        "rew": unit_normal(double(model.rew(feat)), target),
+        "image": unit_normal(recon["image"], double(data["image"]) / 255 - 0.5, 3),
+        "position": unit_normal(recon["position"], double(data["position"]), 1),
+        "kind": -np.take_along_axis(log_softmax(recon["kind"]), classes, -1).sum((-2, -1)),
+    }
+    return {name: loss.mean() for name, loss in losses.items()}
+
+
 def cross_entropy(logit: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Of a Bernoulli and a soft target."""
     prob = sigmoid(logit)

@@ -1,5 +1,8 @@
 """What the tests of compiled ops share: results with gradients, and the rule for their errors."""
 
+import sys
+import threading
+import time
 from collections.abc import Callable
 
 import torch
@@ -34,3 +37,26 @@ def assert_as_good_as_reference(op: Callable, expected: Callable, args: tuple) -
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return all(torch.equal(our, their) for our, their in zip(ours, theirs, strict=True))
+
+
+def check_others_run(kernel: Callable[[], object]) -> None:
+    """No thread is ever asked to yield here, so this one can only look on if the kernel releases the GIL."""
+    inside, seen = [False], []
+
+    def work() -> None:
+        for _ in range(50):
+            inside[0] = True
+            kernel()
+            inside[0] = False
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        while thread.is_alive():
+            seen.append(inside[0])
+            time.sleep(1e-4)
+    finally:
+        sys.setswitchinterval(interval)
+    assert any(seen)

@@ -22,7 +22,7 @@ from .dreamer_tools import (
     cross_entropy,
     double,
     lambda_return,
-    log_softmax,
+    model_losses,
     sigmoid,
     unit_normal,
 )
@@ -53,18 +53,11 @@ def test_world_model_loss(free: float, pcont: bool, reward: Any) -> None:
     total, post, metrics = agent.model_loss(agent.init_train(B), data, draws(agent))
     prior = double(agent.ops.prior(model.dyn.params, post.deter))
     want = {"kl": max(numpy_kl(double(post.logit), prior).mean(), free)}
-    feat, rewards = model.feat(post.deter, post.stoch), double(data["reward"])
-    want["rew"] = unit_normal(
-        double(model.rew(feat)), np.tanh(rewards) if reward == "tanh" else rewards
-    ).mean()
+    want |= model_losses(agent, post, data, reward)
     if pcont:
         target = 0.9 * (1 - double(data["is_terminal"]))
+        feat = model.feat(post.deter, post.stoch)
         want["pcont"] = cross_entropy(double(model.pcont(feat)), target).mean()
-    recon = {k: double(v) for k, v in model.dec(*feat).items()}
-    want["image"] = unit_normal(recon["image"], double(data["image"]) / 255 - 0.5, 3).mean()
-    want["position"] = unit_normal(recon["position"], double(data["position"]), 1).mean()
-    classes = data["kind"].long().numpy()[..., None]
-    want["kind"] = -np.take_along_axis(log_softmax(recon["kind"]), classes, -1).sum((-2, -1)).mean()
     for name, value in want.items():
         assert float(metrics[f"loss/{name}"].detach()) == pytest.approx(value, **NEAR), name
     weights = {"kl": 0.1, "pcont": 7.0}

@@ -25,6 +25,7 @@ from .dreamer_tools import (
     double,
     lambda_return,
     log_softmax,
+    model_losses,
     sigmoid,
     unit_normal,
 )
@@ -63,18 +64,10 @@ def test_world_model_loss(classes: int, free: float, reward: Any) -> None:
     plain = numpy_kl(double(post.logit), prior).mean()
     assert (plain < free) == (free == 50.0)
     want = {"kl": max(plain, free)}  # both sides have this value; only their gradients are balanced
+    want |= model_losses(agent, post, data, reward)
     feat = model.feat(post.deter, post.stoch)
-    rewards = double(data["reward"])
-    want["rew"] = unit_normal(
-        double(model.rew(feat)), np.tanh(rewards) if reward == "tanh" else rewards
-    ).mean()
     target = 0.9 * (1 - double(data["is_terminal"]))
     want["dis"] = cross_entropy(double(model.dis(feat)), target).mean()
-    recon = {k: double(v) for k, v in model.dec(*feat).items()}
-    want["image"] = unit_normal(recon["image"], double(data["image"]) / 255 - 0.5, 3).mean()
-    want["position"] = unit_normal(recon["position"], double(data["position"]), 1).mean()
-    classes_of = data["kind"].long().numpy()[..., None]
-    want["kind"] = -np.take_along_axis(log_softmax(recon["kind"]), classes_of, -1).sum((-2, -1)).mean()
     for name, value in want.items():
         assert float(metrics[f"loss/{name}"]) == pytest.approx(value, **NEAR), name
     weights = {"kl": 0.1, "rew": 2.0, "dis": 5.0, "image": 0.5, "position": 0.5, "kind": 0.5}

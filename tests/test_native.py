@@ -3,9 +3,7 @@
 import re
 import shutil
 import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdream.ops import reference
+
+from .native_tools import check_others_run
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("reward", "live", "mix", "value")
@@ -187,29 +187,10 @@ def test_threads_do_not_disturb_each_other(native: ModuleType):
 
 
 def test_kernel_lets_other_threads_run(native: ModuleType):
-    """No thread is ever asked to yield here, so this one can only look on if the kernel releases the GIL."""
     args = [x.detach() for x in inputs(1000, 500, dtype=torch.float32)]
     ret = torch.empty_like(args[0])
     pointers = [x.data_ptr() for x in (*args, ret)]
-    inside, seen = [False], []
-
-    def work() -> None:
-        for _ in range(50):
-            inside[0] = True
-            native.library.C.cpu_lambda_return(4, pointers, 1000, 500)
-            inside[0] = False
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(60)
-    try:
-        thread = threading.Thread(target=work)
-        thread.start()
-        while thread.is_alive():
-            seen.append(inside[0])
-            time.sleep(1e-4)
-    finally:
-        sys.setswitchinterval(interval)
-    assert any(seen)
+    check_others_run(lambda: native.library.C.cpu_lambda_return(4, pointers, 1000, 500))
 
 
 def test_wrong_itemsize_is_a_status(native: ModuleType):

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,8 @@ import pytest
 import torch
 
 from fastdream.ops import reference
+
+from .native_tools import check_others_run
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -80,28 +81,9 @@ def test_a_forked_process_computes(before: str):
 
 
 def test_kernels_let_other_threads_run(native: ModuleType):
-    """No thread is ever asked to yield here, so this one can only look on if a kernel releases the GIL."""
     x = torch.randn(300, 4000)
     y = torch.empty_like(x)
-    inside, seen = [False], []
-
-    def work() -> None:
-        for _ in range(50):
-            inside[0] = True
-            native.library.run("symlog", (x, y), (x.numel(),))
-            inside[0] = False
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(60)
-    try:
-        thread = threading.Thread(target=work)
-        thread.start()
-        while thread.is_alive():
-            seen.append(inside[0])
-            time.sleep(1e-4)
-    finally:
-        sys.setswitchinterval(interval)
-    assert any(seen)
+    check_others_run(lambda: native.library.run("symlog", (x, y), (x.numel(),)))
 
 
 def test_threads_of_python_do_not_disturb_each_other(native: ModuleType, two_threads: None):

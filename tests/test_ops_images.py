@@ -203,9 +203,8 @@ def test_native_is_an_op_for_torch(native: ModuleType, name: str) -> None:
     checks = torch.library.opcheck(forward.default, (*(x.requires_grad_() for x in args), *options))
     args = [x.detach() for x in args]
     if name == "conv_pool":
-        x, weight, bias, *affine = args
         y, top, place = forward(*args, *options)
-        call = (x, weight, *affine, *options, top, place, y, True)
+        call = (*args, *options, top, place, y, True)
     else:
         call = (*args, *options, forward(*args, *options))
     checks |= torch.library.opcheck(backward.default, call)

@@ -70,7 +70,7 @@ def check_budgets(cases: list[tuple]) -> None:
 def test_long_sums_in_float32_are_made_piece_by_piece():
     """Of products whose inputs are split: a sum of thousands of terms, one after the other, loses digits."""
     (kernels,) = compiled([("observe", "block", LONG, torch.float32, 90)])
-    split = [kernel for kernel in kernels if "KS" in kernel["constants"]]
+    split = [kernel for kernel in kernels if int(kernel["constants"].get("KS", 1)) > 1]
     assert len({kernel["kernel"] for kernel in split}) > 5
     assert not any(kernel["adding"] for kernel in split)
 

@@ -1,6 +1,6 @@
-#include "cpu/arena.h"
 #include "cpu/instantiate.h"
 #include "cpu/norm_act.h"
+#include "cpu/row_sums.h"
 #include "cpu/team.h"
 
 // norm_act of the reference at every pixel of an image, joined to what halves or doubles the image: pool_norm_act takes
@@ -38,38 +38,6 @@ void largest(int64_t n, const T* const (&x)[4], T* top, uint8_t* place) {
     at.store(top, best);
     const auto bytes = __builtin_convertvector(found, Bytes<T>);
     __builtin_memcpy(place + at.i, &bytes, sizeof bytes);
-  });
-}
-
-// Runs body(row, d_scale, d_shift) for every row and adds up what each adds to the two [n], which are the thread's own
-// and null where they are not wanted.
-template <typename T, typename Body>
-void sum_over_rows(int threads, int64_t rows, int64_t n, T* const (&outputs)[2], Body body) {
-  Arena arena;
-  T* buffers = nullptr;  // [threads][sums of all rows, of one row][scale, shift][n]
-  for (int pass = 0; pass < 2; ++pass) {
-    buffers = arena.take<T>(threads * 4 * n);
-    if (pass == 0) arena.allocate();
-  }
-  parallel(threads, [=](Team& team) {
-    const Share mine = share(team, rows);
-    T *total = buffers + team.rank * 4 * n, *part = total + 2 * n;
-    for (int64_t i = 0; i < 2 * n; ++i) total[i] = T(0);
-    for (int64_t row = mine.first; row < mine.last; ++row) {
-      // Sums of a row before those of all: this keeps rounding small.
-      for (int64_t i = 0; i < 2 * n; ++i) part[i] = T(0);
-      body(row, outputs[0] ? part : nullptr, outputs[1] ? part + n : nullptr);
-      for (int64_t i = 0; i < 2 * n; ++i) total[i] += part[i];
-    }
-    team.barrier();
-    for (int output = 0; output < 2; ++output) {
-      if (!outputs[output] || team.rank > 0) continue;
-      for (int64_t i = 0; i < n; ++i) {
-        T sum = T(0);
-        for (int thread = 0; thread < team.size; ++thread) sum += buffers[(thread * 4 + output) * n + i];
-        outputs[output][i] = sum;
-      }
-    }
   });
 }
 
@@ -139,7 +107,7 @@ void spread_norm_act_backward(Call& call) {
   const Images<T> images(call);
   call.done();
   const int64_t n = images.n, line = images.width * 2 * n, rows = images.count * images.height * 2;
-  sum_over_rows<T>(threads_for(call, rows * line), rows, n, outputs, [=](int64_t row, T* d_scale, T* d_shift) {
+  const auto backward = [=](int64_t row, int64_t, T* d_scale, T* d_shift) {
     const int64_t from = row / 2 * 2 * line + row % 2 * 2 * n;
     if (f.norm == Norm::none) {
       norm_act_rows_backward(f, images.width, 2 * n, x + from, 4 * n, grad + row * line, 2 * n, d_x + from, 4 * n,
@@ -150,7 +118,8 @@ void spread_norm_act_backward(Call& call) {
       norm_act_rows_backward(f, images.width, n, x + from + side * n, 4 * n, grad + row * line + side * n, 2 * n,
                              d_x + from + side * n, 4 * n, d_scale, d_shift);
     }
-  });
+  };
+  sum_over_rows<T>(threads_for(call, rows * line), rows, 1, n, outputs, backward);
 }
 
 FD_INSTANTIATE(pool_norm_act)

@@ -1,7 +1,7 @@
 #include "cpu/norm_act.h"
 
-#include "cpu/arena.h"
 #include "cpu/instantiate.h"
+#include "cpu/row_sums.h"
 #include "cpu/team.h"
 
 // norm_act of the reference for x [rows, n], and its gradients.
@@ -38,37 +38,14 @@ void norm_act_backward(Call& call) {
   const NormAct<T> f = read_norm_act<T>(call);
   const T* grad = call.pointer<const T>();
   T* d_x = call.pointer<T>();
-  T* outputs[2] = {call.pointer<T>(), call.pointer<T>()};  // d_scale, d_shift
+  T* const outputs[2] = {call.pointer<T>(), call.pointer<T>()};  // d_scale, d_shift
   const int64_t rows = call.size(), n = call.size();
   call.done();
-  const int threads = threads_for(call, rows, n);
-  Arena arena;
-  T* buffers = nullptr;  // [threads][sum of all, of a block][scale, shift][n]
-  for (int pass = 0; pass < 2; ++pass) {
-    buffers = arena.take<T>(threads * 4 * n);
-    if (pass == 0) arena.allocate();
-  }
-  parallel(threads, [=](Team& team) {
-    const Share mine = share(team, rows);
-    T *total = buffers + team.rank * 4 * n, *part = total + 2 * n;
-    for (int64_t i = 0; i < 2 * n; ++i) total[i] = T(0);
-    for (int64_t row = mine.first; row < mine.last; row += kBlock) {
-      const int64_t height = mine.last - row < kBlock ? mine.last - row : kBlock, at = row * n;
-      for (int64_t i = 0; i < 2 * n; ++i) part[i] = T(0);
-      norm_act_rows_backward(f, height, n, x + at, n, grad + at, n, d_x + at, n, outputs[0] ? part : nullptr,
-                             outputs[1] ? part + n : nullptr);
-      for (int64_t i = 0; i < 2 * n; ++i) total[i] += part[i];
-    }
-    team.barrier();
-    for (int output = 0; output < 2; ++output) {
-      if (!outputs[output] || team.rank > 0) continue;
-      for (int64_t i = 0; i < n; ++i) {
-        T sum = T(0);
-        for (int thread = 0; thread < team.size; ++thread) sum += buffers[(thread * 4 + output) * n + i];
-        outputs[output][i] = sum;
-      }
-    }
-  });
+  const auto backward = [=](int64_t row, int64_t height, T* d_scale, T* d_shift) {
+    const int64_t at = row * n;
+    norm_act_rows_backward(f, height, n, x + at, n, grad + at, n, d_x + at, n, d_scale, d_shift);
+  };
+  sum_over_rows<T>(threads_for(call, rows, n), rows, kBlock, n, outputs, backward);
 }
 
 FD_INSTANTIATE(norm_act)

@@ -1,7 +1,6 @@
 """Samples of categorical latents and actions."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +9,8 @@ from fastdream.ops.native.library import (
     check_float,
     check_shape,
     empty_like,
+    register_gradient,
     register_kernel,
-    register_once_differentiable,
 )
 
 Pair = tuple[Tensor, Tensor]
@@ -25,14 +24,14 @@ def categorical_sample(
         noise = None
     elif noise is None:
         raise ValueError("categorical_sample needs noise to draw with, or the index of an earlier draw")
-    return torch.ops.fastdream.categorical_sample(logit, _like(noise, logit), _long(index), unimix)
+    return torch.ops.fastdream.categorical_sample(logit, _like(noise, logit), as_long(index), unimix)
 
 
 def gumbel_sample(
     logit: Tensor, noise: Tensor, unimix: float = 0.0, index: Tensor | None = None, tau: float = 1.0
 ) -> Pair:
     """As `fastdream.ops.reference.gumbel_sample`, logit float32 or float64. Differentiable once, in logit."""
-    return torch.ops.fastdream.gumbel_sample(logit, _like(noise, logit), _long(index), unimix, tau)
+    return torch.ops.fastdream.gumbel_sample(logit, _like(noise, logit), as_long(index), unimix, tau)
 
 
 def _like(noise: Tensor | None, logit: Tensor) -> Tensor | None:
@@ -40,7 +39,7 @@ def _like(noise: Tensor | None, logit: Tensor) -> Tensor | None:
     return noise if noise is None or noise.dtype == logit.dtype else noise.detach().to(logit.dtype)
 
 
-def _long(index: Tensor | None) -> Tensor | None:
+def as_long(index: Tensor | None) -> Tensor | None:
     return index if index is None or index.dtype == torch.int64 else index.long()
 
 
@@ -56,7 +55,7 @@ def _check(op: str, logit: Tensor, one: dict[str, Tensor | None], every: dict[st
         check_shape(op, name, x, *logit.shape)
 
 
-def _drawn(logit: Tensor) -> Pair:
+def drawn_like(logit: Tensor) -> Pair:
     return empty_like(logit), logit.new_empty(logit.shape[:-1], dtype=torch.int64)
 
 
@@ -66,7 +65,7 @@ def _groups(logit: Tensor) -> tuple[int, int]:
 
 def _sample_fake(logit: Tensor, noise: Tensor | None, index: Tensor | None, unimix: float) -> Pair:
     _check("categorical_sample", logit, {"noise": noise, "index": index}, {})
-    return _drawn(logit)
+    return drawn_like(logit)
 
 
 def _sample_backward_fake(grad: Tensor, logit: Tensor, unimix: float) -> Tensor:
@@ -74,17 +73,7 @@ def _sample_backward_fake(grad: Tensor, logit: Tensor, unimix: float) -> Tensor:
     return empty_like(logit)
 
 
-def _save_sample(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.unimix = inputs[3]
-
-
-def _sample_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
-    d_logit = torch.ops.fastdream.categorical_sample_backward(grad, *ctx.saved_tensors, ctx.unimix)
-    return d_logit, None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "categorical_sample(Tensor logit, Tensor? noise, Tensor? index, float unimix) -> (Tensor, Tensor)",
         _sample_fake,
@@ -95,15 +84,13 @@ register_once_differentiable(
         _sample_backward_fake,
         lambda grad, *_: _groups(grad),
     ),
-    _sample_gradient,
-    _save_sample,
-    "categorical_sample",
+    lambda inputs, output: inputs[:1],
 )
 
 
 def _gumbel_fake(logit: Tensor, noise: Tensor, index: Tensor | None, unimix: float, tau: float) -> Pair:
     _check("gumbel_sample", logit, {"index": index}, {"noise": noise})
-    return _drawn(logit)
+    return drawn_like(logit)
 
 
 def _gumbel_backward_fake(grad: Tensor, logit: Tensor, noise: Tensor, unimix: float, tau: float) -> Tensor:
@@ -111,17 +98,7 @@ def _gumbel_backward_fake(grad: Tensor, logit: Tensor, noise: Tensor, unimix: fl
     return empty_like(logit)
 
 
-def _save_gumbel(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.options = inputs[3:]
-
-
-def _gumbel_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:
-    d_logit = torch.ops.fastdream.gumbel_sample_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return d_logit, None, None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "gumbel_sample(Tensor logit, Tensor noise, Tensor? index, float unimix, float tau) -> (Tensor, Tensor)",
         _gumbel_fake,
@@ -132,7 +109,5 @@ register_once_differentiable(
         _gumbel_backward_fake,
         lambda grad, *_: _groups(grad),
     ),
-    _gumbel_gradient,
-    _save_gumbel,
-    "gumbel_sample",
+    lambda inputs, output: inputs[:2],
 )

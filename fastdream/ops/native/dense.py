@@ -7,16 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.layers import Flags, Optional, code, contiguous, rows_of, spread
+from fastdream.ops.native.layers import Flags, Optional, spread
 from fastdream.ops.native.library import (
     check_float,
     check_shape,
+    contiguous,
     empty_like,
     register,
     register_once_differentiable,
+    rows_of,
     run,
 )
-from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Feat, Layers
 
 MAX_LAYERS = 16  # kMaxLayers in csrc/cpu/dense.h
@@ -161,7 +163,7 @@ def _mlps(
 ) -> list[Tensor]:
     outputs = _mlps_fake(x, params, there, sizes, eps, keep)
     kept = (y if keeps else None for y, keeps in zip(outputs[len(keep) :], keep, strict=True))
-    tensors = (x.contiguous(), *contiguous(spread(params, there)), *outputs[: len(keep)], *kept)
+    tensors = (*contiguous(x, *spread(params, there)), *outputs[: len(keep)], *kept)
     run("mlps", tensors, (rows_of(x)[0], *sizes), eps)
     return outputs
 
@@ -184,29 +186,20 @@ def _mlps_backward_fake(
     return [empty_like(p) for p, want in zip((x, *params), wanted, strict=True) if want]
 
 
-def _mlps_backward(
-    x: Tensor,
-    params: Params,
-    there: Flags,
-    sizes: Sequence[int],
-    eps: Sequence[float],
-    grads: Params,
-    kept: Params,
-    wanted: Flags,
-) -> list[Tensor]:
-    gradients = _mlps_backward_fake(x, params, there, sizes, eps, grads, kept, wanted)
+def _mlps_backward(*inputs: Any) -> list[Tensor]:
+    gradients = _mlps_backward_fake(*inputs)
+    x, params, there, sizes, eps, grads, kept, wanted = inputs
     d_x, *d_params = spread(gradients, wanted)
-    inputs = (x.contiguous(), *contiguous(spread(params, there)), *contiguous(grads), *kept)
-    run("mlps_backward", (*inputs, d_x, *spread(d_params, there)), (rows_of(x)[0], *sizes), eps)
+    tensors = (*contiguous(x, *spread(params, there), *grads), *kept)
+    run("mlps_backward", (*tensors, d_x, *spread(d_params, there)), (rows_of(x)[0], *sizes), eps)
     return gradients
 
 
 def _save_mlps(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, params, *ctx.statics, keep = inputs
     ctx.save_for_backward(x, *output[len(keep) :], *params)
-    ctx.set_materialize_grads(
-        False
-    )  # those of what is kept never come, nor those of outputs that nothing used
+    # Those of what is kept never come, nor those of outputs that nothing used.
+    ctx.set_materialize_grads(False)
 
 
 def _mlps_gradient(ctx: Any, grads: Sequence[Optional]) -> tuple[Any, ...]:

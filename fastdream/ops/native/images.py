@@ -1,14 +1,24 @@
 """conv_pool and conv_spread: norm and activation of images that are halved before or doubled after."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdream.ops.native.layers import ACTS, NORMS, code
-from fastdream.ops.native.library import check_float, check_shape, register, register_once_differentiable, run
+from fastdream.ops.native.layers import spread
+from fastdream.ops.native.library import (
+    check_float,
+    check_shape,
+    contiguous,
+    empty_like,
+    named,
+    register,
+    register_once_differentiable,
+    run,
+)
+from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.reference.images import conv_same, pixels
 
@@ -73,21 +83,45 @@ def check_phases(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     check_shape("conv_spread", "bias", bias, out)
 
 
+def register_convolution(
+    forward: str,
+    backward: str,
+    kept: Callable[[tuple[Any, ...], Any], Sequence[Optional]] = lambda inputs, output: output[1:],
+) -> None:
+    """The gradient of an op of (x, weight, bias, scale, shift, *statics), whose first result alone has one.
+
+    `backward(*inputs, *kept(inputs, output), grad, want_x)` gives those of weight and bias, then of scale and shift
+    where they are there, and of x where it is wanted.
+    """
+    call = getattr(torch.ops.fastdream, backward.partition("::")[2])
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:5], *kept(inputs, output))
+        ctx.statics = inputs[5:]
+        ctx.set_materialize_grads(False)  # those of what is kept never come
+
+    def gradient(ctx: Any, grad: Tensor, *_: Optional) -> tuple[Optional, ...]:
+        params, others = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        want_x = ctx.needs_input_grad[0]
+        gradients = call(*params, *ctx.statics, *others, grad, want_x)
+        d_params = spread(gradients, [p is not None for p in params[1:]])
+        return gradients[-1] if want_x else None, *d_params, *[None] * len(ctx.statics)
+
+    register_once_differentiable(forward, backward, gradient, setup, *named(forward))
+
+
+def convolution_gradients(inputs: tuple[Any, ...], want_x: bool) -> list[Tensor]:
+    """Fresh tensors for them, in that order."""
+    x, weight, bias, scale, shift, *_ = inputs
+    params = weight, bias, scale, shift, x if want_x else None
+    return [empty_like(p) for p in params if p is not None]
+
+
 def _check_affine(op: str, x: Tensor, n: int, scale: Optional, shift: Optional) -> None:
     for name, p in (("scale", scale), ("shift", shift)):
         if p is not None:
             check_float(op, x=x, **{name: p})
             check_shape(op, name, p, n)
-
-
-def _contiguous(*tensors: Optional) -> list[Optional]:
-    return [None if x is None else x.contiguous() for x in tensors]
-
-
-def _spread(tensors: Sequence[Tensor], *like: Optional) -> list[Optional]:
-    """The tensors at the places of those that are there, in order."""
-    each = iter(tensors)
-    return [None if p is None else next(each) for p in like]
 
 
 def _conv_pool_fake(
@@ -115,19 +149,11 @@ def _conv_pool_fake(
     return x.new_empty(*pixels, out), x.new_empty(*pixels, out), place
 
 
-def _conv_pool(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: int,
-    act: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = _conv_pool_fake(x, weight, bias, scale, shift, norm, act, eps)
+def _conv_pool(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _conv_pool_fake(*inputs)
+    x, weight, bias, scale, shift, norm, act, eps = inputs
     (batch, height, width, _), (out, *_, kernel) = x.shape, weight.shape
-    x, affine, padding = x.contiguous().permute(0, 3, 1, 2), _contiguous(scale, shift), kernel // 2
+    x, affine, padding = x.contiguous().permute(0, 3, 1, 2), contiguous(scale, shift), kernel // 2
     if not kernel % 2:
         x, padding = F.pad(x, (kernel // 2 - 1, kernel // 2) * 2), 0
     chunk = max(1, CHUNK * torch.get_num_threads() // max(1, out * height * width * x.element_size()))
@@ -138,71 +164,29 @@ def _conv_pool(
     return outputs
 
 
-def _conv_pool_backward_fake(
-    x: Tensor,
-    weight: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: int,
-    act: int,
-    eps: float,
-    top: Tensor,
-    place: Tensor,
-    grad: Tensor,
-    want_x: bool,
-) -> list[Tensor]:
-    """Gradients of weight and bias, then of scale and shift where they are there, and of x where it is wanted."""
-    op = "conv_pool_backward"
-    y, _, like = _conv_pool_fake(x, weight, weight[:, 0, 0, 0], scale, shift, norm, act, eps)
-    check_float(op, x=x, top=top, grad=grad)
-    for name, given, expected in (("top", top, y), ("grad", grad, y), ("place", place, like)):
-        check_shape(op, name, given, *expected.shape)
-    affine = [torch.empty_like(p) for p in (scale, shift) if p is not None]
-    d_x = [torch.empty_like(x, memory_format=torch.contiguous_format)] if want_x else []
-    return [weight.new_empty(weight.shape), weight.new_empty(len(weight)), *affine, *d_x]
+def _conv_pool_backward_fake(*given: Any) -> list[Tensor]:
+    """Gradients as `register_convolution` wants them."""
+    inputs, (top, place, grad, want_x) = given[:8], given[8:]
+    op, (y, _, like) = "conv_pool_backward", _conv_pool_fake(*inputs)
+    check_float(op, x=inputs[0], top=top, grad=grad)
+    for name, tensor, expected in (("top", top, y), ("grad", grad, y), ("place", place, like)):
+        check_shape(op, name, tensor, *expected.shape)
+    return convolution_gradients(inputs, want_x)
 
 
-def _conv_pool_backward(
-    x: Tensor,
-    weight: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: int,
-    act: int,
-    eps: float,
-    top: Tensor,
-    place: Tensor,
-    grad: Tensor,
-    want_x: bool,
-) -> list[Tensor]:
-    gradients = _conv_pool_backward_fake(x, weight, scale, shift, norm, act, eps, top, place, grad, want_x)
+def _conv_pool_backward(*given: Any) -> list[Tensor]:
+    gradients = _conv_pool_backward_fake(*given)
+    x, weight, _, scale, shift, norm, act, eps, top, place, grad, want_x = given
     out, inp, kernel, _ = weight.shape
-    d_affine = _spread(gradients[2:], scale, shift)
+    d_affine = spread(gradients[2:], (scale is not None, shift is not None))
     d_top = torch.empty_like(top)
-    tensors = *_contiguous(top, scale, shift, grad), d_top, *d_affine
+    tensors = *contiguous(top, scale, shift, grad), d_top, *d_affine
     run("norm_act_backward", tensors, (norm, act, top.numel() // max(1, out), out), (eps,))
     d_weight = weight.new_empty(out, kernel, kernel, inp)
-    tensors = *_contiguous(x, weight, place), d_top, gradients[-1] if want_x else None, d_weight, gradients[1]
+    tensors = *contiguous(x, weight, place), d_top, gradients[-1] if want_x else None, d_weight, gradients[1]
     run("conv_pool_backward", tensors, (*x.shape, out, kernel))
     gradients[0].copy_(d_weight.permute(0, 3, 1, 2))
     return gradients
-
-
-def _save_conv_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, _, scale, shift, *ctx.statics = inputs
-    ctx.save_for_backward(x, weight, scale, shift, *output[1:])
-    ctx.set_materialize_grads(False)  # those of what is kept never come
-
-
-def _conv_pool_gradient(ctx: Any, grad: Optional, *_: Optional) -> tuple[Optional, ...]:
-    if grad is None:
-        return (None,) * 8
-    x, weight, scale, shift, *kept = ctx.saved_tensors
-    want_x = ctx.needs_input_grad[0]
-    backward = torch.ops.fastdream.conv_pool_backward
-    d_weight, d_bias, *others = backward(x, weight, scale, shift, *ctx.statics, *kept, grad, want_x)
-    d_x = others[-1] if want_x else None
-    return d_x, d_weight, d_bias, *_spread(others, scale, shift), None, None, None
 
 
 def _spread_norm_act_fake(
@@ -219,7 +203,7 @@ def _spread_norm_act_fake(
 def _spread_norm_act(x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float) -> Tensor:
     y = _spread_norm_act_fake(x, scale, shift, norm, act, eps)
     sizes = norm, act, *x.shape[:3], y.shape[3]
-    run("spread_norm_act", (*_contiguous(x, scale, shift), y), sizes, (eps,))
+    run("spread_norm_act", (*contiguous(x, scale, shift), y), sizes, (eps,))
     return y
 
 
@@ -237,7 +221,8 @@ def _spread_norm_act_backward(
     x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float, grad: Tensor
 ) -> list[Tensor]:
     gradients = _spread_norm_act_backward_fake(x, scale, shift, norm, act, eps, grad)
-    tensors = *_contiguous(x, scale, shift, grad), *_spread(gradients, x, scale, shift)
+    d_tensors = spread(gradients, [p is not None for p in (x, scale, shift)])
+    tensors = *contiguous(x, scale, shift, grad), *d_tensors
     run("spread_norm_act_backward", tensors, (norm, act, *x.shape[:3], grad.shape[3]), (eps,))
     return gradients
 
@@ -250,25 +235,18 @@ def _save_spread_norm_act(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 def _spread_norm_act_gradient(ctx: Any, grad: Tensor) -> tuple[Optional, ...]:
     tensors = ctx.saved_tensors
     gradients = torch.ops.fastdream.spread_norm_act_backward(*tensors, *ctx.statics, grad)
-    return *_spread(gradients, *tensors), None, None, None
+    return *spread(gradients, [p is not None for p in tensors]), None, None, None
 
 
 _AFFINE = "Tensor? scale, Tensor? shift, int norm, int act, float eps"
-register_once_differentiable(
+_CONV = f"Tensor x, Tensor weight, Tensor bias, {_AFFINE}"
+register_convolution(
+    register(f"conv_pool({_CONV}) -> (Tensor, Tensor, Tensor)", _conv_pool, _conv_pool_fake),
     register(
-        f"conv_pool(Tensor x, Tensor weight, Tensor bias, {_AFFINE}) -> (Tensor, Tensor, Tensor)",
-        _conv_pool,
-        _conv_pool_fake,
-    ),
-    register(
-        f"conv_pool_backward(Tensor x, Tensor weight, {_AFFINE}, Tensor top, Tensor place, Tensor grad, bool want_x)"
-        " -> Tensor[]",
+        f"conv_pool_backward({_CONV}, Tensor top, Tensor place, Tensor grad, bool want_x) -> Tensor[]",
         _conv_pool_backward,
         _conv_pool_backward_fake,
     ),
-    _conv_pool_gradient,
-    _save_conv_pool,
-    "conv_pool",
 )
 register_once_differentiable(
     register(f"spread_norm_act(Tensor x, {_AFFINE}) -> Tensor", _spread_norm_act, _spread_norm_act_fake),

@@ -10,9 +10,10 @@ from fastdream.ops.native.library import (
     check_float,
     check_shape,
     empty_like,
+    register_gradient,
     register_kernel,
-    register_once_differentiable,
 )
+from fastdream.ops.native.params import code
 from fastdream.ops.params import Clamp
 
 CLAMPS = ("step", "mean", "none")  # in the order of csrc/cpu/free_nats.h
@@ -25,20 +26,14 @@ def categorical_kl(
     post: Tensor, prior: Tensor, unimix: float = 0.0, free: float = 1.0, clamp: Clamp = "step"
 ) -> Pair:
     """As `fastdream.ops.reference.categorical_kl`, post and prior float32 or float64. Differentiable once."""
-    dyn, rep, _ = torch.ops.fastdream.categorical_kl(post, prior, unimix, free, _code(clamp))
+    dyn, rep, _ = torch.ops.fastdream.categorical_kl(post, prior, unimix, free, code(CLAMPS, clamp, "clamp"))
     return dyn, rep
 
 
 def gaussian_kl(post: Pair, prior: Pair, free: float = 3.0, clamp: Clamp = "mean") -> Pair:
     """As `fastdream.ops.reference.gaussian_kl`, of four tensors float32 or float64. Differentiable once."""
-    dyn, rep, _ = torch.ops.fastdream.gaussian_kl(*post, *prior, free, _code(clamp))
+    dyn, rep, _ = torch.ops.fastdream.gaussian_kl(*post, *prior, free, code(CLAMPS, clamp, "clamp"))
     return dyn, rep
-
-
-def _code(clamp: Clamp) -> int:
-    if clamp not in CLAMPS:
-        raise ValueError(f"unknown clamp {clamp!r}; choose step, mean or none")
-    return CLAMPS.index(clamp)
 
 
 def _check(op: str, event: int, inputs: dict[str, Tensor]) -> None:
@@ -71,36 +66,16 @@ def _categorical_fake(post: Tensor, prior: Tensor, unimix: float, free: float, c
     return _losses(post, 2, clamp)
 
 
-def _categorical_backward_fake(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    post: Tensor,
-    prior: Tensor,
-    unimix: float,
-    free: float,
-    clamp: int,
-) -> Pair:
-    expected = _categorical_fake(post, prior, unimix, free, clamp)
-    _check_grads("categorical_kl_backward", expected, d_dyn, d_rep, kl)
-    return empty_like(post), empty_like(prior)
-
-
-def _save_categorical(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
-    ctx.save_for_backward(output[2], *inputs[:2])
-    ctx.options = inputs[2:]
-
-
-def _categorical_gradient(ctx: Any, d_dyn: Tensor, d_rep: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    backward = torch.ops.fastdream.categorical_kl_backward
-    return *backward(d_dyn, d_rep, *ctx.saved_tensors, *ctx.options), None, None, None
+def _categorical_backward_fake(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> Pair:
+    _check_grads("categorical_kl_backward", _categorical_fake(*inputs), d_dyn, d_rep, kl)
+    return empty_like(inputs[0]), empty_like(inputs[1])
 
 
 def _categorical_sizes(post: Tensor, clamp: int) -> tuple[int, ...]:
     return math.prod(post.shape[:-2]), *post.shape[-2:], clamp
 
 
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "categorical_kl(Tensor post, Tensor prior, float unimix, float free, int clamp)"
         " -> (Tensor, Tensor, Tensor)",
@@ -113,9 +88,8 @@ register_once_differentiable(
         _categorical_backward_fake,
         lambda d_dyn, d_rep, kl, post, prior, unimix, free, clamp: _categorical_sizes(post, clamp),
     ),
-    _categorical_gradient,
-    _save_categorical,
-    "categorical_kl",
+    lambda inputs, output: (output[2], *inputs[:2]),
+    outputs=2,
 )
 
 
@@ -127,37 +101,16 @@ def _gaussian_fake(
     return _losses(mean, 1, clamp)
 
 
-def _gaussian_backward_fake(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    prior_mean: Tensor,
-    prior_std: Tensor,
-    free: float,
-    clamp: int,
-) -> tuple[Tensor, ...]:
-    inputs = mean, std, prior_mean, prior_std
-    _check_grads("gaussian_kl_backward", _gaussian_fake(*inputs, free, clamp), d_dyn, d_rep, kl)
-    return tuple(empty_like(x) for x in inputs)
-
-
-def _save_gaussian(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
-    ctx.save_for_backward(output[2], *inputs[:4])
-    ctx.options = inputs[4:]
-
-
-def _gaussian_gradient(ctx: Any, d_dyn: Tensor, d_rep: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    backward = torch.ops.fastdream.gaussian_kl_backward
-    return *backward(d_dyn, d_rep, *ctx.saved_tensors, *ctx.options), None, None
+def _gaussian_backward_fake(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    _check_grads("gaussian_kl_backward", _gaussian_fake(*inputs), d_dyn, d_rep, kl)
+    return tuple(empty_like(x) for x in inputs[:4])
 
 
 def _gaussian_sizes(mean: Tensor, clamp: int) -> tuple[int, ...]:
     return math.prod(mean.shape[:-1]), mean.shape[-1], clamp
 
 
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "gaussian_kl(Tensor mean, Tensor std, Tensor prior_mean, Tensor prior_std, float free, int clamp)"
         " -> (Tensor, Tensor, Tensor)",
@@ -170,7 +123,6 @@ register_once_differentiable(
         _gaussian_backward_fake,
         lambda d_dyn, d_rep, kl, mean, *rest: _gaussian_sizes(mean, rest[-1]),
     ),
-    _gaussian_gradient,
-    _save_gaussian,
-    "gaussian_kl",
+    lambda inputs, output: (output[2], *inputs[:4]),
+    outputs=2,
 )

@@ -1,6 +1,5 @@
 """norm_act, and what it shares with mlp."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,23 +9,18 @@ from torch import Tensor
 from fastdream.ops.native.library import (
     check_float,
     check_shape,
+    contiguous,
     empty_like,
     register,
     register_once_differentiable,
+    rows_of,
     run,
 )
-from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Act, Norm
 
 Optional = Tensor | None
 Flags = Sequence[bool]
-
-
-def code(known: Sequence[str], name: str, kind: str) -> int:
-    """The number of a norm or an activation; ValueError names one that does not exist."""
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}; choose {', '.join(known[:-1])} or {known[-1]}")
-    return known.index(name)
 
 
 def norm_act(
@@ -43,16 +37,6 @@ def spread(tensors: Sequence[Optional], there: Flags) -> list[Optional]:
     """The tensors at the places that have one, in order."""
     each = iter(tensors)
     return [next(each) if has else None for has in there]
-
-
-def contiguous(params: Sequence[Optional]) -> list[Optional]:
-    """The tensors that are there, without gaps in memory."""
-    return [None if p is None else p.contiguous() for p in params]
-
-
-def rows_of(x: Tensor) -> tuple[int, int]:
-    """Number of rows of x [..., N], and N."""
-    return math.prod(x.shape[:-1]), x.shape[-1]
 
 
 def _check_norm_act(op: str, x: Tensor, scale: Optional, shift: Optional) -> None:
@@ -72,7 +56,7 @@ def _norm_act_fake(x: Tensor, scale: Optional, shift: Optional, norm: int, act: 
 
 def _norm_act(x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float) -> Tensor:
     y = _norm_act_fake(x, scale, shift, norm, act, eps)
-    run("norm_act", (*contiguous((x, scale, shift)), y), (norm, act, *rows_of(x)), (eps,))
+    run("norm_act", (*contiguous(x, scale, shift), y), (norm, act, *rows_of(x)), (eps,))
     return y
 
 
@@ -93,20 +77,11 @@ def _norm_act_backward_fake(
     return [empty_like(p) for p, want in inputs if p is not None and want]
 
 
-def _norm_act_backward(
-    x: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: int,
-    act: int,
-    eps: float,
-    grad: Tensor,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
-    gradients = _norm_act_backward_fake(x, scale, shift, norm, act, eps, grad, wanted)
+def _norm_act_backward(*inputs: Any) -> list[Tensor]:
+    gradients = _norm_act_backward_fake(*inputs)
+    x, scale, shift, norm, act, eps, grad, wanted = inputs
     outputs = spread(gradients, (True, *wanted[1:]))
-    inputs = contiguous((x, scale, shift, grad))
-    run("norm_act_backward", (*inputs, *outputs), (norm, act, *rows_of(x)), (eps,))
+    run("norm_act_backward", (*contiguous(x, scale, shift, grad), *outputs), (norm, act, *rows_of(x)), (eps,))
     return gradients
 
 

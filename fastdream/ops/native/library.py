@@ -6,6 +6,7 @@ current device and stream, is said in this package.
 
 import ctypes
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -155,6 +156,16 @@ def empty_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors that are there, without gaps in memory."""
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
+def rows_of(x: Tensor) -> tuple[int, int]:
+    """Number of rows of x [..., N], and N."""
+    return math.prod(x.shape[:-1]), x.shape[-1]
+
+
 def plain(x: Tensor) -> bool:
     """Whether a kernel may be called on x past torch's dispatcher, which takes ten times as long as a small call.
 
@@ -219,3 +230,38 @@ def register_once_differentiable(
     torch.library.register_autograd(
         backward, no_second_gradient, setup_context=lambda ctx, inputs, output: None, lib=LIBRARY
     )
+
+
+def register_gradient(
+    forward: str,
+    backward: str,
+    saved: Callable[[tuple[Any, ...], Any], Sequence[Tensor | None]],
+    outputs: int = 1,
+) -> None:
+    """As `register_once_differentiable`, where the gradient is `backward(*grads, *saved(inputs, output), *statics)`.
+
+    grads are of the first so many outputs, statics what of the inputs is no tensor. What `backward` returns are the
+    gradients of the first inputs; the others have none.
+    """
+    call = getattr(torch.ops.fastdream, backward.partition("::")[2])
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        others = output[outputs:] if isinstance(output, tuple) else ()
+        ctx.mark_non_differentiable(*others)
+        ctx.set_materialize_grads(outputs > 1)  # one alone is there whenever this is called
+        ctx.save_for_backward(*saved(inputs, output))
+        ctx.count = len(inputs)
+        ctx.statics = [x for x in inputs if x is not None and not isinstance(x, Tensor)]
+
+    def gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        found = call(*grads[:outputs], *ctx.saved_tensors, *ctx.statics)
+        found = found if isinstance(found, tuple) else (found,)
+        return *found, *[None] * (ctx.count - len(found))
+
+    register_once_differentiable(forward, backward, gradient, setup, *named(forward))
+
+
+def named(name: str) -> tuple[str, str]:
+    """The op and the backend of what `register` returned."""
+    name = name.partition("::")[2]
+    return name.removeprefix("triton_"), "triton" if name.startswith("triton_") else "native"

@@ -82,6 +82,17 @@ def lstm_mdn_dream(
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def check_state(op: str, hidden: Tensor, restart: Tensor) -> None:
+    """ValueError unless hidden is [rows, units], and restart [rows] bool beside it."""
+    if hidden.dim() != 2:
+        raise ValueError(f"{op}: hidden has shape {list(hidden.shape)}, expected [rows, units]")
+    check_shape(op, "restart", restart, len(hidden))
+    if restart.dtype != torch.bool or restart.device != hidden.device:
+        raise ValueError(
+            f"{op}: restart is {restart.dtype} on {restart.device}, expected torch.bool on {hidden.device}"
+        )
+
+
 def _fake(
     params: list[Tensor],
     filled: list[int],
@@ -97,19 +108,13 @@ def _fake(
     normal: Tensor,
 ) -> Outputs:
     op, n = "lstm_mdn_step", Layout(*layout)
-    if hidden.dim() != 2:
-        raise ValueError(f"{op}: hidden has shape {list(hidden.shape)}, expected [rows, units]")
+    check_state(op, hidden, restart)
     floats = dict(cell=cell, latent=latent, action=action, uniform=uniform, normal=normal)
     check_float(op, hidden=hidden, **floats)
     rows, units = hidden.shape
     widths = dict(cell=units, latent=n.latent, action=n.action, uniform=n.latent, normal=n.latent)
     for name, x in floats.items():
         check_shape(op, name, x, rows, widths[name])
-    check_shape(op, "restart", restart, rows)
-    if restart.dtype != torch.bool or restart.device != hidden.device:
-        raise ValueError(
-            f"{op}: restart is {restart.dtype} on {restart.device}, expected torch.bool on {hidden.device}"
-        )
     return (
         hidden.new_empty(rows, units),
         hidden.new_empty(rows, units),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,20 @@ def laprop_(
 
 
 Tensors = Sequence[Tensor]
+
+
+class Settings(NamedTuple):
+    """What the op is told beside tensors, as in its schema."""
+
+    agc: float
+    pmin: float
+    beta1: float
+    beta2: float
+    eps: float
+    decay: float
+    decay_mask: Sequence[bool]
+    momentum: bool
+    nesterov: bool
 
 
 def rate_and_mask(
@@ -87,20 +102,12 @@ def _kernel(
     mu: Tensors,
     step: Tensor,
     lr: Tensor,
-    agc: float,
-    pmin: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float,
-    decay_mask: Sequence[bool],
-    momentum: bool,
-    nesterov: bool,
+    *settings: Any,
 ) -> Norms:
-    norms = check_laprop(params, grads, nu, mu, step, lr)
+    norms, s = check_laprop(params, grads, nu, mu, step, lr), Settings(*settings)
     dense = [[upcast(x).contiguous() for x in tensors] for tensors in (params, grads, nu, mu)]
-    sizes = len(params), *(x.numel() for x in params), *map(int, decay_mask), int(momentum), int(nesterov)
-    run("laprop_", (*chain(*dense), step, lr, *norms), sizes, (agc, pmin, beta1, beta2, eps, decay))
+    sizes = len(params), *(x.numel() for x in params), *map(int, (*s.decay_mask, s.momentum, s.nesterov))
+    run("laprop_", (*chain(*dense), step, lr, *norms), sizes, s[:6])
     write_back(chain(params, nu, mu), chain(dense[0], *dense[2:]))
     return norms
 

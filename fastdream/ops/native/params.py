@@ -5,6 +5,7 @@ gaps, is made of it by `present`, and undone by `with_gaps`.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
 import torch
@@ -29,6 +30,13 @@ ACTS: tuple[str, ...] = get_args(Act)
 STD_FORMS: tuple[str, ...] = get_args(StdForm)  # enum StdForm of csrc/cpu/gaussian.h
 CORES = "block_gru", "layernorm_gru", "gru", "gru_block_cell"  # enum CoreKind of csrc/cpu/params.h
 MAX_LAYERS = 8  # kMaxLayers there
+
+
+def code(known: Sequence[str], name: str, kind: str) -> int:
+    """The number of a choice, of what kind it is; ValueError names one that does not exist."""
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}; choose {', '.join(known[:-1])} or {known[-1]}")
+    return known.index(name)
 
 
 class Flat(NamedTuple):

@@ -1,7 +1,6 @@
 """symlog and symexp."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from fastdream.ops.native.library import (
     empty_like,
     plain,
     register,
-    register_once_differentiable,
+    register_gradient,
     run,
 )
 
@@ -38,26 +37,20 @@ def _register(name: str) -> Callable[[Tensor], Tensor]:
         run(name, (x.contiguous(), y), (x.numel(),))
         return y
 
-    def backward_fake(x: Tensor, grad: Tensor) -> Tensor:
+    def backward_fake(grad: Tensor, x: Tensor) -> Tensor:
         check_float(f"{name}_backward", x=x, grad=grad)
         return empty_like(x)
 
-    def backward(x: Tensor, grad: Tensor) -> Tensor:
-        d_x = backward_fake(x, grad)
+    def backward(grad: Tensor, x: Tensor) -> Tensor:
+        d_x = backward_fake(grad, x)
         run(f"{name}_backward", (x.contiguous(), grad.contiguous(), d_x), (x.numel(),))
         return d_x
 
-    def save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    def gradient(ctx: Any, grad: Tensor) -> Tensor:
-        return getattr(torch.ops.fastdream, f"{name}_backward")(*ctx.saved_tensors, grad)
-
     ops = (
         register(f"{name}(Tensor x) -> Tensor", forward, fake),
-        register(f"{name}_backward(Tensor x, Tensor grad) -> Tensor", backward, backward_fake),
+        register(f"{name}_backward(Tensor grad, Tensor x) -> Tensor", backward, backward_fake),
     )
-    register_once_differentiable(*ops, gradient, save, name)
+    register_gradient(*ops, lambda inputs, output: inputs)
     return forward
 
 

@@ -11,7 +11,7 @@ from fastdream.ops.native.library import (
     C,
     empty_like,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
 from fastdream.ops.reference.layers import upcast
 
@@ -91,16 +91,8 @@ def _backward(grad: Tensor, live: Tensor, mix: Tensor, value: Tensor, ret: Tenso
     return gradients
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:], output)
-
-
-def _gradient(ctx: Any, grad: Tensor) -> Gradients:
-    return torch.ops.fastdream.lambda_return_backward(grad, *ctx.saved_tensors)
-
-
 _DEVICES = ("CPU", "CUDA")
-register_once_differentiable(
+register_gradient(
     register(
         "lambda_return(Tensor reward, Tensor live, Tensor mix, Tensor value) -> Tensor",
         _forward,
@@ -114,7 +106,5 @@ register_once_differentiable(
         _backward_fake,
         _DEVICES,
     ),
-    _gradient,
-    _save,
-    "lambda_return",
+    lambda inputs, output: (*inputs[1:], output),
 )

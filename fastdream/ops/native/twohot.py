@@ -1,7 +1,6 @@
 """Regression over bins: two-hot cross-entropy and mean."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +10,8 @@ from fastdream.ops.native.library import (
     check_float,
     check_shape,
     empty_like,
+    register_gradient,
     register_kernel,
-    register_once_differentiable,
 )
 from fastdream.ops.reference.twohot import Form
 
@@ -24,12 +23,12 @@ Pair = tuple[Tensor, Tensor]
 def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
     """As `fastdream.ops.reference.twohot_loss`, float32 or float64. Differentiable once, in logit."""
     target = target.detach().to(bins.dtype)
-    return torch.ops.fastdream.twohot_loss(logit, target, bins, _in_symlog(form))[0]
+    return torch.ops.fastdream.twohot_loss(logit, target, bins, in_symlog(form))[0]
 
 
 def twohot_mean(logit: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
     """As `fastdream.ops.reference.twohot_mean`, float32 or float64. Differentiable once, in logit."""
-    return torch.ops.fastdream.twohot_mean(logit, bins, _in_symlog(form))
+    return torch.ops.fastdream.twohot_mean(logit, bins, in_symlog(form))
 
 
 def critic_loss(
@@ -45,7 +44,8 @@ def critic_loss(
     return reference.critic_loss(logit, target, slow, weight, slowreg, bins, form, twohot_loss)
 
 
-def _in_symlog(form: Form) -> bool:
+def in_symlog(form: Form) -> bool:
+    """Whether bins are in symlog space; ValueError for a form that does not exist."""
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r} of two-hot bins; choose symexp or symlog")
     return form == "symlog"
@@ -59,17 +59,16 @@ def _check(op: str, logit: Tensor, bins: Tensor, **others: Tensor) -> None:
         raise ValueError(f"{op}: logit has shape {list(logit.shape)}, expected [..., {bins.shape[0]}]")
 
 
-def _check_targets(op: str, logit: Tensor, **targets: Tensor) -> None:
+def check_target(op: str, logit: Tensor, target: Tensor) -> None:
     """Several targets of the same logits have further axes in front."""
     rows = logit.shape[:-1]
-    for name, x in targets.items():
-        if x.shape[x.dim() - len(rows) :] != rows or x.dim() < len(rows):
-            raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected [..., *{list(rows)}]")
+    if target.dim() < len(rows) or target.shape[target.dim() - len(rows) :] != rows:
+        raise ValueError(f"{op}: target has shape {list(target.shape)}, expected [..., *{list(rows)}]")
 
 
 def _loss_fake(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
     _check("twohot_loss", logit, bins, target=target)
-    _check_targets("twohot_loss", logit, target=target)
+    check_target("twohot_loss", logit, target)
     return empty_like(target), logit.new_empty(logit.shape[:-1])
 
 
@@ -78,7 +77,7 @@ def _loss_backward_fake(
 ) -> Tensor:
     op = "twohot_loss_backward"
     _check(op, logit, bins, grad=grad, target=target, norm=norm)
-    _check_targets(op, logit, target=target)
+    check_target(op, logit, target)
     check_shape(op, "grad", grad, *target.shape)
     check_shape(op, "norm", norm, *logit.shape[:-1])
     return empty_like(logit)
@@ -89,17 +88,7 @@ def _loss_sizes(logit: Tensor, target: Tensor, in_symlog: bool) -> tuple[int, ..
     return math.prod(logit.shape[:-1]), logit.shape[-1], math.prod(target.shape[:axes]), int(in_symlog)
 
 
-def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(*inputs[:3], output[1])
-    ctx.in_symlog = inputs[3]
-
-
-def _loss_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
-    d_logit = torch.ops.fastdream.twohot_loss_backward(grad, *ctx.saved_tensors, ctx.in_symlog)
-    return d_logit, None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "twohot_loss(Tensor logit, Tensor target, Tensor bins, bool in_symlog) -> (Tensor, Tensor)",
         _loss_fake,
@@ -111,9 +100,7 @@ register_once_differentiable(
         _loss_backward_fake,
         lambda grad, logit, target, bins, norm, in_symlog: _loss_sizes(logit, target, in_symlog),
     ),
-    _loss_gradient,
-    _save_loss,
-    "twohot_loss",
+    lambda inputs, output: (*inputs[:3], output[1]),
 )
 
 
@@ -132,16 +119,7 @@ def _mean_sizes(logit: Tensor, in_symlog: bool) -> tuple[int, ...]:
     return math.prod(logit.shape[:-1]), logit.shape[-1], int(in_symlog)
 
 
-def _save_mean(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.in_symlog = inputs[2]
-
-
-def _mean_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return torch.ops.fastdream.twohot_mean_backward(grad, *ctx.saved_tensors, ctx.in_symlog), None, None
-
-
-register_once_differentiable(
+register_gradient(
     register_kernel(
         "twohot_mean(Tensor logit, Tensor bins, bool in_symlog) -> Tensor",
         _mean_fake,
@@ -152,7 +130,5 @@ register_once_differentiable(
         _mean_backward_fake,
         lambda grad, logit, bins, in_symlog: _mean_sizes(logit, in_symlog),
     ),
-    _mean_gradient,
-    _save_mean,
-    "twohot_mean",
+    lambda inputs, output: inputs[:2],
 )

@@ -32,7 +32,7 @@ from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
 from fastdream.ops.triton.rowwise import PLANES, moments, normalize_tile, row_tiles, store_sums
-from fastdream.ops.triton.split_product import split_product_kernel
+from fastdream.ops.triton.split_product import load_base, split_products
 
 
 class Tiles(NamedTuple):
@@ -164,32 +164,34 @@ def block_product_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    BX: tl.constexpr,  # of x, where inputs are split
+    KS: tl.constexpr,  # among how many warps inputs are split, or 1
     PDL: tl.constexpr,
 ):
-    begin(PDL)
     i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     o_m = i_m * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
+    o_row, o_out = o_m.to(tl.int64), i_g * N + o_n
     m_m, m_n = o_m < M, o_n < N
-    o_row = o_m.to(tl.int64)
-    m_own = m_m
-    if reset is not None:
-        m_own = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
-
-    b_mean, b_rstd = moments(in_sums, o_m, M, in_eps, G * K, K, IN_TILE, IN_BT, IN_NORM)
-    b_out = products(
-        deter, m_own, own, x, m_m, shared, b_mean, b_rstd, in_scale, in_shift, s_deter, s_x, s_g, s_k, s_n,
-        i_g, o_row, o_n, m_n, K, X, IN_NORM, IN_ACT, BK
-    )  # fmt: skip
-
-    o_out = i_g * N + o_n
-    m_out = m_m[:, None] & m_n[None, :]
-    if base is not None:
-        m_base = m_m[:, None] & (m_n & (o_out < BASE))[None, :]
-        p_base = base + o_row[:, None] * s_base + o_out[None, :]
-        b_out += tl.load(p_base, mask=m_base, other=0.0).to(tl.float32)
+    if KS > 1:
+        b_out = split_products(
+            deter, reset, own, x, shared, base, in_sums, in_scale, in_shift, M, in_eps, s_deter, s_reset, s_x,
+            s_base, s_g, s_k, s_n, i_g, o_m, o_n, G, K, X, N, BASE, IN_NORM, IN_ACT, IN_TILE, IN_BT, BK, BX, KS, PDL
+        )  # fmt: skip
+    else:
+        begin(PDL)
+        m_own = m_m
+        if reset is not None:
+            m_own = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
+        b_mean, b_rstd = moments(in_sums, o_m, M, in_eps, G * K, K, IN_TILE, IN_BT, IN_NORM)
+        b_out = products(
+            deter, m_own, own, x, m_m, shared, b_mean, b_rstd, in_scale, in_shift, s_deter, s_x, s_g, s_k, s_n,
+            i_g, o_row, o_n, m_n, K, X, IN_NORM, IN_ACT, BK
+        )  # fmt: skip
+        if base is not None:
+            b_out += load_base(base, o_row, m_m, o_out, m_n, s_base, BASE)
     b_out = b_out.to(out.dtype.element_ty)
-    tl.store(out + o_row[:, None] * s_out + o_out[None, :], b_out, mask=m_out)
+    tl.store(out + o_row[:, None] * s_out + o_out[None, :], b_out, mask=m_m[:, None] & m_n[None, :])
     store_sums(sums, b_out.to(tl.float32), m_n, i_g * tl.num_programs(0) + i_n, o_m, M, NORM)
 
 
@@ -203,7 +205,7 @@ def product_sums(out: Tensor, blocks: int, tiles: Tiles, norm: str) -> Tensor | 
 def _pieces(tiles: Tiles, *inputs: int) -> dict[str, int]:
     """Of deter's inputs and of x's."""
     if tiles.split == 1:
-        return {"BK": tiles.k}
+        return {"BK": tiles.k, "BX": tiles.k, "KS": 1}
     sizes = [min(tiles.k, power_of_two(max(16 * tiles.split, n))) for n in inputs]
     return {"BK": sizes[0], "BX": sizes[1], "KS": tiles.split}
 
@@ -227,9 +229,9 @@ def block_product(
     before = normed.layer if normed else Layer(own)
     assert normed is None or x is None, "only deter alone can be normed"
     assert x is None or (shared is not None and shared.stride() == own.stride()), "W and V differ in strides"
-    few, reads = tiles.split > 1, 0 if x is None else x.shape[1]
+    reads = 0 if x is None else x.shape[1]
     launch(
-        split_product_kernel if few else block_product_kernel,
+        block_product_kernel,
         (triton.cdiv(width, tiles.n), blocks, triton.cdiv(rows, tiles.m)),
         deter,
         reset,

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.categorical import as_long, drawn_like
 from fastdream.ops.triton.config import WIDEST, row_tile
 from fastdream.ops.triton.draw import draw
 from fastdream.ops.triton.library import (
@@ -17,10 +18,10 @@ from fastdream.ops.triton.library import (
     empty_like,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
     rows_of,
 )
-from fastdream.ops.triton.math import load_logits, softmax
+from fastdream.ops.triton.math import load_logits, own_rows, softmax
 
 Pair = tuple[Tensor, Tensor]
 
@@ -52,17 +53,13 @@ def categorical_sample_fwd_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_c = tl.arange(0, BC)[None, :]
-    m_m = o_m < M - i_m
-    m_x = m_m & (o_c < C)
-    o_x = o_m * C + o_c
+    i_m, o_m, o_c, m_m, m_c = own_rows(M, C, BM, BC)
+    m_x, o_x = m_m & m_c, o_m * C + o_c
 
     if given is not None:
         b_i = tl.load(given + i_m + o_m, mask=m_m, other=0)
     else:
-        b_x = load_logits(logit + i_m * C + o_x, m_x, o_c < C)
+        b_x = load_logits(logit + i_m * C + o_x, m_x, m_c)
         b_u = tl.load(noise + i_m + o_m, mask=m_m, other=0.0).to(tl.float32)
         b_i = draw(b_x, b_u, o_c, 1 - UNIMIX, UNIMIX / C, C, 1).to(tl.int64)
     tl.store(index + i_m + o_m, b_i, mask=m_m)
@@ -80,13 +77,10 @@ def categorical_sample_bwd_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_c = tl.arange(0, BC)[None, :]
-    m_x = (o_m < M - i_m) & (o_c < C)
-    o_x = o_m * C + o_c
+    i_m, o_m, o_c, m_m, m_c = own_rows(M, C, BM, BC)
+    m_x, o_x = m_m & m_c, o_m * C + o_c
 
-    b_p = softmax(load_logits(logit + i_m * C + o_x, m_x, o_c < C))
+    b_p = softmax(load_logits(logit + i_m * C + o_x, m_x, m_c))
     b_g = tl.load(grad + i_m * C + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_dx = (1 - UNIMIX) * b_p * (b_g - tl.sum(b_p * b_g, 1, keep_dims=True))
     tl.store(d_logit + i_m * C + o_x, b_dx.to(d_logit.dtype.element_ty), mask=m_x)
@@ -103,10 +97,6 @@ def categorical_sample(
     return torch.ops.fastdream.triton_categorical_sample(logit, noise, as_long(index), unimix)
 
 
-def as_long(index: Tensor | None) -> Tensor | None:
-    return index if index is None or index.dtype == torch.int64 else index.long()
-
-
 def check_logit(op: str, logit: Tensor, one: dict[str, Tensor | None], every: dict[str, Tensor]) -> None:
     """logit [..., C], with one number a draw [...] of some, and as many as there are classes of others."""
     check_floats(op, logit=logit, **every, **{name: x for name, x in one.items() if name != "index"})
@@ -119,10 +109,6 @@ def check_logit(op: str, logit: Tensor, one: dict[str, Tensor | None], every: di
             check_shape(op, name, x, *logit.shape[:-1])
     for name, x in every.items():
         check_shape(op, name, x, *logit.shape)
-
-
-def drawn_like(logit: Tensor) -> Pair:
-    return empty_like(logit), logit.new_empty(logit.shape[:-1], dtype=torch.int64)
 
 
 def launch_rows(kernel: Any, args: tuple[Any, ...], logit: Tensor, unimix: float, tensors: int) -> None:
@@ -164,17 +150,7 @@ def _sample_backward(grad: Tensor, logit: Tensor, unimix: float) -> Tensor:
     return d_logit
 
 
-def _save_sample(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.unimix = inputs[3]
-
-
-def _sample_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
-    backward = torch.ops.fastdream.triton_categorical_sample_backward
-    return backward(grad, *ctx.saved_tensors, ctx.unimix), None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register(
         "categorical_sample(Tensor logit, Tensor? noise, Tensor? index, float unimix) -> (Tensor, Tensor)",
         _sample,
@@ -185,7 +161,5 @@ register_once_differentiable(
         _sample_backward,
         _sample_backward_fake,
     ),
-    _sample_gradient,
-    _save_sample,
-    "categorical_sample",
+    lambda inputs, output: inputs[:1],
 )

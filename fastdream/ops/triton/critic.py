@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.twohot import in_symlog
 from fastdream.ops.reference.twohot import Form
 from fastdream.ops.triton.config import warp_tile
 from fastdream.ops.triton.library import (
@@ -18,24 +19,13 @@ from fastdream.ops.triton.library import (
     check_shape,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
 from fastdream.ops.triton.math import load_logits
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
-from fastdream.ops.triton.twohot import check_bins, in_symlog, locate
+from fastdream.ops.triton.twohot import check_bins, cross_entropy, locate
 
 Pair = tuple[Tensor, Tensor]
-
-
-@triton.jit
-def cross_entropy(
-    p_x, bins, b_bins, b_t, b_norm, m_m, K: tl.constexpr, BK: tl.constexpr, SYMLOG: tl.constexpr
-):
-    """Of the two-hot of targets [BM, 1] with the logits of their rows."""
-    b_low, b_w = locate(bins, b_bins, b_t, tl.arange(0, BK)[None, :] < K, K, SYMLOG)
-    b_from = tl.load(p_x + b_low, mask=m_m, other=0.0).to(tl.float32) - b_norm
-    b_to = tl.load(p_x + b_low + 1, mask=m_m, other=0.0).to(tl.float32) - b_norm
-    return -((1 - b_w) * b_from + b_w * b_to)
 
 
 @triton.jit
@@ -82,8 +72,8 @@ def critic_loss_fwd_kernel(
     b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
     b_max = tl.max(b_x, 1, keep_dims=True)
     b_norm = b_max + tl.log(tl.sum(tl.exp(b_x - b_max), 1, keep_dims=True))
-    b_loss = cross_entropy(p_x, bins, b_bins, b_target, b_norm, m_m, K, BK, SYMLOG)
-    b_loss += slowreg * cross_entropy(p_x, bins, b_bins, b_slow, b_norm, m_m, K, BK, SYMLOG)
+    b_loss = cross_entropy(p_x, bins, b_bins, b_target, b_norm, m_m, o_k < K, K, SYMLOG)
+    b_loss += slowreg * cross_entropy(p_x, bins, b_bins, b_slow, b_norm, m_m, o_k < K, K, SYMLOG)
     b_loss *= tl.load(weight + i_n * s_weight + i_h, mask=m_m, other=0.0).to(tl.float32)
     tl.store(norm + i_m, b_norm, mask=m_m)
     tl.store(loss + i_m, b_loss, mask=m_m)
@@ -91,13 +81,13 @@ def critic_loss_fwd_kernel(
 
 @triton.jit(do_not_specialize=["R", "S", "H", "s_target", "s_slow", "s_weight"])
 def critic_loss_bwd_kernel(
-    grad,  # [M]
     logit,  # [R, K]
     target,
     slow,
     weight,
     bins,  # [K], ascending
     norm,  # [M]
+    grad,  # [M]
     d_logit,  # [R, W], rows without gaps: zeros beyond K, and in steps that are not learned from
     slowreg,
     R,
@@ -168,30 +158,28 @@ def _fake(
 
 
 def _launch(
-    kernel: Any,
-    rows: int,
-    logit: Tensor,
-    target: Tensor,
-    given: list[Tensor],
-    slowreg: float,
-    **constants: Any,
+    kernel: Any, rows: int, inputs: tuple[Any, ...], given: tuple[Tensor, ...], **constants: Any
 ) -> None:
-    """given: what the kernel takes, as rows; target, slow and weight are the three before bins."""
-    x, bins = as_rows(logit), logit.shape[2]
-    tile = warp_tile(bins, capability(logit.device))
-    at = next(i for i, y in enumerate(given) if y is target)
+    """given: what the kernel takes beside the op's inputs."""
+    logit, target, slow, weight, bins, slowreg, symlog = inputs
+    x, *others = (as_rows(y) for y in (logit, target, slow, weight))
+    tile = warp_tile(len(bins), capability(x.device))
     launch(
         kernel,
         (triton.cdiv(rows, tile.rows),),
+        x,
+        *others,
+        bins.contiguous(),
         *given,
         slowreg,
         rows,
         logit.shape[1],
         target.shape[1],
         x.stride(0),
-        *(y.stride(0) for y in given[at : at + 3]),
-        K=bins,
+        *(y.stride(0) for y in others),
+        K=len(bins),
         READ=readable(x),
+        SYMLOG=symlog,
         BM=tile.rows,
         BK=tile.cols,
         num_warps=tile.warps,
@@ -199,73 +187,36 @@ def _launch(
     )
 
 
-def _forward(
-    logit: Tensor, target: Tensor, slow: Tensor, weight: Tensor, bins: Tensor, slowreg: float, symlog: bool
-) -> Pair:
-    loss, norm = _fake(logit, target, slow, weight, bins, slowreg, symlog)
-    target, slow, weight = (as_rows(x) for x in (target, slow, weight))
-    given = [as_rows(logit), target, slow, weight, bins.contiguous(), loss, norm]
-    _launch(critic_loss_fwd_kernel, loss.numel(), logit, target, given, slowreg, SYMLOG=symlog)
+def _forward(*inputs: Any) -> Pair:
+    loss, norm = _fake(*inputs)
+    _launch(critic_loss_fwd_kernel, loss.numel(), inputs, (loss, norm))
     return loss, norm
 
 
-def _backward_fake(
-    grad: Tensor,
-    logit: Tensor,
-    target: Tensor,
-    slow: Tensor,
-    weight: Tensor,
-    bins: Tensor,
-    norm: Tensor,
-    slowreg: float,
-    symlog: bool,
-) -> Tensor:
+def _backward_fake(grad: Tensor, *given: Any) -> Tensor:
+    logit, target, slow, weight, bins, norm, *_ = given
     _check("critic_loss_backward", logit, bins, target, slow=slow, weight=weight, norm=norm, grad=grad)
     return empty_rows(logit, *logit.shape)
 
 
-def _backward(
-    grad: Tensor,
-    logit: Tensor,
-    target: Tensor,
-    slow: Tensor,
-    weight: Tensor,
-    bins: Tensor,
-    norm: Tensor,
-    slowreg: float,
-    symlog: bool,
-) -> Tensor:
-    d_logit = _backward_fake(grad, logit, target, slow, weight, bins, norm, slowreg, symlog)
-    x, rows = as_rows(logit), logit.shape[:2].numel()
-    target, slow, weight = (as_rows(y) for y in (target, slow, weight))
-    given = [grad.contiguous(), x, target, slow, weight, bins.contiguous(), norm.contiguous(), d_logit]
-    wide = padded(logit.shape[2])
-    _launch(critic_loss_bwd_kernel, rows, logit, target, given, slowreg, SYMLOG=symlog, W=wide)
+def _backward(grad: Tensor, *given: Any) -> Tensor:
+    d_logit = _backward_fake(grad, *given)
+    *tensors, norm, slowreg, symlog = given
+    logit, wide = tensors[0], padded(d_logit.shape[2])
+    others = norm.contiguous(), grad.contiguous(), d_logit
+    rows = logit.shape[:2].numel()
+    _launch(critic_loss_bwd_kernel, rows, (*tensors, slowreg, symlog), others, W=wide)
     return d_logit
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    *tensors, ctx.slowreg, ctx.symlog = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-    backward = torch.ops.fastdream.triton_critic_loss_backward
-    return backward(grad, *ctx.saved_tensors, ctx.slowreg, ctx.symlog), *[None] * 6
 
 
 _GIVEN = "Tensor logit, Tensor target, Tensor slow, Tensor weight, Tensor bins"
 _NUMBERS = "float slowreg, bool symlog"
-register_once_differentiable(
+register_gradient(
     register(f"critic_loss({_GIVEN}, {_NUMBERS}) -> (Tensor, Tensor)", _forward, _fake),
     register(
         f"critic_loss_backward(Tensor grad, {_GIVEN}, Tensor norm, {_NUMBERS}) -> Tensor",
         _backward,
         _backward_fake,
     ),
-    _gradient,
-    _save,
-    "critic_loss",
+    lambda inputs, output: (*inputs[:5], output[1]),
 )

@@ -163,17 +163,9 @@ def _mlps_backward_fake(
     return [empty_like(p) for p, want in zip((x, *params), wanted, strict=True) if want]
 
 
-def _mlps_backward(
-    x: Tensor,
-    params: Params,
-    there: Flags,
-    sizes: Sequence[int],
-    eps: Sequence[float],
-    kept: Params,
-    grads: Params,
-    wanted: Flags,
-) -> list[Tensor]:
-    _mlps_backward_fake(x, params, there, sizes, eps, kept, grads, wanted)
+def _mlps_backward(*args: Any) -> list[Tensor]:
+    _mlps_backward_fake(*args)
+    x, params, there, sizes, eps, kept, grads, wanted = args
     given = spread(params, there)
     nets, parts, (first, *later) = _nets(given, sizes, eps), _parts(x, given[0]), kept
     places = [(j, i, field) for j, net in enumerate(nets) for i in range(len(net)) for field in range(4)]

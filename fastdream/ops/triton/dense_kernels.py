@@ -22,9 +22,11 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer
 from fastdream.ops.triton.config import entry, row_tile, warp_tile
-from fastdream.ops.triton.library import capability, contiguous, launch
-from fastdream.ops.triton.norm_kernels import activate, activate_grad, normalize
+from fastdream.ops.triton.library import capability, contiguous, launch, launch_tiles
+from fastdream.ops.triton.math import own_rows
+from fastdream.ops.triton.norm_kernels import activate_grad, affine, norm_act, normalize, normalize_grad
 from fastdream.ops.triton.padding import padded, readable
+from fastdream.ops.triton.rowwise import load_vector
 
 # Programs of a backward pass, by capability: eight on an SM.
 PROGRAMS = {0: 864, 80: 864, 90: 1056}
@@ -47,16 +49,6 @@ def biased(b_x, b_bias, m_n, N: tl.constexpr):
     return b_x
 
 
-@triton.jit
-def vector_of(x, o_n, m_n, OTHER: tl.constexpr):
-    """[1, BN]: x, or the same number everywhere if it is None."""
-    if x is None:
-        b_x = tl.full(o_n.shape, OTHER, tl.float32)
-    else:
-        b_x = tl.load(x + o_n, mask=m_n, other=0.0).to(tl.float32)
-    return b_x
-
-
 @triton.jit(do_not_specialize=["M"])
 def dense_act_kernel(
     x,  # [M, W]
@@ -74,20 +66,11 @@ def dense_act_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_n = tl.arange(0, BN)[None, :]
-    m_n = o_n < N
+    i_m, o_m, o_n, m_m, m_n = own_rows(M, N, BM, BN)
     b_x = tile_of(x, i_m, o_m, o_n, s_x, M, W)
-    b_x = biased(b_x, vector_of(bias, o_n, m_n, 0.0), m_n, N)
-    if NORM != "none":
-        b_x, _ = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
-    if scale is not None:
-        b_x *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if shift is not None:
-        b_x += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
-    m_y = (o_m < M - i_m) & (o_n < W)
-    tl.store(y + (i_m + o_m) * W + o_n, activate(b_x, ACT).to(y.dtype.element_ty), mask=m_y)
+    b_x = biased(b_x, load_vector(bias, o_n, m_n, 0.0), m_n, N)
+    b_y = norm_act(b_x, scale, shift, o_n, m_n, eps, N, NORM, ACT)
+    tl.store(y + (i_m + o_m) * W + o_n, b_y.to(y.dtype.element_ty), mask=m_m & (o_n < W))
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -119,9 +102,7 @@ def dense_act_gradient_kernel(
     o_m = tl.arange(0, BM)[:, None]
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
-    b_bias = vector_of(bias, o_n, m_n, 0.0)
-    b_scale = vector_of(scale, o_n, m_n, 1.0)
-    b_shift = vector_of(shift, o_n, m_n, 0.0)
+    b_bias, b_scale, b_shift = affine(bias, scale, shift, o_n, m_n)
     # Whole tiles, whose rows are added up once at the end: until then no thread waits for another.
     b_dbias = tl.zeros([BM, BN], tl.float32)
     b_dscale = tl.zeros([BM, BN], tl.float32)
@@ -149,13 +130,9 @@ def dense_act_gradient_kernel(
                 b_d = activate_grad(b_x * b_scale + b_shift, b_d, ACT)
                 b_dscale += b_d * b_x
                 b_dshift += b_d
-                b_d *= b_scale
-                b_dx = b_d - b_x * (tl.sum(b_d * b_x, 1, keep_dims=True) / N)
-                if NORM == "layer":
-                    b_dx -= tl.sum(b_d, 1, keep_dims=True) / N
-                    if N < BN:
-                        b_dx = tl.where(m_n, b_dx, 0.0)
-                b_d = b_dx * b_rstd
+                b_d = normalize_grad(b_x, b_rstd, b_d * b_scale, N, NORM)
+                if NORM == "layer" and N < BN:
+                    b_d = tl.where(m_n, b_d, 0.0)
         b_dbias += b_d
         if d_x is not None:
             m_d = (o_m < M - i_m) & (o_n < W)
@@ -202,9 +179,10 @@ def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
     """Compute y [M, W] of x [M, W] as above, N the number of the layer's outputs. Its weight is not looked at."""
     rows, wide = x.shape
     width, tile = len(layer.weight), warp_tile(wide, capability(x.device))
-    launch(
+    launch_tiles(
         dense_act_kernel,
         (triton.cdiv(rows, tile.rows),),
+        tile,
         x,
         *contiguous(*layer[1:4]),
         y,
@@ -215,9 +193,6 @@ def dense_act(x: Tensor, layer: Layer, y: Tensor) -> None:
         W=wide,
         NORM=layer.norm,
         ACT=layer.act,
-        BM=tile.rows,
-        BN=tile.cols,
-        num_warps=tile.warps,
     )
 
 
@@ -233,9 +208,10 @@ def dense_act_gradient(
     wide = padded(width)
     cut = warp_tile(wide, capability(grad.device), 2) if wide <= ONE_WARP else None
     tile = cut or row_tile(wide, capability(grad.device), tensors=4)
-    launch(
+    launch_tiles(
         dense_act_gradient_kernel,
         (len(present[0]) if present else programs(grad),),
+        tile,
         x,
         *contiguous(*layer[1:4]),
         grad,
@@ -252,9 +228,6 @@ def dense_act_gradient(
         READ=readable(grad),
         NORM=layer.norm,
         ACT=layer.act,
-        BM=tile.rows,
-        BN=tile.cols,
-        num_warps=tile.warps,
     )
 
 

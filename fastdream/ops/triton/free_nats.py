@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdream.ops.native.kl import CLAMPS
 from fastdream.ops.triton.config import WIDEST
 from fastdream.ops.triton.library import check_floats, check_shape
 
@@ -37,11 +36,6 @@ def load_grads(kl, d_dyn, d_rep, o_m, m_m, free, CLAMP: tl.constexpr):
         m_free = tl.load(kl + o_m, mask=m_m, other=0.0) >= tl.cast(free, tl.float32)
         b_dyn, b_rep = tl.where(m_free, b_dyn, 0.0), tl.where(m_free, b_rep, 0.0)
     return b_dyn, b_rep
-
-
-def check_clamp(clamp: str) -> None:
-    if clamp not in CLAMPS:
-        raise ValueError(f"unknown clamp {clamp!r}; choose step, mean or none")
 
 
 def check_pair(op: str, event: int, inputs: dict[str, Tensor]) -> None:

@@ -7,12 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.kl import CLAMPS
+from fastdream.ops.native.params import code
 from fastdream.ops.params import Clamp
 from fastdream.ops.triton.config import row_tile
 from fastdream.ops.triton.free_nats import (
     Losses,
     Pair,
-    check_clamp,
     check_grads,
     check_pair,
     finish,
@@ -27,9 +28,10 @@ from fastdream.ops.triton.library import (
     empty_like,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
     rows_of,
 )
+from fastdream.ops.triton.math import own_rows
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -48,12 +50,8 @@ def gaussian_kl_fwd_kernel(
     BM: tl.constexpr,
     BS: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_s = tl.arange(0, BS)[None, :]
-    m_m = o_m < M - i_m
-    m_x = m_m & (o_s < S)
-    o_x = o_m * S + o_s
+    i_m, o_m, o_s, m_m, m_s = own_rows(M, S, BM, BS)
+    m_x, o_x = m_m & m_s, o_m * S + o_s
 
     b_scale = tl.load(prior_std + i_m * S + o_x, mask=m_x, other=1.0).to(tl.float32)
     b_ratio = tl.load(std + i_m * S + o_x, mask=m_x, other=1.0).to(tl.float32) / b_scale
@@ -83,12 +81,8 @@ def gaussian_kl_bwd_kernel(
     BM: tl.constexpr,
     BS: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_s = tl.arange(0, BS)[None, :]
-    m_m = o_m < M - i_m
-    m_x = m_m & (o_s < S)
-    o_x = i_m * S + o_m * S + o_s
+    i_m, o_m, o_s, m_m, m_s = own_rows(M, S, BM, BS)
+    m_x, o_x = m_m & m_s, i_m * S + o_m * S + o_s
 
     b_dyn, b_rep = load_grads(kl, d_dyn, d_rep, i_m + o_m, m_m, free, CLAMP)
     b_std = tl.load(std + o_x, mask=m_x, other=1.0).to(tl.float32)
@@ -108,16 +102,14 @@ def gaussian_kl_bwd_kernel(
 
 def gaussian_kl(post: Pair, prior: Pair, free: float = 3.0, clamp: Clamp = "mean") -> Pair:
     """As `fastdream.ops.reference.gaussian_kl`, of four tensors float32 or half precision. Differentiable once."""
-    check_clamp(clamp)
+    code(CLAMPS, clamp, "clamp")
     dyn, rep, _ = torch.ops.fastdream.triton_gaussian_kl(*post, *prior, free, clamp)
     return dyn, rep
 
 
-def _launch_gaussian(
-    kernel: Any, args: list[Any], mean: Tensor, free: float, clamp: str, tensors: int
-) -> None:
+def _launch_gaussian(kernel: Any, args: list[Any], mean: Tensor, free: float, clamp: str) -> None:
     rows, width = rows_of(mean)
-    tile = row_tile(width, capability(mean.device), tensors)
+    tile = row_tile(width, capability(mean.device), tensors=4)
     constants = {"S": width, "BM": tile.rows, "BS": tile.cols, "CLAMP": clamp, "num_warps": tile.warps}
     launch(kernel, (triton.cdiv(rows, tile.rows),), *args, free, rows, **constants)
 
@@ -130,64 +122,29 @@ def _gaussian_fake(
     return losses_of(mean, 1, clamp)
 
 
-def _gaussian(
-    mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor, free: float, clamp: str
-) -> Losses:
-    inputs = mean, std, prior_mean, prior_std
-    dyn, rep, kl = losses = _gaussian_fake(*inputs, free, clamp)
-    _launch_gaussian(
-        gaussian_kl_fwd_kernel, [*contiguous(*inputs), kl, dyn, rep], mean, free, clamp, tensors=4
-    )
+def _gaussian(*inputs: Any) -> Losses:
+    dyn, rep, kl = losses = _gaussian_fake(*inputs)
+    *tensors, free, clamp = inputs
+    args = [*contiguous(*tensors), kl, dyn, rep]
+    _launch_gaussian(gaussian_kl_fwd_kernel, args, tensors[0], free, clamp)
     finish(losses, free, clamp)
     return losses
 
 
-def _gaussian_backward_fake(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    prior_mean: Tensor,
-    prior_std: Tensor,
-    free: float,
-    clamp: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = mean, std, prior_mean, prior_std
-    check_grads("gaussian_kl_backward", _gaussian_fake(*inputs, free, clamp), d_dyn, d_rep, kl)
-    return empty_like(mean), empty_like(std), empty_like(prior_mean), empty_like(prior_std)
+def _gaussian_backward_fake(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    check_grads("gaussian_kl_backward", _gaussian_fake(*inputs), d_dyn, d_rep, kl)
+    return tuple(empty_like(x) for x in inputs[:4])
 
 
-def _gaussian_backward(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    prior_mean: Tensor,
-    prior_std: Tensor,
-    free: float,
-    clamp: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = mean, std, prior_mean, prior_std
-    gradients = _gaussian_backward_fake(d_dyn, d_rep, kl, *inputs, free, clamp)
-    args = [*grads_of(d_dyn, d_rep, kl, free, clamp), *contiguous(kl, *inputs), *gradients]
-    _launch_gaussian(gaussian_kl_bwd_kernel, args, mean, free, clamp, tensors=4)
+def _gaussian_backward(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    gradients = _gaussian_backward_fake(d_dyn, d_rep, kl, *inputs)
+    *tensors, free, clamp = inputs
+    args = [*grads_of(d_dyn, d_rep, kl, free, clamp), *contiguous(kl, *tensors), *gradients]
+    _launch_gaussian(gaussian_kl_bwd_kernel, args, tensors[0], free, clamp)
     return gradients
 
 
-def _save_gaussian(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(output[2], *inputs[:4])
-    ctx.options = inputs[4:]
-
-
-def _gaussian_gradient(ctx: Any, d_dyn: Tensor, d_rep: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    backward = torch.ops.fastdream.triton_gaussian_kl_backward
-    return *backward(d_dyn, d_rep, *ctx.saved_tensors, *ctx.options), None, None
-
-
-register_once_differentiable(
+register_gradient(
     register(
         "gaussian_kl(Tensor mean, Tensor std, Tensor prior_mean, Tensor prior_std, float free, str clamp)"
         " -> (Tensor, Tensor, Tensor)",
@@ -200,7 +157,6 @@ register_once_differentiable(
         _gaussian_backward,
         _gaussian_backward_fake,
     ),
-    _gaussian_gradient,
-    _save_gaussian,
-    "gaussian_kl",
+    lambda inputs, output: (output[2], *inputs[:4]),
+    outputs=2,
 )

@@ -1,22 +1,19 @@
 """Hard Gumbel-softmax: one pass over logits and noise forward, one over them and the gradient back."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.categorical import as_long, drawn_like
 from fastdream.ops.triton.categorical import (
-    as_long,
     categorical_sample_fwd_kernel,
     check_logit,
-    drawn_like,
     launch_rows,
     log_mixed,
 )
-from fastdream.ops.triton.library import contiguous, empty_like, register, register_once_differentiable
-from fastdream.ops.triton.math import load_logits, softmax
+from fastdream.ops.triton.library import contiguous, empty_like, register, register_gradient
+from fastdream.ops.triton.math import load_logits, own_rows, softmax
 
 Pair = tuple[Tensor, Tensor]
 
@@ -42,17 +39,13 @@ def gumbel_sample_fwd_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_c = tl.arange(0, BC)[None, :]
-    m_m = o_m < M - i_m
-    m_x = m_m & (o_c < C)
-    o_x = o_m * C + o_c
+    i_m, o_m, o_c, m_m, m_c = own_rows(M, C, BM, BC)
+    m_x, o_x = m_m & m_c, o_m * C + o_c
 
-    b_x = load_logits(logit + i_m * C + o_x, m_x, o_c < C)
+    b_x = load_logits(logit + i_m * C + o_x, m_x, m_c)
     b_u = tl.load(noise + i_m * C + o_x, mask=m_x, other=0.5).to(tl.float32)
     _, _, b_y = perturbed(b_x, b_u, C, UNIMIX)
-    b_i = tl.argmax(tl.where(o_c < C, b_y, float("-inf")), 1, keep_dims=True).to(tl.int64)
+    b_i = tl.argmax(tl.where(m_c, b_y, float("-inf")), 1, keep_dims=True).to(tl.int64)
     tl.store(index + i_m + o_m, b_i, mask=m_m)
     tl.store(onehot + i_m * C + o_x, (o_c == b_i).to(onehot.dtype.element_ty), mask=m_x)
 
@@ -70,18 +63,15 @@ def gumbel_sample_bwd_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_c = tl.arange(0, BC)[None, :]
-    m_x = (o_m < M - i_m) & (o_c < C)
-    o_x = o_m * C + o_c
+    i_m, o_m, o_c, m_m, m_c = own_rows(M, C, BM, BC)
+    m_x, o_x = m_m & m_c, o_m * C + o_c
 
-    b_x = load_logits(logit + i_m * C + o_x, m_x, o_c < C)
+    b_x = load_logits(logit + i_m * C + o_x, m_x, m_c)
     b_u = tl.load(noise + i_m * C + o_x, mask=m_x, other=0.5).to(tl.float32)
     b_g = tl.load(grad + i_m * C + o_x, mask=m_x, other=0.0).to(tl.float32)
     tau = tl.cast(tau, tl.float32)
     b_p, b_log, b_y = perturbed(b_x, b_u, C, UNIMIX)
-    b_s = softmax(tl.where(o_c < C, b_y / tau, float("-inf")))
+    b_s = softmax(tl.where(m_c, b_y / tau, float("-inf")))
     b_g = b_s * (b_g - tl.sum(b_s * b_g, 1, keep_dims=True)) / tau  # of the log probabilities
     if UNIMIX > 0:
         b_g *= (1 - UNIMIX) * tl.exp(-b_log)
@@ -126,17 +116,7 @@ def _gumbel_backward(grad: Tensor, logit: Tensor, noise: Tensor, unimix: float, 
     return d_logit
 
 
-def _save_gumbel(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.options = inputs[3:]
-
-
-def _gumbel_gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:
-    backward = torch.ops.fastdream.triton_gumbel_sample_backward
-    return backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register(
         "gumbel_sample(Tensor logit, Tensor noise, Tensor? index, float unimix, float tau) -> (Tensor, Tensor)",
         _gumbel,
@@ -147,7 +127,5 @@ register_once_differentiable(
         _gumbel_backward,
         _gumbel_backward_fake,
     ),
-    _gumbel_gradient,
-    _save_gumbel,
-    "gumbel_sample",
+    lambda inputs, output: inputs[:2],
 )

@@ -11,8 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdream.ops.native.layers import code, spread
-from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.native.images import convolution_gradients, register_convolution
+from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.triton.config import WIDEST, Tile, row_tile
 from fastdream.ops.triton.dense_kernels import add_rows
@@ -23,10 +23,8 @@ from fastdream.ops.triton.library import (
     check_floats,
     check_shape,
     contiguous,
-    empty_like,
-    launch,
+    launch_tiles,
     register,
-    register_once_differentiable,
 )
 from fastdream.ops.triton.pool_kernels import pool_norm_act_bwd_kernel, pool_norm_act_fwd_kernel
 from fastdream.ops.triton.windows import Windows
@@ -120,33 +118,13 @@ class Pixels(NamedTuple):
 def _launch(
     kernel: Any, grid: int, tensors: Sequence[Optional], eps: float, pixels: Pixels, **options: Any
 ) -> None:
-    launch(
-        kernel,
-        (grid,),
-        *tensors,
-        eps,
-        pixels.number,
-        H=pixels.height,
-        W=pixels.width,
-        BM=pixels.tile.rows,
-        BN=pixels.tile.cols,
-        num_warps=pixels.tile.warps,
-        **options,
-    )
+    args = *tensors, eps, pixels.number
+    launch_tiles(kernel, (grid,), pixels.tile, *args, H=pixels.height, W=pixels.width, **options)
 
 
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: str,
-    act: str,
-    eps: float,
-    dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, top, place, image = _fake(x, weight, bias, scale, shift, norm, act, eps, dtype)
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, top, place, image = _fake(*inputs)
+    x, weight, bias, scale, shift, norm, act, eps, _ = inputs
     weight, vectors = weight.contiguous(), contiguous(bias, scale, shift)
     if windows := Windows.of(x.shape, weight, image.element_size()):
         windows.surround(x, image)
@@ -160,50 +138,20 @@ def _forward(
     return y, top, place, image
 
 
-def _backward_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: str,
-    act: str,
-    eps: float,
-    dtype: torch.dtype | None,
-    top: Tensor,
-    place: Tensor,
-    image: Tensor,
-    grad: Tensor,
-    want_x: bool,
-) -> list[Tensor]:
-    """Gradients of weight and bias, then of scale and shift where they are there, and of x where it is wanted."""
-    op = "conv_pool_backward"
-    y, *likes = _fake(x, weight, bias, scale, shift, norm, act, eps, dtype)
-    check_floats(op, top=top, grad=grad)
+def _backward_fake(*given: Any) -> list[Tensor]:
+    """Gradients as `register_convolution` wants them."""
+    op, inputs, (*kept, grad, want_x) = "conv_pool_backward", given[:9], given[9:]
+    y, *likes = _fake(*inputs)
+    check_floats(op, top=kept[0], grad=grad)
     check_shape(op, "grad", grad, *y.shape)
-    for name, given, like in zip(("top", "place", "image"), (top, place, image), likes, strict=True):
-        check_shape(op, name, given, *like.shape)
-    params = weight, bias, scale, shift, x if want_x else None
-    return [empty_like(p) for p in params if p is not None]
+    for name, x, like in zip(("top", "place", "image"), kept, likes, strict=True):
+        check_shape(op, name, x, *like.shape)
+    return convolution_gradients(inputs, want_x)
 
 
-def _backward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: str,
-    act: str,
-    eps: float,
-    dtype: torch.dtype | None,
-    top: Tensor,
-    place: Tensor,
-    image: Tensor,
-    grad: Tensor,
-    want_x: bool,
-) -> list[Tensor]:
-    _backward_fake(x, weight, bias, scale, shift, norm, act, eps, dtype, top, place, image, grad, want_x)
+def _backward(*given: Any) -> list[Tensor]:
+    _backward_fake(*given)
+    x, weight, bias, scale, shift, norm, act, eps, _, top, place, image, grad, want_x = given
     (*batch, height, width, _), out, weight = x.shape, len(weight), weight.contiguous()
     kept = contiguous(top, place, bias, scale, shift, grad)
     windows = Windows.of(x.shape, weight, top.element_size())
@@ -227,34 +175,15 @@ def _backward(
     return [foldings.d_weight(x, weight, d_y), *d_params, *d_x]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, scale, shift, *ctx.statics = inputs
-    ctx.save_for_backward(x, weight, bias, scale, shift, *output[1:])
-    ctx.set_materialize_grads(False)  # those of what is kept never come
-
-
-def _gradient(ctx: Any, grad: Tensor, *_: Optional) -> tuple[Optional, ...]:
-    *params, top, place, image = ctx.saved_tensors
-    want_x = ctx.needs_input_grad[0]
-    gradients = torch.ops.fastdream.triton_conv_pool_backward(
-        *params, *ctx.statics, top, place, image, grad, want_x
-    )
-    d_x = gradients[-1] if want_x else None
-    return d_x, *spread(gradients, [p is not None for p in params[1:]]), None, None, None, None
-
-
 _INPUTS = (
     "Tensor x, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, str norm, str act, float eps, "
     "ScalarType? dtype"
 )
-register_once_differentiable(
+register_convolution(
     register(f"conv_pool({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)", _forward, _fake),
     register(
         f"conv_pool_backward({_INPUTS}, Tensor top, Tensor place, Tensor image, Tensor grad, bool want_x) -> Tensor[]",
         _backward,
         _backward_fake,
     ),
-    _gradient,
-    _save,
-    "conv_pool",
 )

@@ -7,13 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.kl import CLAMPS
+from fastdream.ops.native.params import code
 from fastdream.ops.params import Clamp
 from fastdream.ops.triton.categorical import log_mixed
 from fastdream.ops.triton.config import Tile, power_of_two
 from fastdream.ops.triton.free_nats import (
     Losses,
     Pair,
-    check_clamp,
     check_grads,
     check_pair,
     finish,
@@ -27,7 +28,7 @@ from fastdream.ops.triton.library import (
     empty_like,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
 from fastdream.ops.triton.math import load_logits
 
@@ -107,7 +108,7 @@ def categorical_kl(
     post: Tensor, prior: Tensor, unimix: float = 0.0, free: float = 1.0, clamp: Clamp = "step"
 ) -> Pair:
     """As `fastdream.ops.reference.categorical_kl`, float32 or half precision. Differentiable once."""
-    check_clamp(clamp)
+    code(CLAMPS, clamp, "clamp")
     dyn, rep, _ = torch.ops.fastdream.triton_categorical_kl(post, prior, unimix, free, clamp)
     return dyn, rep
 
@@ -140,49 +141,20 @@ def _categorical(post: Tensor, prior: Tensor, unimix: float, free: float, clamp:
     return losses
 
 
-def _categorical_backward_fake(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    post: Tensor,
-    prior: Tensor,
-    unimix: float,
-    free: float,
-    clamp: str,
-) -> Pair:
-    expected = _categorical_fake(post, prior, unimix, free, clamp)
-    check_grads("categorical_kl_backward", expected, d_dyn, d_rep, kl)
-    return empty_like(post), empty_like(prior)
+def _categorical_backward_fake(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> Pair:
+    check_grads("categorical_kl_backward", _categorical_fake(*inputs), d_dyn, d_rep, kl)
+    return empty_like(inputs[0]), empty_like(inputs[1])
 
 
-def _categorical_backward(
-    d_dyn: Tensor,
-    d_rep: Tensor,
-    kl: Tensor,
-    post: Tensor,
-    prior: Tensor,
-    unimix: float,
-    free: float,
-    clamp: str,
-) -> Pair:
-    gradients = _categorical_backward_fake(d_dyn, d_rep, kl, post, prior, unimix, free, clamp)
+def _categorical_backward(d_dyn: Tensor, d_rep: Tensor, kl: Tensor, *inputs: Any) -> Pair:
+    gradients = _categorical_backward_fake(d_dyn, d_rep, kl, *inputs)
+    post, prior, unimix, free, clamp = inputs
     args = [*grads_of(d_dyn, d_rep, kl, free, clamp), *contiguous(kl, post, prior), *gradients]
     _launch_categorical(categorical_kl_bwd_kernel, args, post, free, UNIMIX=unimix, CLAMP=clamp)
     return gradients
 
 
-def _save_categorical(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(output[2], *inputs[:2])
-    ctx.options = inputs[2:]
-
-
-def _categorical_gradient(ctx: Any, d_dyn: Tensor, d_rep: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    backward = torch.ops.fastdream.triton_categorical_kl_backward
-    return *backward(d_dyn, d_rep, *ctx.saved_tensors, *ctx.options), None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register(
         "categorical_kl(Tensor post, Tensor prior, float unimix, float free, str clamp)"
         " -> (Tensor, Tensor, Tensor)",
@@ -195,7 +167,6 @@ register_once_differentiable(
         _categorical_backward,
         _categorical_backward_fake,
     ),
-    _categorical_gradient,
-    _save_categorical,
-    "categorical_kl",
+    lambda inputs, output: (output[2], *inputs[:2]),
+    outputs=2,
 )

@@ -7,8 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdream.ops.native.layers import code, spread
-from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.native.layers import spread
+from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.triton.config import WIDEST, Tile, row_tile
 from fastdream.ops.triton.dense_kernels import add_rows
@@ -18,7 +18,7 @@ from fastdream.ops.triton.library import (
     check_shape,
     contiguous,
     empty_like,
-    launch,
+    launch_tiles,
     register,
     register_once_differentiable,
 )
@@ -59,18 +59,7 @@ class Rows(NamedTuple):
 def _launch(
     kernel: Any, grid: int, tensors: Sequence[Optional], eps: float, rows: Rows, **options: Any
 ) -> None:
-    launch(
-        kernel,
-        (grid,),
-        *tensors,
-        eps,
-        rows.number,
-        N=rows.width,
-        BM=rows.tile.rows,
-        BN=rows.tile.cols,
-        num_warps=rows.tile.warps,
-        **options,
-    )
+    launch_tiles(kernel, (grid,), rows.tile, *tensors, eps, rows.number, N=rows.width, **options)
 
 
 def _check(op: str, x: Tensor, scale: Optional, shift: Optional) -> None:
@@ -111,17 +100,9 @@ def _backward_fake(
     return [empty_like(p) for p, want in inputs if p is not None and want]
 
 
-def _backward(
-    x: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: str,
-    act: str,
-    eps: float,
-    grad: Tensor,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
-    d_x, *d_params = _backward_fake(x, scale, shift, norm, act, eps, grad, wanted)
+def _backward(*inputs: Any) -> list[Tensor]:
+    d_x, *d_params = _backward_fake(*inputs)
+    x, scale, shift, norm, act, eps, grad, wanted = inputs
     rows = Rows.of(x, tensors=2)
     programs = min(PROGRAMS, rows.tiles)
     partial = [p.new_empty(programs, rows.width, dtype=torch.float32) for p in d_params]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native import library as native
-from fastdream.ops.native.library import check_shape, empty_like
+from fastdream.ops.native.library import check_shape, contiguous, empty_like, register_gradient, rows_of
 from fastdream.ops.triton import interpreted
+from fastdream.ops.triton.config import Tile
 
 DEVICES = ("CPU", "CUDA") if interpreted() else ("CUDA",)
 OVERLAPPING = True  # kernels that can, with the one before; see `overlap`
@@ -32,6 +33,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
         constants |= {"PDL": overlaps} | ({"launch_pdl": True} if overlaps else {})
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         run(kernel, grid, args, {"enable_fp_fusion": True, "num_stages": 1} | constants)
+
+
+def launch_tiles(kernel: Any, grid: tuple[int, ...], tile: Tile, *args: Any, **constants: Any) -> None:
+    """As `launch`, of programs that have such a tile [BM, BN] at a time."""
+    launch(kernel, grid, *args, BM=tile.rows, BN=tile.cols, num_warps=tile.warps, **constants)
 
 
 def run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any]) -> None:
@@ -70,16 +76,6 @@ def register_once_differentiable(
     native.register_once_differentiable(forward, backward, gradient, setup, op, "triton")
 
 
-def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors that are there, without gaps in memory."""
-    return [None if x is None else x.contiguous() for x in tensors]
-
-
-def rows_of(x: Tensor) -> tuple[int, int]:
-    """Number of rows of x [..., N], and N."""
-    return x.numel() // max(1, x.shape[-1]), x.shape[-1]
-
-
 __all__ = [
     "DEVICES",
     "FLOATS",
@@ -89,7 +85,9 @@ __all__ = [
     "contiguous",
     "empty_like",
     "launch",
+    "launch_tiles",
     "register",
+    "register_gradient",
     "register_once_differentiable",
     "rows_of",
     "run",

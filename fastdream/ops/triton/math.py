@@ -45,6 +45,17 @@ def tanh(x):
 
 
 @triton.jit
+def own_rows(M, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """A program's tile of [M, N], of whole rows: the first of them, in 64 bits, rows [BM, 1] from there on, columns
+    [1, BN], which of the rows there are, and which of the columns.
+    """
+    i_m = tl.program_id(0).to(tl.int64) * BM
+    o_m = tl.arange(0, BM)[:, None]
+    o_n = tl.arange(0, BN)[None, :]
+    return i_m, o_m, o_n, o_m < M - i_m, o_n < N
+
+
+@triton.jit
 def load_logits(p_x, m_x, m_n):
     """Rows of logits: columns that are not there are -inf, rows that are not there 0."""
     return tl.where(m_n, tl.load(p_x, mask=m_x, other=0.0).to(tl.float32), float("-inf"))

@@ -1,10 +1,12 @@
 """World Models' memory, without gradient: two launches a step, whether actions are given or controllers choose them."""
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 
-from fastdream.ops.native.mdn import Layout, flatten
+from fastdream.ops.native.mdn import Layout, check_state, flatten
 from fastdream.ops.params import MDNRNN, Control, MDNDream, MDNStep
 from fastdream.ops.reference.layers import match
 from fastdream.ops.reference.mdn import control_sums
@@ -94,8 +96,7 @@ def _fake(
     }
     floats |= noise
     check_floats(op, hidden=hidden, **floats, **{f"parameter {i}": x for i, x in enumerate(params)})
-    if hidden.dim() != 2:
-        raise ValueError(f"{op}: hidden has shape {list(hidden.shape)}, expected [rows, units]")
+    check_state(op, hidden, restart)
     rows, units = hidden.shape
     times = () if weight is None else (uniform.shape[1],)
     features = n.latent + units * (2 if weight is not None and weight.shape[1] > n.latent + units else 1)
@@ -110,11 +111,6 @@ def _fake(
     for name, x in floats.items():
         if x is not None:
             check_shape(op, name, x, *shapes[name])
-    check_shape(op, "restart", restart, rows)
-    if restart.dtype != torch.bool or restart.device != hidden.device:
-        raise ValueError(
-            f"{op}: restart is {restart.dtype} on {restart.device}, expected torch.bool on {hidden.device}"
-        )
     if times == (0,):
         raise ValueError(f"{op}: uniform is of 0 steps, expected 1 at least")
     wide = torch.float32
@@ -134,17 +130,11 @@ def _kernel(
     layout: list[int],
     hidden: Tensor,
     cell: Tensor,
-    latent: Tensor,
-    action: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    restart: Tensor,
-    uniform: Tensor,
-    normal: Tensor,
+    *inputs: Any,
 ) -> Outputs:
+    outputs = _fake(params, filled, sizes, scalars, layout, hidden, cell, *inputs)
     n, (temperature, *rest) = Layout(*layout), scalars
-    given = hidden, cell, latent, action, weight, bias
-    outputs = _fake(params, filled, sizes, scalars, layout, *given, restart, uniform, normal)
+    latent, action, weight, bias, restart, uniform, normal = inputs
     reader = Reader([x.contiguous() for x in params], filled, sizes, rest)
     of_input, of_hidden, out = (reader.layer() for _ in range(3))
     assert of_input.bias is not None

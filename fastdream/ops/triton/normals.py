@@ -1,7 +1,5 @@
 """Mean and standard deviation of bounded normals, of both raw outputs in one pass, and their gradients in another."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +10,7 @@ from fastdream.ops.triton.library import (
     check_shape,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
 from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.padding import as_rows, empty_rows
@@ -113,25 +111,14 @@ def _backward(
     return gradients
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.limits = inputs[2:]
-
-
-def _gradient(ctx: Any, d_mean: Tensor, d_std: Tensor) -> tuple[Any, ...]:
-    backward = torch.ops.fastdream.triton_bounded_normal_backward
-    return *backward(d_mean, d_std, *ctx.saved_tensors, *ctx.limits), None, None
-
-
 _GIVEN = "Tensor mean, Tensor std, float min_std, float max_std"
-register_once_differentiable(
+register_gradient(
     register(f"bounded_normal({_GIVEN}) -> (Tensor, Tensor)", _forward, _fake),
     register(
         f"bounded_normal_backward(Tensor d_mean, Tensor d_std, {_GIVEN}) -> (Tensor, Tensor)",
         _backward,
         _backward_fake,
     ),
-    _gradient,
-    _save,
-    "bounded_normal",
+    lambda inputs, output: inputs[:2],
+    outputs=2,
 )

@@ -3,11 +3,20 @@
 import math
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.optim import HALVES, SCHEMA, Norms, check_laprop, rate_and_mask, write_back
+from fastdream.ops.native.optim import (
+    HALVES,
+    SCHEMA,
+    Norms,
+    Settings,
+    check_laprop,
+    rate_and_mask,
+    write_back,
+)
 from fastdream.ops.triton.library import launch, register
 from fastdream.ops.triton.optim_kernels import (
     TYPES,
@@ -79,17 +88,9 @@ def _kernel(
     mu: Tensors,
     step: Tensor,
     lr: Tensor,
-    agc: float,
-    pmin: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float,
-    decay_mask: Sequence[bool],
-    momentum: bool,
-    nesterov: bool,
+    *settings: Any,
 ) -> Norms:
-    norms = _fake(params, grads, nu, mu, step, lr)
+    norms, s = _fake(params, grads, nu, mu, step, lr), Settings(*settings)
     dense = [[x.contiguous() for x in tensors] for tensors in (params, nu, mu, grads)]
     changed, device, count = [*chain(*dense[:3])], params[0].device, len(params)
     owner, begin, sizes, first = pieces(tuple(x.numel() for x in params), PIECE, device)
@@ -113,15 +114,15 @@ def _kernel(
         first,
         factor,
         square,
-        agc,
-        pmin,
+        s.agc,
+        s.pmin,
         total,
-        AGC=agc > 0,
+        AGC=s.agc > 0,
         BLOCK=BLOCK,
         num_warps=4,
     )
-    settings = beta1, beta2, _log(beta1), _log(beta2), eps, decay
-    mask = flags(tuple(decay_mask), device)
+    numbers = s.beta1, s.beta2, _log(s.beta1), _log(s.beta2), s.eps, s.decay
+    mask = flags(tuple(s.decay_mask), device)
     launch(
         laprop_kernel,
         (total,),
@@ -132,10 +133,10 @@ def _kernel(
         step,
         lr,
         of_results,
-        *settings,
+        *numbers,
         count,
-        MOMENTUM=momentum,
-        NESTEROV=nesterov,
+        MOMENTUM=s.momentum,
+        NESTEROV=s.nesterov,
         **blocks,
     )
     launch(norms_kernel, (1,), square, of_results, *norms, count, total, BLOCK=BLOCK, num_warps=4)

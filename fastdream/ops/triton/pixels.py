@@ -1,7 +1,5 @@
 """The loss of images, in one pass over pixels and targets, and its gradient in another. Nothing else is kept."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -13,14 +11,12 @@ from fastdream.ops.triton.library import (
     empty_like,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
 from fastdream.ops.triton.math import sigmoid
 
 BLOCK = 4096  # numbers of an image that a program has at a time
 WARPS = 8
-
-Optional = Tensor | None
 
 
 def image_loss(x: Tensor, target: Tensor) -> Tensor:
@@ -84,35 +80,25 @@ def _forward(x: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-def _backward_fake(x: Tensor, target: Tensor, grad: Tensor) -> Tensor:
+def _backward_fake(grad: Tensor, x: Tensor, target: Tensor) -> Tensor:
     loss = _fake(x, target)
     check_floats("image_loss_backward", x=x, grad=grad)
     check_shape("image_loss_backward", "grad", grad, *loss.shape)
     return empty_like(x)
 
 
-def _backward(x: Tensor, target: Tensor, grad: Tensor) -> Tensor:
-    d_x, numbers = _backward_fake(x, target, grad), x.shape[-3:].numel()
+def _backward(grad: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    d_x, numbers = _backward_fake(grad, x, target), x.shape[-3:].numel()
     grid = grad.numel(), triton.cdiv(numbers, BLOCK)
     tensors = x.contiguous(), target.contiguous(), grad.contiguous(), d_x
     launch(image_loss_bwd_kernel, grid, *tensors, numbers, BN=BLOCK, num_warps=WARPS)
     return d_x
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Optional, ...]:
-    return torch.ops.fastdream.triton_image_loss_backward(*ctx.saved_tensors, grad), None
-
-
-register_once_differentiable(
+register_gradient(
     register("image_loss(Tensor x, Tensor target) -> Tensor", _forward, _fake),
     register(
-        "image_loss_backward(Tensor x, Tensor target, Tensor grad) -> Tensor", _backward, _backward_fake
+        "image_loss_backward(Tensor grad, Tensor x, Tensor target) -> Tensor", _backward, _backward_fake
     ),
-    _gradient,
-    _save,
-    "image_loss",
+    lambda inputs, output: inputs,
 )

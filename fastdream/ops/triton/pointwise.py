@@ -13,7 +13,7 @@ from fastdream.ops.triton.library import (
     empty_like,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
 from fastdream.ops.triton.math import exp, expm1, log1p
 
@@ -76,27 +76,21 @@ def _register(op: str) -> None:
         _run(pointwise_fwd_kernel, op, x.contiguous(), y)
         return y
 
-    def backward_fake(x: Tensor, grad: Tensor) -> Tensor:
+    def backward_fake(grad: Tensor, x: Tensor) -> Tensor:
         check_floats(f"{op}_backward", x=x, grad=grad)
         check_shape(f"{op}_backward", "grad", grad, *x.shape)
         return empty_like(x)
 
-    def backward(x: Tensor, grad: Tensor) -> Tensor:
-        d_x = backward_fake(x, grad)
+    def backward(grad: Tensor, x: Tensor) -> Tensor:
+        d_x = backward_fake(grad, x)
         _run(pointwise_bwd_kernel, op, x.contiguous(), grad.contiguous(), d_x)
         return d_x
 
-    def save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    def gradient(ctx: Any, grad: Tensor) -> Tensor:
-        return getattr(torch.ops.fastdream, f"triton_{op}_backward")(*ctx.saved_tensors, grad)
-
     ops = (
         register(f"{op}(Tensor x) -> Tensor", forward, fake),
-        register(f"{op}_backward(Tensor x, Tensor grad) -> Tensor", backward, backward_fake),
+        register(f"{op}_backward(Tensor grad, Tensor x) -> Tensor", backward, backward_fake),
     )
-    register_once_differentiable(*ops, gradient, save, op)
+    register_gradient(*ops, lambda inputs, output: inputs)
 
 
 _register("symlog")

@@ -95,66 +95,34 @@ def _alike(first: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor | None]
     return (first, second) if same else (first.contiguous(), second.contiguous())
 
 
-def _forward(
-    outs: Sequence[Tensor],
-    action: Tensor,
-    adv: Tensor,
-    weight: Tensor,
-    sizes: Sequence[int],
-    actent: float,
-    unimix: float,
-) -> Results:
-    results = _fake(outs, action, adv, weight, sizes, actent, unimix)
-    keys, acts, begin = _keys(outs, sizes), as_rows(action), 0
-    given, steps = (adv.contiguous(), as_rows(weight)), outs[0].shape[1]
-    for i, (first, second, elements, classes) in enumerate(keys):
-        rows, stds = _alike(first, second)
-        tile = row_tile(classes or elements, capability(adv.device), tensors=8)
-        launch(
-            reinforce_fwd_kernel,
-            (triton.cdiv(adv.numel(), tile.rows),),
-            rows,
-            stds,
-            acts[:, begin:],
-            *given,
-            *results,
-            actent,
-            adv.numel(),
-            adv.shape[1],
-            steps,
-            rows.stride(0),
-            acts.stride(0),
-            given[1].stride(0),
-            KEY=i,
-            KEYS=len(keys),
-            E=elements,
-            C=classes,
-            UNIMIX=unimix,
-            BM=tile.rows,
-            BC=tile.cols,
-            num_warps=tile.warps,
-        )
-        begin += first.shape[2]
+def _forward(*inputs: Any) -> Results:
+    results, sizes = _fake(*inputs), inputs[4]
+    keys = len(sizes) // 3
+    each = [(results, {"KEY": i, "KEYS": keys}) for i in range(keys)]
+    _launch(reinforce_fwd_kernel, results[0].numel(), each, *inputs)
     return results
 
 
-def _backward_fake(
-    grad: Tensor,
-    outs: Sequence[Tensor],
-    action: Tensor,
-    adv: Tensor,
-    weight: Tensor,
-    sizes: Sequence[int],
-    actent: float,
-    unimix: float,
-) -> list[Tensor]:
+def _backward_fake(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    outs, action, adv, weight, sizes, *_ = inputs
     _check("reinforce_backward", outs, action, adv, weight, sizes)
     check_shape("reinforce_backward", "grad", grad, *adv.shape)
     return [empty_rows(x, *x.shape) for x in outs]
 
 
-def _backward(
-    grad: Tensor,
+def _backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    gradients, (outs, *_, sizes, _, _) = _backward_fake(grad, *inputs), inputs
+    grad, rows = grad.contiguous(), outs[0].shape[:2].numel()
+    keys = _keys(gradients, sizes)
+    each = [((grad, d, std, as_rows(d).stride(0)), dict[str, int]()) for d, std, *_ in keys]
+    _launch(reinforce_bwd_kernel, rows, each, *inputs)
+    return gradients
+
+
+def _launch(
+    kernel: Any,
+    rows: int,
+    each: Sequence[tuple[tuple[Any, ...], dict[str, int]]],
     outs: Sequence[Tensor],
     action: Tensor,
     adv: Tensor,
@@ -162,32 +130,27 @@ def _backward(
     sizes: Sequence[int],
     actent: float,
     unimix: float,
-) -> list[Tensor]:
-    gradients = _backward_fake(grad, outs, action, adv, weight, sizes, actent, unimix)
-    d_outs, acts, begin = _keys(gradients, sizes), as_rows(action), 0
+) -> None:
+    """each: what the kernel takes of a key beside the op's inputs."""
+    acts, begin = as_rows(action), 0
     given, steps = (adv.contiguous(), as_rows(weight)), outs[0].shape[1]
-    for (first, second, elements, classes), (d_first, d_second, *_) in zip(
-        _keys(outs, sizes), d_outs, strict=True
-    ):
-        rows, stds = _alike(first, second)
+    for (first, second, elements, classes), (others, constants) in zip(_keys(outs, sizes), each, strict=True):
+        x, stds = _alike(first, second)
         tile = row_tile(classes or elements, capability(adv.device), tensors=8)
         launch(
-            reinforce_bwd_kernel,
-            (triton.cdiv(len(rows), tile.rows),),
-            grad.contiguous(),
-            rows,
+            kernel,
+            (triton.cdiv(rows, tile.rows),),
+            x,
             stds,
             acts[:, begin:],
             *given,
-            d_first,
-            d_second,
+            *others,
             actent,
-            len(rows),
+            rows,
             adv.shape[1],
             steps,
-            rows.stride(0),
+            x.stride(0),
             acts.stride(0),
-            as_rows(d_first).stride(0),
             given[1].stride(0),
             E=elements,
             C=classes,
@@ -195,9 +158,9 @@ def _backward(
             BM=tile.rows,
             BC=tile.cols,
             num_warps=tile.warps,
+            **constants,
         )
         begin += first.shape[2]
-    return gradients
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:

@@ -88,21 +88,21 @@ def reinforce_fwd_kernel(
 
 @triton.jit(do_not_specialize=["R", "H", "K", "s_weight"])
 def reinforce_bwd_kernel(
-    grad,  # [N * H], of the loss
     first,  # [R, E * C] logits, or [R, E] means, R = N * K
     second,  # [R, E] stds, or None
     action,  # [R, ...]
     adv,  # [N * H]
     weight,  # [N, H], rows s_weight apart
-    d_first,  # [R, ...]
-    d_second,  # [R, E] or None
+    grad,  # [N * H], of the loss
+    d_first,  # [R, ...], rows s_d apart
+    d_second,  # [R, E] or None, likewise
+    s_d,
     actent,
     R,
     H,
     K,
     s_x,
     s_a,
-    s_d,
     s_weight,
     E: tl.constexpr,
     C: tl.constexpr,

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastdream.ops.triton.norm_kernels import activate, activate_grad, normalize
+from fastdream.ops.triton.norm_kernels import affine, norm_act, norm_act_grad
 
 
 @triton.jit
@@ -24,55 +24,6 @@ def next_pixel(q: tl.constexpr, W: tl.constexpr, FOLDED: tl.constexpr):
     if FOLDED:
         return q
     return q // 2 * W + q % 2
-
-
-@triton.jit
-def top_norm_act(
-    b_top, bias, scale, shift, o_n, m_n, eps, N: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr
-):
-    """Bias, norm and activation of maxima b_top [BM, BN]; vectors [N], scale and shift perhaps None."""
-    b_y = b_top + tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if NORM != "none":
-        b_y, _ = normalize(b_y, m_n, tl.cast(eps, tl.float32), N, NORM)
-    if scale is not None:
-        b_y *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if shift is not None:
-        b_y += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
-    return activate(b_y, ACT)
-
-
-@triton.jit
-def affine(bias, scale, shift, o_n, m_n):
-    """Bias, scale and shift [1, BN] float32, ones and zeros for those that are not there."""
-    b_bias = tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-    b_scale = tl.full(o_n.shape, 1.0, tl.float32)
-    b_shift = tl.zeros(o_n.shape, tl.float32)
-    if scale is not None:
-        b_scale = tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if shift is not None:
-        b_shift = tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
-    return b_bias, b_scale, b_shift
-
-
-@triton.jit
-def top_gradient(
-    b_x, b_g, b_scale, b_shift, m_n, eps, N: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr
-):
-    """Of maxima with bias b_x [BM, BN], from the result's b_g; then those of scale and shift, pixel by pixel."""
-    if NORM == "none":
-        b_dx = activate_grad(b_x, b_g, ACT)
-        b_dscale = b_dx
-        b_dshift = b_dx
-    else:
-        b_x, b_rstd = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
-        b_dshift = activate_grad(b_x * b_scale + b_shift, b_g, ACT)
-        b_dscale = b_dshift * b_x
-        b_g = b_dshift * b_scale
-        b_dx = b_g - b_x * (tl.sum(b_g * b_x, 1, keep_dims=True) / N)
-        if NORM == "layer":
-            b_dx -= tl.sum(b_g, 1, keep_dims=True) / N
-        b_dx *= b_rstd
-    return b_dx, b_dscale, b_dshift
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -114,7 +65,8 @@ def pool_norm_act_fwd_kernel(
     tl.store(top + o_y, b_top.to(top.dtype.element_ty), mask=m_x)
     tl.store(place + o_y, b_place.to(tl.uint8), mask=m_x)
 
-    b_y = top_norm_act(b_top, bias, scale, shift, o_n, m_n, eps, N, NORM, ACT)
+    b_x = b_top + tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
+    b_y = norm_act(b_x, scale, shift, o_n, m_n, eps, N, NORM, ACT)
     tl.store(y + o_y, b_y.to(y.dtype.element_ty), mask=m_x)
 
 
@@ -157,7 +109,7 @@ def pool_norm_act_bwd_kernel(
         b_x = tl.load(top + o_y, mask=m_x, other=0.0).to(tl.float32) + b_bias
         b_g = tl.load(grad + o_y, mask=m_x, other=0.0).to(tl.float32)
         b_place = tl.load(place + o_y, mask=m_x, other=0)
-        b_dx, b_ds, b_dt = top_gradient(b_x, b_g, b_scale, b_shift, m_n, eps, N, NORM, ACT)
+        b_dx, b_ds, b_dt = norm_act_grad(b_x, b_g, b_scale, b_shift, m_n, eps, N, NORM, ACT)
         if scale is not None:
             b_dscale += b_ds
         if shift is not None:

@@ -16,7 +16,7 @@ from fastdream.ops.triton.library import (
     empty_like,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
     rows_of,
 )
 from fastdream.ops.triton.padding import as_rows
@@ -164,15 +164,7 @@ def _backward(grad: Tensor, live: Tensor, mix: Tensor, value: Tensor, ret: Tenso
     return gradients
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:], output)
-
-
-def _gradient(ctx: Any, grad: Tensor) -> Gradients:
-    return torch.ops.fastdream.triton_lambda_return_backward(grad, *ctx.saved_tensors)
-
-
-register_once_differentiable(
+register_gradient(
     register(
         "lambda_return(Tensor reward, Tensor live, Tensor mix, Tensor value) -> Tensor",
         _forward,
@@ -184,7 +176,5 @@ register_once_differentiable(
         _backward,
         _backward_fake,
     ),
-    _gradient,
-    _save,
-    "lambda_return",
+    lambda inputs, output: (*inputs[1:], output),
 )

@@ -143,7 +143,7 @@ def normalize_tile(
 
 @triton.jit
 def load_vector(vector, o_n, m_n, other: tl.constexpr):
-    """float32 [BN], or `other` where there is no vector."""
+    """In float32, as o_n is shaped, or `other` where there is no vector."""
     if vector is None:
         return tl.zeros(o_n.shape, tl.float32) + other
     else:

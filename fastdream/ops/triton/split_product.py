@@ -1,11 +1,11 @@
-"""The kernel of `block_product` for few rows: inputs are split among warps, and what is old is read before the wait."""
+"""`block_product` for few rows: inputs are split among warps, and what is old is read before the wait."""
 
 import triton
 import triton.language as tl
 
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
-from fastdream.ops.triton.rowwise import moments, store_sums
+from fastdream.ops.triton.rowwise import moments
 from fastdream.ops.triton.split import (
     add_product,
     load_inputs,
@@ -33,61 +33,25 @@ def ready(b_x, reset, b_reset, b_mean, b_rstd, scale, shift, o_k, m_k, NORM: tl.
     return b_x
 
 
-@triton.jit(do_not_specialize=["M"])
-def split_product_kernel(
-    deter,  # [M, G*K]
-    reset,  # [M] or None
-    own,  # [G, K, N]
-    x,  # [M, X] or None
-    shared,  # [G, X, N] or None
-    base,  # [M, BASE] or None
-    out,  # [M, G*N]
-    sums,  # [tiles, planes, M] or None
-    in_sums,  # [tiles, planes, M] or None, of deter if it is normed, like the next two
-    in_scale,  # [G*K] or None
-    in_shift,  # [G*K] or None
-    M,
-    in_eps,
-    s_deter,
-    s_reset,
-    s_x,
-    s_base,
-    s_out,
-    s_g,
-    s_k,
-    s_n,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    X: tl.constexpr,
-    N: tl.constexpr,
-    BASE: tl.constexpr,
-    NORM: tl.constexpr,
-    IN_NORM: tl.constexpr,
-    IN_ACT: tl.constexpr,
-    IN_TILE: tl.constexpr,
-    IN_BT: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    BX: tl.constexpr,
-    KS: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    i_n, i_g, i_m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    o_m = i_m * BM + tl.arange(0, BM)
-    o_n = i_n * BN + tl.arange(0, BN)
+@triton.jit
+def split_products(
+    deter, reset, own, x, shared, base, in_sums, in_scale, in_shift, M, in_eps, s_deter, s_reset, s_x, s_base,
+    s_g, s_k, s_n, i_g, o_m, o_n, G: tl.constexpr, K: tl.constexpr, X: tl.constexpr, N: tl.constexpr,
+    BASE: tl.constexpr, IN_NORM: tl.constexpr, IN_ACT: tl.constexpr, IN_TILE: tl.constexpr, IN_BT: tl.constexpr,
+    BK: tl.constexpr, BX: tl.constexpr, KS: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    """A tile [BM, BN] of base^(k) + deter^(k) W^(k) + x V^(k) of block i_g."""
+    BM: tl.constexpr = o_m.shape[0]
+    BN: tl.constexpr = o_n.shape[0]
     o_row = o_m.to(tl.int64)
     m_m, m_n = o_m < M, o_n < N
-    o_out = i_g * N + o_n
     p_deter, p_own = deter + i_g * K, own + i_g * s_g
     b_reset = tl.zeros([BM], tl.int1)
     if reset is not None:
         b_reset = tl.load(reset + o_row * s_reset, mask=m_m, other=1) != 0
     b_base = tl.zeros([BM, BN], tl.float32)
     if base is not None:
-        m_base = m_m[:, None] & (m_n & (o_out < BASE))[None, :]
-        p_base = base + o_row[:, None] * s_base + o_out[None, :]
-        b_base = tl.load(p_base, mask=m_base, other=0.0).to(tl.float32)
+        b_base = load_base(base, o_row, m_m, i_g * N + o_n, m_n, s_base, BASE)
     o_k = split_inputs(0, BK, KS)
     if x is None:
         b_w = load_weights(p_own, o_k, o_k < K, o_n, m_n, s_k, s_n)
@@ -129,7 +93,11 @@ def split_product_kernel(
             b_a = load_inputs(x, o_row, m_m, o_k, m_k, s_x)
             b_w = load_weights(p_shared, o_k, m_k, o_n, m_n, s_k, s_n)
             b_out = add_product(b_out, b_a, b_w)
+    return sum_parts(b_out) + b_base
 
-    b_sum = (sum_parts(b_out) + b_base).to(out.dtype.element_ty)
-    tl.store(out + o_row[:, None] * s_out + o_out[None, :], b_sum, mask=m_m[:, None] & m_n[None, :])
-    store_sums(sums, b_sum.to(tl.float32), m_n, i_g * tl.num_programs(0) + i_n, o_m, M, NORM)
+
+@triton.jit
+def load_base(base, o_row, m_m, o_out, m_n, s_base, BASE: tl.constexpr):
+    """A tile of base [M, BASE] in float32, zero in columns that it has not."""
+    m_base = m_m[:, None] & (m_n & (o_out < BASE))[None, :]
+    return tl.load(base + o_row[:, None] * s_base + o_out[None, :], mask=m_base, other=0.0).to(tl.float32)

@@ -10,9 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdream.ops.native.images import check_phases
-from fastdream.ops.native.layers import code, spread
-from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.native.images import check_phases, convolution_gradients, register_convolution
+from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.triton.config import WIDEST, Tile, row_tile
 from fastdream.ops.triton.dense_kernels import add_rows
@@ -21,10 +20,8 @@ from fastdream.ops.triton.library import (
     check_floats,
     check_shape,
     contiguous,
-    empty_like,
-    launch,
+    launch_tiles,
     register,
-    register_once_differentiable,
 )
 from fastdream.ops.triton.phases import Phases
 from fastdream.ops.triton.spread_kernels import (
@@ -92,16 +89,8 @@ def _fake(
     return y, z, x.new_empty(phases.filters_shape)
 
 
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: str,
-    act: str,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias, scale, shift, norm, act, eps = inputs
     phases = _check(x, weight, bias, scale, shift)
     filters = phases.filters(weight, x)
     z, y = phases.forward(x, filters), x.new_empty(phases.shape)
@@ -127,60 +116,24 @@ def _norm_tile(phases: Phases, x: Tensor, tensors: int) -> Tile:
 def _launch(
     kernel: Any, grid: tuple[int, ...], args: tuple, phases: Phases, tile: Tile, **options: str
 ) -> None:
-    launch(
-        kernel,
-        grid,
-        *args,
-        W=phases.width,
-        N=phases.out,
-        BM=tile.rows,
-        BN=tile.cols,
-        num_warps=tile.warps,
-        **options,
-    )
+    launch_tiles(kernel, grid, tile, *args, W=phases.width, N=phases.out, **options)
 
 
-def _backward_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: str,
-    act: str,
-    eps: float,
-    z: Optional,
-    filters: Tensor,
-    grad: Tensor,
-    want_x: bool,
-) -> list[Tensor]:
-    """Gradients of weight and bias, then of scale and shift where they are there, and of x where it is wanted."""
-    op = "conv_spread_backward"
-    y, like, taken = _fake(x, weight, bias, scale, shift, norm, act, eps)
-    check_floats(op, x=x, z=z, filters=filters, grad=grad)
-    for name, given, expected in (("z", z, like), ("filters", filters, taken), ("grad", grad, y)):
-        if given is not None:
-            check_shape(op, name, given, *expected.shape)
-    params = bias, scale, shift, x if want_x else None
-    # As weight lies in memory, which may be a view.
-    return [torch.empty_like(weight), *(empty_like(p) for p in params if p is not None)]
+def _backward_fake(*given: Any) -> list[Tensor]:
+    """Gradients as `register_convolution` wants them."""
+    op, inputs, (z, filters, grad, want_x) = "conv_spread_backward", given[:8], given[8:]
+    y, like, taken = _fake(*inputs)
+    check_floats(op, x=inputs[0], z=z, filters=filters, grad=grad)
+    for name, tensor, expected in (("z", z, like), ("filters", filters, taken), ("grad", grad, y)):
+        if tensor is not None:
+            check_shape(op, name, tensor, *expected.shape)
+    # That of weight as it lies in memory, which may be a view.
+    return [torch.empty_like(inputs[1]), *convolution_gradients(inputs, want_x)[1:]]
 
 
-def _backward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Optional,
-    shift: Optional,
-    norm: str,
-    act: str,
-    eps: float,
-    z: Optional,
-    filters: Tensor,
-    grad: Tensor,
-    want_x: bool,
-) -> list[Tensor]:
-    d_weight = _backward_fake(x, weight, bias, scale, shift, norm, act, eps, z, filters, grad, want_x)[0]
+def _backward(*given: Any) -> list[Tensor]:
+    d_weight = _backward_fake(*given)[0]
+    x, weight, bias, scale, shift, norm, act, eps, z, filters, grad, want_x = given
     phases, grad = Phases.of(x, weight), grad.contiguous()
     if norm == "none":
         d_z, sums = _through_act(phases, z, bias.contiguous(), grad, act)
@@ -217,34 +170,19 @@ def _through_act(
     return d_z, [add_rows(sums).unflatten(0, (4, phases.out)).sum(0)]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, scale, shift, *ctx.statics = inputs
-    norm, act, _ = ctx.statics
+def _kept(inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Optional, Tensor]:
     _, z, filters = output
-    linear = norm == "none" and act == "none"
-    ctx.save_for_backward(x, weight, bias, scale, shift, None if linear else z, filters)
-    ctx.set_materialize_grads(False)  # those of what is kept never come
-
-
-def _gradient(ctx: Any, grad: Tensor, *_: Optional) -> tuple[Optional, ...]:
-    *params, z, filters = ctx.saved_tensors
-    want_x = ctx.needs_input_grad[0]
-    gradients = torch.ops.fastdream.triton_conv_spread_backward(
-        *params, *ctx.statics, z, filters, grad, want_x
-    )
-    d_x = gradients[-1] if want_x else None
-    return d_x, *spread(gradients, [p is not None for p in params[1:]]), None, None, None
+    linear = inputs[5] == "none" and inputs[6] == "none"
+    return None if linear else z, filters
 
 
 _INPUTS = "Tensor x, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, str norm, str act, float eps"
-register_once_differentiable(
+register_convolution(
     register(f"conv_spread({_INPUTS}) -> (Tensor, Tensor, Tensor)", _forward, _fake),
     register(
         f"conv_spread_backward({_INPUTS}, Tensor? z, Tensor filters, Tensor grad, bool want_x) -> Tensor[]",
         _backward,
         _backward_fake,
     ),
-    _gradient,
-    _save,
-    "conv_spread",
+    _kept,
 )

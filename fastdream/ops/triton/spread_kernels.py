@@ -6,7 +6,8 @@ The convolution gives [B, H, W, 4 * N], which become [B, 2 * H, 2 * W, N].
 import triton
 import triton.language as tl
 
-from fastdream.ops.triton.norm_kernels import activate, activate_grad, normalize
+from fastdream.ops.triton.math import own_rows
+from fastdream.ops.triton.norm_kernels import activate, activate_grad, affine, norm_act, norm_act_grad
 
 
 @triton.jit
@@ -33,21 +34,13 @@ def spread_norm_act_fwd_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_n = tl.arange(0, BN)[None, :]
-    m_n = o_n < N
-    m_x = (o_m < M - i_m) & m_n
+    i_m, o_m, o_n, m_m, m_n = own_rows(M, N, BM, BN)
+    m_x = m_m & m_n
 
     b_x = tl.load(x + i_m * N + (o_m * N + o_n), mask=m_x, other=0.0).to(tl.float32)
     b_x += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-    b_x, _ = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
-    if scale is not None:
-        b_x *= tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if shift is not None:
-        b_x += tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
-    b_y = activate(b_x, ACT).to(y.dtype.element_ty)
-    tl.store(y + spread_rows(i_m, o_m, W) * N + o_n, b_y, mask=m_x)
+    b_y = norm_act(b_x, scale, shift, o_n, m_n, eps, N, NORM, ACT)
+    tl.store(y + spread_rows(i_m, o_m, W) * N + o_n, b_y.to(y.dtype.element_ty), mask=m_x)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -73,13 +66,7 @@ def spread_norm_act_bwd_kernel(
     o_n = tl.arange(0, BN)[None, :]
     m_n = o_n < N
     o_x = o_m * N + o_n  # inside of the tile: 32 bits are enough
-    b_bias = tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
-    b_scale = tl.full([1, BN], 1.0, tl.float32)
-    b_shift = tl.zeros([1, BN], tl.float32)
-    if scale is not None:
-        b_scale = tl.load(scale + o_n, mask=m_n, other=0.0).to(tl.float32)
-    if shift is not None:
-        b_shift = tl.load(shift + o_n, mask=m_n, other=0.0).to(tl.float32)
+    b_bias, b_scale, b_shift = affine(bias, scale, shift, o_n, m_n)
     # Rows are added up at the end alone: a thread has one or two of them, and warps need not wait for each other.
     b_dbias = tl.zeros([BM, BN], tl.float32)
     b_dscale = tl.zeros([BM, BN], tl.float32)
@@ -90,17 +77,11 @@ def spread_norm_act_bwd_kernel(
         m_x = (o_m < M - i_m) & m_n
         b_x = tl.load(x + i_m * N + o_x, mask=m_x, other=0.0).to(tl.float32) + b_bias
         b_g = tl.load(grad + spread_rows(i_m, o_m, W) * N + o_n, mask=m_x, other=0.0).to(tl.float32)
-        b_x, b_rstd = normalize(b_x, m_n, tl.cast(eps, tl.float32), N, NORM)
-        b_g = activate_grad(b_x * b_scale + b_shift, b_g, ACT)
+        b_dx, b_ds, b_dt = norm_act_grad(b_x, b_g, b_scale, b_shift, m_n, eps, N, NORM, ACT)
         if scale is not None:
-            b_dscale += b_g * b_x
+            b_dscale += b_ds
         if shift is not None:
-            b_dshift += b_g
-        b_g *= b_scale
-        b_dx = b_g - b_x * (tl.sum(b_g * b_x, 1, keep_dims=True) / N)
-        if NORM == "layer":
-            b_dx -= tl.sum(b_g, 1, keep_dims=True) / N
-        b_dx *= b_rstd
+            b_dshift += b_dt
         b_dbias += b_dx
         tl.store(d_x + i_m * N + o_x, b_dx.to(d_x.dtype.element_ty), mask=m_x)
 

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdream.ops.native.twohot import FORMS
+from fastdream.ops.native.twohot import check_target, in_symlog
 from fastdream.ops.reference.twohot import Form
-from fastdream.ops.triton.config import WIDEST, warp_tile
+from fastdream.ops.triton.config import WIDEST, Tile, warp_tile
 from fastdream.ops.triton.library import (
     capability,
     check_floats,
@@ -20,9 +20,9 @@ from fastdream.ops.triton.library import (
     contiguous,
     launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
-from fastdream.ops.triton.math import load_logits
+from fastdream.ops.triton.math import load_logits, own_rows
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
 from fastdream.ops.triton.pointwise import symlog_of
 
@@ -44,6 +44,15 @@ def locate(bins, b_bins, b_t, m_n, K: tl.constexpr, SYMLOG: tl.constexpr):
     return b_low, b_w
 
 
+@triton.jit
+def cross_entropy(p_x, bins, b_bins, b_t, b_norm, m_m, m_k, K: tl.constexpr, SYMLOG: tl.constexpr):
+    """Of the two-hot of targets [BM, 1] with the logits of their rows, which begin at p_x."""
+    b_low, b_w = locate(bins, b_bins, b_t, m_k, K, SYMLOG)
+    b_from = tl.load(p_x + b_low, mask=m_m, other=0.0).to(tl.float32) - b_norm
+    b_to = tl.load(p_x + b_low + 1, mask=m_m, other=0.0).to(tl.float32) - b_norm
+    return -((1 - b_w) * b_from + b_w * b_to)
+
+
 @triton.jit(do_not_specialize=["T", "M"])
 def twohot_loss_fwd_kernel(
     logit,  # [M, K]
@@ -60,33 +69,28 @@ def twohot_loss_fwd_kernel(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_k = tl.arange(0, BK)[None, :]
-    m_m = o_m < M - i_m
+    i_m, o_m, o_k, m_m, m_k = own_rows(M, K, BM, BK)
     p_x = logit + (i_m + o_m) * s_x
 
-    b_x = load_logits(p_x + o_k, m_m & (o_k < READ), o_k < K)
-    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_x = load_logits(p_x + o_k, m_m & (o_k < READ), m_k)
+    b_bins = tl.load(bins + o_k, mask=m_k, other=0.0).to(tl.float32)
     b_max = tl.max(b_x, 1, keep_dims=True)
     b_norm = b_max + tl.log(tl.sum(tl.exp(b_x - b_max), 1, keep_dims=True))
     tl.store(norm + i_m + o_m, b_norm, mask=m_m)
     for i_t in range(T):
         o_t = tl.cast(i_t, tl.int64) * M + i_m + o_m
         b_t = tl.load(target + o_t, mask=m_m, other=0.0).to(tl.float32)
-        b_low, b_w = locate(bins, b_bins, b_t, o_k < K, K, SYMLOG)
-        b_from = tl.load(p_x + b_low, mask=m_m, other=0.0).to(tl.float32) - b_norm
-        b_to = tl.load(p_x + b_low + 1, mask=m_m, other=0.0).to(tl.float32) - b_norm
-        tl.store(loss + o_t, -((1 - b_w) * b_from + b_w * b_to), mask=m_m)
+        b_loss = cross_entropy(p_x, bins, b_bins, b_t, b_norm, m_m, m_k, K, SYMLOG)
+        tl.store(loss + o_t, b_loss, mask=m_m)
 
 
 @triton.jit(do_not_specialize=["T", "M"])
 def twohot_loss_bwd_kernel(
-    grad,  # [T, M]
     logit,  # [M, K]
     target,  # [T, M]
     bins,  # [K], ascending
     norm,  # [M]
+    grad,  # [T, M]
     d_logit,  # [M, W], rows without gaps: zeros beyond K
     T,
     M,
@@ -98,22 +102,19 @@ def twohot_loss_bwd_kernel(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_k = tl.arange(0, BK)[None, :]
-    m_m = o_m < M - i_m
+    i_m, o_m, o_k, m_m, m_k = own_rows(M, K, BM, BK)
 
-    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_bins = tl.load(bins + o_k, mask=m_k, other=0.0).to(tl.float32)
     b_sum = tl.zeros([BM, 1], tl.float32)
     b_dx = tl.zeros([BM, BK], tl.float32)
     for i_t in range(T):
         o_t = tl.cast(i_t, tl.int64) * M + i_m + o_m
         b_t = tl.load(target + o_t, mask=m_m, other=0.0).to(tl.float32)
         b_g = tl.load(grad + o_t, mask=m_m, other=0.0).to(tl.float32)
-        b_low, b_w = locate(bins, b_bins, b_t, o_k < K, K, SYMLOG)
+        b_low, b_w = locate(bins, b_bins, b_t, m_k, K, SYMLOG)
         b_sum += b_g
         b_dx -= tl.where(o_k == b_low, b_g * (1 - b_w), 0.0) + tl.where(o_k == b_low + 1, b_g * b_w, 0.0)
-    b_x = load_logits(logit + (i_m + o_m) * s_x + o_k, m_m & (o_k < READ), o_k < K)
+    b_x = load_logits(logit + (i_m + o_m) * s_x + o_k, m_m & (o_k < READ), m_k)
     b_dx += b_sum * tl.exp(b_x - tl.load(norm + i_m + o_m, mask=m_m, other=0.0))
     p_dx = d_logit + (i_m + o_m) * W + o_k
     tl.store(p_dx, b_dx.to(d_logit.dtype.element_ty), mask=m_m & (o_k < W))
@@ -125,13 +126,6 @@ def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symex
     return torch.ops.fastdream.triton_twohot_loss(logit, target, bins, in_symlog(form))[0]
 
 
-def in_symlog(form: Form) -> bool:
-    """Whether bins are in symlog space; ValueError for a form that does not exist."""
-    if form not in FORMS:
-        raise ValueError(f"unknown form {form!r} of two-hot bins; choose symexp or symlog")
-    return form == "symlog"
-
-
 def check_bins(op: str, logit: Tensor, bins: Tensor, **others: Tensor) -> None:
     """logit [..., K] and bins [K]."""
     check_floats(op, logit=logit, bins=bins, **others)
@@ -141,27 +135,16 @@ def check_bins(op: str, logit: Tensor, bins: Tensor, **others: Tensor) -> None:
         raise ValueError(f"{op}: logit has shape {list(logit.shape)}, expected [..., {bins.shape[0]}]")
 
 
-def _check_target(op: str, logit: Tensor, target: Tensor) -> None:
-    """Several targets of the same logits have further axes in front."""
-    rows = logit.shape[:-1]
-    if target.dim() < len(rows) or target.shape[target.dim() - len(rows) :] != rows:
-        raise ValueError(f"{op}: target has shape {list(target.shape)}, expected [..., *{list(rows)}]")
-
-
-def _launch(
-    kernel: Any, logit: Tensor, target: Tensor, symlog: bool, *args: Tensor | None, **constants: int
-) -> None:
+def launch_bins(kernel: Any, logit: Tensor, tile: Tile, symlog: bool, *args: Any, **constants: Any) -> None:
+    """Programs of a tile of the rows of logit, of which the kernel is told behind args."""
     rows, bins = logit.shape
-    tile = warp_tile(bins, capability(logit.device))
     launch(
         kernel,
         (triton.cdiv(rows, tile.rows),),
         *args,
-        target.numel() // max(1, rows),
         rows,
         logit.stride(0),
         K=bins,
-        READ=readable(logit),
         SYMLOG=symlog,
         BM=tile.rows,
         BK=tile.cols,
@@ -172,7 +155,7 @@ def _launch(
 
 def _fake(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
     check_bins("twohot_loss", logit, bins, target=target)
-    _check_target("twohot_loss", logit, target)
+    check_target("twohot_loss", logit, target)
     return (
         target.new_empty(target.shape, dtype=torch.float32),
         logit.new_empty(logit.shape[:-1], dtype=torch.float32),
@@ -181,9 +164,14 @@ def _fake(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
 
 def _forward(logit: Tensor, target: Tensor, bins: Tensor, in_symlog: bool) -> Pair:
     loss, norm = _fake(logit, target, bins, in_symlog)
-    x = as_rows(logit)
-    _launch(twohot_loss_fwd_kernel, x, target, in_symlog, x, *contiguous(target, bins), loss, norm)
+    args = *contiguous(target, bins), loss, norm
+    _launch(twohot_loss_fwd_kernel, as_rows(logit), in_symlog, *args)
     return loss, norm
+
+
+def _launch(kernel: Any, x: Tensor, symlog: bool, target: Any, *others: Any, **constants: int) -> None:
+    tile, targets = warp_tile(x.shape[1], capability(x.device)), target.numel() // max(1, len(x))
+    launch_bins(kernel, x, tile, symlog, x, target, *others, targets, READ=readable(x), **constants)
 
 
 def _backward_fake(
@@ -191,7 +179,7 @@ def _backward_fake(
 ) -> Tensor:
     op = "twohot_loss_backward"
     check_bins(op, logit, bins, grad=grad, target=target, norm=norm)
-    _check_target(op, logit, target)
+    check_target(op, logit, target)
     check_shape(op, "grad", grad, *target.shape)
     check_shape(op, "norm", norm, *logit.shape[:-1])
     return empty_rows(logit, *logit.shape)
@@ -201,25 +189,12 @@ def _backward(
     grad: Tensor, logit: Tensor, target: Tensor, bins: Tensor, norm: Tensor, in_symlog: bool
 ) -> Tensor:
     d_logit = _backward_fake(grad, logit, target, bins, norm, in_symlog)
-    x, others = as_rows(logit), contiguous(target, bins, norm)
-    given = grad.contiguous(), x, *others, d_logit
-    _launch(twohot_loss_bwd_kernel, x, target, in_symlog, *given, W=padded(x.shape[1]))
+    x, args = as_rows(logit), (*contiguous(target, bins, norm, grad), d_logit)
+    _launch(twohot_loss_bwd_kernel, x, in_symlog, *args, W=padded(x.shape[1]))
     return d_logit
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:3], output[1])
-    ctx.in_symlog = inputs[3]
-
-
-def _gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
-    backward = torch.ops.fastdream.triton_twohot_loss_backward
-    return backward(grad, *ctx.saved_tensors, ctx.in_symlog), None, None, None
-
-
-register_once_differentiable(
+register_gradient(
     register(
         "twohot_loss(Tensor logit, Tensor target, Tensor bins, bool in_symlog) -> (Tensor, Tensor)",
         _forward,
@@ -231,7 +206,5 @@ register_once_differentiable(
         _backward,
         _backward_fake,
     ),
-    _gradient,
-    _save,
-    "twohot_loss",
+    lambda inputs, output: (*inputs[:3], output[1]),
 )

@@ -1,26 +1,24 @@
 """Mean over two-hot bins, summed in mirrored pairs, so that equal logits give exactly 0."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.native.twohot import in_symlog
 from fastdream.ops.reference.twohot import Form
 from fastdream.ops.triton.config import warp_tile
 from fastdream.ops.triton.library import (
     capability,
     check_floats,
     check_shape,
-    launch,
     register,
-    register_once_differentiable,
+    register_gradient,
 )
-from fastdream.ops.triton.math import exp, load_logits, softmax
+from fastdream.ops.triton.math import exp, load_logits, own_rows, softmax
 from fastdream.ops.triton.padding import as_rows, empty_rows, padded, readable
 from fastdream.ops.triton.pointwise import symexp_of
-from fastdream.ops.triton.twohot import check_bins, in_symlog
+from fastdream.ops.triton.twohot import check_bins, launch_bins
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -71,13 +69,10 @@ def twohot_mean_bwd_kernel(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    i_m = tl.program_id(0).to(tl.int64) * BM
-    o_m = tl.arange(0, BM)[:, None]
-    o_k = tl.arange(0, BK)[None, :]
-    m_m = o_m < M - i_m
+    i_m, o_m, o_k, m_m, m_k = own_rows(M, K, BM, BK)
 
-    b_p = softmax(load_logits(logit + (i_m + o_m) * s_x + o_k, m_m & (o_k < READ), o_k < K))
-    b_bins = tl.load(bins + o_k, mask=o_k < K, other=0.0).to(tl.float32)
+    b_p = softmax(load_logits(logit + (i_m + o_m) * s_x + o_k, m_m & (o_k < READ), m_k))
+    b_bins = tl.load(bins + o_k, mask=m_k, other=0.0).to(tl.float32)
     b_mean = tl.sum(b_p * b_bins, 1, keep_dims=True)
     b_g = tl.load(grad + i_m + o_m, mask=m_m, other=0.0).to(tl.float32)
     if SYMLOG:
@@ -99,23 +94,10 @@ def _fake(logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
 def _forward(logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
     mean = _fake(logit, bins, in_symlog)
     x = as_rows(logit)
-    rows, count = x.shape
-    tile = warp_tile((count + 1) // 2, capability(x.device), tensors=2)
-    launch(
-        twohot_mean_fwd_kernel,
-        (triton.cdiv(rows, tile.rows),),
-        x,
-        bins.contiguous(),
-        mean,
-        rows,
-        x.stride(0),
-        K=count,
-        SYMLOG=in_symlog,
-        BM=tile.rows,
-        BK=tile.cols,
-        num_warps=tile.warps,
-        enable_fp_fusion=False,  # fused, two products that cancel would leave the rounding error of one
-    )
+    tile = warp_tile((x.shape[1] + 1) // 2, capability(x.device), tensors=2)
+    # Fused, two products that cancel would leave the rounding error of one.
+    args = x, bins.contiguous(), mean
+    launch_bins(twohot_mean_fwd_kernel, x, tile, in_symlog, *args, enable_fp_fusion=False)
     return mean
 
 
@@ -129,46 +111,18 @@ def _backward_fake(grad: Tensor, logit: Tensor, bins: Tensor, in_symlog: bool) -
 def _backward(grad: Tensor, logit: Tensor, bins: Tensor, in_symlog: bool) -> Tensor:
     d_logit = _backward_fake(grad, logit, bins, in_symlog)
     x = as_rows(logit)
-    rows, count = x.shape
-    tile = warp_tile(count, capability(x.device))
-    launch(
-        twohot_mean_bwd_kernel,
-        (triton.cdiv(rows, tile.rows),),
-        grad.contiguous(),
-        x,
-        bins.contiguous(),
-        d_logit,
-        rows,
-        x.stride(0),
-        K=count,
-        W=padded(count),
-        READ=readable(x),
-        SYMLOG=in_symlog,
-        BM=tile.rows,
-        BK=tile.cols,
-        num_warps=tile.warps,
-    )
+    tile, wide = warp_tile(x.shape[1], capability(x.device)), padded(x.shape[1])
+    args = grad.contiguous(), x, bins.contiguous(), d_logit
+    launch_bins(twohot_mean_bwd_kernel, x, tile, in_symlog, *args, W=wide, READ=readable(x))
     return d_logit
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.in_symlog = inputs[2]
-
-
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    backward = torch.ops.fastdream.triton_twohot_mean_backward
-    return backward(grad, *ctx.saved_tensors, ctx.in_symlog), None, None
-
-
-register_once_differentiable(
+register_gradient(
     register("twohot_mean(Tensor logit, Tensor bins, bool in_symlog) -> Tensor", _forward, _fake),
     register(
         "twohot_mean_backward(Tensor grad, Tensor logit, Tensor bins, bool in_symlog) -> Tensor",
         _backward,
         _backward_fake,
     ),
-    _gradient,
-    _save,
-    "twohot_mean",
+    lambda inputs, output: inputs[:2],
 )

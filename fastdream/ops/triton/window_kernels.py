@@ -8,7 +8,7 @@ with zeros around it, in lines of an even number P of numbers, needs no masks.
 import triton
 import triton.language as tl
 
-from fastdream.ops.triton.pool_kernels import affine, top_gradient, top_norm_act
+from fastdream.ops.triton.norm_kernels import affine, norm_act, norm_act_grad
 
 
 @triton.jit(do_not_specialize=["M", "T", "s_run"])
@@ -165,7 +165,8 @@ def window_pool_fwd_kernel(
     o_y = i_m * N + (o_m * N + o_n)
     tl.store(top + o_y, b_top.to(top.dtype.element_ty), mask=m_y)
     tl.store(place + o_y, b_place.to(tl.uint8), mask=m_y)
-    b_y = top_norm_act(b_top, bias, scale, shift, o_n, m_n, eps, N, NORM, ACT)
+    b_x = b_top + tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)
+    b_y = norm_act(b_x, scale, shift, o_n, m_n, eps, N, NORM, ACT)
     tl.store(y + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
 
 
@@ -240,7 +241,7 @@ def window_pool_bwd_kernel(
         b_next = windows(image, i_m, M, H, W, LINE, LINES, P, EVEN, BM, BK)
         b_next_top, b_next_grad, b_next_place = pooled(top, grad, place, i_m, M, N, EVEN, BM, BN)
         b_x, b_g = b_top.to(tl.float32) + b_bias, b_grad.to(tl.float32)
-        b_dx, b_ds, b_dt = top_gradient(b_x, b_g, b_scale, b_shift, m_n, eps, N, NORM, ACT)
+        b_dx, b_ds, b_dt = norm_act_grad(b_x, b_g, b_scale, b_shift, m_n, eps, N, NORM, ACT)
         b_dbias += b_dx
         if scale is not None:
             b_dscale += b_ds
