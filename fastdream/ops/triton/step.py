@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdream.ops.params import Actor, BlockGRU, Categorical, Layer, LayerNormGRU, Layers
+from fastdream.ops.params import GRU, Actor, BlockGRU, Categorical, Core, Layer, Layers
 from fastdream.ops.triton import library
 from fastdream.ops.triton.block_product import Tiles, block_product, product_tiles
 from fastdream.ops.triton.config import TailCut, tail_cut
@@ -53,7 +53,7 @@ class StepKernels(NamedTuple):
     @classmethod
     def bind(
         cls,
-        core: BlockGRU | LayerNormGRU,
+        core: Core,
         latent: Categorical,
         net: Layers,
         actor: Actor | None,
@@ -65,6 +65,7 @@ class StepKernels(NamedTuple):
 
         Returns also the layers `more`, packed with the others.
         """
+        assert not isinstance(core, GRU), "`limits` refuses it"
         rows, itemsize, capability = len(deter), deter.element_size(), library.capability(deter.device)
         packer = Packer(tail_cut(capability, itemsize), itemsize)
         tail, shared = bind_tail(packer, latent, net, core, actor, width)

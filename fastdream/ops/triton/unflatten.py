@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastdream.ops.native.actor import HEADS
 from fastdream.ops.native.params import ACTS, CORES, NORMS, with_gaps
-from fastdream.ops.params import ActionHead, Actor, BlockGRU, Layer, LayerNormGRU, Layers
+from fastdream.ops.params import GRU, ActionHead, Actor, BlockGRU, Core, Layer, LayerNormGRU, Layers
 
 
 class Reader:
@@ -32,10 +32,16 @@ class Reader:
         """Of `add_layers`."""
         return tuple(self.layer() for _ in range(next(self._sizes)))
 
-    def core(self) -> BlockGRU | LayerNormGRU:
-        """Of `add_core`."""
-        if CORES[next(self._sizes)] == "layernorm_gru":
+    def core(self) -> Core:
+        """Of `add_core` or `add_gru`."""
+        name = CORES[next(self._sizes)]
+        if name == "layernorm_gru":
             return LayerNormGRU(self.layer(), self.layer())
+        if name != "block_gru":
+            of_deter, inputs, of_input = (self.layer() for _ in range(3))
+            assert of_input.bias is not None and of_deter.bias is not None
+            maps, biases = (of_input.weight, of_deter.weight), (of_input.bias, of_deter.bias)
+            return GRU(inputs, *maps, *biases, name == "gru")
         deter, stoch, action, gates = (self.layer() for _ in range(4))
         return BlockGRU(deter, stoch, action, self.layers(), gates)
 
