@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops import Actor
+from fastdream.ops import RSSM, Actor
 from fastdream.ops.params import ActionHead, Feat, Gaussian
 
 from .ops_tools import A, Maker, chain, mapped, safe_noise
@@ -124,6 +124,35 @@ def imagine(core: Any, acting: bool, m: Maker, n: int) -> Arguments:
     return rssm, actor, *m.state(n), T, None, noise, index
 
 
+def of_normals(core: Any, m: Maker, n: int) -> tuple[RSSM, Actor, tuple[Tensor, Tensor]]:
+    """A model and an actor as DreamerV1 has them, and a state."""
+    latent, width = Gaussian(m.sizes.stoch), m.sizes.deter + m.sizes.stoch
+    out = m.layer(m.sizes.units, A, "none", "none"), m.layer(m.sizes.units, A, "none", "none")
+    actor = m.actor(width)._replace(heads=(ActionHead("tanh_normal", A, 0, out),))
+    return m.rssm(core, latent), actor, m.state(n, latent)
+
+
+def normal_rollout(core: Any, m: Maker, n: int) -> Arguments:
+    rssm, _, state = of_normals(core, m, n)
+    return rssm, *state, m.normal(n, T, A), m.normal(n, T, m.sizes.stoch), None
+
+
+def normal_step(core: Any, m: Maker, n: int) -> Arguments:
+    rssm, _, state = of_normals(core, m, n)
+    return rssm, *state, m.normal(n, A), m.normal(n, m.sizes.stoch), None
+
+
+def normal_dream(core: Any, m: Maker, n: int) -> Arguments:
+    rssm, actor, state = of_normals(core, m, n)
+    return rssm, actor, *state, T, m.normal(n, T, m.sizes.stoch), m.normal(n, T + 1, A)
+
+
+def normal_policy(core: Any, m: Maker, n: int) -> Arguments:
+    rssm, actor, state = of_normals(core, m, n)
+    inputs = m.normal(n, A), m.normal(n, m.sizes.embed), m.uniform(n) < 0.3
+    return (), rssm, actor, *state, *inputs, m.normal(n, m.sizes.stoch), m.normal(n, A)
+
+
 def learned(core: Any, family: str, kind: Any, detach: bool, m: Maker, n: int) -> Arguments:
     """A dream that gradients flow through, short, as its steps magnify roundings; the discrete action is certain."""
     length = 2
@@ -181,6 +210,11 @@ def cases(function: Callable[..., Arguments], *options: Any, gradients: bool = T
     }
 
 
+def normals(function: Callable[..., Arguments]) -> dict[str, Case]:
+    """Cases of a step of normals by both cores that have them, without gradients."""
+    return {f"{core}-normals": Case(partial(function, core), False) for core in ("gru", "layernorm")}
+
+
 # Only what can be wrong differently: an op's options one by one, and together where they meet in the arithmetic.
 CASES: dict[str, dict[str, Case]] = {
     "norm_act": cases(norm_act, NORMS, ACTS),
@@ -213,12 +247,13 @@ CASES: dict[str, dict[str, Case]] = {
     "observe_step": cases(observe_step, CORES, FAMILIES, [False, True]),
     "observe": cases(observe, CORES, FAMILIES, [False, True]) | cases(observe, GRUS, FAMILIES, [False]),
     "prior": cases(prior),
-    "imagine_step": cases(imagine_step, CORES, gradients=False),
+    "imagine_step": cases(imagine_step, CORES, gradients=False) | normals(normal_step),
     "imagine": cases(imagine, CORES, [False, True], gradients=False)
+    | normals(normal_dream)
     | cases(learned, ["gru", "layernorm"], FAMILIES[:2], ["mixed"], [False, True])
     | cases(learned, ["block"], FAMILIES[2:], ["tanh_normal", "trunc_normal"], [True]),
-    "rollout": cases(rollout, CORES, gradients=False),
-    "policy_step": cases(policy_step, CORES, [False, True], gradients=False),
+    "rollout": cases(rollout, (*CORES, "gru"), gradients=False) | normals(normal_rollout),
+    "policy_step": cases(policy_step, CORES, [False, True], gradients=False) | normals(normal_policy),
     "lstm_mdn_step": cases(lstm_mdn, [False, True], [1.0, 1.3], gradients=False),
     "lstm_mdn_dream": cases(lstm_mdn_dream, [False, True], [False, True], [False, True], gradients=False),
     "lstm_scan": cases(lstm_scan),

@@ -79,11 +79,11 @@ def acting(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any)
 
 
 def forward(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
-    return discrete(rssm) and not (torch.is_grad_enabled() and _any_gradient(rssm, *args, *kwargs.values()))
+    return discrete(rssm) and not (torch.is_grad_enabled() and any_gradient(rssm, *args, *kwargs.values()))
 
 
 def dreaming(rssm: RSSM, actor: Actor, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
-    if not torch.is_grad_enabled() or not _any_gradient(rssm, actor, deter, *args, *kwargs.values()):
+    if not torch.is_grad_enabled() or not any_gradient(rssm, actor, deter, *args, *kwargs.values()):
         return acts(actor) and discrete(rssm)
     hidden = rssm.core.hidden if isinstance(rssm.core, BlockGRU) else ()
     nets = actor.layers, *(head.out for head in actor.heads)
@@ -93,7 +93,7 @@ def dreaming(rssm: RSSM, actor: Actor, deter: Tensor, *args: Any, **kwargs: Any)
     return shallow and len(deter) >= LEAST_LEARNED
 
 
-def _any_gradient(*tree: Any) -> bool:
+def any_gradient(*tree: Any) -> bool:
     return any(x.requires_grad for x in tensors(tree))
 
 

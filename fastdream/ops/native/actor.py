@@ -1,7 +1,7 @@
 """Nets of dense layers and the actor, flattened for the kernels in the order in which csrc/cpu/actor.h reads them."""
 
-from fastdream.ops.native.params import Flat, add_layer, add_layers
-from fastdream.ops.params import ActionHead, Actor, Categorical, Layers
+from fastdream.ops.native.params import Flat, add_layer, add_layers, latent_shape
+from fastdream.ops.params import ActionHead, Actor, Categorical, Latent, Layers
 from fastdream.ops.reference.actor import action_width
 
 HEADS = "categorical", "bounded_normal"  # enum HeadKind of csrc/cpu/actor.h
@@ -19,18 +19,24 @@ def add_chain(flat: Flat, op: str, name: str, layers: Layers, width: int) -> int
     return width
 
 
-def add_latent_net(flat: Flat, op: str, name: str, layers: Layers, width: int, latent: Categorical) -> None:
+def add_latent_net(flat: Flat, op: str, name: str, layers: Layers, width: int, latent: Latent) -> None:
     """Append the layers from so many features to the latent's logits."""
     out = add_chain(flat, op, name, layers, width)
-    if not layers or out != latent.stoch * latent.classes:
-        wanted = f"{latent.stoch} * {latent.classes}"
+    if not layers or out != latent_shape(op, latent).logits:
+        factors = (latent.stoch, latent.classes) if isinstance(latent, Categorical) else (2, latent.stoch)
+        wanted = f"{factors[0]} * {factors[1]}"
         raise ValueError(f"{op}: {name} has {len(layers)} layers that give {out}, expected {wanted}")
     if layers[-1].norm != "none" or layers[-1].act != "none":
         raise ValueError(f"{op}: the last layer of {name} must be linear; use the reference for others")
 
 
-def add_actor(flat: Flat, op: str, actor: Actor, feat: int) -> tuple[int, int]:
-    """Append an actor on features of that width. Returns the widths of an action and of the noise that draws it."""
+def add_actor(
+    flat: Flat, op: str, actor: Actor, feat: int, kinds: tuple[str, ...] = HEADS
+) -> tuple[int, int]:
+    """Append an actor on features of that width. Returns the widths of an action and of the noise that draws it.
+
+    kinds: of heads that the kernel knows.
+    """
     if not actor.layers or not 0 < len(actor.heads) <= MAX_HEADS:
         raise ValueError(
             f"{op}: the actor has {len(actor.layers)} layers and {len(actor.heads)} heads; native takes 1 layer "
@@ -39,18 +45,20 @@ def add_actor(flat: Flat, op: str, actor: Actor, feat: int) -> tuple[int, int]:
     width = add_chain(flat, op, "actor.layers", actor.layers, feat)
     flat.sizes.append(len(actor.heads))
     for i, head in enumerate(actor.heads):
-        _add_head(flat, op, f"actor.heads[{i}]", head, width)
+        _add_head(flat, op, f"actor.heads[{i}]", head, width, kinds)
     return action_width(actor), sum(head.elements for head in actor.heads)
 
 
-def _add_head(flat: Flat, op: str, name: str, head: ActionHead, width: int) -> None:
-    if head.kind not in HEADS:
-        raise ValueError(f"{op}: {name} has kind {head.kind!r}; choose {' or '.join(HEADS)}")
-    discrete = head.kind == "categorical"
+def _add_head(flat: Flat, op: str, name: str, head: ActionHead, width: int, kinds: tuple[str, ...]) -> None:
+    if head.kind not in kinds:
+        raise ValueError(f"{op}: {name} has kind {head.kind!r}; choose {' or '.join(kinds)}")
+    discrete = head.kind in ("categorical", "score")
     if len(head.out) != (1 if discrete else 2):
         raise ValueError(f"{op}: {name} has {len(head.out)} output layers, expected {1 if discrete else 2}")
-    flat.sizes.extend([HEADS.index(head.kind), head.elements, head.classes, len(head.out)])
+    flat.sizes.extend([kinds.index(head.kind), head.elements, head.classes, len(head.out)])
     flat.scalars.extend([head.unimix, head.min_std, head.max_std])
+    if head.kind == "tanh_normal":
+        flat.scalars.append(head.init_std)
     out = head.elements * (head.classes if discrete else 1)
     for k, layer in enumerate(head.out):
         add_layer(flat, op, f"{name}.out[{k}]", layer, (width, out))

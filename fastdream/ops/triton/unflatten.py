@@ -5,8 +5,29 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from fastdream.ops.native.actor import HEADS
-from fastdream.ops.native.params import ACTS, CORES, NORMS, with_gaps
-from fastdream.ops.params import GRU, ActionHead, Actor, BlockGRU, Core, Layer, LayerNormGRU, Layers
+from fastdream.ops.native.params import ACTS, CORES, NORMS, STD_FORMS, Flat, latent_shape, with_gaps
+from fastdream.ops.params import (
+    GRU,
+    ActionHead,
+    Actor,
+    BlockGRU,
+    Categorical,
+    Core,
+    Gaussian,
+    Latent,
+    Layer,
+    LayerNormGRU,
+    Layers,
+)
+
+KINDS = *HEADS, "score", "tanh_normal"  # of action heads
+
+
+def add_latent(flat: Flat, op: str, latent: Latent) -> None:
+    """Append a latent."""
+    shape = latent_shape(op, latent)
+    flat.sizes.extend(shape[:3])
+    flat.scalars.extend(shape[3:])
 
 
 class Reader:
@@ -20,6 +41,14 @@ class Reader:
 
     def scalar(self) -> float:
         return next(self._scalars)
+
+    def latent(self) -> Latent:
+        """Of `add_latent`."""
+        stoch, classes, form = (next(self._sizes) for _ in range(3))
+        unimix, min_std = self.scalar(), self.scalar()
+        if classes:
+            return Categorical(stoch, classes, unimix)
+        return Gaussian(stoch, min_std, STD_FORMS[form])  # type: ignore[arg-type]
 
     def layer(self) -> Layer:
         """Of `add_layer`."""
@@ -46,12 +75,13 @@ class Reader:
         return BlockGRU(deter, stoch, action, self.layers(), gates)
 
     def actor(self) -> Actor:
-        """Of `add_actor`."""
+        """Of `add_actor` with KINDS."""
         layers = self.layers()
         return Actor(layers, tuple(self._head() for _ in range(next(self._sizes))))
 
     def _head(self) -> ActionHead:
         kind, elements, classes, outs = (next(self._sizes) for _ in range(4))
-        mixed = [self.scalar() for _ in range(3)]
+        name = KINDS[kind]
+        numbers = [self.scalar() for _ in range(4 if name == "tanh_normal" else 3)]
         out = tuple(self.layer() for _ in range(outs))
-        return ActionHead(HEADS[kind], elements, classes, out, *mixed)  # type: ignore[arg-type]
+        return ActionHead(name, elements, classes, out, *numbers)  # type: ignore[arg-type]
