@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastdream import graphs
 from fastdream import ops as fd
+from fastdream.agents.dreamer_v1 import DreamerV1
 from fastdream.agents.dreamer_v3 import DreamerV3
 from fastdream.graphs import CudaGraphs
 from fastdream.ops import Ops
@@ -22,7 +23,7 @@ from fastdream.transfer import Copies, CudaCopies
 
 from .clock import Peer
 from .floors import Floor
-from .shapes import Job, random_batch
+from .shapes import EarlierJob, Job, random_batch
 
 T = TypeVar("T")
 OURS = "fastdream"
@@ -161,14 +162,14 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def agent(self, job: Job, table: Ops, captured: bool) -> DreamerV3:
+    def agent(self, job: Job | EarlierJob, table: Ops, captured: bool) -> DreamerV3 | DreamerV1:
         """An agent on the device."""
         agent = job.agent(table, self.device)
         if captured:
             graphs.capture(agent, self.recorder())
         return agent
 
-    def learner(self, job: Job, table: Ops, captured: bool) -> Callable[[], Any]:
+    def learner(self, job: Job | EarlierJob, table: Ops, captured: bool) -> Callable[[], Any]:
         """One update of a fresh agent on a batch that lies on the device."""
         agent = self.agent(job, table, captured)
         batch = {key: x.to(self.device) for key, x in random_batch(agent, job.batch, job.length).items()}

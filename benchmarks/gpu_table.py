@@ -9,7 +9,7 @@ SECTIONS = {
     "update": "One update of a whole agent",
     "compiled": "The same through torch.compile",
     "peer": "Other codebases",
-    "observe": "observe, forward and backward, 16 × 64",
+    "observe": "observe, forward and backward, 16 × 64 (v1: 50 × 50)",
     "imagine": "imagine, 1024 × 15",
     "policy": "One action in each of n environments",
     "transfer": "Batches up and latents down",

@@ -17,7 +17,7 @@ from .calls import PLANS, forward, forward_backward, leaves
 from .gpu_bench import Bench, floor_of, mapped
 from .inputs import Call
 from .jobs import compiled, compiled_observe
-from .shapes import BACKENDS, entries, job, random_batch, shape
+from .shapes import BACKENDS, EarlierJob, Job, earlier_job, entries, job, random_batch, shape
 
 # Which arguments of an op an agent has in the type of its matrix products; the others are float32 throughout.
 HALF = {
@@ -43,14 +43,24 @@ def machine(bench: Bench) -> dict[str, Any]:
 
 def update(name: str, bench: Bench) -> dict[str, Any]:
     """One update of a whole agent, as it is called and as a graph."""
-    task, makers = job(name), {}
-    for key, table in bench.tables().items():
-        makers[key] = partial(bench.learner, task, table, False)
-        makers[f"{key} + graph"] = partial(bench.learner, task, table, True)
+    task = job(name)
     agent = task.agent(fd.load("reference"))
     floor = floors.update(agent, random_batch(agent, task.batch, task.length), task.batch, task.length)
     del agent
-    return {"floor": floor_of(floor), "candidates": bench.candidates(makers)}
+    return {"floor": floor_of(floor), "candidates": _learners(task, bench)}
+
+
+def update_earlier(name: str, bench: Bench) -> dict[str, Any]:
+    """One update of DreamerV1, whose floor nobody has counted."""
+    return {"candidates": _learners(earlier_job(name), bench)}
+
+
+def _learners(task: Job | EarlierJob, bench: Bench) -> dict[str, Any]:
+    makers = {}
+    for key, table in bench.tables().items():
+        makers[key] = partial(bench.learner, task, table, False)
+        makers[f"{key} + graph"] = partial(bench.learner, task, table, True)
+    return bench.candidates(makers)
 
 
 def op(plan: str, size: str, bench: Bench) -> dict[str, Any]:

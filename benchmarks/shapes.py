@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastdream import ops as fd
 from fastdream import presets
+from fastdream.agents import dreamer_v1
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size, variant
 from fastdream.agents.dreamer_v3_config import SIZES
 from fastdream.agents.dreamer_v3_nets import Networks
@@ -28,8 +29,9 @@ from fastdream.spaces import Space, Spaces
 # Those of the official code; `tiny` and `debug` are ours.
 PRESETS = tuple(name for name in SIZES if name[0].isdigit())
 
-# Walker of DeepMind Control by its sensors, Crafter by its images, CartPole.
+# Walker of DeepMind Control by its sensors and by its images, Crafter by its images, CartPole.
 PROPRIO = {"sensors": Space("vector", (24,))}, {"action": Space("vector", (6,))}
+WALKER = {"image": Space("image", (64, 64, 3))}, PROPRIO[1]
 PIXELS = {"image": Space("image", (64, 64, 3))}, {"action": Space("discrete", (), 17)}
 CARTPOLE = {"vector": Space("vector", (4,))}, {"action": Space("discrete", (), 2)}
 
@@ -68,8 +70,9 @@ class Shape:
         return self.deter + int(np.prod(self.latent))
 
 
-# Sizes as published: DreamerV1 and V2 for DeepMind Control from images, DreamerV2 for Atari.
+# Sizes as published: DreamerV1 and V2 for DeepMind Control from images, DreamerV2 for Atari. `v1-debug` is ours.
 EARLIER = {
+    "v1-debug": Shape("v1-debug", 16, 16, 4, 0, 32, 8, batch=50, length=50),
     "v1": Shape("v1", 200, 200, 30, 0, 1024, 400, batch=50, length=50),
     "v2-dmc": Shape("v2-dmc", 200, 200, 32, 32, 1536, 400, batch=16, length=50),
     "v2-atari": Shape("v2-atari", 600, 600, 32, 32, 1536, 400, action=18, batch=16, length=50),
@@ -147,6 +150,19 @@ class Job:
         return DreamerV3(self.obs, self.act, config, ops, device)
 
 
+@dataclass(frozen=True)
+class EarlierJob:
+    """DreamerV1 of a size on images, and the batch that it learns from."""
+
+    size: str
+    batch: int
+    length: int
+
+    def agent(self, ops: Ops, device: torch.device | str = "cpu") -> dreamer_v1.DreamerV1:
+        """The agent with fresh parameters."""
+        return dreamer_v1.DreamerV1(*WALKER, dreamer_v1.size(dreamer_v1.Config(), self.size), ops, device)
+
+
 def job(name: str) -> Job:
     """`<proprio|pixels>-<size>[-nature2024]-<batch>x<length>`, or `cartpole`: the preset for small CPUs."""
     if name == "cartpole":
@@ -159,13 +175,21 @@ def job(name: str) -> Job:
     return Job(*{"proprio": PROPRIO, "pixels": PIXELS}[spaces], config, *map(int, batch.split("x")))
 
 
-def random_batch(agent: DreamerV3, batch: int, length: int) -> dict[str, Tensor]:
+def earlier_job(name: str) -> EarlierJob:
+    """`v1-<size>-<batch>x<length>`."""
+    _, model_size, batch = name.split("-")
+    return EarlierJob(model_size, *map(int, batch.split("x")))
+
+
+def random_batch(agent: DreamerV3 | dreamer_v1.DreamerV1, batch: int, length: int) -> dict[str, Tensor]:
     """What replay would give: [batch, context + length, ...], with an episode's end every 50 steps or so."""
     rng, lead = np.random.default_rng(0), (batch, agent.replay_context + length)
     data = {key: entries(space, lead, rng) for key, space in agent.obs_space.items()}
     data |= {f"action/{key}": entries(space, lead, rng) for key, space in agent.act_space.items()}
     data |= {key: rng.random(lead) < 0.02 for key in ("is_first", "is_last", "is_terminal")}
     data["reward"] = rng.standard_normal(lead, np.float32)
+    if isinstance(agent, dreamer_v1.DreamerV1):
+        return {key: torch.from_numpy(value) for key, value in data.items()}  # it learns from no latents
     dyn = agent.config.dyn
     data["deter"] = rng.uniform(-1, 1, (*lead, dyn.deter)).astype(np.float16)
     data["stoch"] = rng.integers(0, dyn.classes, (*lead, dyn.stoch), np.uint8)

@@ -26,15 +26,32 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.i
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def computes(op: str, case: Case) -> bool:
-    """Whether `auto` gives such a call to Triton."""
+# Scans take long to interpret, and cores and latents meet in one place alone: of normals a few cases with each.
+NORMALS = {
+    "observe": ("gru-softplus-False", "layernorm-sigmoid2-False", "block-softplus-False"),
+    "observe_step": ("layernorm-softplus-False",),
+    "imagine_step": ("gru-softplus", "layernorm-sigmoid2"),
+    "imagine": ("gru-softplus-tanh_normal", "layernorm-softplus-tanh_normal", "block-sigmoid2-mixed"),
+    "rollout": ("gru-softplus", "layernorm-sigmoid2"),
+    "policy_step": (
+        "gru-softplus-tanh_normal-False",
+        "layernorm-softplus-tanh_normal-False",
+        "block-sigmoid2-mixed-True",
+    ),
+}
+
+
+def computes(op: str, name: str, case: Case) -> bool:
+    """Whether `auto` gives such a call to Triton, and it is worth its time."""
+    if op in NORMALS and "classes" not in name and name not in NORMALS[op]:
+        return False
     rule = auto.TRITON_RULES.get(op)
     with torch.set_grad_enabled(case.gradients):
         return rule is None or rule.serves(*case.make(Maker(2, torch.float32), 2))
 
 
 HERE = {
-    op: {name: case for name, case in cases.items() if computes(op, case)}
+    op: {name: case for name, case in cases.items() if computes(op, name, case)}
     for op, cases in CASES.items()
     if op in backend.OPS
 }

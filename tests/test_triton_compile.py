@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,13 @@ def test_every_size_within_budget(op: str, capability: int):
     check_budgets([(*case, capability) for case in names(PRESETS, PRECISIONS, DRAWN) if case[0] == op])
 
 
-def check_agent(preset: str, spaces: str, capability: int) -> None:
-    """All that an update and an action launch compiles, and fits."""
+STEPPED = frozenset(("posterior_kernel", "tail_kernel", "state_gradient_kernel", "laprop_kernel"))
+
+
+def check_agent(preset: str, spaces: str, capability: int, some: Set[str] = STEPPED) -> None:
+    """All that an update and an action launch compiles, and fits; some of the kernels are these."""
     kernels = run("triton_agents", preset, spaces, str(capability))
-    names = {kernel["kernel"] for kernel in kernels}
-    assert {"posterior_kernel", "tail_kernel", "state_gradient_kernel", "laprop_kernel"} <= names
+    assert some <= {kernel["kernel"] for kernel in kernels}
     for kernel in kernels:
         fits = kernel["shared"] <= MOST_SHARED[capability] and kernel["spilled"] <= SPILLED
         assert fits, (preset, spaces, capability, kernel)
@@ -102,6 +105,12 @@ def check_agent(preset: str, spaces: str, capability: int) -> None:
 
 def test_agent_of_usual_size_compiles():
     check_agent(USUAL, "images", 90)
+
+
+def test_dreamer_v1_compiles():
+    """Of its dreams, which gradients flow through, Triton has none."""
+    some = frozenset(("gru_kernel", "posterior_kernel", "normal_gradient_kernel", "gru_gradient_kernel"))
+    check_agent("dreamer_v1", "images", 90, some)
 
 
 @pytest.mark.slow

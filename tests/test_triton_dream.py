@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdream import ops
 from fastdream.ops import reference
-from fastdream.ops.params import GRU, RSSM, ActionHead, Actor, Categorical, Dream, Gaussian
+from fastdream.ops.params import RSSM, ActionHead, Actor, Categorical, Dream, Gaussian
 from fastdream.ops.triton import config, dream, library, step
 from fastdream.ops.triton.config import TailCut
 
@@ -62,7 +62,7 @@ def model(core: Any, kinds: tuple[tuple[int, int], ...], m: Maker) -> tuple[RSSM
         return layer._replace(bias=None) if width % 2 else layer
 
     heads = tuple(
-        ActionHead("categorical", n, c, (out(n * c),), 0.05)
+        ActionHead("score" if c == 2 else "categorical", n, c, (out(n * c),), 0.05)
         if c
         else ActionHead("bounded_normal", n, 0, (out(n), out(n)), min_std=0.2)
         for n, c in kinds
@@ -95,7 +95,7 @@ def certain(rssm: RSSM, actor: Actor, true: Dream, noise: Tensor, action_noise: 
     outputs = reference.actor_outputs(actor, torch.cat([true.deter, true.stoch.flatten(-2)], -1))
     parts = action_noise.split([head.elements for head in actor.heads], -1)
     for head, out, eps in zip(actor.heads, outputs, parts, strict=True):
-        if head.kind == "categorical":
+        if head.classes:
             rows &= far(out[0], eps, head.unimix)
     return rows
 
@@ -223,7 +223,7 @@ def _bad(change: str, args: list[Any], m: Maker) -> list[Any]:
     )
     changes: dict[str, tuple[int, Any]] = {
         "gaussian": (0, rssm._replace(latent=Gaussian(SIZES.stoch))),
-        "gru": (0, rssm._replace(core=m.core("gru"))),
+        "gru": (0, rssm._replace(core=m.core("gru_block_cell"))),
         "shallow": (0, rssm._replace(prior=(m.layer(SIZES.deter, 30, "none", "none"),))),
         "heads": (1, squashed),
         "layers": (1, actor._replace(layers=())),
@@ -243,11 +243,11 @@ def _bad(change: str, args: list[Any], m: Maker) -> list[Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("gaussian", "imagine: triton has no Gaussian latents; use the reference"),
-        ("gru", f"triton has no {GRU.__name__} core; use the reference"),
+        ("gaussian", "imagine: core.stoch maps 30 to 20, expected 5 to 20"),
+        ("gru", "triton has no GRU whose reset gate comes before its product; use the reference"),
         ("shallow", "triton needs a hidden layer before the logits"),
         ("heads", r"actor.heads\[1\] has others; use the reference"),
-        ("layers", "triton takes actors of 1 layer or more"),
+        ("layers", "triton takes 1 to 8 layers and 1 to 32 heads, not 0 and 2; use the reference"),
         ("deter", r"deter has shape \[3, 47\], expected \[3, 48\]"),
         ("double", "deter is torch.float64, expected torch.float32"),
         ("stoch", r"stoch has shape \[3, 4, 6\], expected \[3, 5, 6\]"),
@@ -271,8 +271,12 @@ def test_auto_gives_the_rest_to_the_reference():
     rssm, actor = plain(m.rssm()), plain(m.actor())
     imagine, acting = (LIMITS["triton", "cuda"].rules[op].serves for op in ("imagine", "policy_step"))
     assert imagine(rssm, actor) and acting((), rssm, actor)
-    for other in (rssm._replace(latent=Gaussian(5)), rssm._replace(core=m.core("gru"))):
-        assert not imagine(other, actor) and not acting((), other, actor)
+    for name in ("gru", "layernorm", "block"):
+        normals = plain(m.rssm(name, Gaussian(5)))
+        assert imagine(normals, actor) and acting((), normals, actor)
+    other, cut = rssm._replace(core=m.core("gru_block_cell")), actor.heads[0]._replace(kind="trunc_normal")
+    assert not imagine(other, actor) and not acting((), other, actor)
+    assert not imagine(rssm, actor._replace(heads=(cut,)))
     assert not acting((), rssm._replace(absolute=True), actor)
     assert not imagine(m.rssm(), actor), "gradients"
     (out,) = actor.heads[1].out

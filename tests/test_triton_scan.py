@@ -21,28 +21,37 @@ from .triton_cases import PRESETS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = Sizes(deter=64, hidden=24, stoch=6, classes=5, embed=20, blocks=8)
-CORES = "block", "layernorm"
+CORES = "block", "layernorm", "gru"
+NORMALS = Gaussian(SMALL.stoch)
 BATCH, STEPS = 5, 3
 
 
-def arguments(core: Any = "block", batch: int = BATCH, steps: int = STEPS, sizes: Sizes = SIZES) -> tuple:
+def arguments(
+    core: Any = "block",
+    batch: int = BATCH,
+    steps: int = STEPS,
+    sizes: Sizes = SIZES,
+    latent: Gaussian | None = None,
+) -> tuple:
     """A model as the agents have, resets in the middle, noise to draw with."""
     m = Maker(3, torch.float32, sizes)
-    rssm = m.rssm(core)
+    rssm = m.rssm(core, latent)
     rssm = rssm._replace(post=(rssm.post[0], rssm.post[-1]), prior=())
     inputs = m.normal(batch, steps, A, scale=2.0), m.normal(batch, steps, sizes.embed)
     noise, reset = m.uniform(batch, steps, sizes.stoch), m.uniform(batch, steps) < 0.3
-    return changed(lambda x: x.to(DEVICE), (rssm, *m.state(batch), *inputs, reset, noise))
+    return changed(lambda x: x.to(DEVICE), (rssm, *m.state(batch, latent), *inputs, reset, noise))
 
 
 def model_of(rssm: RSSM) -> scan_model.Model:
     return scan_model.Model(rssm.core, rssm.post, rssm.latent, rssm.absolute)  # type: ignore[arg-type]
 
 
-def count_launches(core: str, steps: int, dtype: torch.dtype) -> tuple[int, int]:
+def count_launches(
+    core: str, steps: int, dtype: torch.dtype, latent: Gaussian | None = None
+) -> tuple[int, int]:
     """Of the forward scan with all that surrounds it, and of the backward scan alone."""
     rssm, deter, stoch, *inputs, reset, noise = changed(
-        lambda x: x.detach(), arguments(core, 2, steps, SMALL)
+        lambda x: x.detach(), arguments(core, 2, steps, SMALL, latent)
     )
     deter, stoch, *inputs = (x.detach().to(dtype) for x in (deter, stoch, *inputs))
     model = model_of(rssm)
@@ -53,16 +62,19 @@ def count_launches(core: str, steps: int, dtype: torch.dtype) -> tuple[int, int]
         weights = scan_model.packed(model, sizes, dtype)
         given = [torch.ones_like(x) for x in outputs[:3]]
         with Launches() as backward:
-            scan_backward.backward_scan(model, sizes, weights, deter, reset, outputs, saved, *given)
+            scan_backward.backward_scan(model, sizes, weights, deter, reset, outputs, saved, noise, *given)
     return forward.count, backward.count
 
 
-@pytest.mark.parametrize(("core", "back"), [("block", 5), ("layernorm", 4)])
-def test_launches(core: str, back: int):
-    """Four a step and ten more at the most, weights to be cast included; back five, or four, and one that zeroes."""
+@pytest.mark.parametrize("latent", [None, NORMALS])
+@pytest.mark.parametrize(
+    ("core", "there", "before", "back"), [("block", 4, 10, 5), ("layernorm", 4, 10, 4), ("gru", 3, 14, 4)]
+)
+def test_launches(core: str, there: int, before: int, back: int, latent: Gaussian | None):
+    """So many a step and before it, weights to be cast included; and so many back, and one that zeroes."""
     for steps in (1, 2):
-        forward, backward = count_launches(core, steps, torch.float16)
-        assert 4 * steps < forward <= 4 * steps + 10
+        forward, backward = count_launches(core, steps, torch.float16, latent)
+        assert there * steps < forward <= there * steps + before
         assert backward == back * steps + 1
 
 
@@ -126,8 +138,10 @@ def test_an_index_out_of_range_draws_no_class():
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda r: r._replace(latent=Gaussian(SIZES.stoch)), "Gaussian latents"),
-        (lambda r: r._replace(core=Maker(0, torch.float32, SIZES).core("gru")), "the plain GRU"),
+        (
+            lambda r: r._replace(core=Maker(0, torch.float32, SIZES).core("gru_block_cell")),
+            "a GRU whose reset gate comes before its product",
+        ),
         (lambda r: r._replace(post=r.post[-1:]), "a posterior without a hidden layer"),
         (lambda r: r._replace(core=r.core._replace(hidden=9 * r.core.hidden)), "nets deeper than 8"),
         (lambda r: r._replace(latent=r.latent._replace(classes=300)), "300 classes, only 256"),
@@ -143,6 +157,9 @@ def test_refuses_what_does_not_fit():
     rssm, deter, stoch, action, embed, reset, noise = arguments()
     with pytest.raises(ValueError, match="needs noise to draw with, or the index"):
         backend.observe(rssm, deter, stoch, action, embed, reset, None)
+    normals = rssm._replace(latent=Gaussian(SIZES.stoch))
+    with pytest.raises(ValueError, match="a Gaussian latent needs noise"):
+        backend.observe(normals, deter, stoch, action, embed, reset, None)
     with pytest.raises(ValueError, match=r"embed has shape \[4, 3, 20\], expected \[5, 3, 20\]"):
         backend.observe(rssm, deter, stoch, action, embed[:4], reset, noise)
     with pytest.raises(ValueError, match="reset is torch.float32 on"):

@@ -1,22 +1,25 @@
 """`python -m tests.triton_agents PRESET OBS CAPABILITY`: compile what an agent launches, for a GPU that is not here.
 
-Runs an update and an action of DreamerV3 with the ops that a GPU gets, computes nothing, compiles every launch that
-this leads to, and writes what its kernels take as JSON. An op's own cases do not show what only an agent's nets have:
-as many layers, such heads. Runs in a process of its own, where Triton does not interpret.
+Runs an update and an action of DreamerV3, or of DreamerV1 where that is the PRESET, with the ops that a GPU gets,
+computes nothing, compiles every launch that this leads to, and writes what its kernels take as JSON. An op's own cases
+do not show what only an agent's nets have: as many layers, such heads. Runs in a process of its own, where Triton does
+not interpret.
 """
 
 import json
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from fastdream import ops
+from fastdream.agents import dreamer_v1
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size
 from fastdream.ops import triton as backend
 from fastdream.ops.triton import library
 
-from . import triton_compile
+from . import dreamer_tools, triton_compile
 from .agent_tools import CONTINUOUS, IMAGE, MIXED, VECTOR, batch, observation
 
 SPACES = {"vectors": (VECTOR, CONTINUOUS), "images": (IMAGE, MIXED)}
@@ -27,6 +30,17 @@ def on_tensors_of_the_host(schema: str, kernel: Callable, fake: Callable) -> str
     return library.native.register(f"triton_{schema}", kernel, fake, ("CPU",))
 
 
+def made(preset: str, spaces: str) -> tuple[Any, Any]:
+    """An agent and a batch of a few steps."""
+    table = ops.load(device="cuda")
+    if preset == "dreamer_v1":
+        config = dreamer_v1.Config(dtype="bfloat16", imag_length=2)
+        earlier = dreamer_v1.DreamerV1(*SPACES[spaces], config, table)
+        return earlier, dreamer_tools.batch(earlier, 50, 3)
+    agent = DreamerV3(*SPACES[spaces], size(Config(dtype="bfloat16", imag_length=2), preset), table)
+    return agent, batch(agent, 16, 3)
+
+
 def main(preset: str, spaces: str, capability: str) -> None:
     assert not backend.interpreted(), "TRITON_INTERPRET is set"
     library.register, library.capability = on_tensors_of_the_host, lambda device: int(capability)
@@ -35,10 +49,9 @@ def main(preset: str, spaces: str, capability: str) -> None:
     library.run = lambda kernel, grid, args, constants: found.append(
         triton_compile.specialised(kernel, args, constants)
     )
-    config = size(Config(dtype="bfloat16", imag_length=2), preset)
-    agent = DreamerV3(*SPACES[spaces], config, ops.load(device="cuda"))
+    agent, data = made(preset, spaces)
     with np.errstate(all="ignore"):  # of results that nobody computed
-        agent.update(agent.init_train(16), batch(agent, 16, 3))
+        agent.update(agent.init_train(len(data["reward"])), data)
         agent.policy(agent.init_policy(2), observation(agent, 2))
     taken = [triton_compile.resources(launch, int(capability)) for launch in dict.fromkeys(found)]
     json.dump(taken, sys.stdout)

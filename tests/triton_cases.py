@@ -17,6 +17,7 @@ from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
 from .parity_cases import Arguments, Case
 from .parity_tools import cast, changed
+from .triton_earlier import dream, policy, scans, steps
 from .triton_losses import critic_loss, lambda_return, policy_loss, returns, twohot_loss, twohot_mean
 from .triton_memories import MEMORY_CASES
 
@@ -147,8 +148,9 @@ CASES: dict[str, dict[str, Case]] = {
     "mlp": ops.cases(ops.mlp, ["rms"], ["silu"]) | ops.cases(ops.mlp, ["layer"], ["elu"]),
     "mlps": ops.cases(heads, [False, True]),
     "prior": ops.cases(ops.prior, ["classes"]),
-    "observe": {core: Case(partial(scan, ops.observe, core)) for core in ops.CORES},
-    "observe_step": {core: Case(partial(scan, ops.observe_step, core)) for core in ops.CORES},
+    "observe": {core: Case(partial(scan, ops.observe, core)) for core in ops.CORES} | scans(ops.observe),
+    "observe_step": {core: Case(partial(scan, ops.observe_step, core)) for core in ops.CORES}
+    | scans(ops.observe_step),
     "categorical_sample": ops.cases(ops.categorical, [0.01], [False, True]),
     "gumbel_sample": ops.cases(gumbel, [0.0, 0.01]),
     "categorical_kl": ops.cases(ops.categorical_kl, ("step", "mean"), [1.0], [0.0, 0.01]),
@@ -169,12 +171,13 @@ CASES: dict[str, dict[str, Case]] = {
     "gather_sequences": ops.cases(gather, gradients=False),
     "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
     "imagine_step": ops.cases(ops.imagine_step, ops.CORES, ["classes"], gradients=False),
-    "imagine": ops.cases(ops.imagine, ops.CORES, ["classes"], ["mixed"], gradients=False),
+    "imagine": ops.cases(ops.imagine, ops.CORES, ["classes"], ["mixed"], gradients=False) | steps(dream),
     "rollout": ops.cases(ops.rollout, ops.CORES, ["classes"], gradients=False),
     "policy_step": {
         core: Case(partial(few, partial(ops.policy_step, core, "classes", "mixed", True)), False)
         for core in ops.CORES
-    },
+    }
+    | steps(policy),
 } | MEMORY_CASES
 
 

@@ -82,18 +82,18 @@ def acting(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any)
 
 def forward(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
     known = _shallow(rssm.core, rssm.prior)
-    return known and not (torch.is_grad_enabled() and _any_gradient(rssm, *args, *kwargs.values()))
+    return known and not (torch.is_grad_enabled() and any_gradient(rssm, *args, *kwargs.values()))
 
 
 def dreaming(rssm: RSSM, actor: Actor, deter: Tensor, *args: Any, **kwargs: Any) -> bool:
     known = _shallow(rssm.core, rssm.prior)
-    if not torch.is_grad_enabled() or not _any_gradient(rssm, actor, deter, *args, *kwargs.values()):
+    if not torch.is_grad_enabled() or not any_gradient(rssm, actor, deter, *args, *kwargs.values()):
         return known and acts(actor)
     nets = actor.layers, *(head.out for head in actor.heads)
     return known and all_dense(deter, nets) and len(deter) >= LEAST_LEARNED
 
 
-def _any_gradient(*tree: Any) -> bool:
+def any_gradient(*tree: Any) -> bool:
     return any(x.requires_grad for x in tensors(tree))
 
 

@@ -6,12 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdream.ops.auto_cpu import ACTORS, FORWARD, Rule, acting, acts, all_dense, forward, tensors
+from fastdream.ops.auto_cpu import Rule, all_dense, any_gradient, tensors
 from fastdream.ops.native import dense, resident
+from fastdream.ops.native.actor import MAX_HEADS
+from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import MDNRNN, RSSM, Actor, Feat, Layers
 from fastdream.ops.triton import scan_limits
 from fastdream.ops.triton.config import WIDEST
-from fastdream.ops.triton.limits import ACTIONS, MIXTURES, unserved, unserved_actor, unserved_memory
+from fastdream.ops.triton.limits import (
+    ACTIONS,
+    CLASSES,
+    MIXTURES,
+    unserved,
+    unserved_actor,
+    unserved_memory,
+)
 
 
 def _narrow(*args: Any, **kwargs: Any) -> bool:
@@ -61,16 +70,17 @@ def _full(params: list[Tensor], *args: Any, **kwargs: Any) -> bool:
 
 
 def _stepped(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
-    return forward(rssm, *args, **kwargs) and not unserved(rssm, rssm.prior)
+    differentiated = torch.is_grad_enabled() and any_gradient(rssm, *args, *kwargs.values())
+    return not differentiated and not unserved(rssm, rssm.prior)
 
 
 def _dreamt(rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
-    return acts(actor) and not unserved_actor(actor) and _stepped(rssm, actor, *args, **kwargs)
+    return not unserved_actor(actor) and _stepped(rssm, actor, *args, **kwargs)
 
 
 def _acted(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
-    served = acting(encoder, rssm, actor) and not unserved(rssm, rssm.post) and not unserved_actor(actor)
-    return served and not rssm.absolute
+    served = not unserved(rssm, rssm.post) and not unserved_actor(actor)
+    return served and not rssm.absolute and len(encoder) <= MAX_LAYERS
 
 
 def _remembered(model: MDNRNN, *args: Any, **kwargs: Any) -> bool:
@@ -96,8 +106,9 @@ CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_O
 
 _WIDE = f"rows of over {WIDEST}"
 _CHAINS = f"block layers, more than {dense.MAX_LAYERS}, {_WIDE}"
-_STEPPED = f"{_EARLIER}, {FORWARD}, priors of one layer, over 256 classes"
-_ACTORS = "actors of no layer, truncated or squashed normals, unusual heads"
+_MODELS = f"the GRU of PlaNet, nets deeper than {MAX_LAYERS}"
+_ACTORS = f"actors of no layer, over {MAX_HEADS} heads, truncated normals"
+_STEPPED = f"{_MODELS}, gradients, priors of one layer, over {CLASSES} classes"
 _MEMORIES = f"over {MIXTURES} mixtures, actions of over {ACTIONS} numbers"
 
 TRITON_RULES: dict[str, Rule] = {
@@ -129,10 +140,10 @@ TRITON_RULES: dict[str, Rule] = {
     "vector_losses": Rule(serves=_all_thin, but=_WIDE),
     "laprop_": Rule(serves=_full, but="half precision"),
     "imagine_step": Rule(1, _stepped, _STEPPED),
-    "imagine": Rule(2, _dreamt, f"{_STEPPED}, {_ACTORS}"),
+    "imagine": Rule(2, _dreamt, f"{_STEPPED}, {_ACTORS}, unusual heads"),
     "rollout": Rule(1, _stepped, _STEPPED),
     "policy_step": Rule(
-        3, _acted, f"{_EARLIER}, {ACTORS}, posteriors without deter or of one layer, {_ACTORS}"
+        3, _acted, f"{_MODELS}, {_ACTORS}, posteriors without deter or of one layer, unusual heads"
     ),
     "lstm_mdn_step": Rule(1, _remembered, _MEMORIES),
     "lstm_mdn_dream": Rule(2, _remembered, _MEMORIES),

@@ -8,6 +8,7 @@ from fastdream.ops.params import Layer, Layers
 from fastdream.ops.triton.block_product import Normed, Tiles, block_product, product_sums, product_tiles
 from fastdream.ops.triton.dense_gates import dense_gates
 from fastdream.ops.triton.gates import block_gates, gates_tiles
+from fastdream.ops.triton.gru import gru
 
 
 class BlockStep(NamedTuple):
@@ -69,6 +70,22 @@ class DenseStep(NamedTuple):
         products = deter, reset, weight[:, width:], x, weight[:, :width], bias_rows(layer, len(x))
         block_product(*products, self.pre, self.sums, layer.norm, self.tiles)
         dense_gates(self.pre, self.sums, layer, deter, reset, out, self.tiles.n)
+
+
+class PlainStep(NamedTuple):
+    """DreamerV1's core: one launch. Of each layer the rows lie as `gru` wants them, the biases as PyTorch has them."""
+
+    of_x: Layer
+    of_deter: Layer
+
+    def __call__(self, deter: Tensor, x: Tensor, out: Tensor, reset: Tensor | None = None) -> None:
+        """deter [M, D], zero where reset [M], and x [M, H], the features of stoch and action, to out [M, D]."""
+        (of_x, bias_x), (of_deter, bias_h) = self.of_x[:2], self.of_deter[:2]
+        assert bias_x is not None and bias_h is not None
+        gru(deter, reset, x, of_x, of_deter, bias_x, bias_h, out, None)
+
+
+Step = BlockStep | DenseStep | PlainStep
 
 
 def bias_rows(layer: Layer, rows: int) -> Tensor | None:

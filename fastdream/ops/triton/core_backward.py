@@ -4,10 +4,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fastdream.ops.params import BlockGRU, LayerNormGRU
+from fastdream.ops.params import GRU, BlockGRU, Layer, LayerNormGRU
 from fastdream.ops.triton.block_product import Tiles, piece, product_tiles, split_warps
 from fastdream.ops.triton.dense_gates_gradient import dense_gates_gradient
 from fastdream.ops.triton.gates_gradient import block_gates_gradient
+from fastdream.ops.triton.gru_gradient import gru_gradient
 from fastdream.ops.triton.layer_gradient import layer_gradient
 from fastdream.ops.triton.rowwise_gradient import Later, empty_dots
 from fastdream.ops.triton.scan_model import Model, Sizes, Weights
@@ -28,7 +29,8 @@ class CoreBackward(Protocol):
 def core_backward(
     model: Model, sizes: Sizes, weights: Weights, reset: Tensor, saved: Saved, grads: Grads
 ) -> CoreBackward:
-    return (BlockBackward if isinstance(model.core, BlockGRU) else DenseBackward)(
+    dense = PlainBackward if isinstance(model.core, GRU) else DenseBackward
+    return (BlockBackward if isinstance(model.core, BlockGRU) else dense)(
         model, sizes, weights, reset, saved, grads
     )
 
@@ -88,10 +90,10 @@ class BlockBackward:
         own = saved.stacked[:, t, self.sizes.own :]
         self.own = Later(b_x[:, :units], own, at(saved.own_sums, t), self.x_dots[0], reset)
         self.stoch = Later(b_x[:, units:], saved.stoch[:, t], at(saved.stoch_sums, t), self.x_dots[1], reset)
+        block = self.sizes.block
         state_gradient(
-            self.weights.hidden[0],
-            0,
-            self.sizes.block,
+            self.weights.hidden[0][:, :block],
+            self.weights.hidden[0][:, block:],
             self.core.hidden[0],
             hidden,
             grads.deter,
@@ -175,10 +177,10 @@ class DenseBackward:
             self.cut,
         )
         self.stoch = Later(b_x, saved.stoch[:, t], at(saved.stoch_sums, t), self.x_dots, reset)
+        weight = self.weights.hidden[0].t()[None]
         state_gradient(
-            self.weights.hidden[0].t()[None],
-            self.sizes.units,
-            0,
+            weight[:, self.sizes.units :],
+            weight[:, : self.sizes.units],
             gates,
             Later(b_gates, pre, sums, self.dots, reset),
             grads.deter,
@@ -190,4 +192,46 @@ class DenseBackward:
             1,
             self.tile,
             self.state_cut,
+        )
+
+
+class PlainBackward:
+    """DreamerV1's."""
+
+    def __init__(
+        self, model: Model, sizes: Sizes, weights: Weights, reset: Tensor, saved: Saved, grads: Grads
+    ) -> None:
+        assert isinstance(model.core, GRU)
+        self.model, self.core, self.sizes, self.weights = model, model.core, sizes, weights
+        self.reset, self.saved, self.grads = reset, saved, grads
+        rows, itemsize = len(reset), weights.stacked.itemsize
+        self.of_x, self.of_deter = (weight.t()[None] for weight in weights.hidden)
+        self.cut = gradient_tiles(rows, sizes.deter, sizes.deter, itemsize)
+        self.state_cut = gradient_tiles(rows, sizes.deter + sizes.units, sizes.deter, itemsize)
+        x_tiles = -(-sizes.units // self.state_cut.n)
+        self.x_dots = empty_dots(weights.stacked, rows, x_tiles, self.core.inputs.norm)
+        self.stoch: Later | None = None
+
+    def step(self, t: int, deter: Tensor, given: Tensor | None, post: Later) -> None:
+        saved, grads, reset = self.saved, self.grads, self.reset[:, t]
+        gates, b_gates, b_x = saved.gates[:, t], grads.gates[:, t], grads.x[:, t]
+        first, tile = self.model.post[0], self.sizes.tile
+        carried = given, grads.deter, self.weights.stacked, first, post, tile
+        gru_gradient(*carried, gates, deter, b_gates, self.cut)
+        self.stoch = Later(b_x, saved.stoch[:, t], at(saved.stoch_sums, t), self.x_dots, reset)
+        state_gradient(
+            self.of_deter,
+            self.of_x,
+            Layer(self.of_deter),
+            Later(b_gates, gates, None, None, reset),
+            grads.deter,
+            None,
+            None,
+            self.stoch,
+            self.core.inputs,
+            b_x,
+            1,
+            1,
+            self.state_cut,
+            skipped=self.sizes.deter,
         )

@@ -4,11 +4,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fastdream.ops.params import BlockGRU, Layer, LayerNormGRU
+from fastdream.ops.params import GRU, BlockGRU, Layer, LayerNormGRU
 from fastdream.ops.triton.actions import actions
 from fastdream.ops.triton.block_product import Normed, block_product, product_tiles
 from fastdream.ops.triton.dense_gates import dense_gates
 from fastdream.ops.triton.gates import block_gates, gates_tiles
+from fastdream.ops.triton.gru import gru
 from fastdream.ops.triton.scan_model import Model, Sizes, Weights
 from fastdream.ops.triton.scan_saved import Saved, at
 
@@ -29,9 +30,14 @@ def core_forward(
     model: Model, sizes: Sizes, weights: Weights, action: Tensor, reset: Tensor, saved: Saved
 ) -> CoreForward:
     """The model's core, its actions [B, T, A] computed."""
-    if isinstance(model.core, BlockGRU):
-        return BlockForward(model.core, sizes, weights, action, reset, saved)
-    return DenseForward(model.core, sizes, weights, action, reset, saved)
+    core = model.core
+    if isinstance(core, BlockGRU):
+        return BlockForward(core, sizes, weights, action, reset, saved)
+    clipped, pre = saved.clipped.flatten(0, 1), saved.action.flatten(0, 1)
+    actions(action.flatten(0, 1), reset.flatten(), core.inputs, weights.action, clipped, pre, None)
+    if isinstance(core, GRU):
+        return PlainForward(core, weights, reset, saved)
+    return DenseForward(core, sizes, weights, reset, saved)
 
 
 class BlockForward:
@@ -96,14 +102,12 @@ class DenseForward:
     """DreamerV2's: one product of input and deter for all gates, normed together."""
 
     def __init__(
-        self, core: LayerNormGRU, sizes: Sizes, weights: Weights, action: Tensor, reset: Tensor, saved: Saved
+        self, core: LayerNormGRU, sizes: Sizes, weights: Weights, reset: Tensor, saved: Saved
     ) -> None:
         self.core, self.saved, self.reset = core, saved, reset.unbind(1)
         weight = weights.hidden[0].t()[None]
         self.shared, self.own = weight[:, : sizes.units], weight[:, sizes.units :]
-        self.cut = product_tiles(len(action), 3 * sizes.deter, 3 * sizes.deter, weight.itemsize)
-        clipped, pre = saved.clipped.flatten(0, 1), saved.action.flatten(0, 1)
-        actions(action.flatten(0, 1), reset.flatten(), core.inputs, weights.action, clipped, pre, None)
+        self.cut = product_tiles(len(reset), 3 * sizes.deter, 3 * sizes.deter, weight.itemsize)
 
     def base(self) -> Tensor:
         return self.saved.action
@@ -114,6 +118,21 @@ class DenseForward:
         base = _bias_rows(layer, deter)
         block_product(deter, self.reset[t], self.own, x, self.shared, base, pre, sums, layer.norm, self.cut)
         dense_gates(pre, sums, layer, deter, self.reset[t], out, self.cut.n)
+
+
+class PlainForward:
+    """DreamerV1's: products and gates of a step in one kernel."""
+
+    def __init__(self, core: GRU, weights: Weights, reset: Tensor, saved: Saved) -> None:
+        (of_x, of_deter), self.saved, self.reset = weights.hidden, saved, reset.unbind(1)
+        self.maps = of_x, of_deter, core.bias_ih, core.bias_hh
+
+    def base(self) -> Tensor:
+        return self.saved.action
+
+    def step(self, t: int, deter: Tensor, out: Tensor) -> None:
+        x, gates = self.saved.x[:, t], self.saved.gates[:, t]
+        gru(deter, self.reset[t], x, *self.maps, out, gates)
 
 
 def _bias_rows(layer: Layer, like: Tensor) -> Tensor | None:

@@ -1,9 +1,9 @@
-"""Drawing classes from given noise, as a device function."""
+"""Drawing classes or normals from given noise, as device functions."""
 
 import triton
 import triton.language as tl
 
-from fastdream.ops.triton.math import softmax
+from fastdream.ops.triton.math import log1p, softmax
 
 
 @triton.jit
@@ -21,3 +21,20 @@ def draw(b_logit, b_noise, o_c, keep, floor, C: tl.constexpr, AXIS: tl.constexpr
     b_cdf = tl.where(b_p > 0, tl.cumsum(b_p, AXIS), 0.0)
     m_over = (b_cdf > b_noise) | (b_cdf == tl.max(b_cdf, AXIS, keep_dims=True))
     return tl.min(tl.where(m_over & (b_p > 0), o_c, C - 1), AXIS, keep_dims=True)
+
+
+@triton.jit
+def std_of(b_raw, min_std, FORM: tl.constexpr):
+    """The standard deviation of a raw output, float32, of a form as in `Gaussian`."""
+    if FORM == "softplus":
+        b_std = tl.maximum(b_raw, 0.0) + log1p(tl.exp(-tl.abs(b_raw)))
+    else:
+        b_std = 2 * tl.sigmoid(b_raw / 2)
+    return b_std + tl.cast(min_std, tl.float32)
+
+
+@triton.jit
+def std_slope(b_raw, FORM: tl.constexpr):
+    """Its derivative."""
+    b_s = tl.sigmoid(b_raw if FORM == "softplus" else b_raw / 2)
+    return b_s if FORM == "softplus" else b_s * (1 - b_s)

@@ -1,5 +1,6 @@
 """Imagination, without gradient: with the actor inside, or along given actions."""
 
+from math import prod
 from typing import Any
 
 import torch
@@ -7,14 +8,14 @@ from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_latent_net
 from fastdream.ops.native.dream import Layout, Outputs
-from fastdream.ops.native.params import Flat, add_core
-from fastdream.ops.params import RSSM, Actor, Categorical, Dream, Step
+from fastdream.ops.native.params import Flat, LatentShape, add_core, latent_shape
+from fastdream.ops.params import RSSM, Actor, Dream, Step
 from fastdream.ops.reference.actor import action_width
 from fastdream.ops.reference.layers import match
 from fastdream.ops.triton.library import check_floats, check_shape, contiguous, register
 from fastdream.ops.triton.limits import check_served, unserved, unserved_actor
 from fastdream.ops.triton.step import Draws, StepKernels
-from fastdream.ops.triton.unflatten import Reader
+from fastdream.ops.triton.unflatten import Reader, add_latent
 
 
 def imagine(
@@ -28,7 +29,7 @@ def imagine(
     index: Tensor | None = None,
     action: Tensor | None = None,
 ) -> Dream:
-    """As `fastdream.ops.reference.imagine`, for categorical latents and their two cores.
+    """As `fastdream.ops.reference.imagine`, for what `limits` serves.
 
     Computes in deter's dtype, float32 or half precision, whatever that of the parameters. Has no gradient: raises
     ValueError where one would be needed, and naming what does not fit. An index that is no class draws nothing.
@@ -40,7 +41,7 @@ def imagine(
     acts = action is None
     if acts:
         check_served("imagine", unserved_actor(actor))
-        add_actor(flat, "imagine", actor, deter.shape[-1] + latent.stoch * latent.classes)
+        add_actor(flat, "imagine", actor, deter.shape[-1] + prod(latent.state))
     elements = sum(head.elements for head in actor.heads)
     layout = Layout(length, 1, latent.stoch, latent.classes, 0, width, elements, int(acts))
     draws = (action_noise, None) if acts else (None, action)
@@ -70,7 +71,7 @@ def imagine_step(
     """As `fastdream.ops.reference.imagine_step`; see `imagine`."""
     noise, index = (None if x is None else x.unsqueeze(1) for x in (noise, index))
     step = _rollout("imagine_step", rssm, deter, stoch, action.unsqueeze(1), noise, index)
-    return Step(*(x.squeeze(1) for x in step))  # type: ignore[union-attr]
+    return Step(*(None if x is None else x.squeeze(1) for x in step))  # type: ignore[arg-type]
 
 
 def _rollout(
@@ -85,26 +86,27 @@ def _rollout(
     flat, latent = _flatten(op, rssm, deter, action.shape[-1])
     layout = Layout(action.shape[1], 0, latent.stoch, latent.classes, 0, action.shape[-1], 0, 0)
     deter, stoch, logit, _, index = _run(op, flat, latent, layout, deter, stoch, noise, index, None, action)
-    return Step(deter, stoch, logit, index)
+    return Step(deter, stoch, logit, index if latent.classes else None)
 
 
-def _flatten(op: str, rssm: RSSM, deter: Tensor, action: int) -> tuple[Flat, Categorical]:
-    """Core and prior."""
+def _flatten(op: str, rssm: RSSM, deter: Tensor, action: int) -> tuple[Flat, LatentShape]:
+    """Latent, core and prior."""
     check_served(op, unserved(rssm, rssm.prior))
-    latent = rssm.latent
-    assert isinstance(latent, Categorical)
-    flat = Flat([], [], [])
-    width = add_core(flat, op, rssm.core, latent.stoch * latent.classes, action)
+    flat, latent = Flat([], [], []), latent_shape(op, rssm.latent)
+    add_latent(flat, op, rssm.latent)
+    width = add_core(flat, op, rssm.core, prod(latent.state), action)
     check_shape(op, "deter", deter, *deter.shape[:-1], width)
-    add_latent_net(flat, op, "prior", rssm.prior, width, latent)
+    add_latent_net(flat, op, "prior", rssm.prior, width, rssm.latent)
     return flat, latent
 
 
 def _run(
-    op: str, flat: Flat, latent: Categorical, layout: Layout, deter: Tensor, *inputs: Tensor | None
+    op: str, flat: Flat, latent: LatentShape, layout: Layout, deter: Tensor, *inputs: Tensor | None
 ) -> Outputs:
     """inputs: stoch, noise, index, action_noise, action."""
     stoch, noise, index, action_noise, action = inputs
+    if noise is None and not latent.classes:
+        raise ValueError(f"{op}: a Gaussian latent needs noise: it has no index that could be replayed")
     if noise is None and index is None:
         raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
     params, filled = flat.present()
@@ -115,8 +117,9 @@ def _run(
             f'fastdream.ops.load({op}="reference")'
         )
     assert stoch is not None
+    index = index if latent.classes else None
     noise = None if index is not None else noise
-    settings = flat.sizes, [latent.unimix, *flat.scalars], list(layout)
+    settings = flat.sizes, flat.scalars, list(layout)
     given = match(stoch, deter.dtype), noise, index, action_noise, action
     return torch.ops.fastdream.triton_imagine(params, filled, *settings, deter, *given)
 
@@ -129,7 +132,7 @@ def _check(op: str, n: Layout, params: list[Tensor], deter: Tensor, inputs: dict
         raise ValueError(f"{op}: deter has shape {list(deter.shape)}, expected [rows, features]")
     rows, states = deter.shape[0], n.length + n.start
     shapes = {
-        "stoch": (rows, n.stoch, n.classes),
+        "stoch": (rows, *_state(n)),
         "noise": (rows, n.length, n.stoch),
         "index": (rows, n.length, n.stoch),
         "action_noise": (rows, states, n.elements),
@@ -140,6 +143,10 @@ def _check(op: str, n: Layout, params: list[Tensor], deter: Tensor, inputs: dict
             check_shape(op, name, x, *shapes[name])
     if index is not None and (index.is_floating_point() or index.device != deter.device):
         raise ValueError(f"{op}: index is {index.dtype} on {index.device}, expected int64 on {deter.device}")
+
+
+def _state(n: Layout) -> tuple[int, ...]:
+    return (n.stoch, n.classes) if n.classes else (n.stoch,)
 
 
 def _fake(
@@ -158,10 +165,10 @@ def _fake(
     wide = torch.float32
     return (
         deter.new_empty(rows, states, deter.shape[1]),
-        deter.new_empty(rows, states, n.stoch, n.classes),
-        deter.new_empty(rows, n.length, n.stoch, n.classes),
+        deter.new_empty(rows, states, *_state(n)),
+        deter.new_empty(rows, n.length, *(_state(n) if n.classes else (2 * n.stoch,))),
         deter.new_empty((rows, states, n.action) if n.start else 0, dtype=wide),
-        deter.new_empty(0 if n.start else (rows, n.length, n.stoch), dtype=torch.int64),
+        deter.new_empty(0 if n.start else (rows, n.length, n.stoch if n.classes else 0), dtype=torch.int64),
     )
 
 
@@ -180,13 +187,12 @@ def _kernel(
     deter, (stoch, noise, index, action_noise, action) = deter.contiguous(), contiguous(*inputs)
     assert stoch is not None
     reader = Reader(params, filled, sizes, scalars)
-    latent = Categorical(n.stoch, n.classes, reader.scalar())
-    core, net = reader.core(), reader.layers()
+    latent, core, net = reader.latent(), reader.core(), reader.layers()
     acts = n.acts == 1
     kernels, _ = StepKernels.bind(core, latent, net, reader.actor() if acts else None, n.action, deter)
     if n.start:
         deters[:, 0], stochs[:, 0] = deter, stoch
-        drawn = deter.new_empty((len(deter), n.length, n.stoch), dtype=torch.int32)
+        drawn = deter.new_empty((len(deter), n.length, n.stoch if n.classes else 0), dtype=torch.int32)
         action = actions if action is None else actions.copy_(action)
     assert action is not None
     draws = Draws(noise, index, drawn, logits, stochs, action_noise, action)

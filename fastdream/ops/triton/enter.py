@@ -2,9 +2,9 @@
 
     x = [act(norm(own + own_bias)) | act(norm(base + stoch's product))]    [M, 2H]; without `own` [M, H]
 
-own is deter's product, made where deter is. stoch's product is a sum of rows of the weight, as stoch is one-hot:
-`gather`; only of the first state, which may be anything, it is a product and given. Where reset [M] is True, deter and
-stoch are zero, and so are the products.
+own is deter's product, made where deter is. stoch's product is a sum of rows of the weight: of those of the classes
+drawn, `gather`, or of all of them times normals, `weigh`; only of the first state, which may be anything, it is given.
+Where reset [M] is True, deter and stoch are zero, and so are the products.
 
     own, pre    [M, H]    what is normed, own overwritten and pre written, with sums of their rows as `rowwise` has them
     base        [M, H]    added to stoch's product; a bias is its `expand(M, -1)`
@@ -69,6 +69,31 @@ def gather(
         p_w = weight + (o_s[None, :] * C + b_i)[:, :, None] * H + o_h[None, None, :]
         b_w = tl.load(p_w, mask=m_s[:, :, None] & (o_h < H)[None, None, :], other=0.0)
         b_sum += tl.sum(b_w.to(tl.float32), 1)
+    return b_sum
+
+
+@triton.jit
+def weigh(
+    stoch,  # [M, S]
+    weight,  # [S, H]
+    s_stoch,
+    o_row,  # [BR]
+    m_row,  # [BR]
+    S: tl.constexpr,
+    H: tl.constexpr,
+    BS: tl.constexpr,  # latent variables at a time
+    BH: tl.constexpr,
+):
+    """[BR, BH], stoch times the weight, for few rows of few variables; rows outside m_row are zero."""
+    o_h = tl.arange(0, BH)
+    b_sum = tl.zeros([o_row.shape[0], BH], tl.float32)
+    for i_s in range(0, S, BS):
+        o_s = i_s + tl.arange(0, BS)
+        p_s = stoch + o_row[:, None] * s_stoch + o_s[None, :]
+        b_s = tl.load(p_s, mask=m_row[:, None] & (o_s < S)[None, :], other=0.0).to(tl.float32)
+        p_w = weight + o_s[:, None] * H + o_h[None, :]
+        b_w = tl.load(p_w, mask=(o_s < S)[:, None] & (o_h < H)[None, :], other=0.0).to(tl.float32)
+        b_sum += tl.sum(b_s[:, :, None] * b_w[None, :, :], 1)
     return b_sum
 
 

@@ -44,7 +44,7 @@ def gate_gradients(b_d, b_reset, b_cand, b_update, b_deter):
 
 @triton.jit
 def through_layer(
-    weight,  # [K, N], rows next to each other
+    weight,  # [K, columns], rows N apart
     d_n,  # [M, K], and the rest as of a `Later`
     x,
     sums,

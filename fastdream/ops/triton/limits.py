@@ -1,10 +1,12 @@
 """Which models the steps of imagination, of acting and of dreaming compute. Importable without Triton."""
 
+from fastdream.ops.native.actor import MAX_HEADS
+from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, MDNRNN, RSSM, Actor, BlockGRU, Categorical, Layers
 
 CLASSES = 256  # of a categorical, in the latent or in an action
 OUTPUTS = 1024  # of an action head
-KINDS = "categorical", "bounded_normal"  # of it
+KINDS = "categorical", "score", "bounded_normal", "tanh_normal"  # of it
 UNITS = 2048  # of a hidden layer, of which a program holds whole rows
 MIXTURES = 32  # of a latent dimension
 ACTIONS = 32  # inputs of a memory beside the latent
@@ -13,11 +15,12 @@ ACTIONS = 32  # inputs of a memory beside the latent
 def unserved(rssm: RSSM, net: Layers) -> str:
     """Why a model with that net for its latent has no kernels; empty if it has."""
     latent = rssm.latent
-    if not isinstance(latent, Categorical):
-        return f"triton has no {type(latent).__name__} latents"
-    if isinstance(rssm.core, GRU):
-        return "triton has no GRU core"
-    if latent.classes > CLASSES:
+    if isinstance(rssm.core, GRU) and not rssm.core.reset_after:
+        return "triton has no GRU whose reset gate comes before its product"
+    hidden = rssm.core.hidden if isinstance(rssm.core, BlockGRU) else ()
+    if (depth := max(len(net), len(hidden))) > MAX_LAYERS:
+        return f"triton takes nets of up to {MAX_LAYERS} layers, not {depth}"
+    if isinstance(latent, Categorical) and latent.classes > CLASSES:
         return f"triton takes up to {CLASSES} classes, not {latent.classes}"
     inputs = rssm.core.stoch if isinstance(rssm.core, BlockGRU) else rssm.core.inputs
     if reason := _too_wide((*net[:-1], inputs)):
@@ -34,11 +37,14 @@ def _too_wide(layers: Layers) -> str:
 
 def unserved_actor(actor: Actor) -> str:
     """Why an actor has no kernels; empty if it has."""
-    if not actor.layers:
-        return "triton takes actors of 1 layer or more"
+    if not 0 < len(actor.layers) <= MAX_LAYERS or not 0 < len(actor.heads) <= MAX_HEADS:
+        return (
+            f"triton takes 1 to {MAX_LAYERS} layers and 1 to {MAX_HEADS} heads, not {len(actor.layers)} and "
+            f"{len(actor.heads)}"
+        )
     for i, head in enumerate(actor.heads):
         if head.kind not in KINDS:
-            return f"triton has actions of kind {' or '.join(KINDS)}, not {head.kind}"
+            return f"triton takes heads of kind {', '.join(KINDS)}, and actor.heads[{i}] is {head.kind}"
         if any(layer.norm != "none" or layer.act != "none" for layer in head.out):
             return f"triton takes linear layers for outputs, and actor.heads[{i}] has others"
         if head.classes > CLASSES or head.elements * max(1, head.classes) > OUTPUTS:

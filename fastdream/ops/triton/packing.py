@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import Act, Layer, Norm
+from fastdream.ops.params import GRU, Act, Layer, Norm
 from fastdream.ops.triton.config import TailCut, power_of_two
 
 ALIGNED = 64  # elements: every packed tensor begins at a cache line
@@ -118,6 +118,14 @@ class Packer:
     def place(self, layer: Layer) -> Place:
         """Collect a whole layer."""
         return Place(layer, self.weights.add(layer.weight), self._vectors(layer))
+
+    def plain(self, core: GRU) -> tuple[Place, Place]:
+        """Collect both maps of a plain GRU as `gru` wants them: the first with the candidate's rows in front."""
+        gates = len(core.weight_ih) // 3
+        reset_update, cand = core.weight_ih.split([2 * gates, gates])
+        weight = self.weights.add(cand, reset_update)
+        of_x = Place(Layer(core.weight_ih), weight, (self.vectors.add(core.bias_ih), -1, -1))
+        return of_x, self.place(Layer(core.weight_hh, core.bias_hh))
 
     def joined(self, layers: list[Layer]) -> Row:
         """Describe layers that multiply the same rows, and are linear, as one with all their outputs."""

@@ -14,7 +14,8 @@ from fastdream.ops.triton.core_inputs import enter_core, stoch_product
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Row, part
 from fastdream.ops.triton.rows import row_load, row_norm_act, row_product, row_store
-from fastdream.ops.triton.tail import ACTOR, act_heads, draw_stoch
+from fastdream.ops.triton.tail import ACTOR, act_heads
+from fastdream.ops.triton.tail_draw import draw_stoch
 
 if TYPE_CHECKING:
     from fastdream.ops.triton.step import Draws, StepKernels
@@ -69,14 +70,17 @@ def draw_kernel(
     o_m = i_m + tl.arange(0, BM)[:, None]
     m_m = o_m < n
     draw_stoch(logit, noise, given, index, stoch, n, length, states, time, i_m, BM, TAIL)
+    rows, stride = None, 0
+    if TAIL.std != "none":
+        rows, stride = stoch + (states - length + time) * TAIL.stoch, states * TAIL.stoch
     if ACT:
         layer: tl.constexpr = TAIL.chains[ACTOR][0]
         b_x = row_load(product + TAIL.columns[0], TAIL.columns[2], o_m, m_m, layer)
-        b_x += stoch_product(None, 0, index, length, time, weight, o_m, m_m, TAIL, layer)
+        b_x += stoch_product(rows, stride, index, length, time, weight, o_m, m_m, TAIL, layer)
         row_store(hidden, TAIL.wide, row_norm_act(b_x, vector, layer), o_m, m_m, layer)
     if ENTER:
         enter: tl.constexpr = TAIL.enter
-        b_s = stoch_product(None, 0, index, length, time, weight, o_m, m_m, TAIL, enter)
+        b_s = stoch_product(rows, stride, index, length, time, weight, o_m, m_m, TAIL, enter)
         row_store(entered, enter.out, b_s, o_m, m_m, enter)
 
 
@@ -158,9 +162,11 @@ def in_parts(
             else None
         )
         _product(k, k.hidden[0, :, : tail.logit.inp], tail.logit, logit, bias)
+        # Of classes what follows is a sum of rows, of normals a product.
+        count, warps = (FEW, 4) if tail.std == "none" else (MANY, 16)
         launch(
             draw_kernel,
-            (triton.cdiv(rows, FEW),),
+            (triton.cdiv(rows, count),),
             k.product,
             k.entered,
             k.hidden,
@@ -174,8 +180,8 @@ def in_parts(
             TAIL=tail,
             ACT=acts,
             ENTER=enter,
-            BM=FEW,
-            num_warps=4,
+            BM=count,
+            num_warps=warps,
         )
     elif acts:
         columns = k.product[:, tail.columns[0] : tail.columns[0] + actor[0].out]

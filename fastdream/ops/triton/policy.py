@@ -1,13 +1,14 @@
 """The policy step, for a few environments at a time: as many launches as it has products that wait for one another."""
 
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_chain, add_latent_net
-from fastdream.ops.native.params import Flat, add_core
-from fastdream.ops.params import RSSM, Actor, Categorical, Layer, Layers, Step
+from fastdream.ops.native.params import Flat, add_core, latent_shape
+from fastdream.ops.params import RSSM, Actor, Layer, Layers, Step
 from fastdream.ops.reference.actor import action_width
 from fastdream.ops.reference.layers import match
 from fastdream.ops.reference.policy import squish
@@ -16,7 +17,7 @@ from fastdream.ops.triton.core import bias_rows
 from fastdream.ops.triton.library import check_floats, check_shape, contiguous, register
 from fastdream.ops.triton.limits import check_served, unserved, unserved_actor
 from fastdream.ops.triton.step import Draws, StepKernels
-from fastdream.ops.triton.unflatten import Reader
+from fastdream.ops.triton.unflatten import Reader, add_latent
 
 
 class Layout(NamedTuple):
@@ -24,10 +25,15 @@ class Layout(NamedTuple):
 
     width: int  # of deter
     stoch: int
-    classes: int
+    classes: int  # 0: normals
     action: int  # width
     features: int
     elements: int  # numbers that draw an action
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """Shape of a stoch."""
+        return (self.stoch, self.classes) if self.classes else (self.stoch,)
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -47,34 +53,42 @@ def policy_step(
     index: Tensor | None = None,
     vectors: tuple[int, ...] = (),
 ) -> tuple[Step, Tensor]:
-    """As `fastdream.ops.reference.policy_step`, for categorical latents and their two cores.
+    """As `fastdream.ops.reference.policy_step`, for what `limits` serves.
 
     Computes in deter's dtype, float32 or half precision, whatever that of the parameters. Raises ValueError naming
     what does not fit. An index that is no class draws nothing.
     """
+    flat, layout = _flatten(encoder, rssm, actor, deter)
+    if noise is None and not layout.classes:
+        raise ValueError("policy_step: a Gaussian latent needs noise: it has no index that could be replayed")
     if noise is None and index is None:
         raise ValueError("policy_step needs noise to draw with, or the index of an earlier draw")
-    flat, layout = _flatten(encoder, rssm, actor, deter)
+    index = index if layout.classes else None
+    if action_noise is None and any(head.kind == "tanh_normal" for head in actor.heads):
+        raise ValueError(
+            "the most likely action of a tanh_normal has no closed form; draw some and compare them"
+        )
     features = squish(features.detach(), vectors) if vectors else features
     params, filled = flat.present()
     state = (match(x, deter.dtype).detach() for x in (deter, stoch, action, features))
     draws = None if index is not None else noise, index, action_noise
     settings = [x.detach() for x in params], filled, flat.sizes, flat.scalars, list(layout)
     outputs = torch.ops.fastdream.triton_policy_step(*settings, *state, reset, *draws)
-    return Step(*outputs[:4]), outputs[4]
+    step, act = Step(*outputs[:4]), outputs[4]
+    return step if layout.classes else step._replace(index=None), act
 
 
 def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> tuple[Flat, Layout]:
-    op, latent = "policy_step", rssm.latent
+    op, latent = "policy_step", latent_shape("policy_step", rssm.latent)
     check_served(op, unserved(rssm, rssm.post) or unserved_actor(actor))
     check_served(op, "triton has no posterior that sees the embedding alone" if rssm.absolute else "")
-    assert isinstance(latent, Categorical)
-    flat, width, stoch = Flat([], [], [latent.unimix]), action_width(actor), latent.stoch * latent.classes
+    flat, width, stoch = Flat([], [], []), action_width(actor), prod(latent.state)
+    add_latent(flat, op, rssm.latent)
     features = encoder[0].weight.shape[-1] if encoder else 0
     embed = add_chain(flat, op, "encoder", encoder, features)
     deter_width = add_core(flat, op, rssm.core, stoch, width)
     seen = rssm.post[0].weight.shape[-1]
-    add_latent_net(flat, op, "post", rssm.post, seen, latent)
+    add_latent_net(flat, op, "post", rssm.post, seen, rssm.latent)
     if encoder and deter_width + embed != seen:
         wanted = seen - deter_width
         raise ValueError(f"{op}: encoder gives {embed} features, the posterior takes {wanted}")
@@ -95,7 +109,7 @@ def _fake(
 ) -> Outputs:
     n, rows = Layout(*layout), len(deter)
     expected = {
-        "stoch": (rows, n.stoch, n.classes),
+        "stoch": (rows, *n.state),
         "action": (rows, n.action),
         "features": (rows, n.features),
         "reset": (rows,),
@@ -118,9 +132,9 @@ def _fake(
             )
     return (
         deter.new_empty(rows, n.width),
-        deter.new_empty(rows, n.stoch, n.classes),
-        deter.new_empty(rows, n.stoch, n.classes),
-        deter.new_empty((rows, n.stoch), dtype=torch.int64),
+        deter.new_empty(rows, *n.state),
+        deter.new_empty(rows, *(n.state if n.classes else (2 * n.stoch,))),
+        deter.new_empty((rows, n.stoch if n.classes else 0), dtype=torch.int64),
         deter.new_empty((rows, n.action), dtype=torch.float32),
     )
 
@@ -156,7 +170,7 @@ def _kernel(
     deter, (stoch, action, features, reset, *draws) = deter.contiguous(), contiguous(*inputs)
     assert stoch is not None and action is not None and features is not None and reset is not None
     reader = Reader(params, filled, sizes, scalars)
-    latent = Categorical(n.stoch, n.classes, reader.scalar())
+    latent = reader.latent()
     encoder, core, post, actor = reader.layers(), reader.core(), reader.layers(), reader.actor()
     embedding = *encoder, Layer(post[0].weight[:, n.width :])
     kernels, layers = StepKernels.bind(core, latent, post, actor, n.action, deter, embedding)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.params import Flat, add_core, add_layers
+from fastdream.ops.native.params import Flat, add_core, add_layers, latent_shape
 from fastdream.ops.native.scan import check_post
-from fastdream.ops.params import RSSM, Categorical, Step
+from fastdream.ops.params import RSSM, Step
 from fastdream.ops.reference.layers import match
 from fastdream.ops.triton import scan_op as _registered  # noqa: F401
 from fastdream.ops.triton.scan_limits import problem
@@ -44,7 +44,7 @@ def observe_step(
     action, embed, reset = action.unsqueeze(1), embed.unsqueeze(1), reset.unsqueeze(1)
     noise, index = (None if x is None else x.unsqueeze(1) for x in (noise, index))
     step = _observe("observe_step", rssm, deter, stoch, action, embed, reset, noise, index)
-    return Step(*(x.squeeze(1) for x in step))  # type: ignore[union-attr]
+    return Step(*(None if x is None else x.squeeze(1) for x in step))  # type: ignore[arg-type]
 
 
 def _observe(
@@ -60,18 +60,21 @@ def _observe(
 ) -> Step:
     if why := problem(rssm):
         raise ValueError(f"{op}: triton does not compute {why}; use the reference")
+    latent = latent_shape(op, rssm.latent)
+    if noise is None and not latent.classes:
+        raise ValueError(f"{op}: a Gaussian latent needs noise: it has no index that could be replayed")
     if noise is None and index is None:
         raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
-    assert isinstance(rssm.latent, Categorical)
-    count, classes, unimix = rssm.latent.stoch, rssm.latent.classes, rssm.latent.unimix
-    flat = Flat([], [], [])
-    width = add_core(flat, op, rssm.core, count * classes, action.shape[-1])
+    flat, widths = Flat([], [], []), (latent.stoch * max(1, latent.classes), action.shape[-1])
+    width = add_core(flat, op, rssm.core, *widths)
     add_layers(flat, op, "post", rssm.post)
     check_post(op, rssm, width, embed.shape[-1])
     params, filled = flat.present()
-    layout, scalars = [count, classes, int(rssm.absolute)], [*flat.scalars, unimix]
+    layout, scalars = [*latent[:3], int(rssm.absolute)], [*flat.scalars, *latent[3:]]
+    index = match(index, torch.int64) if latent.classes and index is not None else None
     noise = None if index is not None or noise is None else noise.detach()
-    index = None if index is None else match(index, torch.int64)
     dtype = deter.dtype
     inputs = deter, match(stoch, dtype), action, match(embed, dtype), reset, noise, index
-    return Step(*torch.ops.fastdream.triton_observe(params, filled, flat.sizes, scalars, layout, *inputs)[:4])
+    model = params, filled, flat.sizes, scalars, layout
+    deter, stoch, logit, index, _ = torch.ops.fastdream.triton_observe(*model, *inputs)
+    return Step(deter, stoch, logit, index if latent.classes else None)

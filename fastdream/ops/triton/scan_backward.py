@@ -1,15 +1,17 @@
 """The backward scan of a posterior, which carries the gradients of deter and stoch alone.
 
-A step, from the last to the first: `logit_gradient`, `layer_gradient` of the posterior's hidden layer, and three
-kernels of the core (DreamerV2's: two); every hidden layer more is a kernel more. Gradients of parameters are products
-over all steps at once, after it: `scan_gradients`.
+A step, from the last to the first: `logit_gradient` or `normal_gradient`, `layer_gradient` of the posterior's hidden
+layer, and three kernels of the core (DreamerV1's and V2's: two); every hidden layer more is a kernel more. Gradients of
+parameters are products over all steps at once, after it: `scan_gradients`.
 """
 
 from torch import Tensor
 
+from fastdream.ops.params import Categorical
 from fastdream.ops.triton.core_backward import core_backward, gradient_tiles
 from fastdream.ops.triton.layer_gradient import layer_gradient
 from fastdream.ops.triton.logit_gradient import logit_gradient
+from fastdream.ops.triton.normal_gradient import normal_gradient
 from fastdream.ops.triton.rowwise_gradient import Later, empty_dots
 from fastdream.ops.triton.scan_model import Model, Sizes, Weights
 from fastdream.ops.triton.scan_saved import Grads, Outputs, Saved, at, empty_grads, later_tile
@@ -23,11 +25,12 @@ def backward_scan(
     reset: Tensor,
     outputs: Outputs,
     saved: Saved,
+    noise: Tensor | None,
     d_deter: Tensor | None,
     d_stoch: Tensor | None,
     d_logit: Tensor | None,
 ) -> Grads:
-    """Gradients of layers from those of the outputs, contiguous or None."""
+    """Gradients of layers from those of the outputs, contiguous or None. noise: that normals were drawn with."""
     grads = empty_grads(model, sizes, outputs, saved)
     core = core_backward(model, sizes, weights, reset, saved, grads)
     post = PosteriorBackward(model, sizes, weights, reset, saved, grads)
@@ -35,7 +38,12 @@ def backward_scan(
         logit, b_logit = outputs.logit[:, t].flatten(1), grads.logit[:, t]
         given = _at(d_stoch, t), _at(d_logit, t)
         layer, latent = model.stoch, model.latent
-        logit_gradient(logit, *given, b_logit, weights.of_stoch, latent, layer, core.stoch)
+        if isinstance(latent, Categorical):
+            logit_gradient(logit, *given, b_logit, weights.of_stoch, latent, layer, core.stoch)
+        else:
+            assert noise is not None
+            drawn = logit, noise[:, t], *given
+            normal_gradient(*drawn, b_logit, weights.stoch, latent, layer, core.stoch)
         first = post.step(t)
         before = outputs.deter[:, t - 1] if t else deter
         core.step(t, before, None if d_deter is None else d_deter[:, t], first)

@@ -1,14 +1,15 @@
-"""The forward scan of a posterior over T steps: about nine launches before it, four a step.
+"""The forward scan of a posterior over T steps: about nine launches before it, four a step (DreamerV1's core: three).
 
 What does not depend on the state is computed before: weights in the dtype of products, the actions' part of the core,
-the embeddings' part of the posterior's first layer. A step is two kernels of the core, `block_product` for all products
-of the new deter, and `posterior`; every hidden layer more than the usual one is a kernel more.
+the embeddings' part of the posterior's first layer. A step is two kernels of the core (DreamerV1's: one),
+`block_product` for all products of the new deter, and `posterior`; every hidden layer more than the usual one is a
+kernel more.
 """
 
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import BlockGRU
+from fastdream.ops.params import BlockGRU, Categorical
 from fastdream.ops.triton.block_product import Normed, block_product, product_tiles
 from fastdream.ops.triton.core_forward import CoreForward, core_forward
 from fastdream.ops.triton.enter import Entering, enter_first
@@ -63,7 +64,7 @@ def _enter(
     if isinstance(model.core, BlockGRU):
         own, tiles = weights.stacked.t()[None], stacked_tiles(rows, sizes.width, itemsize)
         block_product(deter, reset[:, 0], own, None, None, None, saved.stacked[:, 0], None, "none", tiles)
-    cut = posterior_tiles(model.post[-1].weight.shape[1], *model.latent[:2], itemsize)
+    cut = posterior_tiles(model.post[-1].weight.shape[1], model.latent, itemsize)
     arrived = deter.new_empty(-(-rows // cut.rows), dtype=torch.int32)
     enter_first(stoch.flatten(1) @ weights.stoch.t(), arrived, first, cut.rows, *model.stoch[4:])
     return arrived
@@ -108,7 +109,7 @@ def _steps(
     batch, length, _ = seen.shape
     own = weights.stacked.t()[None]
     tiles = stacked_tiles(batch, sizes.width, deter.itemsize)._replace(n=sizes.tile)
-    cut = posterior_tiles(model.post[-1].weight.shape[1], *model.latent[:2], deter.itemsize)
+    cut = posterior_tiles(model.post[-1].weight.shape[1], model.latent, deter.itemsize)
     steps = zip(
         outputs.deter.unbind(1),
         outputs.stoch.flatten(2).unbind(1),
@@ -143,7 +144,7 @@ def _steps(
             None if index is None else index[:, t],
             b_logit,
             b_stoch,
-            b_index,
+            b_index if isinstance(model.latent, Categorical) else None,
             arrived,
             weights.of_stoch if t + 1 < length else None,
             arriving[min(t + 1, length - 1)],

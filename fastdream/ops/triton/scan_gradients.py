@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import BlockGRU, Layer, Layers
+from fastdream.ops.params import GRU, BlockGRU, Layer, Layers
 from fastdream.ops.triton import layers as _registered  # noqa: F401
 from fastdream.ops.triton.config import WIDEST
 from fastdream.ops.triton.scan_model import Model, Sizes, Weights
@@ -71,17 +71,18 @@ def gradients(
     saved: Saved,
     grads: Grads,
 ) -> tuple[Layers, Inputs]:
-    """Gradients of all layers in the order of `Model.layers`, as Layers, and of the inputs."""
+    """Gradients of all layers in the order in which `native.params` lists them, as Layers, and of the inputs."""
     d_stoch = through_norm(model.stoch, flat(saved.stoch), flat(grads.x[..., -sizes.units :]))
     before = _before(inputs.deter, outputs.deter, reset)
     stoch_before = _before(inputs.stoch, outputs.stoch.flatten(2), reset)
-    core = _block_core if isinstance(model.core, BlockGRU) else _dense_core
+    dense = _plain_core if isinstance(model.core, GRU) else _dense_core
+    core = _block_core if isinstance(model.core, BlockGRU) else dense
     core_layers, d_deter, d_action = core(
         model, sizes, weights, reset, before, stoch_before, d_stoch, saved, grads
     )
     post_layers, d_embed = _posterior(model, sizes, weights, inputs.embed, outputs, saved, grads)
     first_stoch = _first(d_stoch.weight, reset) @ weights.stoch
-    # DreamerV2's core takes actions as they are.
+    # The other cores take actions as they are.
     scale = inputs.action.abs().clamp_min(1) if isinstance(model.core, BlockGRU) else 1
     d_action = (d_action.unflatten(0, reset.shape) / scale).masked_fill_(reset.unsqueeze(-1), 0.0)
     return (*core_layers, *post_layers), Inputs(d_deter, first_stoch, d_action, d_embed)
@@ -145,6 +146,32 @@ def _dense_core(
     layers = (
         d_stoch._replace(weight=d_stoch.weight.t() @ torch.cat([stoch_before, flat(saved.clipped)], -1)),
         d_gates._replace(weight=d_gates.weight.t() @ torch.cat([flat(saved.x), before], -1)),
+    )
+    return layers, grads.deter, d_stoch.weight @ weights.action
+
+
+def _plain_core(
+    model: Model,
+    sizes: Sizes,
+    weights: Weights,
+    reset: Tensor,
+    before: Tensor,
+    stoch_before: Tensor,
+    d_stoch: Layer,
+    saved: Saved,
+    grads: Grads,
+) -> tuple[Layers, Tensor, Tensor]:
+    """The same of a plain GRU, whose gates lie as `gru` says."""
+    width, d_gates = sizes.deter, flat(grads.gates)
+    of_input, of_deter, bias = (
+        d_gates[:, : 3 * width],
+        d_gates[:, width:],
+        d_gates.sum(0, dtype=torch.float32),
+    )
+    layers = (
+        Layer(of_deter.t() @ before, bias[width:]),
+        d_stoch._replace(weight=d_stoch.weight.t() @ torch.cat([stoch_before, flat(saved.clipped)], -1)),
+        Layer((of_input.t() @ flat(saved.x)).roll(-width, 0), bias[: 3 * width].roll(-width)),
     )
     return layers, grads.deter, d_stoch.weight @ weights.action
 

@@ -11,15 +11,13 @@ UNITS = 2048  # of the core's input layers, of which a program holds a whole row
 def problem(rssm: RSSM) -> str | None:
     """What of the model is not computed, in words; None if all of it is."""
     core, latent = rssm.core, rssm.latent
-    if not isinstance(latent, Categorical):
-        return f"{type(latent).__name__} latents"
-    if isinstance(core, GRU):
-        return "the plain GRU"
-    if latent.classes > CLASSES:
+    if isinstance(core, GRU) and not core.reset_after:
+        return "a GRU whose reset gate comes before its product"
+    if isinstance(latent, Categorical) and latent.classes > CLASSES:
         return f"{latent.classes} classes, only {CLASSES}"
     if len(rssm.post) < 2:
         return "a posterior without a hidden layer"
-    hidden, inputs = (core.hidden, core.stoch) if isinstance(core, BlockGRU) else ((core.gates,), core.inputs)
+    hidden, inputs = (core.hidden, core.stoch) if isinstance(core, BlockGRU) else ((), core.inputs)
     if max(len(hidden), len(rssm.post)) > MAX_LAYERS:
         return f"nets deeper than {MAX_LAYERS}"
     if (units := inputs.weight.shape[0]) > UNITS:
@@ -35,6 +33,6 @@ def problem(rssm: RSSM) -> str | None:
 
 
 LIMITS = (
-    f"Gaussian latents, the plain GRU, over {CLASSES} classes, no hidden layer of the posterior, nets deeper than "
-    f"{MAX_LAYERS} or wider than {WIDEST}"
+    f"the GRU of PlaNet, over {CLASSES} classes, no hidden layer of the posterior, nets deeper than {MAX_LAYERS} or "
+    f"wider than {WIDEST}"
 )

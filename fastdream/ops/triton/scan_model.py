@@ -1,41 +1,52 @@
 """What the kernels of a scan read of a model: its layers, its widths, its weights in the dtype of products."""
 
-from collections.abc import Iterator
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.params import ACTS, CORES, NORMS, with_gaps
-from fastdream.ops.params import BlockGRU, Categorical, Layer, LayerNormGRU, Layers
+from fastdream.ops.native.params import STD_FORMS
+from fastdream.ops.params import GRU, BlockGRU, Categorical, Core, Gaussian, Latent, Layer, Layers
 from fastdream.ops.triton.block_product import Tiles, product_tiles
+from fastdream.ops.triton.unflatten import Reader
 
 
 class Model(NamedTuple):
     """A core and a posterior of at least one hidden layer."""
 
-    core: BlockGRU | LayerNormGRU
+    core: Core
     post: Layers
-    latent: Categorical
+    latent: Latent
     absolute: bool
 
     @property
     def stoch(self) -> Layer:
-        """The layer that reads stoch, and in DreamerV2's core the action with it."""
+        """The layer that reads stoch, and in all cores but DreamerV3's the action with it."""
         return self.core.stoch if isinstance(self.core, BlockGRU) else self.core.inputs
 
     @property
     def hidden(self) -> Layers:
         """The layers between those that read the state and the new deter, all with a norm of their own."""
+        if isinstance(self.core, GRU):
+            return ()
         return self.core.hidden if isinstance(self.core, BlockGRU) else (self.core.gates,)
 
     @property
-    def layers(self) -> Layers:
-        """All of them, in the order in which `native.params` lists them."""
-        if isinstance(self.core, BlockGRU):
-            deter, stoch, action, hidden, gates = self.core
-            return (deter, stoch, action, gates, *hidden, *self.post)
-        return (*self.core, *self.post)
+    def kept(self) -> int:
+        """How many gates are kept, each as wide as deter: none where they are the hidden layer. See `gru` of four."""
+        return 3 if isinstance(self.core, BlockGRU) else 4 if isinstance(self.core, GRU) else 0
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """Shape of a stoch."""
+        latent = self.latent
+        return (latent.stoch, latent.classes) if isinstance(latent, Categorical) else (latent.stoch,)
+
+    @property
+    def logits(self) -> tuple[int, ...]:
+        """Shape of what it is drawn from."""
+        return self.state if isinstance(self.latent, Categorical) else (2 * self.latent.stoch,)
 
 
 class Sizes(NamedTuple):
@@ -58,11 +69,13 @@ class Sizes(NamedTuple):
 class Weights(NamedTuple):
     """All in one dtype."""
 
-    hidden: tuple[Tensor, ...]  # [g, P + 3H, P], then [g, P, P]; or [3D, H + D]
+    hidden: tuple[
+        Tensor, ...
+    ]  # [g, P + 3H, P], then [g, P, P]; or [3D, H + D]; or [3D, H] and [3D, D], see `gru`
     gates: Tensor | None  # [g, P, 3P]
     stacked: Tensor  # [width, D]: the posterior's first layer, a gap of zeros, the core's own layer
-    of_stoch: Tensor  # [S*C, H]
-    stoch: Tensor  # [H, S*C], rows may be apart
+    of_stoch: Tensor  # [S*C, H] or [S, H]
+    stoch: Tensor  # [H, S*C] or [H, S], rows may be apart
     action: Tensor  # [H, A], rows may be apart
     post: tuple[Tensor, ...]
     post_bias: Tensor | None  # [U]
@@ -78,7 +91,8 @@ def sizes_of(model: Model, rows: int, itemsize: int) -> Sizes:
         blocks, deter = core.gates.weight.shape[0], core.deter.weight.shape[1]
         return Sizes(blocks, deter, units, 2, hidden, own, tile, own + units)
     tile = stacked_tiles(rows, hidden, itemsize).n
-    return Sizes(1, core.gates.weight.shape[0] // 3, units, 1, hidden, hidden, tile, hidden)
+    deter = core.weight_hh.shape[1] if isinstance(core, GRU) else core.gates.weight.shape[0] // 3
+    return Sizes(1, deter, units, 1, hidden, hidden, tile, hidden)
 
 
 def stacked_tiles(rows: int, width: int, itemsize: int) -> Tiles:
@@ -92,6 +106,8 @@ def packed(model: Model, sizes: Sizes, dtype: torch.dtype) -> Weights:
     given = [layer.weight.detach() for layer in (*model.hidden, *post, model.stoch)]
     if isinstance(core, BlockGRU):
         given += [core.gates.weight.detach(), core.action.weight.detach()]
+    if isinstance(core, GRU):
+        given.append(core.weight_hh.detach())
     if post[0].bias is not None:
         given.append(post[0].bias.detach())
     pairs = [(_in(dtype, x), x) for x in given]
@@ -99,6 +115,9 @@ def packed(model: Model, sizes: Sizes, dtype: torch.dtype) -> Weights:
     moved = [(y, x) for y, x in pairs if y is not x]
     if isinstance(core, BlockGRU):
         moved.append((stacked[sizes.own :], core.deter.weight.detach()))
+    if isinstance(core, GRU):
+        of_x, cut = given[0].new_empty(core.weight_ih.shape, dtype=dtype), (2 * sizes.deter, sizes.deter)
+        moved += zip(of_x.split(cut[::-1]), core.weight_ih.detach().split(cut)[::-1], strict=True)
     if moved:
         torch._foreach_copy_([y for y, _ in moved], [x for _, x in moved])
 
@@ -107,7 +126,9 @@ def packed(model: Model, sizes: Sizes, dtype: torch.dtype) -> Weights:
     layers = tuple(next(cast) for _ in post)
     stoch = next(cast)
     gates = next(cast) if isinstance(core, BlockGRU) else None
-    count = model.latent.stoch * model.latent.classes
+    if isinstance(core, GRU):
+        hidden = of_x, next(cast)
+    count = prod(model.state)
     action = next(cast) if isinstance(core, BlockGRU) else stoch[:, count:]
     if model.absolute:
         stacked[: sizes.own].zero_()
@@ -130,23 +151,14 @@ def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
 def read_model(
     params: list[Tensor], filled: list[int], sizes: list[int], scalars: list[float], layout: list[int]
 ) -> Model:
-    """What `native.params.Flat` collected of a model. layout: S, C, absolute; the last of scalars is unimix."""
-    tensors, numbers, floats = iter(with_gaps(params, filled)), iter(sizes), iter(scalars)
+    """What `native.params.Flat` collected of a model.
 
-    def layer() -> Layer:
-        weight, bias, scale, shift = (next(tensors) for _ in range(4))
-        _, _, _, norm, act = (next(numbers) for _ in range(5))
-        assert weight is not None
-        return Layer(weight, bias, scale, shift, NORMS[norm], ACTS[act], next(floats))  # type: ignore[arg-type]
-
-    def layers() -> Iterator[Layer]:
-        return (layer() for _ in range(next(numbers)))
-
-    core: BlockGRU | LayerNormGRU
-    if CORES[next(numbers)] == "block_gru":
-        deter, stoch, action, gates = (layer() for _ in range(4))
-        core = BlockGRU(deter, stoch, action, tuple(layers()), gates)
-    else:
-        core = LayerNormGRU(layer(), layer())
-    post = tuple(layers())
-    return Model(core, post, Categorical(layout[0], layout[1], next(floats)), layout[2] == 1)
+    layout: S, C or 0 for normals, the form of their std, absolute; the last two of scalars are unimix and min_std.
+    """
+    read = Reader(params, filled, sizes, scalars)
+    core, post, unimix, min_std = read.core(), read.layers(), read.scalar(), read.scalar()
+    stoch, classes, form, absolute = layout
+    latent: Latent = Gaussian(stoch, min_std, STD_FORMS[form])  # type: ignore[arg-type]
+    if classes:
+        latent = Categorical(stoch, classes, unimix)
+    return Model(core, post, latent, absolute == 1)

@@ -1,7 +1,7 @@
 """torch.ops.fastdream.triton_observe and its gradient: what `scan` calls.
 
 params, filled, sizes, scalars   core and posterior, see `native.params.Flat`
-layout                           S, C, whether the posterior sees the embedding alone
+layout                           S, C, form of std, whether the posterior sees the embedding alone: see `read_model`
 The last result is what the gradient needs: `Saved.flat`.
 """
 
@@ -44,7 +44,7 @@ def _check(
     check_floats("observe", deter=deter, **{f"parameter {i}": x for i, x in enumerate(params)})
     batch, length, width = action.shape
     check_shape("observe", "deter", deter, batch, deter.shape[-1])
-    check_shape("observe", "stoch", stoch, batch, *layout[:2])
+    check_shape("observe", "stoch", stoch, batch, *(n for n in layout[:2] if n))
     check_shape("observe", "action", action, batch, length, width)
     check_shape("observe", "embed", embed, batch, length, embed.shape[-1])
     check_shape("observe", "reset", reset, batch, length)
@@ -100,6 +100,7 @@ def _backward_fake(
     action: Tensor,
     embed: Tensor,
     reset: Tensor,
+    noise: Tensor | None,
     outputs: list[Tensor],
     saved: list[Tensor],
     d_deter: Tensor | None,
@@ -122,6 +123,7 @@ def _backward(
     action: Tensor,
     embed: Tensor,
     reset: Tensor,
+    noise: Tensor | None,
     outputs: list[Tensor],
     saved: list[Tensor],
     *others: Any,
@@ -134,7 +136,7 @@ def _backward(
     deter, stoch, action, embed, reset = (x.contiguous() for x in (deter, stoch, action, embed, reset))
     widths, kept, out = sizes_of(model, len(deter), deter.itemsize), saved_of(model, saved), Outputs(*outputs)
     weights = packed(model, widths, deter.dtype)
-    grads = backward_scan(model, widths, weights, deter, reset, out, kept, *contiguous(*given))
+    grads = backward_scan(model, widths, weights, deter, reset, out, kept, *contiguous(noise, *given))
     inputs = Inputs(deter, stoch.flatten(1), action, embed)
     layers, d_inputs = gradients(model, widths, weights, inputs, reset, out, kept, grads)
     found = [x for layer in layers for x in _vectors(layer)]
@@ -151,7 +153,7 @@ def _vectors(layer: Layer) -> tuple[Tensor | None, ...]:
 
 
 def _setup(ctx: Any, inputs: tuple, output: Results) -> None:
-    params, filled, sizes, scalars, layout, *tensors, _, _ = inputs
+    params, filled, sizes, scalars, layout, *tensors, _ = inputs
     *outputs, saved = output
     ctx.mark_non_differentiable(outputs[3], *saved)
     ctx.set_materialize_grads(False)
@@ -184,8 +186,8 @@ register_once_differentiable(
         _fake,
     ),
     register(
-        f"observe_backward({_MODEL}, {_INPUTS}, Tensor[] outputs, Tensor[] saved, Tensor? d_deter,"
-        " Tensor? d_stoch, Tensor? d_logit, int[] wanted) -> Tensor[]",
+        f"observe_backward({_MODEL}, {_INPUTS}, Tensor? noise, Tensor[] outputs, Tensor[] saved,"
+        " Tensor? d_deter, Tensor? d_stoch, Tensor? d_logit, int[] wanted) -> Tensor[]",
         _backward,
         _backward_fake,
     ),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import BlockGRU
+from fastdream.ops.params import BlockGRU, Categorical
 from fastdream.ops.triton.block_product import product_tiles
 from fastdream.ops.triton.rowwise import PLANES, row_tiles
 from fastdream.ops.triton.scan_model import Model, Sizes
@@ -15,9 +15,9 @@ class Outputs(NamedTuple):
     """Of the scan."""
 
     deter: Tensor  # [B, T, D]
-    stoch: Tensor  # [B, T, S, C]
-    logit: Tensor  # [B, T, S, C]
-    index: Tensor  # type: ignore[assignment]  # [B, T, S] int64
+    stoch: Tensor  # [B, T, S, C] or [B, T, S]
+    logit: Tensor  # [B, T, S, C] or [B, T, 2S]
+    index: Tensor  # type: ignore[assignment]  # [B, T, S] int64, of normals [B, T, 0]
 
 
 class Saved(NamedTuple):
@@ -27,12 +27,12 @@ class Saved(NamedTuple):
     action: Tensor  # [B, T, H]
     stoch: Tensor  # [B, T, H]
     x: Tensor  # [B, T, 3H] or [B, T, H]: activations of deter's, stoch's and the action's layer, or of stoch's
-    gates: Tensor  # [B, T, 3D], or nothing where the gates are the hidden layer
+    gates: Tensor  # [B, T, 3D] or [B, T, 4D], or nothing where the gates are the hidden layer
     stacked: Tensor  # [B, T + 1, width]: at t + 1 the posterior's first layer of step t, at t the core's own of step t
     own_sums: Tensor  # [T, 1, planes, B]
     stoch_sums: Tensor  # [T, 1, planes, B]
     post_sums: Tensor  # [T, tiles, planes, B]
-    hidden: tuple[Tensor, ...]  # [B, T, D] each, or [B, T, 3D]
+    hidden: tuple[Tensor, ...]  # [B, T, D] each, or [B, T, 3D], or none
     hidden_sums: tuple[Tensor, ...]  # [T, tiles, planes, B] each
     later: tuple[Tensor, ...]  # [B, T, U] each, the posterior's hidden layers after the first
     later_sums: tuple[Tensor, ...]  # [T, tiles, planes, B] each
@@ -72,12 +72,12 @@ def allocate(model: Model, sizes: Sizes, deter: Tensor, action: Tensor) -> tuple
     def sums(tiles: int, norm: str) -> Tensor:
         return deter.new_empty(length, tiles, PLANES[norm], batch, dtype=torch.float32)
 
-    stoch, classes, _ = model.latent
+    drawn = model.latent.stoch if isinstance(model.latent, Categorical) else 0
     outputs = Outputs(
         new(sizes.deter),
-        new(stoch, classes),
-        new(stoch, classes),
-        deter.new_empty(batch, length, stoch, dtype=torch.int64),
+        new(*model.state),
+        new(*model.logits),
+        deter.new_empty(batch, length, drawn, dtype=torch.int64),
     )
     widths = [sizes.deter if block_core else 3 * sizes.deter for _ in model.hidden]
     tiles = [hidden_tile(sizes, n, batch, itemsize) for n in widths]
@@ -88,7 +88,7 @@ def allocate(model: Model, sizes: Sizes, deter: Tensor, action: Tensor) -> tuple
         action=new(sizes.units),
         stoch=new(sizes.units),
         x=new((3 if block_core else 1) * sizes.units),
-        gates=new(3 * sizes.deter if block_core else 0),
+        gates=new(model.kept * sizes.deter),
         stacked=deter.new_empty(batch, length + 1, sizes.width),
         own_sums=sums(1, own_norm),
         stoch_sums=sums(1, model.stoch.norm),
@@ -115,8 +115,8 @@ def at(sums: Tensor, t: int) -> Tensor | None:
 class Grads(NamedTuple):
     """What the backward scan computes. Of layers with a norm: d_n, see `rowwise_gradient`."""
 
-    logit: Tensor  # [B, T, S*C]
-    gates: Tensor  # [B, T, 3D], or nothing where the gates are the hidden layer
+    logit: Tensor  # [B, T, S*C] or [B, T, 2S]
+    gates: Tensor  # [B, T, 3D] or [B, T, 4D], or nothing where the gates are the hidden layer
     x: Tensor  # [B, T, 2H] or [B, T, H], d_n of deter's and stoch's layers, or of stoch's
     deter: Tensor  # [B, D] float32, of the initial deter without what comes through its layer
     hidden: tuple[Tensor, ...]  # like those of Saved, d_n

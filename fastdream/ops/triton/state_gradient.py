@@ -3,7 +3,7 @@
 d^(k) = gradient of the hidden layer's pre-activations of block k, made of d_n and dots, see `rowwise_gradient`
 carry^(k) += W^(k) d^(k), zero where reset        through activation and norm: x_dn of the sum over k of V^(k) d^(k)
 
-weight  [g, R, K]         any strides; W^(k) are rows `of_deter` ... + P, V^(k) rows `of_x` ... of a block
+W, V    [g, P, K] and [g, 2H, K] or [g, H, K], any strides
 x_dn    [M, 2H] or [M, H] of the layers of deter and stoch, or of stoch's, with dots of each in tiles of `tiles.n`
 """
 
@@ -26,9 +26,10 @@ from fastdream.ops.triton.through_blocks import through_blocks
 
 @triton.jit(do_not_specialize=["M"])
 def state_gradient_kernel(
-    weight,  # [G, R, K]
+    of_deter,  # [G, P, K]
+    of_x,  # [G, LAYERS*H, K]
     scale,  # [G*K] or None
-    d_n,  # [M, G*K]
+    d_n,  # [M, G*K], and of_deter's [M, SKIPPED + K]
     hidden,  # [M, G*K]
     sums,  # [tiles, planes, M] or None
     dots,  # [tiles, planes, M] or None
@@ -57,12 +58,14 @@ def state_gradient_kernel(
     s_g,
     s_r,
     s_k,
+    s_xg,
+    s_xr,
+    s_xk,
     G: tl.constexpr,
     K: tl.constexpr,
     P: tl.constexpr,
     H: tl.constexpr,
-    OF_DETER: tl.constexpr,
-    OF_X: tl.constexpr,
+    SKIPPED: tl.constexpr,
     NORM: tl.constexpr,
     TILE: tl.constexpr,
     BT: tl.constexpr,
@@ -107,7 +110,7 @@ def state_gradient_kernel(
             b_scale, b_shift = load_vector(own_scale, o_n, m_n, 1.0), load_vector(own_shift, o_n, m_n, 0.0)
             p_dots = own_dots
         b_out = through_blocks(
-            weight,
+            of_x,
             scale,
             d_n,
             hidden,
@@ -116,15 +119,15 @@ def state_gradient_kernel(
             b_rstd,
             o_m,
             m_m,
-            OF_X + i_n // X_TILES * H + o_n,
+            i_n // X_TILES * H + o_n,
             m_n,
             0,
             s_dn,
             s_hidden,
             M,
-            s_g,
-            s_r,
-            s_k,
+            s_xg,
+            s_xr,
+            s_xk,
             G,
             G,
             K,
@@ -160,16 +163,16 @@ def state_gradient_kernel(
         p_carry = carry + o_row[:, None] * (G * P) + (i_g * P + o_n)[None, :]
         b_carry = tl.load(p_carry, mask=m_out, other=0.0, cache_modifier=".cg")
         b_out = through_blocks(
-            weight,
+            of_deter,
             scale,
-            d_n,
+            d_n + SKIPPED,
             hidden,
             dots,
             b_mean,
             b_rstd,
             o_m,
             m_m,
-            OF_DETER + o_n,
+            o_n,
             m_n,
             i_g,
             s_dn,
@@ -192,9 +195,8 @@ def state_gradient_kernel(
 
 
 def state_gradient(
-    weight: Tensor,
-    of_deter: int,
-    of_x: int,
+    of_deter: Tensor,
+    of_x: Tensor,
     layer: Layer,
     hidden: Later,
     carry: Tensor,
@@ -206,19 +208,22 @@ def state_gradient(
     blocks: int,
     tile: int,
     tiles: Tiles,
+    skipped: int = 0,
 ) -> None:
     """Write x_dn with the dots of own and stoch, and carry, as above.
 
-    hidden has the reset of this step, and sums in tiles of `tile`. Of own and stoch all but d_n and reset is read;
-    they have norm, activation and eps in common.
+    of_deter, of_x: W and V. hidden has the reset of this step, and sums in tiles of `tile`. Of own and stoch all but
+    d_n and reset is read; they have norm, activation and eps in common. skipped: how many gradients come before those
+    that W is multiplied by, where these are not V's, of a layer without norm.
     """
-    depth = weight.shape[2]
+    depth = of_x.shape[2]
     (rows, units), block = stoch.x.shape, carry.shape[1] // blocks
     x_tiles = (2 if own else 1) * triton.cdiv(units, tiles.n)
     launch(
         state_gradient_kernel,
         (x_tiles + blocks * triton.cdiv(block, tiles.n), triton.cdiv(rows, tiles.m)),
-        weight,
+        of_deter,
+        of_x,
         layer.scale,
         *hidden,
         carry,
@@ -240,13 +245,13 @@ def state_gradient(
         own.x.stride(0) if own else 0,
         stoch.x.stride(0),
         x_dn.stride(0),
-        *weight.stride(),
+        *of_deter.stride(),
+        *of_x.stride(),
         G=blocks,
         K=depth,
         P=block,
         H=units,
-        OF_DETER=of_deter,
-        OF_X=of_x,
+        SKIPPED=skipped,
         NORM=layer.norm,
         TILE=tile,
         BT=power_of_two(row_tiles(blocks * depth, depth, tile)),

@@ -1,4 +1,7 @@
-"""A step of the latent state as four launches: the core's two, the products of the new deter, and the tail."""
+"""A step of the latent state as four launches: the core's two, the products of the new deter, and the tail.
+
+DreamerV1's core is one.
+"""
 
 from typing import NamedTuple, Self
 
@@ -6,11 +9,11 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdream.ops.params import Actor, BlockGRU, Categorical, Layer, LayerNormGRU, Layers
+from fastdream.ops.params import GRU, Actor, BlockGRU, Core, Latent, Layers
 from fastdream.ops.triton import library
 from fastdream.ops.triton.block_product import Tiles, block_product, product_tiles
 from fastdream.ops.triton.config import TailCut, tail_cut
-from fastdream.ops.triton.core import BlockStep, DenseStep
+from fastdream.ops.triton.core import BlockStep, DenseStep, PlainStep, Step
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Packer, part
 from fastdream.ops.triton.parts import in_parts
@@ -24,11 +27,11 @@ FUSED = 512  # widest layers of a tail that is one kernel
 class Draws(NamedTuple):
     """What the tail reads and writes of time steps, [n, times, ...] without gaps."""
 
-    noise: Tensor | None  # [n, length, S] uniform
+    noise: Tensor | None  # [n, length, S] uniform, or normal where the latent is
     given: Tensor | None  # [n, length, S], classes instead of draws
-    index: Tensor  # type: ignore[assignment]  # [n, length, S]
-    logit: Tensor  # [n, length, S, C]
-    stoch: Tensor  # [n, states, S, C], of which the last `length` are drawn
+    index: Tensor  # type: ignore[assignment]  # [n, length, S], of normals [n, length, 0]
+    logit: Tensor  # [n, length, S, C] or [n, length, 2S]
+    stoch: Tensor  # [n, states, S, C] or [n, states, S], of which the last `length` are drawn
     action_noise: Tensor | None  # [n, actions, M]; None takes the most likely action
     action: Tensor  # [n, actions, A] float32
 
@@ -36,7 +39,7 @@ class Draws(NamedTuple):
 class StepKernels(NamedTuple):
     """Parameters and memory for the steps of so many rows."""
 
-    core: BlockStep | DenseStep
+    core: Step
     tail: Tail
     cut: TailCut
     weights: Tensor
@@ -53,8 +56,8 @@ class StepKernels(NamedTuple):
     @classmethod
     def bind(
         cls,
-        core: BlockGRU | LayerNormGRU,
-        latent: Categorical,
+        core: Core,
+        latent: Latent,
         net: Layers,
         actor: Actor | None,
         width: int,
@@ -68,16 +71,19 @@ class StepKernels(NamedTuple):
         rows, itemsize, capability = len(deter), deter.element_size(), library.capability(deter.device)
         packer = Packer(tail_cut(capability, itemsize), itemsize)
         tail, shared = bind_tail(packer, latent, net, core, actor, width)
-        layers = (*core.hidden, core.gates) if isinstance(core, BlockGRU) else (core.gates,)
-        places = [packer.place(layer) for layer in (*more, *layers)]
+        places = [packer.place(layer) for layer in more]
+        if isinstance(core, GRU):
+            places += packer.plain(core)
+        else:
+            hidden = core.hidden if isinstance(core, BlockGRU) else ()
+            places += [packer.place(layer) for layer in (*hidden, core.gates)]
         packed = packer.pack(deter.dtype, deter.device)
         found = tuple(place.layer_in(*packed) for place in places)
-        *hidden, gates = found[len(more) :]
         columns = tail.columns[2]
         of_deter = part(packed[0], shared.weight, columns, deter_width(core))
         empty = deter.new_empty
         kernels = cls(
-            _core(tuple(hidden), gates, rows),
+            _core(core, found[len(more) :], rows),
             tail,
             packer.cut,
             *packed,
@@ -140,5 +146,8 @@ class StepKernels(NamedTuple):
         )
 
 
-def _core(hidden: Layers, gates: Layer, rows: int) -> BlockStep | DenseStep:
-    return BlockStep.bind(hidden, gates, rows) if hidden else DenseStep.bind(gates, rows)
+def _core(core: Core, layers: Layers, rows: int) -> Step:
+    if isinstance(core, GRU):
+        return PlainStep(*layers)
+    *hidden, gates = layers
+    return BlockStep.bind(tuple(hidden), gates, rows) if hidden else DenseStep.bind(gates, rows)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from fastdream.ops.triton.core_inputs import enter_core, stoch_product
-from fastdream.ops.triton.draw import draw
+from fastdream.ops.triton.draw import draw, std_of
 from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.rows import (
     row_inputs,
@@ -20,6 +20,7 @@ from fastdream.ops.triton.rows import (
     row_vectors,
     row_weights,
 )
+from fastdream.ops.triton.tail_draw import draw_stoch
 
 PRIOR = tl.constexpr(0)  # of Tail.chains
 ACTOR = tl.constexpr(1)
@@ -81,32 +82,6 @@ def _deepest(b_y, hidden, n, weight, vector, o_m, m_m, TAIL: tl.constexpr, CHAIN
 
 
 @triton.jit
-def draw_stoch(
-    logit, noise, given, index, stoch, n, length, states, time, i_m, BM: tl.constexpr, TAIL: tl.constexpr
-):
-    """Classes and one-hots of BM rows from i_m on, from their logits, `groups` variables at a time."""
-    S: tl.constexpr = TAIL.stoch
-    C: tl.constexpr = TAIL.classes
-    o_g = tl.arange(0, BM * TAIL.groups)[:, None]
-    o_r = i_m + o_g // TAIL.groups
-    o_c = tl.arange(0, TAIL.padded)[None, :]
-    for i_s in tl.range(0, S, TAIL.groups):
-        o_s = i_s + o_g % TAIL.groups
-        m_s = (o_r < n) & (o_s < S)
-        p_s = (o_r * length + time) * S + o_s
-        if given is not None:
-            b_i = tl.load(given + p_s, mask=m_s, other=0).to(tl.int32)
-        else:
-            b_u = tl.load(noise + p_s, mask=m_s, other=0.0).to(tl.float32)
-            b_y = tl.load(logit + p_s * C + o_c, mask=m_s & (o_c < C), other=0.0).to(tl.float32)
-            b_i = draw(b_y, b_u, o_c, 1 - TAIL.unimix, TAIL.unimix / C, C, 1)
-        tl.store(index + p_s, b_i.to(index.dtype.element_ty), mask=m_s)
-        p_stoch = stoch + ((o_r * states + states - length + time) * S + o_s) * C + o_c
-        tl.store(p_stoch, (o_c == b_i).to(stoch.dtype.element_ty), mask=m_s & (o_c < C))
-    tl.debug_barrier()
-
-
-@triton.jit
 def _logits(
     b_y, hidden, weight, vector, logit, length, time, o_m, m_m, TAIL: tl.constexpr, before: tl.constexpr
 ):
@@ -133,6 +108,7 @@ def _act(
     head: tl.constexpr = TAIL.heads[i_l]
     E: tl.constexpr = head.rows
     C: tl.constexpr = head.classes
+    MIN_STD: tl.constexpr = head.min_std
     o_r = i_m + tl.arange(0, BM * E)[:, None] // E
     o_e = tl.arange(0, BM * E)[:, None] % E
     o_c = tl.arange(0, head.cols)[None, :]
@@ -148,6 +124,10 @@ def _act(
             b_u = tl.load(action_noise + o_noise, mask=m_e, other=0.0).to(tl.float32)
             b_i = draw(b_y, b_u, o_c, 1 - head.unimix, head.unimix / C, C, 1)
         b_a = (o_c == b_i).to(tl.float32)
+    elif head.squashed:
+        b_raw = tl.load(p_out + head.elements, mask=m_e, other=0.0) + head.offset
+        b_noise = tl.load(action_noise + o_noise, mask=m_e, other=0.0).to(tl.float32)
+        b_a = tanh(5 * tanh(b_y / 5) + std_of(b_raw, MIN_STD, "softplus") * b_noise)
     else:
         b_a = tanh(b_y)
         if action_noise is not None:

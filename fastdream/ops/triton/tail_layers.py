@@ -1,8 +1,10 @@
 """What the tail kernel is told of the layers: sizes, and where their parameters lie. Importable without Triton."""
 
+import math
 from typing import NamedTuple, cast
 
-from fastdream.ops.params import Actor, BlockGRU, Categorical, Layer, LayerNormGRU, Layers
+from fastdream.ops.native.params import latent_shape
+from fastdream.ops.params import GRU, ActionHead, Actor, BlockGRU, Core, Gaussian, Latent, Layer, Layers
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.packing import Packer, Row, biases
 
@@ -23,17 +25,21 @@ class Head(NamedTuple):
     unimix: float
     min_std: float
     max_std: float
+    squashed: bool  # a tanh_normal
+    offset: float  # added to its raw deviations
 
 
 class Tail(NamedTuple):
     """The layers that follow deter in a step."""
 
     stoch: int
-    classes: int
+    classes: int  # of each variable; of normals 1
+    std: str  # form of their deviations, "none" of classes
+    min_std: float
     unimix: float
     groups: int  # latent variables drawn at a time, and columns of each: powers of two
     padded: int
-    dense: bool  # one-hots are multiplied by, not gathered
+    dense: bool  # stoch is multiplied by, not gathered
     chains: tuple[Rows, Rows]  # hidden layers of the latent's net, and of the actor
     logit: Row
     out: Rows  # all heads' layers as one, if there is an actor
@@ -62,9 +68,9 @@ class Shared(NamedTuple):
 
 def bind_tail(
     packer: Packer,
-    latent: Categorical,
+    latent: Latent,
     net: Layers,
-    core: BlockGRU | LayerNormGRU,
+    core: Core,
     actor: Actor | None,
     width: int,
 ) -> tuple[Tail, Shared]:
@@ -72,7 +78,8 @@ def bind_tail(
 
     net: from deter, and perhaps more, to logits. actor: None where actions are given.
     """
-    D, inputs = deter_width(core), latent.stoch * latent.classes
+    count, classes, _, unimix, min_std = latent_shape("step", latent)
+    D, inputs = deter_width(core), count * max(1, classes)
     prior = packer.row(net[0]), *(packer.row(layer, layer.weight) for layer in net[1:-1])
     firsts, acts, out = [net[0]], cast(Rows, ()), cast(Rows, ())
     if actor is not None:
@@ -92,14 +99,16 @@ def bind_tail(
         weight = core.inputs.weight
         enter = packer.row(core.inputs, weight[:, :inputs], gathered=True)
         action = packer.row(Layer(weight), weight[:, inputs:])
-    padded, heads = max(2, power_of_two(latent.classes)), () if actor is None else _heads(actor)
+    padded, heads = max(2, power_of_two(classes)), () if actor is None else _heads(actor)
     tail = Tail(
-        stoch=latent.stoch,
-        classes=latent.classes,
-        unimix=latent.unimix,
-        groups=max(1, min(power_of_two(latent.stoch), packer.cut.drawn // padded)),
+        stoch=count,
+        classes=max(1, classes),
+        std=latent.std if isinstance(latent, Gaussian) else "none",
+        min_std=min_std,
+        unimix=unimix,
+        groups=max(1, min(power_of_two(count), packer.cut.drawn // padded)),
         padded=padded,
-        dense=latent.classes <= packer.cut.dense,
+        dense=classes <= packer.cut.dense,
         chains=(prior, acts),
         logit=packer.tiled(net[-1]),
         out=out,
@@ -124,7 +133,7 @@ def _heads(actor: Actor) -> tuple[Head, ...]:
         classes = max(1, head.classes)
         heads.append(
             Head(
-                discrete=head.kind == "categorical",
+                discrete=head.classes > 0,
                 elements=head.elements,
                 classes=classes,
                 rows=power_of_two(head.elements),
@@ -135,6 +144,8 @@ def _heads(actor: Actor) -> tuple[Head, ...]:
                 unimix=head.unimix,
                 min_std=head.min_std,
                 max_std=head.max_std,
+                squashed=head.kind == "tanh_normal",
+                offset=_offset(head),
             )
         )
         output += sum(len(layer.weight) for layer in head.out)
@@ -143,7 +154,14 @@ def _heads(actor: Actor) -> tuple[Head, ...]:
     return tuple(heads)
 
 
-def deter_width(core: BlockGRU | LayerNormGRU) -> int:
+def _offset(head: ActionHead) -> float:
+    """Of which softplus is the deviation at the start."""
+    return head.init_std + math.log(-math.expm1(-head.init_std))
+
+
+def deter_width(core: Core) -> int:
     """Width D of the state that the core carries."""
+    if isinstance(core, GRU):
+        return core.weight_hh.shape[1]
     weight = core.gates.weight
     return weight.shape[0] * weight.shape[1] if weight.dim() == 3 else weight.shape[0] // 3

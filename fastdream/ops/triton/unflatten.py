@@ -5,8 +5,27 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from fastdream.ops.native.actor import HEADS
-from fastdream.ops.native.params import ACTS, CORES, NORMS, with_gaps
-from fastdream.ops.params import ActionHead, Actor, BlockGRU, Layer, LayerNormGRU, Layers
+from fastdream.ops.native.params import ACTS, CORES, NORMS, STD_FORMS, Flat, latent_shape, with_gaps
+from fastdream.ops.params import (
+    GRU,
+    ActionHead,
+    Actor,
+    BlockGRU,
+    Categorical,
+    Core,
+    Gaussian,
+    Latent,
+    Layer,
+    LayerNormGRU,
+    Layers,
+)
+
+
+def add_latent(flat: Flat, op: str, latent: Latent) -> None:
+    """Append a latent."""
+    shape = latent_shape(op, latent)
+    flat.sizes.extend(shape[:3])
+    flat.scalars.extend(shape[3:])
 
 
 class Reader:
@@ -21,6 +40,14 @@ class Reader:
     def scalar(self) -> float:
         return next(self._scalars)
 
+    def latent(self) -> Latent:
+        """Of `add_latent`."""
+        stoch, classes, form = (next(self._sizes) for _ in range(3))
+        unimix, min_std = self.scalar(), self.scalar()
+        if classes:
+            return Categorical(stoch, classes, unimix)
+        return Gaussian(stoch, min_std, STD_FORMS[form])  # type: ignore[arg-type]
+
     def layer(self) -> Layer:
         """Of `add_layer`."""
         weight, bias, scale, shift = (next(self._tensors) for _ in range(4))
@@ -32,10 +59,16 @@ class Reader:
         """Of `add_layers`."""
         return tuple(self.layer() for _ in range(next(self._sizes)))
 
-    def core(self) -> BlockGRU | LayerNormGRU:
+    def core(self) -> Core:
         """Of `add_core`."""
-        if CORES[next(self._sizes)] == "layernorm_gru":
+        name = CORES[next(self._sizes)]
+        if name == "layernorm_gru":
             return LayerNormGRU(self.layer(), self.layer())
+        if name != "block_gru":
+            of_deter, inputs, of_input = (self.layer() for _ in range(3))
+            assert of_input.bias is not None and of_deter.bias is not None
+            maps, biases = (of_input.weight, of_deter.weight), (of_input.bias, of_deter.bias)
+            return GRU(inputs, *maps, *biases, name == "gru")
         deter, stoch, action, gates = (self.layer() for _ in range(4))
         return BlockGRU(deter, stoch, action, self.layers(), gates)
 
@@ -46,6 +79,6 @@ class Reader:
 
     def _head(self) -> ActionHead:
         kind, elements, classes, outs = (next(self._sizes) for _ in range(4))
-        mixed = [self.scalar() for _ in range(4)]
+        numbers = [self.scalar() for _ in range(4)]
         out = tuple(self.layer() for _ in range(outs))
-        return ActionHead(HEADS[kind], elements, classes, out, *mixed)  # type: ignore[arg-type]
+        return ActionHead(HEADS[kind], elements, classes, out, *numbers)  # type: ignore[arg-type]

@@ -1,0 +1,36 @@
+"""Imagination of normals in Triton, as DreamerV1 has them, beyond the parity matrix: cuts of the tail, launches."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from fastdream.ops import reference
+from fastdream.ops.triton import dream
+
+from . import parity_cases, triton_earlier
+from .ops_tools import Maker
+from .test_triton_dream import SIZES, Calls, caught, cut_tail, plain
+from .test_triton_dream import launches as launches
+from .triton_cases import Blank
+
+
+@pytest.mark.parametrize(("core", "cut"), [("gru", "in parts"), ("layernorm", "pieces"), ("gru", "at once")])
+def test_dreams_of_normals_agree(core: Any, cut: str, poison: list[str], monkeypatch: pytest.MonkeyPatch):
+    """However the tail is cut."""
+    cut_tail(cut, monkeypatch)
+    args = plain(parity_cases.normal_dream(core, Maker(6, torch.float32, SIZES), 19))
+    for got, want in zip(dream.imagine(*args), reference.imagine(*args), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert poison
+
+
+def test_three_launches_a_step_of_dreamer_v1(launches: list[str], monkeypatch: pytest.MonkeyPatch):
+    args = triton_earlier.dream("v1", Blank(0, torch.float32), 0)
+    rssm, actor, deter, stoch, length, *noise = args
+    state = deter.bfloat16(), stoch.bfloat16()
+    args = caught(monkeypatch, "imagine", lambda: dream.imagine(rssm, actor, *state, length, *noise))
+    with Calls() as calls:
+        dream._kernel(*args)
+    assert len(launches) == 3 * length + 2, launches
+    assert len(launches) + len(calls.names) <= 3 * length + 10, calls.names
