@@ -54,7 +54,7 @@ def parts(bench: Bench) -> list[Part]:
     found += [Part("update", name, 240 if name in large else 120, partial(update, name)) for name in learned]
     found += [Part("observe", size, 60, partial(op, "observe", size)) for size in sizes("12m", "1m", "50m")]
     found += [Part("imagine", size, 60, partial(op, "imagine", size)) for size in sizes("12m", "1m", "50m")]
-    earlier, published = ("v1-debug", "v1-debug-2x4") if dry else ("v1", "v1-6m-50x50")
+    earlier, published = ("v1-debug", "v1-debug-2x2") if dry else ("v1", "v1-6m-50x50")
     found += [Part("observe", earlier, 60, partial(op, "observe", earlier))]
     found += [Part("update", published, 120, partial(update_earlier, published))]
     found += [Part("hardware", "", 90, hardware)]

@@ -72,7 +72,7 @@ class Shape:
 
 # Sizes as published: DreamerV1 and V2 for DeepMind Control from images, DreamerV2 for Atari. `v1-debug` is ours.
 EARLIER = {
-    "v1-debug": Shape("v1-debug", 16, 16, 4, 0, 32, 8, batch=50, length=50),
+    "v1-debug": Shape("v1-debug", 16, 16, 4, 0, 32, 8, batch=2, length=1),
     "v1": Shape("v1", 200, 200, 30, 0, 1024, 400, batch=50, length=50),
     "v2-dmc": Shape("v2-dmc", 200, 200, 32, 32, 1536, 400, batch=16, length=50),
     "v2-atari": Shape("v2-atari", 600, 600, 32, 32, 1536, 400, action=18, batch=16, length=50),

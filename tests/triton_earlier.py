@@ -68,5 +68,5 @@ def scans(function: Callable[..., Any]) -> dict[str, Case]:
 
 
 def steps(function: Callable[..., Arguments]) -> dict[str, Case]:
-    """Of normals, a case each, without gradients."""
-    return {name: Case(partial(function, name), False) for name in ("v1", "v2-normals")}
+    """Of DreamerV1, without gradients."""
+    return {"v1": Case(partial(function, "v1"), False)}

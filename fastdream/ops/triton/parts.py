@@ -163,7 +163,7 @@ def in_parts(
         )
         _product(k, k.hidden[0, :, : tail.logit.inp], tail.logit, logit, bias)
         # Of classes what follows is a sum of rows, of normals a product.
-        count, warps = (FEW, 4) if tail.std == "none" else (MANY, 16)
+        count, warps, stages = (FEW, 4, 1) if tail.std == "none" else (MANY, 16, 2)
         launch(
             draw_kernel,
             (triton.cdiv(rows, count),),
@@ -182,6 +182,7 @@ def in_parts(
             ENTER=enter,
             BM=count,
             num_warps=warps,
+            num_stages=stages,
         )
     elif acts:
         columns = k.product[:, tail.columns[0] : tail.columns[0] + actor[0].out]
