@@ -73,7 +73,9 @@ class PolicyStep {
     for (size_t i = 0; i < wanted_.size(); ++i) {
       PyObject* const object = PyTuple_GET_ITEM(tensors.ptr(), Py_ssize_t(i));
       dlpack::Tensor x = {};
-      if (object != Py_None) {
+      if (object == Py_None) {
+        if (i < kRequired) return kMisfit;
+      } else {
         if (!PyObject_TypeCheck(object, tensor_type)) return kMisfit;
         if (exchange->view(object, &x)) {
           PyErr_Clear();  // on no device that the interface knows
@@ -94,6 +96,9 @@ class PolicyStep {
   }
 
  private:
+  // deter, stoch, action, features and reset: the inputs that cannot be absent.
+  static constexpr size_t kRequired = 5;
+
   int itemsize_;
   std::vector<uintptr_t> pointers_;
   Sizes sizes_;

@@ -259,10 +259,13 @@ def test_opcheck(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
         (8, lambda x: torch.rand(3, S + 1), None),
         (10, lambda x: x - 1, r"index has entries outside of 0 ... 4"),
         (10, lambda x: None, "needs noise to draw with, or the index"),
+        (4, lambda x: None, r"stoch is None, expected a tensor of shape \[3, 3, 5\]"),
+        (7, lambda x: None, r"reset is None, expected a tensor of shape \[3\]"),
     ],
 )
 def test_bad_input_is_named(native: ModuleType, position: int, change: Any, message: str | None):
     args = list(plain(arguments(3), torch.float32))
+    native.policy_step(*args)  # what ran last is looked at first
     args[position] = change(args[position])
     if message is None:  # noise: only looked at where nothing is replayed
         args[10], message = None, r"noise has shape \[3, 4\], expected \[3, 3\]"

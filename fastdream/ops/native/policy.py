@@ -107,6 +107,7 @@ def policy_step(
 
 # In this order: deter, stoch, action, features, reset, noise, index, action_noise.
 Inputs = tuple[Tensor | None, ...]
+_REQUIRED = "stoch", "action", "features", "reset"
 
 
 def _run(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...]) -> "Outputs":
@@ -221,6 +222,8 @@ def _check(params: list[Tensor], layout: list[int], vectors: Sequence[int], inpu
     }
     for x, (name, (shape, kind)) in zip(inputs, expected.items(), strict=True):
         if x is None:
+            if name in _REQUIRED:
+                raise ValueError(f"policy_step: {name} is None, expected a tensor of shape {list(shape)}")
             continue
         check_shape("policy_step", name, x, *shape)
         if x.dtype != kind or x.device != deter.device:
