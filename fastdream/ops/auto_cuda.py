@@ -99,7 +99,6 @@ def faster_at_once(rssm: RSSM, deter: Tensor, *args: Any, **kwargs: Any) -> bool
     return resident.size_of(rssm) in FASTER_AT_ONCE and _resident(rssm, deter, *args, **kwargs)
 
 
-_EARLIER = "Gaussian latents, the plain GRU"
 _ON_CHIP = ", ".join(name for name in resident.SHAPES if name.endswith("m"))
 CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_ON_CHIP}")}
 
