@@ -109,15 +109,19 @@ def test_models_and_actors_that_triton_leaves_to_the_reference():
     maker, deter = Maker(), torch.zeros(2, D)
     known, actor = maker.rssm(), maker.actor()
     rules = {op: rule.serves for op, rule in auto_cuda.TRITON_RULES.items()}
-    models = [maker.rssm("gru"), maker.rssm("layernorm", Gaussian(S))]
-    actors = [actor._replace(layers=())]
-    for kind in ("score", "trunc_normal", "tanh_normal"):
-        actors.append(actor._replace(heads=(actor.heads[0]._replace(kind=kind),)))
-    for model, way, served in ((known, actor, True), *((model, actor, False) for model in models)):
+    earlier = maker.rssm("gru"), maker.rssm("layernorm", Gaussian(S))
+    for model in (known, *earlier, other := maker.rssm("gru_block_cell")):
+        served = model is not other
         assert rules["rollout"](model, deter) is rules["imagine_step"](model, deter) is served
-        assert rules["imagine"](model, way, deter) is rules["policy_step"]((), model, way, deter) is served
-    for way in actors:
-        assert not rules["imagine"](known, way, deter) and not rules["policy_step"]((), known, way, deter)
+        assert (
+            rules["imagine"](model, actor, deter) is rules["policy_step"]((), model, actor, deter) is served
+        )
+    ways = {
+        kind: actor._replace(heads=(actor.heads[0]._replace(kind=kind),)) for kind in get_args(ActionKind)
+    }
+    for kind, way in (*ways.items(), ("no layers", actor._replace(layers=()))):
+        served = kind not in ("trunc_normal", "no layers")
+        assert rules["imagine"](known, way, deter) is rules["policy_step"]((), known, way, deter) is served
 
 
 def test_dreams_with_gradients():
