@@ -1,12 +1,13 @@
 """Where what follows an op has no gradient for it, none comes back through the op, whichever backend it is of."""
 
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdream import ops
+from fastdream.ops import native as native_ops
 from fastdream.ops import triton as backend
 
 from .parity_cases import CASES
@@ -14,7 +15,9 @@ from .parity_tools import arguments, changed, tensors
 from .test_triton import DEVICE, HERE
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
-LEARNED = [(op, name) for op, found in CASES.items() if (name := next(iter(found))) and found[name].gradients]
+FIRST = [(op, name) for op, found in CASES.items() if (name := next(iter(found))) and found[name].gradients]
+LEARNED = [("native", op, name) for op, name in FIRST if hasattr(native_ops, op)]
+LEARNED += [("triton", op, name) for op, name in FIRST if name in HERE.get(op, ())]
 
 
 class _Lost(torch.autograd.Function):
@@ -29,16 +32,10 @@ class _Lost(torch.autograd.Function):
         return None
 
 
-@pytest.mark.parametrize(("op", "name"), LEARNED)
-@pytest.mark.parametrize("name_of_backend", ["native", "triton"])
-def test_none_comes_back(name_of_backend: str, op: str, name: str):
-    if name_of_backend == "triton" and name not in HERE.get(op, ()):
-        pytest.skip(f"triton leaves {op} {name} to the reference")
+@pytest.mark.parametrize(("name_of_backend", "op", "name"), LEARNED)
+def test_none_comes_back(name_of_backend: str, op: str, name: str, native: ModuleType):
     place = DEVICE if name_of_backend == "triton" else "cpu"
-    try:
-        function = getattr(ops.load("reference", device=place, **{op: name_of_backend}), op)
-    except ValueError as error:
-        pytest.skip(str(error))
+    function = getattr(native if name_of_backend == "native" else backend, op)
     args = changed(lambda x: x.to(place), arguments(CASES[op][name], "small", 2, torch.float32))
     leaves = [x for x in tensors(args) if x.requires_grad]
     lost = [_Lost.apply(x).sum() for x in tensors(function(*args)) if x.requires_grad]

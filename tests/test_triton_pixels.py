@@ -47,7 +47,7 @@ def test_one_launch_each_way():
     x, target = changed(Tensor.detach, arguments(2, 4, 6, 3))
     with Launches() as found:
         grad = pixels._forward(x, target)
-        pixels._backward(x, target, grad)
+        pixels._backward(grad, x, target)
     assert found.names == {"image_loss_fwd_kernel": 1, "image_loss_bwd_kernel": 1}
 
 

@@ -76,7 +76,8 @@ def product_tiles(rows: int, width: int, segment: int, itemsize: int) -> Tiles:
         most, warps = 8 * depth, split_warps(segment)
         return Tiles(16, n, piece(most, most, n, itemsize, warps), warps, 4 if n == 16 else 3, split=warps)
     shapes = (128, 128), (64, 128), (128, 64), (64, 64), (64, 32), (32, 32)
-    fitting = [(m, n) for m, n in shapes if n <= segment]
+    # Masks of a ragged tile of 128 columns take registers that its sums need.
+    fitting = [(m, n) for m, n in shapes if n <= segment and not (n == 128 and segment % n)]
     enough = [
         (m, n)
         for m, n in fitting

@@ -8,7 +8,7 @@ from fastdream.ops.params import Layer, Layers
 from fastdream.ops.triton.block_product import Normed, Tiles, block_product, product_sums, product_tiles
 from fastdream.ops.triton.dense_gates import dense_gates
 from fastdream.ops.triton.gates import block_gates, gates_tiles
-from fastdream.ops.triton.gru import gru
+from fastdream.ops.triton.gru_step import gru
 
 
 class BlockStep(NamedTuple):

@@ -9,7 +9,7 @@ from fastdream.ops.triton.actions import actions
 from fastdream.ops.triton.block_product import Normed, block_product, product_tiles
 from fastdream.ops.triton.dense_gates import dense_gates
 from fastdream.ops.triton.gates import block_gates, gates_tiles
-from fastdream.ops.triton.gru import gru
+from fastdream.ops.triton.gru_step import gru
 from fastdream.ops.triton.scan_model import Model, Sizes, Weights
 from fastdream.ops.triton.scan_saved import Saved, at
 
