@@ -12,7 +12,7 @@ from fastdream import ops as fd
 from fastdream.nets import ActionDecoder
 from fastdream.openloop import open_loop
 from fastdream.ops import Ops
-from fastdream.spaces import Spaces
+from fastdream.spaces import Spaces, seen, shapes_seen
 from fastdream.transfer import Inputs
 
 Carry = dict[str, Tensor]
@@ -55,7 +55,7 @@ class Dreamer(ABC):
         self.dtype: torch.dtype = auto if dtype == "auto" else getattr(torch, dtype)
         self.ops = fd.load(device=self.device) if ops is None else ops
         self.inputs, self._decode = Inputs(self.device), ActionDecoder(act_space)
-        self._seen = *obs_space, "is_first"
+        self._seen = shapes_seen(obs_space)
         # Acting and learning draw from generators of their own, so that neither depends on how often the other
         # is called.
         self.generators = {
@@ -90,7 +90,7 @@ class Dreamer(ABC):
         """
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
-        inputs = self.inputs({k: obs[k] for k in self._seen})
+        inputs = self.inputs(seen(obs, self._seen, len(carry["deter"])))
         carry, made = self.act(carry, inputs, greedy=mode == "mode")
         (host,) = self.inputs.back(made)
         return carry, self._decode(host["action"]), {}

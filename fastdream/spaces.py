@@ -1,6 +1,7 @@
 """What an observation or an action looks like: the one description that environments, replay and networks share."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -57,6 +58,31 @@ class Space:
 
 
 Spaces = dict[str, Space]
+
+
+def shapes_seen(spaces: Spaces) -> dict[str, tuple[int, ...]]:
+    """What an agent with these observations looks at when it acts: the shape of each entry, and of is_first."""
+    return {key: space.shape for key, space in spaces.items()} | {"is_first": ()}
+
+
+def seen(
+    obs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], n: int
+) -> dict[str, np.ndarray]:
+    """The entries of n environments' observation that have these shapes; ValueError naming one that has not."""
+    entries = {}
+    for key, shape in shapes.items():
+        if key not in obs:
+            raise ValueError(f"the observation has no {key!r}, only {', '.join(sorted(obs))}")
+        entry = obs[key]
+        if not isinstance(entry, np.ndarray):
+            raise ValueError(f"obs[{key!r}] is a {type(entry).__name__}, expected an array [{n}, ...]")
+        if entry.shape != (n, *shape):
+            raise ValueError(
+                f"obs[{key!r}] has shape {list(entry.shape)}, expected {[n, *shape]}: {n} environments, as in the "
+                f"carry"
+            )
+        entries[key] = entry
+    return entries
 
 
 def alike(left: Spaces, right: Spaces) -> bool:

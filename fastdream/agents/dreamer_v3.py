@@ -29,7 +29,7 @@ from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.optim import LaProp
 from fastdream.pages import use_large_pages
-from fastdream.spaces import Spaces
+from fastdream.spaces import Spaces, seen, shapes_seen
 from fastdream.transfer import Inputs
 
 __all__ = ["Config", "Draws", "DreamerV3", "size", "variant"]
@@ -65,7 +65,7 @@ class DreamerV3:
         self.dtype: torch.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
         self.ops = fd.load(device=self.device) if ops is None else ops
         self.inputs, self._decode = Inputs(self.device), ActionDecoder(act_space)
-        self._seen = *obs_space, "is_first"
+        self._seen = shapes_seen(obs_space)
         self.scales = loss_weights(config, obs_space)
         self.scale = torch.tensor(list(self.scales.values()), device=self.device)
         self.nets = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(self.device)
@@ -113,7 +113,7 @@ class DreamerV3:
         """
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
-        inputs = self.inputs({k: obs[k] for k in self._seen})
+        inputs = self.inputs(seen(obs, self._seen, len(carry["deter"])))
         carry, made = self.act(carry, inputs, greedy=mode == "mode")
         (host,) = self.inputs.back(made)
         # NumPy converts to the same numbers as torch, whose calls take longer on so few.

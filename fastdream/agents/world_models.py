@@ -19,7 +19,7 @@ from fastdream import ops as fd
 from fastdream.agents.world_models_config import SIZES, Config, size
 from fastdream.agents.world_models_nets import Controller, Memory, State, Vision, draw, picture_key
 from fastdream.ops import Ops
-from fastdream.spaces import Spaces
+from fastdream.spaces import Spaces, seen, shapes_seen
 from fastdream.transfer import Inputs
 
 __all__ = ["SIZES", "Config", "WorldModels", "size"]
@@ -58,6 +58,7 @@ class WorldModels:
         self.ops = fd.load(device=self.device) if ops is None else ops
         self.inputs = Inputs(self.device)
         self.key = picture_key(obs_space)
+        self._seen = shapes_seen({self.key: obs_space[self.key]})
         generator = torch.Generator().manual_seed(seed)
         self.controller = Controller(act_space, config)
         channels = obs_space[self.key].shape[-1]
@@ -101,7 +102,7 @@ class WorldModels:
         self, controls: Tensor, carry: Carry, obs: Mapping[str, np.ndarray], greedy: bool = False
     ) -> tuple[Carry, dict[str, np.ndarray], dict[str, np.ndarray]]:
         """`policy` of other controllers, [P] or [n, P]: the same in all environments or one for each."""
-        inputs = self.inputs({key: obs[key] for key in (self.key, "is_first")})
+        inputs = self.inputs(seen(obs, self._seen, len(carry["hidden"])))
         carry, action = self.act(controls, carry, inputs[self.key], inputs["is_first"], greedy)
         (host,) = self.inputs.back({"action": action})
         return carry, self.controller.decode(host["action"]), {}

@@ -1,0 +1,49 @@
+"""What an agent is shown when it acts: an observation that is not what its spaces say is refused, by name."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastdream import agents
+from fastdream.build import make_agent
+from fastdream.cli import parse
+from fastdream.spaces import Space
+
+PICTURE = {"image": Space("image", (64, 64, 3))}
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "missing": ({"image": None}, r"no 'image', only extra, is_first$"),
+    "no flag": ({"is_first": None}, r"no 'is_first', only extra, image$"),
+    "no batch": (
+        {"image": np.zeros((64, 64, 3), np.uint8)},
+        r"\['image'\] .* \[64, 64, 3\], expected \[2, 64, 64, 3\]",
+    ),
+    "size": (
+        {"image": np.zeros((2, 32, 64, 3), np.uint8)},
+        r"\['image'\] has shape \[2, 32, 64, 3\], expected",
+    ),
+    "rows": (
+        {"is_first": np.ones(3, bool)},
+        r"\['is_first'\] has shape \[3\], expected \[2\]: 2 environments",
+    ),
+    "list": ({"is_first": [True, True]}, r"\['is_first'\] is a list, expected an array"),
+    "tensor": ({"image": torch.zeros(2, 64, 64, 3)}, r"\['image'\] is a Tensor, expected an array"),
+}
+
+
+@pytest.fixture(scope="module", params=agents.AGENTS)
+def agent(request: pytest.FixtureRequest) -> Any:
+    data = ["--dataset", "none"] if request.param == "offline_dv2" else []  # which is not read here
+    config = parse(["--agent", request.param, "--preset", "debug", *data]).config
+    return make_agent(config, PICTURE, {"action": Space("vector", (1,), low=-1, high=1)}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_observation_that_is_not_of_its_spaces_is_refused(agent: Any, case: str) -> None:
+    changes, message = CASES[case]
+    obs = {"image": np.zeros((2, 64, 64, 3), np.uint8), "is_first": np.ones(2, bool), "extra": np.zeros(2)}
+    carry = agent.init_policy(2)
+    assert agent.policy(carry, obs)[1]["action"].shape == (2, 1)
+    with pytest.raises(ValueError, match=message):
+        agent.policy(carry, {k: v for k, v in (obs | changes).items() if v is not None})
