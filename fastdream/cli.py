@@ -20,7 +20,7 @@ from fastdream.datasets import shows_pictures
 from fastdream.unread import refuse_unread
 
 CHOOSERS = ("task", "preset", "size", "variant", "agent", "dataset")
-DRY_RUN = "Build everything, make one update, print memory and parameters, and stop."
+DRY_RUN = "Build everything, make the first update, print memory and parameters, and stop."
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,10 @@ def last_good(parts: Parts) -> str:
 
 
 def dry_run(config: Config) -> None:
-    """Build everything, act until one update can be made, make it, and say what it took. Leaves nothing behind."""
+    """Build everything, act until updates can be made, make the first, and say what it took. Leaves nothing behind.
+
+    With a dataset these are the first block of updates.
+    """
     device, why = choose_device(config.device)
     set_up(config)
     # Sequences may come from anywhere here, so that no episode need end.
@@ -268,9 +271,10 @@ def dry_run(config: Config) -> None:
             loop.advance(driver.recv())
         loop.learner.close()
         loop.learner.metrics.check()
-        losses = loop.learner.metrics.fetch()
+        losses, updates = loop.learner.metrics.fetch(), loop.learner.updates
         parts.logger.close()
-    print(f"one update: loss {losses['opt/loss']:.3f}; {memory(device)}", flush=True)
+    made = "one update" if updates == 1 else f"{updates} updates"
+    print(f"{made}: loss {losses['opt/loss']:.3f}; {memory(device)}", flush=True)
 
 
 if __name__ == "__main__":

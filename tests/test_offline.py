@@ -226,7 +226,7 @@ def test_a_dry_run(
 ):
     monkeypatch.chdir(tmp_path)
     run("--dataset", str(folder), "--preset", "debug", "--dry-run")
-    assert "one update: loss" in capsys.readouterr().out and not (tmp_path / "runs").exists()
+    assert f"{BLOCK} updates: loss" in capsys.readouterr().out and not (tmp_path / "runs").exists()
 
 
 def test_settings_follow_from_the_dataset(folder: Path, tmp_path: Path):
