@@ -106,7 +106,7 @@ CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_O
 _WIDE = f"rows of over {WIDEST}"
 _CHAINS = f"block layers, more than {dense.MAX_LAYERS}, {_WIDE}"
 _MODELS = f"the GRU of PlaNet, nets deeper than {MAX_LAYERS}"
-_ACTORS = f"actors of no layer, over {MAX_HEADS} heads, truncated normals"
+_ACTORS = f"actors of no layer, over {MAX_HEADS} heads"
 _STEPPED = f"{_MODELS}, gradients, priors of one layer, over {CLASSES} classes"
 _MEMORIES = f"over {MIXTURES} mixtures, actions of over {ACTIONS} numbers"
 

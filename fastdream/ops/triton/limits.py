@@ -6,7 +6,6 @@ from fastdream.ops.params import GRU, MDNRNN, RSSM, Actor, BlockGRU, Categorical
 
 CLASSES = 256  # of a categorical, in the latent or in an action
 OUTPUTS = 1024  # of an action head
-KINDS = "categorical", "score", "bounded_normal", "tanh_normal"  # of it
 UNITS = 2048  # of a hidden layer, of which a program holds whole rows
 MIXTURES = 32  # of a latent dimension
 ACTIONS = 32  # inputs of a memory beside the latent
@@ -43,8 +42,6 @@ def unserved_actor(actor: Actor) -> str:
             f"{len(actor.heads)}"
         )
     for i, head in enumerate(actor.heads):
-        if head.kind not in KINDS:
-            return f"triton takes heads of kind {', '.join(KINDS)}, and actor.heads[{i}] is {head.kind}"
         if any(layer.norm != "none" or layer.act != "none" for layer in head.out):
             return f"triton takes linear layers for outputs, and actor.heads[{i}] has others"
         if head.classes > CLASSES or head.elements * max(1, head.classes) > OUTPUTS:
