@@ -35,6 +35,8 @@ NORMALS = {
         "gru-softplus-tanh_normal",
         "layernorm-softplus-trunc_normal",
         "block-sigmoid2-mixed",
+        "gru-softplus-mixed-True",
+        "block-sigmoid2-trunc_normal-True",
     ),
     "rollout": ("gru-softplus", "layernorm-sigmoid2"),
     "policy_step": (
@@ -63,11 +65,15 @@ HERE = {
 }
 NAMES = [(op, name) for op, cases in HERE.items() for name in cases]
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
-# float16 cannot hold the gradients of means in the thousands of millions.
+SINGULAR = {
+    ("twohot_mean", "symexp"): "float16 cannot hold the gradients of means in the thousands of millions",
+    (
+        "imagine",
+        "gru-softplus-mixed-True",
+    ): "the reference's roundings cancel in gradients of one number by chance",
+}
 NAMES_HALF = [
-    (op, name)
-    for op, name in NAMES
-    if op not in triton_cases.FULL_PRECISION and (op, name) != ("twohot_mean", "symexp")
+    (op, name) for op, name in NAMES if op not in triton_cases.FULL_PRECISION and (op, name) not in SINGULAR
 ]
 
 
