@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdream.ops import auto, reference
 from fastdream.ops import triton as backend
 from fastdream.ops.params import Actor, Dream
-from fastdream.ops.triton import posterior
+from fastdream.ops.triton import library, posterior
 
 from . import parity_cases
 from .graph_tools import Watch
@@ -94,6 +94,16 @@ def test_launches_of_dreamer_v1():
     )
     (few, few_back, _), (more, more_back, _) = (launches(reference.imagine, length) for length in (2, 3))
     assert (more - few, more_back - few_back) == (43, 73)
+
+
+def test_compiles_as_one_graph(monkeypatch: pytest.MonkeyPatch):
+    """With its gradient; what kernels compute is the same as without."""
+    rssm, actor, *others = dreamer_v1(1)
+    torch._dynamo.reset()
+    monkeypatch.setattr(library, "run", lambda *_: None)
+    dream = torch.compile(backend.imagine, fullgraph=True, backend="aot_eager")(rssm, actor, *others)
+    grads = torch.autograd.grad(dream.deter.sum(), list(leaves(actor)))
+    assert [x.shape for x in grads] == [x.shape for x in leaves(actor)]
 
 
 def test_features_that_an_actor_sees_with_gradient_are_refused():
