@@ -50,16 +50,13 @@ class Pieces(NamedTuple):
 def _through_wide_norm(layer: Layer, x: Tensor, d_y: Tensor) -> Layer:
     """The same of rows that no program holds, in PyTorch: of DreamerV2's core at sizes from 100m."""
     dtype, x, d_y = x.dtype, x.float(), d_y.float()
-    if layer.norm == "none":
-        d_x, d_scale = d_y, None
-    else:
-        mean = x.mean(-1, keepdim=True) if layer.norm == "layer" else 0.0
-        rstd = ((x - mean).square().mean(-1, keepdim=True) + layer.eps).rsqrt()
-        hat, d_hat = (x - mean) * rstd, d_y if layer.scale is None else d_y * layer.scale
-        d_x = d_hat - hat * (hat * d_hat).mean(-1, keepdim=True)
-        d_x = rstd * (d_x - d_hat.mean(-1, keepdim=True) if layer.norm == "layer" else d_x)
-        d_scale = None if layer.scale is None else (d_y * hat).sum(0)
-    d_shift = None if layer.norm == "none" or layer.shift is None else d_y.sum(0)
+    mean = x.mean(-1, keepdim=True) if layer.norm == "layer" else 0.0
+    rstd = ((x - mean).square().mean(-1, keepdim=True) + layer.eps).rsqrt()
+    hat, d_hat = (x - mean) * rstd, d_y if layer.scale is None else d_y * layer.scale
+    d_x = d_hat - hat * (hat * d_hat).mean(-1, keepdim=True)
+    d_x = rstd * (d_x - d_hat.mean(-1, keepdim=True) if layer.norm == "layer" else d_x)
+    d_scale = None if layer.scale is None else (d_y * hat).sum(0)
+    d_shift = None if layer.shift is None else d_y.sum(0)
     d_x = d_x.to(dtype)
     return Layer(d_x, bias_gradient(layer, d_x), d_scale, d_shift)
 
