@@ -26,24 +26,32 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.i
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# Scans take long to interpret, and cores and latents meet in one place alone: of normals a few cases with each.
+# Scans take long to interpret, and cores, latents and actors meet in few places: of normals a few cases with each.
 NORMALS = {
     "observe": ("gru-softplus-False", "layernorm-sigmoid2-False", "block-softplus-False"),
     "observe_step": ("layernorm-softplus-False",),
     "imagine_step": ("gru-softplus", "layernorm-sigmoid2"),
-    "imagine": ("gru-softplus-tanh_normal", "layernorm-softplus-tanh_normal", "block-sigmoid2-mixed"),
+    "imagine": (
+        "gru-softplus-tanh_normal",
+        "layernorm-softplus-trunc_normal",
+        "block-sigmoid2-mixed",
+        "gru-softplus-mixed-True",
+        "block-sigmoid2-trunc_normal-True",
+    ),
     "rollout": ("gru-softplus", "layernorm-sigmoid2"),
     "policy_step": (
         "gru-softplus-tanh_normal-False",
-        "layernorm-softplus-tanh_normal-False",
+        "layernorm-softplus-trunc_normal-False",
         "block-sigmoid2-mixed-True",
     ),
 }
+ELSEWHERE = "tanh_normal", "trunc_normal"  # kinds of actors that are compared there
 
 
 def computes(op: str, name: str, case: Case) -> bool:
     """Whether `auto` gives such a call to Triton, and it is worth its time."""
-    if op in NORMALS and "classes" not in name and name not in NORMALS[op]:
+    chosen = "classes" in name and not any(kind in name for kind in ELSEWHERE)
+    if op in NORMALS and not chosen and name not in NORMALS[op]:
         return False
     rule = auto.TRITON_RULES.get(op)
     with torch.set_grad_enabled(case.gradients):
@@ -57,11 +65,15 @@ HERE = {
 }
 NAMES = [(op, name) for op, cases in HERE.items() for name in cases]
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
-# float16 cannot hold the gradients of means in the thousands of millions.
+SINGULAR = {
+    ("twohot_mean", "symexp"): "float16 cannot hold the gradients of means in the thousands of millions",
+    (
+        "imagine",
+        "gru-softplus-mixed-True",
+    ): "the reference's roundings cancel in gradients of one number by chance",
+}
 NAMES_HALF = [
-    (op, name)
-    for op, name in NAMES
-    if op not in triton_cases.FULL_PRECISION and (op, name) != ("twohot_mean", "symexp")
+    (op, name) for op, name in NAMES if op not in triton_cases.FULL_PRECISION and (op, name) not in SINGULAR
 ]
 
 

@@ -17,7 +17,7 @@ from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
 from .parity_cases import Arguments, Case
 from .parity_tools import cast, changed
-from .triton_earlier import dream, policy, scans, steps
+from .triton_earlier import dream, dreams, policy, scans, steps
 from .triton_losses import critic_loss, lambda_return, policy_loss, returns, twohot_loss, twohot_mean
 from .triton_memories import MEMORY_CASES
 
@@ -171,7 +171,9 @@ CASES: dict[str, dict[str, Case]] = {
     "gather_sequences": ops.cases(gather, gradients=False),
     "laprop_": ops.cases(ops.laprop, [0.3], [True], [False], [0.0], gradients=False),
     "imagine_step": ops.cases(ops.imagine_step, ops.CORES, ["classes"], gradients=False),
-    "imagine": ops.cases(ops.imagine, ops.CORES, ["classes"], ["mixed"], gradients=False) | steps(dream),
+    "imagine": ops.cases(ops.imagine, ops.CORES, ["classes"], ["mixed"], gradients=False)
+    | steps(dream)
+    | dreams(),
     "rollout": ops.cases(ops.rollout, ops.CORES, ["classes"], gradients=False),
     "policy_step": {
         core: Case(partial(few, partial(ops.policy_step, core, "classes", "mixed", True)), False)

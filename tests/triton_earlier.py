@@ -26,6 +26,11 @@ EARLIER = {
     "v2-normals": Earlier("layernorm", "sigmoid2", Sizes(1024, 1024, 32, 0, 1536, units=400), 50),
     "v1-classes": Earlier("gru", "classes", Sizes(200, 200, 32, 32, 1024, units=400), 50),
 }
+# Of dreams that gradients flow through: DreamerV1's, and DreamerV2's of Atari where it is told to.
+LEARNED = {
+    "v1": EARLIER["v1"],
+    "v2": Earlier("layernorm", "classes", Sizes(600, 600, 32, 32, 1536, units=400), 50),
+}
 
 
 def scan(function: Callable[..., Arguments], name: str, m: Maker, n: int) -> Arguments:
@@ -40,6 +45,15 @@ def dream(name: str, m: Maker, n: int) -> Arguments:
     core, family, m.sizes, batch = EARLIER[name]
     rssm, actor, *rest = ops.imagine(core, family, "tanh_normal", m, 50 * batch)
     return rssm._replace(prior=_plain(rssm.prior), post=()), _deep(actor), *rest
+
+
+def learned(name: str, m: Maker, n: int) -> Arguments:
+    """The same, from which the actor learns and the model does not."""
+    core, family, m.sizes, batch = LEARNED[name]
+    arguments = ops.learned(core, family, "trunc_normal", True, m, 50 * batch)
+    rssm, actor, deter, stoch, *rest = ops.mapped(lambda x: x.detach(), arguments)
+    rssm, actor = rssm._replace(prior=_plain(rssm.prior), post=()), _deep(actor)
+    return rssm, ops.mapped(lambda x: x.requires_grad_(), actor), deter, stoch, *rest
 
 
 def policy(name: str, m: Maker, n: int) -> Arguments:
@@ -65,6 +79,11 @@ def _deep(actor: Actor) -> Actor:
 def scans(function: Callable[..., Any]) -> dict[str, Case]:
     """A case of each."""
     return {name: Case(partial(scan, function, name)) for name in EARLIER}
+
+
+def dreams() -> dict[str, Case]:
+    """A case of each that gradients flow through."""
+    return {f"{name}-learned": Case(partial(learned, name)) for name in LEARNED}
 
 
 def steps(function: Callable[..., Arguments]) -> dict[str, Case]:

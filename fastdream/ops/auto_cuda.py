@@ -19,6 +19,7 @@ from fastdream.ops.triton.limits import (
     MIXTURES,
     unserved,
     unserved_actor,
+    unserved_learned,
     unserved_memory,
 )
 
@@ -75,7 +76,8 @@ def _stepped(rssm: RSSM, *args: Any, **kwargs: Any) -> bool:
 
 
 def _dreamt(rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
-    return not unserved_actor(actor) and _stepped(rssm, actor, *args, **kwargs)
+    without = not unserved_actor(actor) and _stepped(rssm, actor, *args, **kwargs)
+    return without or not unserved_learned(rssm, actor)
 
 
 def _acted(encoder: Layers, rssm: RSSM, actor: Actor, *args: Any, **kwargs: Any) -> bool:
@@ -106,8 +108,9 @@ CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_O
 _WIDE = f"rows of over {WIDEST}"
 _CHAINS = f"block layers, more than {dense.MAX_LAYERS}, {_WIDE}"
 _MODELS = f"the GRU of PlaNet, nets deeper than {MAX_LAYERS}"
-_ACTORS = f"actors of no layer, over {MAX_HEADS} heads, truncated normals"
-_STEPPED = f"{_MODELS}, gradients, priors of one layer, over {CLASSES} classes"
+_ACTORS = f"actors of no layer, over {MAX_HEADS} heads"
+_PRIORS = f"{_MODELS}, priors of one layer, over {CLASSES} classes"
+_STEPPED = f"{_PRIORS}, gradients"
 _MEMORIES = f"over {MIXTURES} mixtures, actions of over {ACTIONS} numbers"
 
 TRITON_RULES: dict[str, Rule] = {
@@ -139,7 +142,9 @@ TRITON_RULES: dict[str, Rule] = {
     "vector_losses": Rule(serves=_all_thin, but=_WIDE),
     "laprop_": Rule(serves=_full, but="half precision"),
     "imagine_step": Rule(1, _stepped, _STEPPED),
-    "imagine": Rule(2, _dreamt, f"{_STEPPED}, {_ACTORS}, unusual heads"),
+    "imagine": Rule(
+        2, _dreamt, f"{_PRIORS}, {_ACTORS}, unusual heads, gradients through features that an actor sees"
+    ),
     "rollout": Rule(1, _stepped, _STEPPED),
     "policy_step": Rule(
         3, _acted, f"{_MODELS}, {_ACTORS}, posteriors without deter or of one layer, unusual heads"

@@ -134,17 +134,46 @@ def actor(
         return upcast(action.detach())
     if noise is None:
         raise ValueError("actor needs noise to draw with, or the action that it should replay")
+    return _joined(actor, feat, noise, [None] * len(actor.heads), mlps)
+
+
+def redrawn(
+    actor: Actor,
+    feat: Tensor | Feat,
+    noise: Tensor,
+    action: Tensor,
+    mlps: Callable[..., tuple[Tensor, ...]] = mlps,
+) -> Tensor:
+    """The action [..., A] that `actor` drew at feat with this noise, itself, with the gradient that it has there."""
+    widths = [head.elements * max(1, head.classes) for head in actor.heads]
+    return _joined(actor, feat, noise, action.split(widths, -1), mlps)
+
+
+def _joined(
+    actor: Actor,
+    feat: Tensor | Feat,
+    noise: Tensor,
+    known: Sequence[Tensor | None],
+    mlps: Callable[..., tuple[Tensor, ...]],
+) -> Tensor:
     noises = noise.split([head.elements for head in actor.heads], -1)
-    flat = []
-    for head, outputs, eps in zip(actor.heads, actor_outputs(actor, feat, mlps), noises, strict=True):
-        if len(outputs) == 1:
-            sample = score_sample if head.kind == "score" else categorical_sample
-            flat.append(sample(upcast(outputs[0]), eps, head.unimix)[0].flatten(-2))
-        elif head.kind == "trunc_normal":
-            mean, std = outputs
-            flat.append(trunc_normal_sample(mean, std, eps))
-        else:
-            mean, std = outputs
-            drawn = gaussian_sample(mean, std, eps)
-            flat.append(torch.tanh(drawn) if head.kind == "tanh_normal" else drawn)
+    flat = [
+        _sample(*each)
+        for each in zip(actor.heads, actor_outputs(actor, feat, mlps), noises, known, strict=True)
+    ]
     return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
+
+
+def _sample(head: ActionHead, outputs: tuple[Tensor, ...], noise: Tensor, known: Tensor | None) -> Tensor:
+    """A head's part of the action; known: what it is, where only its gradient is wanted."""
+    if len(outputs) == 1:
+        index = None if known is None else known.unflatten(-1, (head.elements, head.classes)).argmax(-1)
+        sample = score_sample if head.kind == "score" else categorical_sample
+        return sample(upcast(outputs[0]), noise, head.unimix, index)[0].flatten(-2)
+    mean, std = outputs
+    if head.kind == "trunc_normal":
+        drawn = trunc_normal_sample(mean, std, noise)
+    else:
+        drawn = gaussian_sample(mean, std, noise)
+        drawn = torch.tanh(drawn) if head.kind == "tanh_normal" else drawn
+    return drawn if known is None else known + (drawn - drawn.detach())

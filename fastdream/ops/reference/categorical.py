@@ -56,13 +56,15 @@ def categorical_sample(
     return _straight_through(index, probs, logit.dtype), index
 
 
-def score_sample(logit: Tensor, noise: Tensor, unimix: float = 0.0) -> tuple[Tensor, Tensor]:
+def score_sample(
+    logit: Tensor, noise: Tensor | None, unimix: float = 0.0, index: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """As `categorical_sample`, with the gradient of onehot * p / sg(p), p the probability of the class drawn.
 
     So a loss that is linear in the one-hot has, in expectation over draws, its exact gradient.
     Source: DreamerV1 in TensorFlow 1, after Foerster et al. 2018 (DiCE).
     """
-    onehot, index = categorical_sample(logit.detach(), noise, unimix)
+    onehot, index = categorical_sample(logit.detach(), noise, unimix, index)
     log_prob = categorical_log_prob(logit, index, unimix)
     if torch.is_grad_enabled() and log_prob.requires_grad:
         onehot = onehot * match(torch.exp(log_prob - log_prob.detach()), logit.dtype)[..., None]

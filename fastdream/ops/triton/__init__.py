@@ -45,7 +45,7 @@ _FILES = {
     "laprop_": "optim",
     "gather_sequences": "replay",
     "imagine_step": "dream",
-    "imagine": "dream",
+    "imagine": "dream_gradient",
     "rollout": "dream",
     "policy_step": "policy",
     "lstm_mdn_step": "memory",

@@ -3,10 +3,10 @@
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
 from fastdream.ops.params import GRU, MDNRNN, RSSM, Actor, BlockGRU, Categorical, Layers
+from fastdream.ops.triton.scan_limits import problem
 
 CLASSES = 256  # of a categorical, in the latent or in an action
 OUTPUTS = 1024  # of an action head
-KINDS = "categorical", "score", "bounded_normal", "tanh_normal"  # of it
 UNITS = 2048  # of a hidden layer, of which a program holds whole rows
 MIXTURES = 32  # of a latent dimension
 ACTIONS = 32  # inputs of a memory beside the latent
@@ -43,8 +43,6 @@ def unserved_actor(actor: Actor) -> str:
             f"{len(actor.heads)}"
         )
     for i, head in enumerate(actor.heads):
-        if head.kind not in KINDS:
-            return f"triton takes heads of kind {', '.join(KINDS)}, and actor.heads[{i}] is {head.kind}"
         if any(layer.norm != "none" or layer.act != "none" for layer in head.out):
             return f"triton takes linear layers for outputs, and actor.heads[{i}] has others"
         if head.classes > CLASSES or head.elements * max(1, head.classes) > OUTPUTS:
@@ -53,6 +51,16 @@ def unserved_actor(actor: Actor) -> str:
                 f"{head.elements} elements of {head.classes} classes"
             )
     return _too_wide(actor.layers)
+
+
+def unserved_learned(rssm: RSSM, actor: Actor) -> str:
+    """Why dreams with gradients through them have no kernels; empty if they have."""
+    if reason := unserved(rssm, rssm.prior) or unserved_actor(actor):
+        return reason
+    if not actor.detach:
+        return "triton has gradients through dreams only of actors that detach the features they see"
+    what = problem(rssm._replace(post=rssm.prior, absolute=False))
+    return f"triton has no gradients through dreams of {what}" if what else ""
 
 
 def unserved_memory(model: MDNRNN) -> str:

@@ -24,6 +24,8 @@ from fastdream.ops.triton.rowwise import row_tiles
 
 BM = 16  # rows of a program's product, the least that tensor cores take
 GATHERED = 64  # elements of rows that a thread adds up at a time
+MANY = 256  # rows of a step from which the bandwidth of the L2 cache counts, as when dreaming
+WHOLE = 8192  # elements of whole rows of a program then
 
 
 class PosteriorTiles(NamedTuple):
@@ -36,10 +38,16 @@ class PosteriorTiles(NamedTuple):
     stages: int
 
 
-def posterior_tiles(units: int, latent: Latent, itemsize: int) -> PosteriorTiles:
-    """Few rows a program, that the sums of rows are short; more where every row tile reads megabytes of weights."""
+def posterior_tiles(batch: int, units: int, width: int, latent: Latent, itemsize: int) -> PosteriorTiles:
+    """Of a step of `batch` rows and a layer of `units`, before a layer of stoch of `width`.
+
+    Few rows a program, that the sums of rows are short; more where every row tile reads megabytes of weights, and as
+    many as whole rows allow where there are many tiles.
+    """
     stoch, classes, columns = _columns(latent)
     rows = 2 if units * stoch * classes <= 2**20 else 4
+    if batch >= MANY:
+        rows = max(rows, min(BM, WHOLE // power_of_two(width)))
     width = 64 if isinstance(latent, Categorical) else 16  # of normals there are few logits for many programs
     variables = max(1, min(width // columns, power_of_two(stoch)))
     warps = split_warps(units, variables * columns, itemsize)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native.params import Flat, add_core, add_layers, latent_shape
-from fastdream.ops.native.scan import check_post
+from fastdream.ops.native.scan import check_net, check_post
 from fastdream.ops.params import RSSM, Step
 from fastdream.ops.reference.layers import match
 from fastdream.ops.triton import scan_op as _registered  # noqa: F401
@@ -47,17 +47,35 @@ def observe_step(
     return Step(*(None if x is None else x.squeeze(1) for x in step))  # type: ignore[arg-type]
 
 
+def roll(
+    op: str,
+    rssm: RSSM,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    noise: Tensor | None,
+    index: Tensor | None,
+) -> Step:
+    """As `fastdream.ops.reference.rollout`, with its gradients; otherwise see `observe`: it is one of the prior."""
+    rssm, reset = (
+        rssm._replace(post=rssm.prior, absolute=False),
+        action.new_zeros(action.shape[:2], dtype=torch.bool),
+    )
+    return _observe(op, rssm, deter, stoch, action, None, reset, noise, index)
+
+
 def _observe(
     op: str,
     rssm: RSSM,
     deter: Tensor,
     stoch: Tensor,
     action: Tensor,
-    embed: Tensor,
+    embed: Tensor | None,
     reset: Tensor,
     noise: Tensor | None,
     index: Tensor | None,
 ) -> Step:
+    """Of the posterior; without embeddings, of a net of deter alone in its place."""
     if why := problem(rssm):
         raise ValueError(f"{op}: triton does not compute {why}; use the reference")
     latent = latent_shape(op, rssm.latent)
@@ -67,14 +85,19 @@ def _observe(
         raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
     flat, widths = Flat([], [], []), (latent.stoch * max(1, latent.classes), action.shape[-1])
     width = add_core(flat, op, rssm.core, *widths)
-    add_layers(flat, op, "post", rssm.post)
-    check_post(op, rssm, width, embed.shape[-1])
+    name = "prior" if embed is None else "post"
+    add_layers(flat, op, name, rssm.post)
+    if embed is None:
+        check_net(op, name, rssm.post, width, rssm.latent)
+    else:
+        check_post(op, rssm, width, embed.shape[-1])
     params, filled = flat.present()
     layout, scalars = [*latent[:3], int(rssm.absolute)], [*flat.scalars, *latent[3:]]
     index = match(index, torch.int64) if latent.classes and index is not None else None
     noise = None if index is not None or noise is None else noise.detach()
     dtype = deter.dtype
-    inputs = deter, match(stoch, dtype), action, match(embed, dtype), reset, noise, index
+    embed = None if embed is None else match(embed, dtype)
+    inputs = deter, match(stoch, dtype), action, embed, reset, noise, index
     model = params, filled, flat.sizes, scalars, layout
     deter, stoch, logit, index, _ = torch.ops.fastdream.triton_observe(*model, *inputs)
     return Step(deter, stoch, logit, index if latent.classes else None)

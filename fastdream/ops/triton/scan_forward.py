@@ -6,6 +6,8 @@ the embeddings' part of the posterior's first layer. A step is two kernels of th
 kernel more.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from fastdream.ops.params import BlockGRU, Categorical
 from fastdream.ops.triton.block_product import Normed, block_product, product_tiles
 from fastdream.ops.triton.core_forward import CoreForward, core_forward
 from fastdream.ops.triton.enter import Entering, enter_first
-from fastdream.ops.triton.posterior import posterior, posterior_tiles
+from fastdream.ops.triton.posterior import PosteriorTiles, posterior, posterior_tiles
 from fastdream.ops.triton.scan_model import Model, Sizes, Weights, packed, sizes_of, stacked_tiles
 from fastdream.ops.triton.scan_saved import Outputs, Saved, allocate, at
 
@@ -23,12 +25,15 @@ def forward_scan(
     deter: Tensor,
     stoch: Tensor,
     action: Tensor,
-    embed: Tensor,
+    embed: Tensor | None,
     reset: Tensor,
     noise: Tensor | None,
     index: Tensor | None,
 ) -> tuple[Outputs, Saved]:
-    """Inputs as of `observe`, contiguous, floats of deter's dtype but for action and noise, which have any."""
+    """Inputs as of `observe`, contiguous, floats of deter's dtype but for action and noise, which have any.
+
+    embed: None where the net sees deter alone, as the prior does.
+    """
     sizes = sizes_of(model, len(deter), deter.itemsize)
     outputs, saved = allocate(model, sizes, deter, action)
     if reset.numel():
@@ -36,17 +41,22 @@ def forward_scan(
         core = core_forward(model, sizes, weights, action, reset, saved)
         arriving = _entering(model, sizes, core, reset, saved)
         arrived = _enter(model, sizes, weights, deter, stoch, reset, saved, arriving[0])
-        seen = _seen(model, sizes, weights, embed)
+        seen = _seen(model, sizes, weights, reset, embed)
         _steps(model, sizes, weights, core, deter, seen, noise, index, arriving, arrived, outputs, saved)
     return outputs, saved
 
 
-def _seen(model: Model, sizes: Sizes, weights: Weights, embed: Tensor) -> Tensor:
-    """The embeddings' part of the posterior's first layer, [B, T, U]."""
+def _seen(
+    model: Model, sizes: Sizes, weights: Weights, reset: Tensor, embed: Tensor | None
+) -> Sequence[Tensor | None]:
+    """The embeddings' part of the posterior's first layer, and its bias: [B, U] of every step, None for zero."""
+    bias = weights.post_bias
+    if embed is None:
+        return [None if bias is None else bias.expand(len(reset), -1)] * reset.shape[1]
     of_embed = weights.post[0][:, 0 if model.absolute else sizes.deter :].t()
-    flat, bias = embed.flatten(0, 1), weights.post_bias
+    flat = embed.flatten(0, 1)
     seen = flat @ of_embed if bias is None else torch.addmm(bias, flat, of_embed)
-    return seen.unflatten(0, embed.shape[:2])
+    return seen.unflatten(0, reset.shape).unbind(1)
 
 
 def _enter(
@@ -64,10 +74,14 @@ def _enter(
     if isinstance(model.core, BlockGRU):
         own, tiles = weights.stacked.t()[None], stacked_tiles(rows, sizes.width, itemsize)
         block_product(deter, reset[:, 0], own, None, None, None, saved.stacked[:, 0], None, "none", tiles)
-    cut = posterior_tiles(model.post[-1].weight.shape[1], model.latent, itemsize)
+    cut = _cut(model, sizes, rows, itemsize)
     arrived = deter.new_empty(-(-rows // cut.rows), dtype=torch.int32)
     enter_first(stoch.flatten(1) @ weights.stoch.t(), arrived, first, cut.rows, *model.stoch[4:])
     return arrived
+
+
+def _cut(model: Model, sizes: Sizes, rows: int, itemsize: int) -> PosteriorTiles:
+    return posterior_tiles(rows, model.post[-1].weight.shape[1], sizes.units, model.latent, itemsize)
 
 
 def _entering(model: Model, sizes: Sizes, core: CoreForward, reset: Tensor, saved: Saved) -> list[Entering]:
@@ -98,7 +112,7 @@ def _steps(
     weights: Weights,
     core: CoreForward,
     deter: Tensor,
-    seen: Tensor,
+    seen: Sequence[Tensor | None],
     noise: Tensor | None,
     index: Tensor | None,
     arriving: list[Entering],
@@ -106,17 +120,17 @@ def _steps(
     outputs: Outputs,
     saved: Saved,
 ) -> None:
-    batch, length, _ = seen.shape
+    batch, length = outputs.deter.shape[:2]
     own = weights.stacked.t()[None]
     tiles = stacked_tiles(batch, sizes.width, deter.itemsize)._replace(n=sizes.tile)
-    cut = posterior_tiles(model.post[-1].weight.shape[1], model.latent, deter.itemsize)
+    cut = _cut(model, sizes, batch, deter.itemsize)
     steps = zip(
         outputs.deter.unbind(1),
         outputs.stoch.flatten(2).unbind(1),
         outputs.logit.flatten(2).unbind(1),
         outputs.index.unbind(1),
         saved.stacked.unbind(1)[1:],
-        seen.unbind(1),
+        seen,
         strict=True,
     )
     for t, (b_deter, b_stoch, b_logit, b_index, b_stacked, b_seen) in enumerate(steps):

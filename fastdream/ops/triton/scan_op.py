@@ -2,6 +2,7 @@
 
 params, filled, sizes, scalars   core and posterior, see `native.params.Flat`
 layout                           S, C, form of std, whether the posterior sees the embedding alone: see `read_model`
+embed                            None: the net sees deter alone, as the prior does
 The last result is what the gradient needs: `Saved.flat`.
 """
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fastdream.ops.native.params import with_gaps
 from fastdream.ops.params import Layer
+from fastdream.ops.triton.layer_gradients import Pieces
 from fastdream.ops.triton.library import (
     check_floats,
     check_shape,
@@ -22,7 +24,7 @@ from fastdream.ops.triton.library import (
 )
 from fastdream.ops.triton.scan_backward import backward_scan
 from fastdream.ops.triton.scan_forward import forward_scan
-from fastdream.ops.triton.scan_gradients import Inputs, gradients
+from fastdream.ops.triton.scan_gradients import Inputs, Wanted, gradients
 from fastdream.ops.triton.scan_model import packed, read_model, sizes_of
 from fastdream.ops.triton.scan_saved import Outputs, allocate, saved_of
 
@@ -35,7 +37,7 @@ def _check(
     deter: Tensor,
     stoch: Tensor,
     action: Tensor,
-    embed: Tensor,
+    embed: Tensor | None,
     reset: Tensor,
     noise: Tensor | None,
     index: Tensor | None,
@@ -46,7 +48,8 @@ def _check(
     check_shape("observe", "deter", deter, batch, deter.shape[-1])
     check_shape("observe", "stoch", stoch, batch, *(n for n in layout[:2] if n))
     check_shape("observe", "action", action, batch, length, width)
-    check_shape("observe", "embed", embed, batch, length, embed.shape[-1])
+    if embed is not None:
+        check_shape("observe", "embed", embed, batch, length, embed.shape[-1])
     check_shape("observe", "reset", reset, batch, length)
     for name, x in (("noise", noise), ("index", index)):
         if x is not None:
@@ -98,7 +101,7 @@ def _backward_fake(
     deter: Tensor,
     stoch: Tensor,
     action: Tensor,
-    embed: Tensor,
+    embed: Tensor | None,
     reset: Tensor,
     noise: Tensor | None,
     outputs: list[Tensor],
@@ -109,7 +112,7 @@ def _backward_fake(
     wanted: list[int],
 ) -> list[Tensor]:
     results = [*params, deter, stoch, action, embed]
-    return [empty_like(x) for x, want in zip(results, wanted, strict=True) if want]
+    return [empty_like(x) for x, want in zip(results, wanted, strict=True) if x is not None and want]
 
 
 def _backward(
@@ -121,7 +124,7 @@ def _backward(
     deter: Tensor,
     stoch: Tensor,
     action: Tensor,
-    embed: Tensor,
+    embed: Tensor | None,
     reset: Tensor,
     noise: Tensor | None,
     outputs: list[Tensor],
@@ -132,19 +135,22 @@ def _backward(
     model = read_model(params, filled, sizes, scalars, layout)
     results = [*params, deter, stoch, action, embed]
     if reset.numel() == 0:
-        return [torch.zeros_like(x) for x, want in zip(results, wanted, strict=True) if want]
-    deter, stoch, action, embed, reset = (x.contiguous() for x in (deter, stoch, action, embed, reset))
+        pairs = zip(results, wanted, strict=True)
+        return [torch.zeros_like(x) for x, want in pairs if x is not None and want]
+    deter, stoch, action, reset = (x.contiguous() for x in (deter, stoch, action, reset))
     widths, kept, out = sizes_of(model, len(deter), deter.itemsize), saved_of(model, saved), Outputs(*outputs)
     weights = packed(model, widths, deter.dtype)
     grads = backward_scan(model, widths, weights, deter, reset, out, kept, *contiguous(noise, *given))
-    inputs = Inputs(deter, stoch.flatten(1), action, embed)
-    layers, d_inputs = gradients(model, widths, weights, inputs, reset, out, kept, grads)
+    count = len(params)
+    pieces = Pieces(model, widths, weights, reset, out, kept, grads, any(wanted[:count]))
+    inputs = Inputs(deter, stoch.flatten(1), action, None if embed is None else embed.contiguous())
+    layers, d_inputs = gradients(pieces, inputs, Wanted(*map(bool, wanted[count:])))
     found = [x for layer in layers for x in _vectors(layer)]
-    present = [x for x, there in zip(found, filled, strict=True) if there]
+    present = [x for x, there in zip(found, filled, strict=True) if there] if layers else [None] * count
     return [
         g.reshape(x.shape).to(x.dtype)
         for g, x, want in zip([*present, *d_inputs], results, wanted, strict=True)
-        if want and g is not None
+        if want and x is not None and g is not None
     ]
 
 
@@ -177,7 +183,7 @@ def _gradient(ctx: Any, d_deter: Tensor, d_stoch: Tensor, d_logit: Tensor, *_: N
 
 
 _MODEL = "Tensor[] params, int[] filled, int[] sizes, float[] scalars, int[] layout"
-_INPUTS = "Tensor deter, Tensor stoch, Tensor action, Tensor embed, Tensor reset"
+_INPUTS = "Tensor deter, Tensor stoch, Tensor action, Tensor? embed, Tensor reset"
 register_once_differentiable(
     register(
         f"observe({_MODEL}, {_INPUTS}, Tensor? noise, Tensor? index)"

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from fastdream.ops.triton.core_inputs import enter_core, stoch_product
-from fastdream.ops.triton.draw import draw, std_of
+from fastdream.ops.triton.draw import draw, std_of, truncated
 from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.rows import (
     row_inputs,
@@ -117,23 +117,27 @@ def _act(
     p_out = outs + o_r * width + head.output + o_e * C + o_c
     o_noise = (o_r * actions + at) * TAIL.noise + head.noise + o_e
     b_y = tl.load(p_out, mask=m_e & (o_c < C), other=0.0)
-    if head.discrete:
+    if head.kind == "categorical":
         if action_noise is None:
             b_i = tl.argmax(tl.where(o_c < C, b_y, -float("inf")), 1, keep_dims=True)
         else:
             b_u = tl.load(action_noise + o_noise, mask=m_e, other=0.0).to(tl.float32)
             b_i = draw(b_y, b_u, o_c, 1 - head.unimix, head.unimix / C, C, 1)
         b_a = (o_c == b_i).to(tl.float32)
-    elif head.squashed:
+    elif head.kind == "tanh_normal":
         b_raw = tl.load(p_out + head.elements, mask=m_e, other=0.0) + head.offset
         b_noise = tl.load(action_noise + o_noise, mask=m_e, other=0.0).to(tl.float32)
         b_a = tanh(5 * tanh(b_y / 5) + std_of(b_raw, MIN_STD, "softplus") * b_noise)
     else:
         b_a = tanh(b_y)
         if action_noise is not None:
-            b_std = tl.load(p_out + head.elements, mask=m_e & (o_c < C), other=0.0)
-            b_std = (head.max_std - head.min_std) * tl.sigmoid(b_std + 2.0) + head.min_std
-            b_a += b_std * tl.load(action_noise + o_noise, mask=m_e, other=0.0).to(tl.float32)
+            b_raw = tl.load(p_out + head.elements, mask=m_e & (o_c < C), other=0.0)
+            b_noise = tl.load(action_noise + o_noise, mask=m_e, other=0.0).to(tl.float32)
+            if head.kind == "trunc_normal":
+                b_a = truncated(b_a, std_of(b_raw, MIN_STD, "sigmoid2"), b_noise)
+            else:
+                b_std = (head.max_std - head.min_std) * tl.sigmoid(b_raw + 2.0) + head.min_std
+                b_a += b_std * b_noise
     p_a = action + (o_r * actions + at) * TAIL.width + head.action + o_e * C + o_c
     tl.store(p_a, b_a, mask=m_e & (o_c < C))
 

@@ -14,7 +14,7 @@ Rows = tuple[Row, ...]
 class Head(NamedTuple):
     """An action key: where its numbers lie in a row of outputs, of noise and of actions."""
 
-    discrete: bool
+    kind: str  # of `ActionHead`; a score is drawn as a categorical
     elements: int
     classes: int  # 1 if continuous
     rows: int  # of its tile, powers of two for elements and classes
@@ -25,8 +25,7 @@ class Head(NamedTuple):
     unimix: float
     min_std: float
     max_std: float
-    squashed: bool  # a tanh_normal
-    offset: float  # added to its raw deviations
+    offset: float  # added to the raw deviations of a tanh_normal
 
 
 class Tail(NamedTuple):
@@ -133,7 +132,7 @@ def _heads(actor: Actor) -> tuple[Head, ...]:
         classes = max(1, head.classes)
         heads.append(
             Head(
-                discrete=head.classes > 0,
+                kind="categorical" if head.kind == "score" else head.kind,
                 elements=head.elements,
                 classes=classes,
                 rows=power_of_two(head.elements),
@@ -144,7 +143,6 @@ def _heads(actor: Actor) -> tuple[Head, ...]:
                 unimix=head.unimix,
                 min_std=head.min_std,
                 max_std=head.max_std,
-                squashed=head.kind == "tanh_normal",
                 offset=_offset(head),
             )
         )
