@@ -41,7 +41,7 @@ class Again:
     """In the place of CUDA's graphs on a CPU, to see that all runs: a replay does the work again."""
 
     def warm_up(self, work: Callable[[], object], strict: bool) -> None:
-        work()
+        """Nothing, as to record is to work."""
 
     def record(
         self, work: Callable[[], T], generators: Iterable[torch.Generator]
@@ -158,8 +158,8 @@ class Bench:
 
     def clean(self) -> None:
         """Give memory back before the next candidate."""
-        gc.collect()
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
     def agent(self, job: Job | EarlierJob, table: Ops, captured: bool) -> DreamerV3 | DreamerV1:

@@ -38,7 +38,7 @@ def parts(bench: Bench) -> list[Part]:
     dry, proprio, pixels = bench.dry, "proprio", "pixels"
 
     def sizes(*names: str) -> tuple[str, ...]:
-        return ("tiny",) if dry else names
+        return ("debug",) if dry else names
 
     batch = "2x4" if dry else "16x64"
     jobs = [
@@ -86,4 +86,4 @@ def op_sizes(name: str, dry: bool) -> tuple[str, ...]:
     presets = PLANS[name].presets
     if not dry:
         return presets
-    return ("tiny",) if presets[0][0].isdigit() else presets[:1]
+    return ("debug",) if presets[0][0].isdigit() else presets[:1]

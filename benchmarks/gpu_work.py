@@ -83,7 +83,7 @@ def op(plan: str, size: str, bench: Bench) -> dict[str, Any]:
 def on_device(plan: str, size: str, bench: Bench) -> Call:
     """A call whose tensors lie on the device, in the types in which an agent has them."""
     s, half = shape(size), HALF.get(plan.partition(":")[0], ())
-    tiny = replace(s, batch=2, length=min(4, s.length), horizon=3)
+    tiny = replace(s, batch=2, length=min(2, s.length), horizon=2)
     call = PLANS[plan].call(tiny if bench.dry else s)
 
     def move(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

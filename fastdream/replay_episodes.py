@@ -53,8 +53,7 @@ class EpisodeWindows:
     def _finish(self, worker: int) -> None:
         begin, end = self._begun[worker], self.counts[worker]
         self._begun[worker] = end
-        fits = end - begin >= self._length - min(self._extra, 0)
-        if fits and begin >= end - self._sizes[worker]:
+        if end - begin >= self._length - min(self._extra, 0):
             self._episodes[worker].append((begin, end - begin))
             self._table = None
 

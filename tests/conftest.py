@@ -12,9 +12,12 @@ from torch import Tensor
 
 from fastdream.ops import native as native_ops
 
+from .interpreter_speed import look_once
+
 # Triton reads this when it is imported, once for the process: kernels are interpreted where there is no GPU.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    look_once()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,7 +9,7 @@ from fastdream.ops.reference.summary import KINDS
 from .ops_tools import Maker
 
 Arguments = tuple[Any, ...]
-T = 4
+T = 3  # a first step, one in the middle, and a last one
 
 
 def entropy(unimix: float, m: Maker, n: int) -> Arguments:

@@ -8,9 +8,9 @@ from fastdream.ops import MDNRNN, Control
 from fastdream.ops.params import Layer
 
 from .ops_tools import A, Maker, safe_noise
+from .parity_losses import T
 
 Arguments = tuple[Any, ...]
-T = 4
 
 
 def lstm_mdn(restart: bool, tau: float, m: Maker, n: int) -> Arguments:

@@ -77,8 +77,8 @@ def error(x: Tensor, true: Tensor) -> float:
     return float((x.double() - true.double()).abs().max()) if x.numel() else 0.0
 
 
-def check(function: Callable[..., Any], op: str, case: Case, args: tuple, dtype: torch.dtype) -> None:
-    """The rule, for everything that the op gives."""
+def check(function: Callable[..., Any], op: str, case: Case, args: tuple, dtype: torch.dtype) -> list[Tensor]:
+    """The rule, for everything that the op gives, which is returned."""
     expected = getattr(reference, op)
     wide = tuple(
         torch.float64 if isinstance(arg, torch.dtype) else arg for arg in args
@@ -94,6 +94,7 @@ def check(function: Callable[..., Any], op: str, case: Case, args: tuple, dtype:
         allowed = (2 if i < outputs else 3) * error(their, true)
         allowed += FLOOR[dtype] * (1 + float(true.double().abs().max())) if true.numel() else 0
         assert error(our, true) <= allowed, (i, error(our, true), error(their, true), allowed)
+    return ours
 
 
 def arguments(case: Case, sizes: str, rows: int, dtype: torch.dtype) -> tuple:

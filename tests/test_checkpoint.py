@@ -131,6 +131,7 @@ def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
     assert last is not None and (last.step, last.score, last.extra) == (5, None, {"of": 5})
     assert best is not None and (best.step, best.score) == (2, 9.0)
     assert checkpoint.kept() == [{"of": 2}, {"of": 4}, {"of": 5}]
+    assert load(tmp_path, checkpoint.save(small(6), step=6, score=float("nan"))).score is None
     again = Checkpoint(tmp_path, keep=1)
     again.save(small(6), step=6, score=9.0)
     assert [name[-1] for name in generations(tmp_path)] == ["6"]

@@ -54,6 +54,18 @@ def test_a_damaged_file_means_the_generation_before(tmp_path: Path, name: str, h
     assert sorted(path.name[-1] for path in tmp_path.glob("0*")) == ["1", "3"]
 
 
+def test_a_best_one_that_is_damaged_need_not_be_beaten(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    best = checkpoint.save(small(1), step=1, score=9.0)
+    checkpoint.save(small(2), step=2, score=1.0)
+    damage(best / "agent.safetensors", "altered")
+    checkpoint.load("best")
+    for step, score in ((3, 5.0), (4, 2.0)):
+        checkpoint.save(small(step), step=step, score=score)
+    loaded = checkpoint.load("best")
+    assert loaded is not None and loaded.step == 3 and not loaded.notes
+
+
 def test_nothing_loadable_names_every_bad_file(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     for step in (1, 2):

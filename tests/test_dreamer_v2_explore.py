@@ -75,6 +75,18 @@ def test_reward_is_the_disagreement_and_perhaps_the_task_s(extrinsic: float) -> 
     assert extrinsic or agreed.abs().max() < 1e-6
 
 
+def test_both_behaviours_dream_dreams_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, seen = make(DISCRETE), list[Any]()
+    for behavior in (agent.behavior, agent.explore.behavior):
+        update = behavior.update
+        monkeypatch.setattr(
+            behavior, "update", lambda start, draws, f=update: seen.append(draws) or f(start, draws)
+        )
+    agent.update(agent.init_train(B), batch(agent, B, T))
+    task, explore = seen
+    assert not torch.equal(task.prior, explore.prior) and not torch.equal(task.action, explore.action)
+
+
 @pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("classes", [4, 0], ids=["categorical", "gaussian"])
 def test_each_loss_reaches_its_own_networks_alone(act: Spaces, classes: int) -> None:

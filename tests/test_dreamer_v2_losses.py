@@ -177,6 +177,22 @@ def test_gradient_of_the_actor_through_the_dynamics(classes: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * scale)
 
 
+def test_gradient_of_a_mixed_objective_is_the_mixture_of_both() -> None:
+    """What a score is multiplied by is a number, though it comes from a dream that gradients flow through."""
+
+    def gradient(actor_grad: str) -> list[torch.Tensor]:
+        agent = make(VECTOR, CONTINUOUS, actor_grad=actor_grad, actor_mix="0.3", actent="0")
+        data, noise = batch(agent, B, T), draws(agent)
+        _, post, _ = agent.model_loss(agent.init_train(B), data, noise)
+        losses, _ = agent.behavior.loss(agent.start(post, data), noise)
+        return list(torch.autograd.grad(losses["policy"], list(agent.nets.task.pol.parameters())))
+
+    mixed, dynamics, score = map(gradient, ("both", "dynamics", "reinforce"))
+    for ours, one, other in zip(mixed, dynamics, score, strict=True):
+        scale = float(one.abs().max() + other.abs().max())
+        torch.testing.assert_close(ours, 0.3 * one + 0.7 * other, rtol=1e-4, atol=1e-5 * scale)
+
+
 def test_losses_on_one_batch_fall() -> None:
     """The world model learns what it sees again and again."""
     agent = make(VECTOR, DISCRETE, model_opt=AdamConfig(lr=3e-3))

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from fastdream import lane
 from fastdream.driver import Driver, random_actions
 from fastdream.envs import make
 from fastdream.envs.base import EnvError
+from fastdream.episodes import Tally
 from fastdream.lane import episode_seed
 
 from .driver_tools import alike, driver, roll
@@ -96,6 +98,23 @@ def test_the_first_environment_s_episodes_are_recorded_on_request(parallel, rng)
     assert np.array_equal(recorded.frames[1:], np.stack([o["image"][0] for o in obs[5:]]))
 
 
+def test_videos_end_where_they_would_be_too_long(rng, monkeypatch):
+    monkeypatch.setattr(lane, "LONGEST_VIDEO", 3)
+    with driver("dummy_image", n=1, length=6, size=16) as drv:
+        drv.record = True
+        drv.recv()
+        roll(drv, 6, rng)
+        (episode,) = drv.episodes()
+    assert episode.length == 6 and len(episode.frames) == 3
+
+
+def test_the_largest_of_negative_numbers_is_one_of_them():
+    tally = Tally()
+    for value in (-3.0, -2.0, -5.0):
+        tally.add({"reward": 0.0, "is_first": False, "log/depth": value})
+    assert tally.extras == {"depth/sum": -10.0, "depth/max": -2.0, "depth/last": -5.0}
+
+
 def test_an_environment_without_pictures_leaves_videos_out(rng, monkeypatch):
     def render(self):
         raise EnvError("nothing to draw with")
@@ -180,6 +199,18 @@ def test_a_driver_that_is_still_stepping_can_go_back_too(rng):
         drv.send(action)
         drv.load_state_dict(state)
         assert alike([expected], [drv.recv()])
+
+
+def test_episodes_that_nobody_fetched_are_forgotten_where_others_begin(rng):
+    with driver("dummy_vector", n=1, length=3) as drv:
+        state = drv.state_dict()
+        drv.recv()
+        roll(drv, 3, rng)
+        drv.restart([5])
+        assert not drv.episodes()
+        roll(drv, 3, rng)
+        drv.load_state_dict(state)
+        assert not drv.episodes()
 
 
 def test_misuse_is_named(rng):

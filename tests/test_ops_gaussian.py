@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdream import ops as fd
+from fastdream.latents import Gaussian
 from fastdream.ops import reference as ops
 
 from .ops_tools import Maker, arrays, worst
@@ -59,6 +61,13 @@ def test_kl_matches_numpy(clamp: str, free: float) -> None:
     want = {"step": np.maximum(want, free), "mean": np.maximum(want.mean(), free), "none": want}[clamp]
     for got in ops.gaussian_kl(post, prior, free, clamp):
         assert worst(got, want) < 1e-14
+
+
+def test_entropy_of_a_latent_matches_torch_distributions() -> None:
+    latent = Gaussian(fd.load("reference"), 5, min_std=0.3)
+    logit = Maker(4, torch.float32).normal(3, 2, 10).detach()
+    mean, std = latent.stats(logit)
+    torch.testing.assert_close(latent.entropy(logit), torch.distributions.Normal(mean, std).entropy().sum(-1))
 
 
 def test_kl_matches_torch_distributions() -> None:

@@ -55,6 +55,19 @@ def test_every_stored_window_is_sampled_and_no_other(steps):
     assert seen == truth and len(truth) == len(replay)
 
 
+@pytest.mark.parametrize("steps", [0, 3, 15, 16, 20, 33])
+def test_a_stream_is_all_that_is_kept_oldest_first(steps):
+    """Before a ring is full, where it wraps around, and after."""
+    replay = make(capacity=31, workers=2)
+    fill(replay, steps)
+    for worker, ring in enumerate((16, 15)):
+        stream = replay.stream(worker)
+        assert stream.keys() == SPEC.keys() and (stream["worker"] == worker).all()
+        assert stream["count"].tolist() == list(range(max(0, steps - ring), steps))
+        stream["count"][:] = -1
+        assert (replay.stream(worker)["count"] >= 0).all(), "it is no copy"
+
+
 def test_sampling_is_uniform_over_windows_of_unequal_workers():
     replay = make(capacity=60, workers=3, length=4, online=False, seed=1)
     for worker, steps in enumerate((5, 14, 40)):
@@ -151,6 +164,12 @@ def test_online_windows_come_first_once_and_in_order():
     batch = replay.sample(4)
     assert batch.data["count"][:2, 0].tolist() == [20, 20]
     assert batch.data["worker"][:2, 0].tolist() == [0, 1]
+
+
+def test_online_windows_are_handed_out_while_they_are_whole():
+    replay = make(capacity=10, workers=1, length=5)
+    fill(replay, 10)
+    assert replay.sample(2).data["count"][:, 0].tolist() == [0, 5]  # the first begins with the oldest step
 
 
 def test_online_windows_that_are_overwritten_are_dropped():

@@ -62,6 +62,8 @@ def test_an_episode_counts_once_it_is_finished() -> None:
 def test_an_episode_goes_with_its_first_step() -> None:
     replay = episodes(10, 10, 10, windows="episode", capacity=25)
     assert len(replay) == 14 and min(starts(replay)) == 10
+    whole = episodes(10, 10, windows="episode", capacity=20)  # as that of a dataset, full to the last step
+    assert len(whole) == 14 and min(starts(whole)) == 0
     assert len(episodes(30, 10, windows="episode", capacity=25)) == 7  # never stored as a whole
     fresh = episodes(10, 10, 10, 6, windows="episode", capacity=25)
     assert min(starts(fresh)) == 20

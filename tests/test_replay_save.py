@@ -116,7 +116,7 @@ def test_restored_replay_saves_incrementally_too(tmp_path):
     assert other.save(tmp_path)["files"] == manifest["files"] and set(os.listdir(tmp_path)) == before
 
 
-def test_save_elsewhere_and_after_files_were_removed_is_whole(tmp_path):
+def test_save_elsewhere_and_after_files_were_removed_or_cut_off_is_whole(tmp_path):
     replay = make(**SMALL)
     fill(replay, 30)
     replay.save(tmp_path / "a")
@@ -128,6 +128,10 @@ def test_save_elsewhere_and_after_files_were_removed_is_whole(tmp_path):
         other.restore(tmp_path / name, manifest)
         assert other.steps == 41
         assert_true_windows(other.sample(30), other)
+    short = min((tmp_path / "b").iterdir())
+    short.write_bytes(short.read_bytes()[:-1])
+    other.restore(tmp_path / "b", replay.save(tmp_path / "b"))
+    assert_true_windows(other.sample(30), other)
 
 
 def test_prune_touches_no_other_files(tmp_path):

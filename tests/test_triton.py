@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.i
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+SLOW = (*triton_cases.SCANS, "imagine", "rollout", "lstm_mdn_dream")  # of many launches
 # Scans take long to interpret, and cores, latents and actors meet in few places: of normals a few cases with each.
 NORMALS = {
     "observe": ("gru-softplus-False", "layernorm-sigmoid2-False", "block-softplus-False"),
@@ -73,7 +74,12 @@ SINGULAR = {
     ): "the reference's roundings cancel in gradients of one number by chance",
 }
 NAMES_HALF = [
-    (op, name) for op, name in NAMES if op not in triton_cases.FULL_PRECISION and (op, name) not in SINGULAR
+    (op, name)
+    for op, name in NAMES
+    if op not in triton_cases.FULL_PRECISION
+    and (op, name) not in SINGULAR
+    # Which columns of weights a posterior has is the same in every precision.
+    and not (op in triton_cases.SCANS and name.endswith("True"))
 ]
 
 
@@ -86,8 +92,8 @@ def arguments(op: str, name: str, sizes: str, rows: int, dtype: torch.dtype = to
     return changed(lambda x: x.to(DEVICE), in_precision(op, args, dtype))
 
 
-def check_at(op: str, name: str, args: tuple, dtype: torch.dtype = torch.float32) -> None:
-    check(implemented(op), op, HERE[op][name], args, dtype)
+def check_at(op: str, name: str, args: tuple, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return check(implemented(op), op, HERE[op][name], args, dtype)
 
 
 def test_ops_are_in_the_matrix_and_in_the_cases():
@@ -101,7 +107,9 @@ def test_ops_are_in_the_matrix_and_in_the_cases():
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(("op", "name"), NAMES)
 def test_agrees_with_reference(op: str, name: str, sizes: str, poison: list[str]):
-    for rows in (1, 5 if op == "categorical_kl" else 17):  # it has a program for each of its T times as many
+    many = 5 if op == "categorical_kl" else 17  # it has a program for each of its T times as many
+    # Tiles are others for up to 16 rows and for more; those of a small model are those of a ragged one.
+    for rows in (1,) if op in SLOW and sizes == "small" else (1, many):
         check_at(op, name, arguments(op, name, sizes, rows))
     assert poison, "nothing was poisoned"
 
@@ -122,10 +130,10 @@ def test_takes_strides_and_no_rows(op: str, name: str):
 @pytest.mark.parametrize("op", HERE)
 def test_many_programs_agree_and_do_so_exactly(op: str):
     name, case = next(iter(HERE[op].items()))
-    few = {"categorical_kl": 9, "conv_pool": 9, "conv_spread": 9} | dict.fromkeys(triton_cases.SCANS, 20)
+    few = {"categorical_kl": 9, "conv_pool": 9, "conv_spread": 9} | dict.fromkeys(SLOW, 20)
     args = arguments(op, name, "ragged", few.get(op, 70))
-    check_at(op, name, changed(lambda x: x, args))
-    first, second = (results(implemented(op), changed(lambda x: x, args), case.gradients) for _ in range(2))
+    first = check_at(op, name, changed(lambda x: x, args))
+    second = results(implemented(op), args, case.gradients)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -172,7 +180,7 @@ class Calls(TorchDispatchMode):
 def test_opcheck(op: str):
     name, case = next(iter(HERE[op].items()))
     with Calls() as calls:
-        results(implemented(op), arguments(op, name, "small", 3), case.gradients)
+        results(implemented(op), arguments(op, name, "small", 2), case.gradients)
     assert len(calls.found) == 1 + case.gradients
     for func, args in calls.found.items():
         for x in tensors(args):

@@ -188,11 +188,11 @@ class OfflineDV2(DreamerV2):
 
     def report(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Metrics, dict[str, np.ndarray]]:
         """As DreamerV2's; leaves what comes next as it was."""
-        drawn, penalty = self.rng.bit_generator.state, self.last_penalty
+        drawn = self.rng.bit_generator.state
         try:
             return super().report(carry, batch)
         finally:
-            self.rng.bit_generator.state, self.last_penalty = drawn, penalty
+            self.rng.bit_generator.state = drawn
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""

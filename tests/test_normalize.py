@@ -1,0 +1,38 @@
+"""Running statistics where they are at their edges, and when slow networks move; golden_lambda.py has their values."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastdream.normalize import Normalize, NormConfig, Slow, SlowConfig
+
+
+@pytest.mark.parametrize("debias", [False, True])
+@pytest.mark.parametrize("impl", ["perc", "meanstd", "none"])
+def test_before_the_first_update_nothing_is_scaled(impl, debias):
+    """As in a report before anything was learned."""
+    norm, x = Normalize(NormConfig(impl, limit=2.0, debias=debias)), torch.tensor([-3.0, 5.0])
+    torch.testing.assert_close(norm.normalized(x, training=False), x if impl == "none" else x / 2)
+    torch.testing.assert_close(norm.restored(norm.normalized(x, training=False)), x)
+
+
+def test_numbers_that_are_all_the_same_have_the_least_scale():
+    """Though by rounding their mean square may be below the square of their mean."""
+    for value in torch.rand(300, generator=torch.Generator().manual_seed(0)).tolist():
+        norm = Normalize(NormConfig("meanstd", rate=1.0, limit=0.5))
+        _, scale = norm(torch.full((7,), value), training=True)
+        assert scale == 0.5, value
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_slow_networks_move_at_the_first_update_and_every_so_many(every):
+    fast, slow = nn.Linear(2, 1), nn.Linear(2, 1)
+    moving, moved = Slow(fast, slow, SlowConfig(rate=0.25, every=every)), []
+    for _ in range(7):
+        before = slow.weight.clone()
+        moving.update()
+        moved.append(not torch.equal(before, slow.weight))
+        expected = before + 0.25 * (fast.weight - before) if moved[-1] else before
+        torch.testing.assert_close(slow.weight, expected)
+    assert moved == [step % every == 0 for step in range(7)] and int(moving.count) == 7
+    assert not any(p.requires_grad for p in slow.parameters())
