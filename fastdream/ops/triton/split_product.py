@@ -75,7 +75,7 @@ def split_products(
         for i_k in range(0, K, BK):
             o_k = split_inputs(i_k, BK, KS)
             m_k = o_k < K
-            b_a = load_inputs(p_deter, o_row, m_m, o_k, m_k, s_deter)
+            b_a = load_inputs(p_deter, o_row, m_m, o_k, m_k, s_deter, True)
             b_a = kept(b_a, reset, b_reset)
             b_w = load_weights(p_own, o_k, m_k, o_n, m_n, s_k, s_n)
             b_out = add_product(b_out, b_a, b_w)
