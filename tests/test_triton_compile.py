@@ -41,10 +41,11 @@ LONG = "25m"  # a size at which products are of several pieces
 SPILLED = 64  # bytes a thread, at the most, by any kernel of an agent
 
 
-def run(module: str, *args: str, given: str = "") -> Any:
-    """The JSON that a module of this folder writes, in a process where Triton does not interpret."""
+def run(module: str, *args: str, given: str = "", interpreted: bool = False) -> Any:
+    """The JSON that a module of this folder writes, in a process where Triton interprets or does not."""
     path = [str(Path(fastdream.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_INTERPRET": "1"} if interpreted else {}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     command = [sys.executable, "-c", START, str(Path(__file__).parent), f"tests.{module}", *args]
     done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True)

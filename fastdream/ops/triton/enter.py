@@ -155,6 +155,7 @@ def enter_own(
         b_own = tl.load(p_own, mask=m_x, other=0.0).to(tl.float32)
         b_own = tl.where(b_reset[:, None], 0.0, b_own)
         b_own = (b_own + load_vector(bias, o_h, m_h, 0.0)[None, :]).to(own.dtype.element_ty)
+        tl.debug_barrier()  # of narrow layers several threads have read each number
         tl.store(p_own, b_own, mask=m_x)
         b_scale, b_shift = load_vector(scale, o_h, m_h, 1.0), load_vector(shift, o_h, m_h, 0.0)
         b_x = norm_act_row(b_own.to(tl.float32), b_scale, b_shift, sums, o_m, M, eps, H, NORM, ACT)

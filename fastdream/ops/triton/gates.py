@@ -135,7 +135,8 @@ def split_gates_of(
     b_wc = load_weights(p_w + P * s_n, o_k, o_k < P, o_n, m_n, s_k, s_n)
     b_wu = load_weights(p_w + 2 * P * s_n, o_k, o_k < P, o_n, m_n, s_k, s_n)
     m_x = m_m[:, None] & m_n[None, :]
-    b_deter = tl.load(deter + o_row[:, None] * s_deter + (i_g * P + o_n)[None, :], mask=m_x, other=0.0)
+    p_deter = deter + o_row[:, None] * s_deter + (i_g * P + o_n)[None, :]
+    b_deter = tl.load(p_deter, mask=m_x, other=0.0, cache_modifier=".cg")
     b_deter = b_deter.to(tl.float32)
     if reset is not None:
         b_reset = tl.load(reset + o_row * s_reset, mask=m_m, other=1)

@@ -74,7 +74,7 @@ def gru_kernel(
     if reset is not None:
         b_reset = tl.load(reset + o_row * s_reset, mask=m_m, other=1) != 0
     p_deter = deter + o_row[:, None] * s_deter + o_n[None, :]
-    b_old = tl.load(p_deter, mask=m_m[:, None] & m_n[None, :], other=0.0).to(tl.float32)
+    b_old = tl.load(p_deter, mask=m_m[:, None] & m_n[None, :], other=0.0, cache_modifier=".cg").to(tl.float32)
     b_old = tl.where(b_reset[:, None], 0.0, b_old)
     b_bc, b_bh = load_bias(bias_x, o_n, m_n, 2 * D), load_bias(bias_h, o_n, m_n, 2 * D)
     b_br = load_bias(bias_x, o_n, m_n, 0) + load_bias(bias_h, o_n, m_n, 0)
@@ -86,7 +86,7 @@ def gru_kernel(
     for i_k in range(0, D, BK):
         o_k = split_inputs(i_k, BK, KS)
         m_k = o_k < D
-        b_a = kept(load_inputs(deter, o_row, m_m, o_k, m_k, s_deter), reset, b_reset)
+        b_a = kept(load_inputs(deter, o_row, m_m, o_k, m_k, s_deter, True), reset, b_reset)
         b_r = add_product(b_r, b_a, load_weights(of_deter, o_k, m_k, o_n, m_n, 1, D))
         b_u = add_product(b_u, b_a, load_weights(of_deter + D * D, o_k, m_k, o_n, m_n, 1, D))
         b_h = add_product(b_h, b_a, load_weights(of_deter + 2 * D * D, o_k, m_k, o_n, m_n, 1, D))

@@ -4,7 +4,8 @@ That is CUDA's programmatic dependent launch, from compute capability 9.0. A ker
 `begin(PDL)` before it reads what the kernel before writes, and before it writes anything: it waits there until all that
 the kernel before has written is visible, and only then lets the next be placed. So what is older than the kernel before
 (weights, inputs, noise, what was written two kernels ago or earlier) is there from the start: read it, and compute with
-it, before the wait. Memory that is written anew at every step is then read past the cache of the multiprocessor.
+it, before the wait. Memory that is written anew at every step is then read past the cache of the multiprocessor, and so
+is a step's row that may not begin at a multiple of 32 bytes: the cache may have its first numbers since the last step.
 Kernels without PDL wait as always.
 """
 

@@ -77,6 +77,7 @@ def reinforce_fwd_kernel(
     tl.store(entropy + KEY * M + i_m, b_entropy, mask=m_m)
     if KEY > 0:
         b_log += tl.load(log_prob + i_m, mask=m_m, other=0.0)
+        tl.debug_barrier()  # several threads have read each number
     tl.store(log_prob + i_m, b_log, mask=m_m)
     if KEY == KEYS - 1:
         for i_key in range(KEY):

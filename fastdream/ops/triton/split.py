@@ -24,10 +24,11 @@ def load_weights(weight, o_k, m_k, o_n, m_n, s_k, s_n):
 
 
 @triton.jit
-def load_inputs(x, o_row, m_m, o_k, m_k, stride):
-    """[KS, BM, K] of rows [BM] and inputs [KS, K]."""
+def load_inputs(x, o_row, m_m, o_k, m_k, stride, FRESH: tl.constexpr = False):
+    """[KS, BM, K] of rows [BM] and inputs [KS, K]. FRESH: they are read past the cache, see `overlap`."""
+    CACHE: tl.constexpr = ".cg" if FRESH else ""
     p_x = x + (o_row * stride)[None, :, None] + o_k[:, None, :]
-    return tl.load(p_x, mask=m_m[None, :, None] & m_k[:, None, :], other=0.0)
+    return tl.load(p_x, mask=m_m[None, :, None] & m_k[:, None, :], other=0.0, cache_modifier=CACHE)
 
 
 @triton.jit

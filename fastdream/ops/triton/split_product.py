@@ -49,13 +49,11 @@ def split_products(
     b_reset = tl.zeros([BM], tl.int1)
     if reset is not None:
         b_reset = tl.load(reset + o_row * s_reset, mask=m_m, other=1) != 0
-    b_base = tl.zeros([BM, BN], tl.float32)
-    if base is not None:
-        b_base = load_base(base, o_row, m_m, i_g * N + o_n, m_n, s_base, BASE)
     o_k = split_inputs(0, BK, KS)
     if x is None:
         b_w = load_weights(p_own, o_k, o_k < K, o_n, m_n, s_k, s_n)
         begin(PDL)
+        b_base = load_base(base, o_row, m_m, i_g * N + o_n, m_n, s_base, BASE)
         b_a = load_inputs(p_deter, o_row, m_m, o_k, o_k < K, s_deter)
         b_mean, b_rstd = moments(in_sums, o_m, M, in_eps, G * K, K, IN_TILE, IN_BT, IN_NORM)
         b_a = ready(
@@ -77,7 +75,7 @@ def split_products(
         for i_k in range(0, K, BK):
             o_k = split_inputs(i_k, BK, KS)
             m_k = o_k < K
-            b_a = load_inputs(p_deter, o_row, m_m, o_k, m_k, s_deter)
+            b_a = load_inputs(p_deter, o_row, m_m, o_k, m_k, s_deter, True)
             b_a = kept(b_a, reset, b_reset)
             b_w = load_weights(p_own, o_k, m_k, o_n, m_n, s_k, s_n)
             b_out = add_product(b_out, b_a, b_w)
@@ -85,6 +83,7 @@ def split_products(
         o_k = split_inputs(0, BX, KS)
         b_w = load_weights(p_shared, o_k, o_k < X, o_n, m_n, s_k, s_n)
         begin(PDL)
+        b_base = load_base(base, o_row, m_m, i_g * N + o_n, m_n, s_base, BASE)
         b_a = load_inputs(x, o_row, m_m, o_k, o_k < X, s_x)
         b_out = add_product(b_out, b_a, b_w)
         for i_k in range(BX, X, BX):
@@ -98,6 +97,9 @@ def split_products(
 
 @triton.jit
 def load_base(base, o_row, m_m, o_out, m_n, s_base, BASE: tl.constexpr):
-    """A tile of base [M, BASE] in float32, zero in columns that it has not."""
-    m_base = m_m[:, None] & (m_n & (o_out < BASE))[None, :]
-    return tl.load(base + o_row[:, None] * s_base + o_out[None, :], mask=m_base, other=0.0).to(tl.float32)
+    """A tile of base [M, BASE] in float32, zero in columns that it has not; all zeros where there is none."""
+    if base is None:
+        return tl.zeros([o_row.shape[0], o_out.shape[0]], tl.float32)
+    else:
+        m_base = m_m[:, None] & (m_n & (o_out < BASE))[None, :]
+        return tl.load(base + o_row[:, None] * s_base + o_out[None, :], mask=m_base, other=0.0).to(tl.float32)

@@ -87,10 +87,8 @@ def spread_norm_act_bwd_kernel(
 
     p_sums = sums + i_p * 3 * N + o_n
     tl.store(p_sums, tl.sum(b_dbias, 0, keep_dims=True), mask=m_n)
-    if scale is not None:
-        tl.store(p_sums + N, tl.sum(b_dscale, 0, keep_dims=True), mask=m_n)
-    if shift is not None:
-        tl.store(p_sums + 2 * N, tl.sum(b_dshift, 0, keep_dims=True), mask=m_n)
+    tl.store(p_sums + N, tl.sum(b_dscale, 0, keep_dims=True), mask=m_n)
+    tl.store(p_sums + 2 * N, tl.sum(b_dshift, 0, keep_dims=True), mask=m_n)
 
 
 @triton.jit(do_not_specialize=["M"])

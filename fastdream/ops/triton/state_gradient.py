@@ -161,7 +161,9 @@ def state_gradient_kernel(
         m_old = m_m & (tl.load(reset + o_row * s_reset, mask=m_m, other=1) == 0)
         m_out = m_old[:, None] & m_n[None, :]
         p_carry = carry + o_row[:, None] * (G * P) + (i_g * P + o_n)[None, :]
-        b_carry = tl.load(p_carry, mask=m_out, other=0.0, cache_modifier=".cg")
+        # Of a core without layers between its gates and its state, the kernel before wrote it: then after the wait.
+        if own is not None:
+            b_carry = tl.load(p_carry, mask=m_out, other=0.0, cache_modifier=".cg")
         b_out = through_blocks(
             of_deter,
             scale,
@@ -191,6 +193,8 @@ def state_gradient_kernel(
             KS,
             PDL,
         )
+        if own is None:
+            b_carry = tl.load(p_carry, mask=m_out, other=0.0)
         tl.store(p_carry, b_carry + b_out, mask=m_out)
 
 
