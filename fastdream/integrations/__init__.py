@@ -7,7 +7,7 @@ or in a program, before it makes its agent:
 
     from fastdream.integrations import r2dreamer
 
-    patch = r2dreamer.install()  # patch.undo() puts their functions back; so does the end of `with r2dreamer.install():`
+    patch = r2dreamer.install()  # patch.undo() puts their functions back, as does the end of a `with` block
 
 Parameters, checkpoints, settings and logs remain theirs. What is computed remains what they compute, up to rounding and
 to which random numbers draw a sample; each module says where it departs from that. A release whose functions take

@@ -12,12 +12,12 @@ import torch
 from fastdream import integrations
 
 USAGE = "usage: python -m fastdream.integrations CODEBASE (SCRIPT | -m MODULE) [ARGUMENT...]"
+FRAME = "__main__", "laprop", "modules", "patching"  # modules beside those of codebases
 
 
 def codebases() -> list[str]:
     """Those that there is an integration for."""
-    others = "__main__", "patching"
-    return sorted(module.name for module in pkgutil.iter_modules(integrations.__path__) if module.name not in others)
+    return sorted({module.name for module in pkgutil.iter_modules(integrations.__path__)}.difference(FRAME))
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -30,13 +30,14 @@ def main(args: Sequence[str] | None = None) -> None:
         fail(f"{USAGE}\ncodebases: {', '.join(codebases())}")
     codebase, *command = args
     if codebase not in codebases():
-        fail(f"{codebase!r} is no codebase that there is an integration for; there are {', '.join(codebases())}")
+        fail(f"there is no integration for {codebase!r}, only for {', '.join(codebases())}")
     module = command[0] == "-m"
     target, rest = (command[1], command[2:]) if module else (command[0], command[1:])
     if not module and not Path(target).is_file():
         fail(f"there is no file {target}")
-    # As Python itself does, so that the command finds its own modules.
-    sys.path[0] = str(Path.cwd() if module else Path(target).resolve().parent)
+    folder = str(Path.cwd() if module else Path(target).resolve().parent)
+    # The command finds its own modules as it does without us: in the place of the working directory, if that is there.
+    sys.path[: 0 if sys.flags.safe_path else 1] = [folder]
     try:
         patch = importlib.import_module(f"fastdream.integrations.{codebase}").install()
     except (ImportError, ValueError) as error:

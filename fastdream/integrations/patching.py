@@ -1,11 +1,13 @@
 """How functions of another codebase are replaced, and put back."""
 
 from collections.abc import Callable
+from functools import wraps
 from inspect import signature
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastdream import ops as fd
 from fastdream.ops import Ops
@@ -21,6 +23,7 @@ class Place(NamedTuple):
     takes: tuple[str, ...]  # names of its parameters, as the release that an integration is made for has them
     ops: tuple[str, ...]  # what the new one computes with
     make: Callable[[Function], Function]  # the new one, given the old one
+    note: str = ""  # what the new one is for, if that is not to compute with ops
 
     @property
     def dotted(self) -> str:
@@ -28,6 +31,45 @@ class Place(NamedTuple):
         if isinstance(self.owner, ModuleType):
             return f"{self.owner.__name__}.{self.name}"
         return f"{self.owner.__module__}.{self.owner.__qualname__}.{self.name}"
+
+
+def instead(new: Function) -> Callable[[Function], Function]:
+    """To `make` of a Place: `new(old, *args)` in the place of `old(*args)`."""
+
+    def make(old: Function) -> Function:
+        @wraps(old)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return new(old, *args, **kwargs)
+
+        return function
+
+    return make
+
+
+def outside_autocast(new: Function) -> Callable[[Function], Function]:
+    """As `instead`, with the new one `new(*args)`, and the old one where torch chooses each function's precision."""
+
+    def make(old: Function) -> Function:
+        @wraps(old)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return (old if _autocast((*args, *kwargs.values())) else new)(*args, **kwargs)
+
+        return function
+
+    return make
+
+
+def _autocast(args: tuple[Any, ...]) -> bool:
+    """Whether autocast is on for the device of the first tensor among arguments."""
+    for arg in args:
+        if isinstance(arg, tuple):
+            arg = arg[0]
+        if isinstance(arg, Tensor):
+            return torch.is_autocast_enabled(arg.device.type)
+    return False
+
+
+_NOTHING = object()
 
 
 class Patch:
@@ -38,9 +80,12 @@ class Patch:
         for place in places:
             _check(codebase, release, place)
         self.codebase, self.places = codebase, places
-        self._old = [(place, getattr(place.owner, place.name)) for place in places]
-        for place, old in self._old:
-            new = place.make(old)
+        for device in _devices():
+            table_of(device)  # now, not while somebody compiles or captures a call
+        # A class may have a function of its parent: then the parent's must stay.
+        self._old = [(place, vars(place.owner).get(place.name, _NOTHING)) for place in places]
+        for place in places:
+            new = place.make(getattr(place.owner, place.name))
             new.__fastdream__ = codebase  # type: ignore[attr-defined]
             setattr(place.owner, place.name, new)
 
@@ -48,16 +93,20 @@ class Patch:
         """Put their own functions back; once is enough."""
         while self._old:
             place, old = self._old.pop()
-            setattr(place.owner, place.name, old)
+            if old is _NOTHING:
+                delattr(place.owner, place.name)
+            else:
+                setattr(place.owner, place.name, old)
 
     def describe(self, device: torch.device | str) -> str:
         """A line for each function: what serves it on that device."""
         rows = {row.op: row.backend for row in fd.table(table_of(torch.device(device)))}
-        lines = [
-            f"  {place.dotted:40} {', '.join(f'{op} ({rows[op]})' for op in place.ops)}"
-            for place in self.places
-        ]
-        return "\n".join([f"{self.codebase} on fastdream's ops:", *lines])
+        width = max(len(place.dotted) for place in self.places)
+        lines = [f"{self.codebase} on fastdream's ops, on {torch.device(device).type}:"]
+        for place in self.places:
+            served = ", ".join(f"{op} ({rows[op]})" for op in place.ops)
+            lines.append(f"  {place.dotted:{width}}  {served or place.note}".rstrip())
+        return "\n".join(lines)
 
     def __enter__(self) -> "Patch":
         return self
@@ -76,6 +125,11 @@ def table_of(device: torch.device) -> Ops:
     if device not in _TABLES:
         _TABLES[device] = fd.load(device=device)
     return _TABLES[device]
+
+
+def _devices() -> list[torch.device]:
+    """Those that tensors may be on."""
+    return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
 
 
 def _check(codebase: str, release: str, place: Place) -> None:
