@@ -27,13 +27,13 @@ def layers_of(
     net: Iterable[Any],
     weight: Callable[[Any], Tensor] = own_weight,
     norms: tuple[Any, ...] = (nn.RMSNorm,),
-    others: tuple[type, ...] = (),
+    others: tuple[str, ...] = (),
 ) -> Layers:
     """The modules of a chain as layers: each with weights begins one, a norm and an activation complete it.
 
     weight  of a linear map or a convolution, as the op wants it.
     norms   which modules are RMS norms, with weight and eps.
-    others  modules that are no part of a layer, as a change of shape.
+    others  classes of modules that are no part of a layer, as a change of shape.
     Raises ValueError for an activation that no op has.
     """
     layers: list[Layer] = []
@@ -45,7 +45,7 @@ def layers_of(
             layers[-1] = layers[-1]._replace(act=act)
         elif getattr(module, "weight", None) is not None:
             layers.append(Layer(weight(module), module.bias))
-        elif not isinstance(module, others):
+        elif type(module).__name__ not in others:
             raise ValueError(
                 f"there is no op for {module}; undo() the patch, or use {', '.join(t.__name__ for t in _ACTS)}"
             )

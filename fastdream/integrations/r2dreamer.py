@@ -111,7 +111,7 @@ def _weight(module: Any) -> Tensor:
 
 
 def _net(net: Any) -> Layers:
-    return layers_of(net, _weight, others=(import_module("networks").LambdaLayer,))
+    return layers_of(net, _weight, others=("LambdaLayer",))
 
 
 def _core(net: Any) -> BlockGRU:
@@ -247,7 +247,7 @@ def _taps(kernel: int, device: torch.device) -> Tensor:
 
 def _images(net: Any) -> Layers:
     """The convolutions of a net, whose changes of resolution are known."""
-    return layers_of(net.layers, others=(nn.MaxPool2d, nn.Upsample))
+    return layers_of(net.layers, others=("MaxPool2d", "Upsample"))
 
 
 def _encode(self: Any, obs: Tensor) -> Tensor:
