@@ -46,13 +46,18 @@ def instead(new: Function) -> Callable[[Function], Function]:
     return make
 
 
-def outside_autocast(new: Function) -> Callable[[Function], Function]:
-    """As `instead`, with the new one `new(*args)`, and the old one where torch chooses each function's precision."""
+def outside_autocast(new: Function, compiled: bool = True) -> Callable[[Function], Function]:
+    """`new(*args)` in the place of `old(*args)`, but where torch chooses each function's precision.
+
+    compiled  whether it is the new one that is compiled, where they compile.
+    """
 
     def make(old: Function) -> Function:
         @wraps(old)
         def function(*args: Any, **kwargs: Any) -> Any:
-            return (old if _autocast((*args, *kwargs.values())) else new)(*args, **kwargs)
+            if _autocast((*args, *kwargs.values())) or (torch.compiler.is_compiling() and not compiled):
+                return old(*args, **kwargs)
+            return new(*args, **kwargs)
 
         return function
 
