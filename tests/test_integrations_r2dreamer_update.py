@@ -36,8 +36,9 @@ def agent(peer: SimpleNamespace, images: bool) -> Any:
         "discrete": 4,
         "depth": 2,
         "units": 8,
+        "warmup": 0,
         "imag_horizon": 4,
-        "lr": 1e-3,
+        "lr": 3e-3,
     }
     changes = {"model.compile": False, "model.rep_loss": "dreamer", "device": "cpu"}
     changes |= {f"model.{key}": value for key, value in settings.items()}
