@@ -132,7 +132,8 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "optim").mkdir()
     (tmp_path / "optim" / "__init__.py").touch()
     for name in ("distributions", "dreamer", "networks", "optim.laprop", "rssm"):
-        text = f"import sys\nsys.path.insert(1, {str(ROOT)!r})\nfrom tests.r2dreamer_stand_in import modules\n"
+        text = "import sys, types\nfolder = sys.modules.setdefault('stand', types.ModuleType('stand'))\n"
+        text += f"folder.__path__ = [{str(ROOT / 'tests')!r}]\nfrom stand.r2dreamer_stand_in import modules\n"
         text += f"for k, v in vars(modules()[{name!r}]).items():\n    if k[0] != '_': globals()[k] = v\n"
         (tmp_path / f"{name.replace('.', '/')}.py").write_text(text)
     (tmp_path / "script.py").write_text(
