@@ -12,7 +12,7 @@ resolution), KL, two-hot loss and mean, lambda-returns, and LaProp. What is not 
 - Imagination leaves out the step that follows its last state, which nothing reads.
 - Weights of block-diagonal layers keep their shape, but lie in memory with the blocks in front, so that no step has to
   move them. A checkpoint is the same to whoever reads it.
-- On a CPU everything is float32, which takes less time than their float16 there.
+- On a CPU everything is float32, in which our ops compute there, also where they ask for float16.
 - Elsewhere, under their autocast, products of matrices and what is made of them remain their own code: their rules of
   precision are torch's. Two-hot, KL, returns and LaProp, which are in float32 there too, are ours.
 

@@ -8,7 +8,7 @@ the draw of categorical states, KL, two-hot loss and mean, lambda-returns, and D
 same uniform numbers and are the same, with the same straight-through gradient; all else is equal up to rounding.
 
 Under autocast and where they compile (on a GPU that is what their stepper does), their functions remain, but for the
-optimizer, since the precision of every product is torch's there, and their compiled scan cannot hold our ops. The core
+optimizer: the precision of every product is torch's there, and their compiled scan was not tried with our ops. The core
 that is torch.nn.GRUCell, modules of lazy layers, and a rollout that was compiled or is wired by other keys are theirs.
 
 Nothing was measured on a GPU yet.
