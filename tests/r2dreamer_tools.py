@@ -48,7 +48,7 @@ def peer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
                 del sys.modules[name]
 
 
-def compare(
+def check_alike(
     peer: SimpleNamespace, owner: type, name: str, module: Any, *inputs: Any, rounds: bool = False
 ) -> None:
     """A method of the module, theirs and ours."""

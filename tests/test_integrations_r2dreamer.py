@@ -11,13 +11,31 @@ from fastdream.integrations import r2dreamer
 from fastdream.ops import twohot_bins
 
 from .integration_tools import randomized
-from .r2dreamer_tools import HEADS, NAMES, A, B, D, E, K, S, T, actor, compare, config, onehots, rssm, wanting
+from .r2dreamer_tools import (
+    HEADS,
+    NAMES,
+    A,
+    B,
+    D,
+    E,
+    K,
+    S,
+    T,
+    actor,
+    check_alike,
+    config,
+    onehots,
+    rssm,
+    wanting,
+)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_deter(peer: SimpleNamespace, layers: int):
     net = rssm(peer, dyn_layers=layers)._deter_net
-    compare(peer, peer.rssm.Deter, "forward", net, onehots(B).requires_grad_(), wanting(B, D), wanting(B, A))
+    check_alike(
+        peer, peer.rssm.Deter, "forward", net, onehots(B).requires_grad_(), wanting(B, D), wanting(B, A)
+    )
 
 
 @pytest.mark.parametrize("flags", [(B, T), (B, T, 1)], ids=str)
@@ -26,7 +44,7 @@ def test_observe_with_their_estimator(peer: SimpleNamespace, flags: tuple[int, .
     reset = torch.rand(flags) < 0.3
     assert reset.any()
     inputs = wanting(B, T, E), wanting(B, T, A), start, reset
-    compare(peer, peer.rssm.RSSM, "observe", rssm(peer), *inputs, rounds=True)
+    check_alike(peer, peer.rssm.RSSM, "observe", rssm(peer), *inputs, rounds=True)
 
 
 def test_observe_of_no_row_and_of_one_step(peer: SimpleNamespace):
@@ -42,8 +60,8 @@ def test_observe_of_no_row_and_of_one_step(peer: SimpleNamespace):
 
 def test_a_step_and_the_prior(peer: SimpleNamespace):
     step = onehots(B).requires_grad_(), wanting(B, D), wanting(B, A), wanting(B, E), torch.rand(B) < 0.4
-    compare(peer, peer.rssm.RSSM, "obs_step", rssm(peer), *step, rounds=True)
-    compare(peer, peer.rssm.RSSM, "prior", rssm(peer), wanting(B, T, D), rounds=True)
+    check_alike(peer, peer.rssm.RSSM, "obs_step", rssm(peer), *step, rounds=True)
+    check_alike(peer, peer.rssm.RSSM, "prior", rssm(peer), wanting(B, T, D), rounds=True)
 
 
 def test_draws_through_probabilities_where_that_is_asked_for(peer: SimpleNamespace):

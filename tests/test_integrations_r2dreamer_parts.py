@@ -12,7 +12,7 @@ from fastdream.integrations import r2dreamer
 from fastdream.ops import twohot_bins
 
 from .integration_tools import assert_as_good, randomized
-from .r2dreamer_tools import B, D, K, S, T, actor, compare, config, onehots, wanting
+from .r2dreamer_tools import B, D, K, S, T, actor, check_alike, config, onehots, wanting
 
 
 @pytest.mark.parametrize("free", [0.0, 1.0, 100.0])
@@ -34,7 +34,7 @@ def test_kl_of_raw_logits(peer: SimpleNamespace, free: float):
 def test_nets_on_features(peer: SimpleNamespace, symlog: bool):
     torch.manual_seed(0)
     net = randomized(peer.networks.MLP(config(symlog_inputs=symlog), 9))
-    compare(peer, peer.networks.MLP, "forward", net, wanting(B, T, 9))
+    check_alike(peer, peer.networks.MLP, "forward", net, wanting(B, T, 9))
     stock, head = peer.networks.MLPHead.forward, actor(peer, "normal")
     spread: Callable[..., Any] = lambda f: lambda m, x: (f(m, x).mean, f(m, x).stddev)  # noqa: E731
     with r2dreamer.install():
@@ -45,12 +45,12 @@ def test_nets_on_features(peer: SimpleNamespace, symlog: bool):
 def test_images(peer: SimpleNamespace):
     torch.manual_seed(0)
     encoder = randomized(peer.networks.ConvEncoder(config(), (16, 24, 3)))
-    compare(
+    check_alike(
         peer, peer.networks.ConvEncoder, "forward", encoder, torch.rand(B, 2, 16, 24, 3, requires_grad=True)
     )
     decoder = randomized(peer.networks.ConvDecoder(config(), D, S * K, (3, 16, 24)))
     inputs = onehots(B, 2).requires_grad_(), wanting(B, 2, D)
-    compare(peer, peer.networks.ConvDecoder, "forward", decoder, *inputs)
+    check_alike(peer, peer.networks.ConvDecoder, "forward", decoder, *inputs)
 
 
 @pytest.mark.parametrize("count", [255, 6])

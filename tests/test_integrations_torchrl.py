@@ -35,7 +35,7 @@ def losses(models: ModuleType) -> ModuleType:
     return import_module("torchrl.objectives.dreamer_v3")
 
 
-def compare(owner: Any, name: str, module: nn.Module, *inputs: Any) -> None:
+def check_alike(owner: Any, name: str, module: nn.Module, *inputs: Any) -> None:
     """A method of the module, theirs and ours."""
     stock = getattr(owner, name)
     with integration.install():
@@ -79,11 +79,11 @@ def posterior(models: ModuleType) -> Any:
 @pytest.mark.parametrize("lead", [(B,), (B, T)], ids=str)
 def test_networks(models: ModuleType, lead: tuple[int, ...]):
     inputs = onehots(*lead).requires_grad_(), wanting(*lead, D), wanting(*lead, A)
-    compare(models._DreamerV3BlockGRU, "forward", prior(models, num_layers=2).rnn, *inputs)
-    compare(models.RSSMPriorV3, "_belief_and_logits", prior(models), *inputs)
-    compare(models.RSSMPosteriorV3, "_logits", posterior(models), inputs[1], wanting(*lead, E))
+    check_alike(models._DreamerV3BlockGRU, "forward", prior(models, num_layers=2).rnn, *inputs)
+    check_alike(models.RSSMPriorV3, "_belief_and_logits", prior(models), *inputs)
+    check_alike(models.RSSMPosteriorV3, "_logits", posterior(models), inputs[1], wanting(*lead, E))
     net = randomized(models.DreamerV3MLP(D + S * K, 5, depth=2, num_cells=8))
-    compare(models.DreamerV3MLP, "forward", net, inputs[1], inputs[0])
+    check_alike(models.DreamerV3MLP, "forward", net, inputs[1], inputs[0])
 
 
 def test_other_cores_are_theirs(models: ModuleType):
