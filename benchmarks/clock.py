@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .bars import Sample
+from fastdream.integrations.__main__ import codebases
+
+from .bars import PATCHED, Sample
 
 LEAST = 0.02  # seconds of one sample: shorter calls are repeated
 PEERS = Path(__file__).parent / "peers"
@@ -53,7 +55,7 @@ def interleaved(sources: dict[str, Callable[[], Sample]], rounds: int) -> dict[s
 
 
 class Peer(NamedTuple):
-    """Another codebase, where it lies, and the Python that has what it needs."""
+    """Another codebase, as it is or on our ops, where it lies, and the Python that has what it needs."""
 
     name: str
     path: Path
@@ -61,16 +63,19 @@ class Peer(NamedTuple):
 
 
 def adapters() -> list[str]:
-    """The peers that can be timed."""
-    return sorted(path.stem for path in PEERS.glob("*.py") if path.stem != "protocol")
+    """The peers that can be timed, and those of them that run on our ops too."""
+    names = sorted(path.stem for path in PEERS.glob("*.py") if path.stem != "protocol")
+    return [*names, *(f"{name}{PATCHED}" for name in names if name in codebases())]
 
 
 class Running:
     """An adapter of benchmarks/peers in a process of its own, ready to update; see peers/protocol.py."""
 
     def __init__(self, peer: Peer, job: str, threads: int, device: str = "cpu") -> None:
-        adapter = [peer.python, str(PEERS / f"{peer.name}.py"), "--path", str(peer.path)]
+        name = peer.name.removesuffix(PATCHED)
+        adapter = [peer.python, str(PEERS / f"{name}.py"), "--path", str(peer.path)]
         command = [*adapter, "--job", job, "--threads", str(threads), "--device", device]
+        command += ["--fastdream"] if name != peer.name else []
         self.name = peer.name
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about = self._read()

@@ -18,7 +18,7 @@ import torch
 from fastdream.allocator import keep_freed_memory
 
 from . import jobs
-from .bars import FASTEST_PEER, OURS, Bar, Measured, Rates, Sample, Verdict, judge, select, wanted
+from .bars import FASTEST_PEER, OURS, PATCHED, Bar, Measured, Rates, Sample, Verdict, judge, select, wanted
 from .clock import Peer, Running, adapters, interleaved, repeated
 from .floors import Floor
 from .peer_flags import TakePeer, complete
@@ -99,7 +99,7 @@ class Contest:
         running = []
         try:
             for peer in self.peers:
-                if kind == "update" and names & {peer.name, FASTEST_PEER}:
+                if kind == "update" and names & {peer.name.removesuffix(PATCHED), FASTEST_PEER}:
                     running.append(Running(peer, name, threads))
                     self.about_peers[peer.name] = running[-1].about
                     sources[peer.name] = running[-1].sample

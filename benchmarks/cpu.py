@@ -7,8 +7,8 @@
 
 Candidates of a job are timed in turn; what is compared are medians of one run and one number of threads. Peers are
 timed where they are given, by the adapters in benchmarks/peers, which say how to get them; a bar whose peer is not
-there is neither met nor missed. torch.compile takes minutes for each shape and number of threads, and less once its
-cache is filled.
+there is neither met nor missed. `--peer r2dreamer+fastdream` times r2dreamer on our ops, by `fastdream.integrations`.
+torch.compile takes minutes for each shape and number of threads, and less once its cache is filled.
 """
 
 import sys

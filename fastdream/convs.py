@@ -1,7 +1,5 @@
 """Convolutions of images, with the norm and activation that follow each."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 from fastdream.nets import NormAct, trunc_normal_in_
 from fastdream.ops import Ops
 from fastdream.ops.params import Act, Norm
-from fastdream.ops.reference.images import filters, pixels
+from fastdream.ops.reference.images import filters, phase_taps, phase_weight, pixels
 
 
 class Conv(NormAct):
@@ -134,29 +132,3 @@ def pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Ten
     if rows[0] == rows[1] and columns[0] == columns[1]:
         return x, (rows[0], columns[0])
     return F.pad(x, (*columns, *rows)), (0, 0)
-
-
-def phase_taps(kernel: int) -> Tensor:
-    """Which taps of a kernel meet which pixels of an image that is doubled under it.
-
-    [k * k, 4, t * t] of 0 and 1, for outputs at even-even, even-odd, odd-even and odd-odd rows and columns. Along
-    an axis t pixels are in reach, 3 for k = 5. SAME padding of the image is that of the doubled one.
-    """
-    before, after = same_padding(1, kernel, 1)
-    ahead, behind = (before + 1) // 2, (after + 1) // 2
-    taps = ahead + behind + 1
-    met = (torch.arange(2)[:, None] + torch.arange(kernel) - before) // 2 + ahead
-    one = F.one_hot(met, taps).float()
-    return torch.einsum("akt, blu -> klabtu", one, one).reshape(kernel**2, 4, taps**2).contiguous()
-
-
-def phase_weight(weight: Tensor, taps: Tensor) -> Tensor:
-    """Weight of the convolution on an image that gives what `weight` gives on the image doubled.
-
-    weight [out, inp, k, k], `phase_taps` -> [4, out, inp, t, t], a view that `conv_spread` takes. Taps that meet one
-    pixel are added up: with k = 5 remain 36 of 100 multiplications.
-    """
-    out, inp, kernel, _ = weight.shape
-    reach = math.isqrt(taps.shape[-1])
-    phases = weight.reshape(out * inp, kernel**2) @ taps.flatten(1)
-    return phases.view(out, inp, 4, reach, reach).permute(2, 0, 1, 3, 4)

@@ -107,6 +107,18 @@ def test_wrong_arguments_are_one_line(fake: Path, change: dict[str, str | None],
     assert len(lines) == 1 and lines[0].startswith("fake: ") and says in lines[0]
 
 
+def test_a_peer_without_an_integration_is_refused(fake: Path):
+    done = run(fake, "--path", str(fake.parent), "--job", "proprio-1m-4x16", "--fastdream")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has no fastdream.integrations.fake, which fake needs" in done.stderr
+
+
+def test_peers_that_run_on_our_ops_are_offered_as_such():
+    names = load("clock").adapters()
+    assert {"r2dreamer", "r2dreamer+fastdream", "torchrl+fastdream", "dreamerv3"} <= set(names)
+    assert "dreamerv3+fastdream" not in names
+
+
 def test_a_fault_of_the_peer_ends_it(fake: Path):
     fake.write_text(fake.read_text().replace("time.sleep(0.05)", "raise RuntimeError('broken')"))
     done = run(fake, "--path", str(fake.parent), "--job", "proprio-1m-4x16", stdin="\n")

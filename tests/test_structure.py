@@ -38,6 +38,7 @@ LAYERS = {
     },
     "model": {"rssm", "behavior", "openloop", "official", "dreamer"},
     "agents": {"agents"},
+    "integrations": {"integrations"},
     "top": {
         "run",
         "train",
@@ -68,6 +69,7 @@ MAY_IMPORT = {
     "model": {"ops", "spaces", "parts"},
     "agents": {"ops", "spaces", "parts", "model"},
     "plumbing": {"spaces"},
+    "integrations": {"ops"},
     "top": {"ops", "spaces", "parts", "model", "agents", "plumbing"},
 }
 # Packages beyond the standard library that a layer may import, anywhere in its files; None: no restriction.
@@ -77,6 +79,7 @@ THIRD_PARTY = {
     "parts": {"torch", "numpy"},
     "model": {"torch", "numpy"},
     "agents": {"torch", "numpy"},
+    "integrations": {"torch"},  # and what they are for, when it is there
 }
 MODEL_CODE = ("ops", "parts", "model", "agents")
 

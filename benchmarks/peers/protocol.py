@@ -1,8 +1,9 @@
 """How a peer's updates are timed: the command line, the jobs, and the loop that every adapter in this folder runs.
 
-    PYTHON benchmarks/peers/NAME.py --path DIR --job JOB --threads N [--device cuda]
+    PYTHON benchmarks/peers/NAME.py --path DIR --job JOB --threads N [--device cuda] [--fastdream]
 
-runs in the peer's own Python environment, so only the standard library is imported here. The adapter builds the
+runs in the peer's own Python environment, so only the standard library is imported here. With --fastdream the peer's
+functions are replaced by `fastdream.integrations.NAME`, of the fastdream around this folder. The adapter builds the
 peer's agent and a batch in memory, does one update to warm up, and says so on stdout with one line of JSON:
 
     {"ready": true, "peer": NAME, "version": ..., "parameters": ..., "seconds_to_ready": ...}
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -128,6 +130,7 @@ def serve(
     remedy: str,
     build: Callable[[Path, Job, int, str], Peer],
     kinds: tuple[str, ...] = ("proprio", "pixels"),
+    source: str = "",
 ) -> None:
     """Run an adapter: answer stdin with the times of updates.
 
@@ -136,6 +139,7 @@ def serve(
     remedy: the commands that bring the peer and what it needs.
     build: the agent, from that folder, the job, the number of threads and the device.
     kinds: of jobs that the peer has equal networks for.
+    source: the folder in that of the peer that holds its modules.
     """
     start = time.perf_counter()
     # Adapters bear the names of their peers, which must not be what `import name` finds.
@@ -146,6 +150,9 @@ def serve(
     parser.add_argument("--threads", type=int, default=1, help="threads that an update may use")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where updates run (%(default)s)"
+    )
+    parser.add_argument(
+        "--fastdream", action="store_true", help="replace functions of the peer by fastdream's integration"
     )
     args = parser.parse_args()
     if args.threads < 1:
@@ -160,16 +167,29 @@ def serve(
         parser.error(f"--job {args.job}: there is no equal network in {name}; use {' or '.join(kinds)}")
     with answers() as out:
         try:
+            if args.fastdream:
+                set_up_torch(args.threads, args.device)
+                patch(name, args.path.resolve() / source)
             peer = build(args.path.resolve(), task, args.threads, args.device)
         except ModuleNotFoundError as error:
             parser.error(f"{sys.executable} has no {error.name}, which {name} needs; get it by: {remedy}")
         peer.update()
-        about = {"peer": name, "version": peer.version, "parameters": peer.parameters}
+        about = {
+            "peer": f"{name}+fastdream" if args.fastdream else name,
+            "version": peer.version,
+            "parameters": peer.parameters,
+        }
         answer(out, {"ready": True, **about, "seconds_to_ready": time.perf_counter() - start})
         for _ in sys.stdin:
             wall, cpu = time.perf_counter(), time.process_time()
             peer.update()
             answer(out, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu})
+
+
+def patch(name: str, source: Path) -> None:
+    """Replace functions of the peer, whose modules are in `source`."""
+    sys.path[:0] = [str(source), str(Path(__file__).parents[2])]
+    print(import_module(f"fastdream.integrations.{name}").install().describe("cpu"))
 
 
 @contextmanager

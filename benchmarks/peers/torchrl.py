@@ -179,4 +179,4 @@ def batch(job: Job) -> Any:
 
 
 if __name__ == "__main__":
-    serve("torchrl", f"{SITE}/torchrl", REMEDY, build, kinds=("proprio",))
+    serve("torchrl", f"{SITE}/torchrl", REMEDY, build, kinds=("proprio",), source=SITE)

@@ -1,5 +1,7 @@
 """Convolutions that halve an image or double it, with norm and activation at every pixel; the loss of an image."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,6 +92,32 @@ def conv_spread(
     weight, bias = filters(weight.flatten(0, 1), x.dtype), match(bias, x.dtype).repeat(4)
     y = conv_same(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
     return spread_norm_act(y, scale, shift, norm, act, eps)
+
+
+def phase_taps(kernel: int) -> Tensor:
+    """Which taps of a kernel meet which pixels of an image that is doubled under it.
+
+    [k * k, 4, t * t] of 0 and 1, for outputs at even-even, even-odd, odd-even and odd-odd rows and columns. Along
+    an axis t pixels are in reach, 3 for k = 5. SAME padding of the image is that of the doubled one.
+    """
+    before = (kernel - 1) // 2
+    ahead, behind = (before + 1) // 2, (kernel - before) // 2
+    taps = ahead + behind + 1
+    met = (torch.arange(2)[:, None] + torch.arange(kernel) - before) // 2 + ahead
+    one = F.one_hot(met, taps).float()
+    return torch.einsum("akt, blu -> klabtu", one, one).reshape(kernel**2, 4, taps**2).contiguous()
+
+
+def phase_weight(weight: Tensor, taps: Tensor) -> Tensor:
+    """Weight of the convolution on an image that gives what `weight` gives on the image doubled.
+
+    weight [out, inp, k, k], `phase_taps` -> [4, out, inp, t, t], a view that `conv_spread` takes. Taps that meet one
+    pixel are added up: with k = 5 remain 36 of 100 multiplications.
+    """
+    out, inp, kernel, _ = weight.shape
+    reach = math.isqrt(taps.shape[-1])
+    phases = weight.reshape(out * inp, kernel**2) @ taps.flatten(1)
+    return phases.view(out, inp, 4, reach, reach).permute(2, 0, 1, 3, 4)
 
 
 def image_loss(x: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,61 @@
+"""Networks that other codebases build of torch's modules, as ops take them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdream.ops import Act, Layer, Layers
+
+_ACTS: dict[type[nn.Module], Act] = {
+    nn.ELU: "elu",
+    nn.GELU: "gelu",
+    nn.Identity: "none",
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+    nn.Tanh: "tanh",
+}
+
+
+def own_weight(module: Any) -> Tensor:
+    """The weight as it is."""
+    return module.weight
+
+
+def layers_of(
+    net: Iterable[Any],
+    weight: Callable[[Any], Tensor] = own_weight,
+    norms: tuple[Any, ...] = (nn.RMSNorm,),
+    others: tuple[str, ...] = (),
+) -> Layers:
+    """The modules of a chain as layers: each with weights begins one, a norm and an activation complete it.
+
+    weight  of a linear map or a convolution, as the op wants it.
+    norms   which modules are RMS norms, with weight and eps.
+    others  classes of modules that are no part of a layer, as a change of shape.
+    Raises ValueError for an activation that no op has.
+    """
+    layers: list[Layer] = []
+    for module in net:
+        if isinstance(module, norms):
+            eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
+            layers[-1] = layers[-1]._replace(norm="rms", scale=module.weight, eps=eps)
+        elif act := _act(module):
+            layers[-1] = layers[-1]._replace(act=act)
+        elif getattr(module, "weight", None) is not None:
+            layers.append(Layer(weight(module), module.bias))
+        elif type(module).__name__ not in others:
+            raise ValueError(
+                f"there is no op for {module}; undo() the patch, or use {', '.join(t.__name__ for t in _ACTS)}"
+            )
+    return tuple(layers)
+
+
+def _act(module: nn.Module) -> Act | None:
+    """What an op calls the activation that the module computes, if it does."""
+    if isinstance(module, nn.GELU) and module.approximate != "tanh":
+        return None
+    if isinstance(module, nn.ELU) and module.alpha != 1:
+        return None
+    return _ACTS.get(type(module))
