@@ -128,7 +128,9 @@ def _img_step(old: Function) -> Function:
         if not sample or deter.dim() != 2 or not _ours(self, deter):
             return old(self, prev_state, prev_action, sample)
         noise = deter.new_empty(len(deter), self._stoch).uniform_()
-        return _state(table_of(deter.device).imagine_step(model_of(self), deter, stoch, prev_action, noise))
+        # A view of the batch's actions, which their own step of the posterior changes in place.
+        action = prev_action.clone()
+        return _state(table_of(deter.device).imagine_step(model_of(self), deter, stoch, action, noise))
 
     return img_step
 
