@@ -69,7 +69,14 @@ def install() -> Patch:
                 rssm, "imagine_with_action", ("self", "action", "state"), ("rollout",), _imagine_with_action
             ),
             Place(rssm, "kl_loss", kl, ("categorical_kl",), _kl_loss),
-            Place(models.ImagBehavior, "_imagine", ("self", "start", "policy", "horizon"), (), _imagine),
+            Place(
+                models.ImagBehavior,
+                "_imagine",
+                ("self", "start", "policy", "horizon"),
+                (),
+                _imagine,
+                "its loop",
+            ),
             Place(networks.MLP, "forward", ("self", "features", "dtype"), ("mlp",), _mlp),
             Place(twohot, "mean", ("self",), ("twohot_mean",), _mean),
             Place(twohot, "mode", ("self",), ("twohot_mean",), _mean),

@@ -14,6 +14,8 @@ from fastdream.integrations.sheeprl.deferred import Inputs, Output, follow
 from fastdream.integrations.sheeprl.fabric import bare, ours
 from fastdream.ops import RSSM, ActionHead, Actor, BlockGRU, Categorical, Layer, Layers, unimix_log_probs
 
+ENTERS = "left to the step"
+
 
 def places() -> list[Place]:
     """What is replaced."""
@@ -28,8 +30,8 @@ def places() -> list[Place]:
     returns = "last", "terminal", "rewards", "bootstrap", "discount", "lmbda"
     imagine = partial(_imagine, agent=agent, train=train, net=net)
     return [
-        Place(rssm, "embed_actions", ("self", "actions"), (), _as_it_is),
-        Place(rssm, "project_observations", ("self", "embedded_obs"), (), _as_it_is),
+        Place(rssm, "embed_actions", ("self", "actions"), (), _as_it_is, ENTERS),
+        Place(rssm, "project_observations", ("self", "embedded_obs"), (), _as_it_is, ENTERS),
         Place(rssm, "dynamic", step, ("observe",), partial(_dynamic, net=net)),
         Place(rssm, "imagination", prior, ("imagine_step",), partial(_imagination, net=net)),
         Place(train, "imagine", (*dream, *settings), ("imagine", "mlps"), imagine),

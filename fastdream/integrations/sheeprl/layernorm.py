@@ -28,7 +28,7 @@ def places() -> list[Place]:
     bins = "logits", "dims", "low", "high", "transfwd", "transbwd"
     returns = "rewards", "values", "continues", "lmbda"
     return [
-        Place(v3.RSSM, "project_observations", ("self", "embedded_obs"), (), _as_it_is),
+        Place(v3.RSSM, "project_observations", ("self", "embedded_obs"), (), _as_it_is, "left to the step"),
         Place(v3.RSSM, "dynamic", (*step, "initial_states", "projected"), ("observe",), _dynamic),
         Place(
             train, "imagine", (*dream, *settings), ("imagine_step", "mlps"), partial(_imagine, train=train)
