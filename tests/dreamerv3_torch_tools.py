@@ -1,6 +1,5 @@
 """Stand-ins for dreamerv3-torch, and its modules: those of the checkout where it is on the path."""
 
-import inspect
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -13,12 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
 
 from .sheeprl_train_tools import symexp, symlog, twohot
 from .standin_tools import drawn, mixed_probs
 
-B, T, D, H, S, C, A, E, UNITS = 3, 7, 16, 12, 4, 5, 3, 6, 14
+B, T, D, H, S, C, A, E = 3, 7, 16, 12, 4, 5, 3, 6
 NAMES = "models", "networks", "tools"
 REMEDY = (
     "no checkout of dreamerv3-torch is on the path; git clone https://github.com/NM512/dreamerv3-torch, "
@@ -112,37 +110,6 @@ class RSSM(nn.Module):
         return dyn_scale * dyn + rep_scale * rep, value, dyn, rep
 
 
-class MLP(nn.Module):
-    def __init__(self, inp: int, shape: Any, dist: str, std: Any) -> None:
-        super().__init__()
-        self._shape, self._dist, self._std, self._symlog_inputs = shape, dist, std, shape is None
-        self.layers = nn.Sequential(nn.Linear(inp, UNITS, bias=False), nn.LayerNorm(UNITS, 1e-3), nn.SiLU())
-        out = {key: nn.Linear(UNITS, n) for key, (n,) in shape.items()} if isinstance(shape, dict) else None
-        self.mean_layer = nn.ModuleDict(out) if out else None if shape is None else nn.Linear(UNITS, shape[0])
-        self.std_layer = nn.Linear(UNITS, A) if std == "learned" else None
-
-    def dist(self, dist: str, mean: Tensor, std: Any, shape: Any) -> Any:
-        if dist == "normal":
-            return Sampled(Independent(Normal(torch.tanh(mean), torch.sigmoid(std) + 0.1), 1))
-        return DiscDist(mean) if dist == "symlog_disc" else SimpleNamespace(mode=lambda: mean)
-
-    def forward(self, features: Tensor, dtype: Any = None) -> Any:
-        x = self.layers(symlog(features) if self._symlog_inputs else features)
-        if self._shape is None:
-            return x
-        if isinstance(self._shape, dict):
-            return {
-                key: self.dist(self._dist, self.mean_layer[key](x), 1, s) for key, s in self._shape.items()
-            }
-        std = self.std_layer(x) if self._std == "learned" else self._std
-        return self.dist(self._dist, self.mean_layer(x), std, self._shape)
-
-
-class Sampled:
-    def __init__(self, dist: Any) -> None:
-        self.sample, self.mode = dist.rsample, lambda: dist.mean
-
-
 class DiscDist:
     def __init__(self, logits: Tensor, low: float = -20.0, high: float = 20.0) -> None:
         self.logits, self.buckets = logits, torch.linspace(low, high, 255).to(logits.dtype)
@@ -180,23 +147,18 @@ def peer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         if not (spec and spec.origin and (Path(spec.origin).parent / "exploration.py").exists()):
             pytest.skip(REMEDY)
         models, networks, tools = map(import_module, NAMES)
-        cpu = lambda f: {"device": "cpu"} if "device" in inspect.signature(f).parameters else {}  # noqa: E731
         rssm = lambda: networks.RSSM(S, D, H, 1, C, num_actions=A, embed=E, device="cpu")  # noqa: E731
-
-        def net(inp: int, shape: Any, dist: str, std: Any) -> Any:
-            args = {"dist": dist, "std": std, "symlog_inputs": shape is None, **cpu(networks.MLP.__init__)}
-            return networks.MLP(inp, shape, 1, UNITS, name="Net", **args)
 
         def disc(logits: Tensor) -> Any:
             made = tools.DiscDist(logits, device="cpu")
             made.buckets = made.buckets.to(logits.dtype)
             return made
 
-        return SimpleNamespace(models=models, networks=networks, rssm=rssm, net=net, disc=disc)
+        return SimpleNamespace(models=models, networks=networks, rssm=rssm, disc=disc)
     found = {name: ModuleType(name) for name in NAMES}
     found["models"].ImagBehavior = ImagBehavior
-    found["networks"].RSSM, found["networks"].MLP, found["tools"].DiscDist = RSSM, MLP, DiscDist
+    found["networks"].RSSM, found["tools"].DiscDist = RSSM, DiscDist
     for name, module in found.items():
         monkeypatch.setitem(sys.modules, name, module)
     both = {"models": found["models"], "networks": found["networks"]}
-    return SimpleNamespace(**both, rssm=RSSM, net=MLP, disc=DiscDist)
+    return SimpleNamespace(**both, rssm=RSSM, disc=DiscDist)

@@ -5,7 +5,7 @@
         --logdir ~/logdir
 
 Replaced: the posterior's scan, with the priors of all time steps computed and drawn after it; the prior's step; loops
-of imagination; networks of features; KL; two-hot loss and mean. What is not theirs to the bit:
+of imagination; KL; two-hot loss and mean. What is not theirs to the bit:
 
 - Draws have their distributions and their straight-through gradients, but come of other random numbers: one uniform
   number for each variable, whose class the inverse CDF gives.
@@ -77,7 +77,6 @@ def install() -> Patch:
                 _imagine,
                 "its loop",
             ),
-            Place(networks.MLP, "forward", ("self", "features", "dtype"), ("mlp",), _mlp),
             Place(twohot, "mean", ("self",), ("twohot_mean",), _mean),
             Place(twohot, "mode", ("self",), ("twohot_mean",), _mean),
             Place(twohot, "log_prob", ("self", "x"), ("twohot_loss",), _log_prob),
@@ -183,29 +182,6 @@ def _kl_loss(old: Function) -> Function:
         return dyn_scale * dyn + rep_scale * rep, value, dyn, rep
 
     return kl_loss
-
-
-def _mlp(old: Function) -> Function:
-    @wraps(old)
-    def forward(self: Any, features: Tensor, dtype: Any = None) -> Any:
-        if mixed(features) or torch.compiler.is_compiling():
-            return old(self, features, dtype)
-        ops = table_of(features.device)
-        x = ops.symlog(features) if self._symlog_inputs else features
-        x = ops.mlp(x, layers_of(self.layers))
-        if self._shape is None:
-            return x
-        learned = self._std == "learned"
-        if isinstance(self._shape, dict):
-            stds = {name: self.std_layer[name](x) if learned else self._std for name in self._shape}
-            means = {name: self.mean_layer[name](x) for name in self._shape}
-            return {
-                name: self.dist(self._dist, means[name], stds[name], s) for name, s in self._shape.items()
-            }
-        std = self.std_layer(x) if learned else self._std
-        return self.dist(self._dist, self.mean_layer(x), std, self._shape)
-
-    return forward
 
 
 def _plain(dist: Any) -> bool:
