@@ -12,7 +12,7 @@ import torch
 from fastdream import integrations
 
 USAGE = "usage: python -m fastdream.integrations CODEBASE (SCRIPT | -m MODULE) [ARGUMENT...]"
-FRAME = "__main__", "laprop", "modules", "patching"  # modules beside those of codebases
+FRAME = "__main__", "laprop", "modules", "patching", "resets"  # modules beside those of codebases
 
 
 def codebases() -> list[str]:

@@ -32,7 +32,7 @@ def layers_of(
     """The modules of a chain as layers: each with weights begins one, a norm and an activation complete it.
 
     weight  of a linear map or a convolution, as the op wants it.
-    norms   which modules are RMS norms, with weight and eps.
+    norms   which modules are RMS norms, with weight and eps; torch's layer norms are known.
     others  classes of modules that are no part of a layer, as a change of shape.
     Raises ValueError for an activation that no op has.
     """
@@ -41,6 +41,9 @@ def layers_of(
         if isinstance(module, norms):
             eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
             layers[-1] = layers[-1]._replace(norm="rms", scale=module.weight, eps=eps)
+        elif isinstance(module, nn.LayerNorm):
+            last = layers[-1]._replace(norm="layer", eps=module.eps)
+            layers[-1] = last._replace(scale=module.weight, shift=module.bias)
         elif act := _act(module):
             layers[-1] = layers[-1]._replace(act=act)
         elif getattr(module, "weight", None) is not None:
@@ -59,3 +62,8 @@ def _act(module: nn.Module) -> Act | None:
     if isinstance(module, nn.ELU) and module.alpha != 1:
         return None
     return _ACTS.get(type(module))
+
+
+def mixed(x: Tensor) -> bool:
+    """Whether torch chooses the precision of each of its own functions on x's device."""
+    return torch.is_autocast_enabled(x.device.type)
