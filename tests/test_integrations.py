@@ -170,7 +170,10 @@ def test_a_script_elsewhere_finds_its_own_modules(checkout: Path):
         ([], "usage: python -m fastdream.integrations CODEBASE"),
         (["r2dreamer"], "usage: "),
         (["r2dreamer", "-m"], "usage: "),
-        (["dreamer9", "x.py"], "there is no integration for 'dreamer9', only for r2dreamer, torchrl"),
+        (
+            ["dreamer9", "x.py"],
+            "there is no integration for 'dreamer9', only for dreamerv3_torch, r2dreamer, sheeprl, torchrl",
+        ),
         (["patching", "x.py"], "there is no integration for 'patching'"),
         (["r2dreamer", "nowhere.py"], "there is no file nowhere.py"),
     ],

@@ -53,7 +53,7 @@ def test_images(peer: SimpleNamespace):
     check_alike(peer, peer.networks.ConvDecoder, "forward", decoder, *inputs)
 
 
-@pytest.mark.parametrize("count", [255, 6])
+@pytest.mark.parametrize("count", [255, 7])
 def test_twohot(peer: SimpleNamespace, count: int):
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
