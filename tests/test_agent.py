@@ -11,6 +11,7 @@ from fastdream import ops as fd
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size, variant
 from fastdream.agents.dreamer_v3_config import SIZES, LossScales
 from fastdream.agents.dreamer_v3_nets import Networks
+from fastdream.normalize import SlowConfig
 from fastdream.optim import OptConfig
 from fastdream.spaces import Space, Spaces
 
@@ -150,6 +151,16 @@ def test_greedy_actions_are_the_same_every_time_and_sampled_ones_are_not() -> No
     assert np.array_equal(greedy["action"], np.zeros_like(greedy["action"]))
     with pytest.raises(ValueError, match="mode='best'"):
         agent.policy(carry, obs, mode="best")
+
+
+def test_the_slow_critic_follows_what_an_update_has_made_of_the_fast_one() -> None:
+    agent = make(VECTOR, DISCRETE, slowvalue=SlowConfig(rate=1.0))
+    agent.update(agent.init_train(2), batch(agent))  # at a learning rate of 0
+    before = [p.clone() for p in agent.nets.val.parameters()]
+    agent.update(agent.init_train(2), batch(agent))
+    fast, slow = (list(module.parameters()) for module in (agent.nets.val, agent.nets.slowval))
+    assert all(torch.equal(a, b) for a, b in zip(fast, slow, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, slow, strict=True))
 
 
 def test_losses_that_are_switched_off_do_not_train() -> None:

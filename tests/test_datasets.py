@@ -208,6 +208,34 @@ def test_the_replay_of_a_run(tmp_path: Path):
     assert ours[-1]["is_last"][-1] and not ours[-1]["is_terminal"][-1]
 
 
+@pytest.mark.parametrize("known", ["is_first", "is_last"])
+def test_where_one_episode_ends_the_next_begins_whichever_of_both_is_said(tmp_path: Path, known: str):
+    whole = [episode(12, 0), episode(7, 1)]
+    file = {key: np.concatenate([one[key] for one in whole]) for key in ("vector", "action", "reward", known)}
+    source = find(str(save_npz(tmp_path, file)))
+    (found,) = read(source)
+    assert np.flatnonzero(found["is_first"]).tolist() == [0, 13] and not found["is_terminal"].any()
+    assert np.flatnonzero(found["is_last"]).tolist() == [12, 20]
+    assert survey(source).lengths == (12, 7)
+
+
+def test_what_rounding_adds_to_an_action_is_taken_off_and_more_is_another_scale(tmp_path: Path):
+    near, far = episode(12, 0), episode(12, 0)
+    near["action"][3], far["action"][3] = 1.0005, 1.01
+    (found,) = read(find(str(save_npz(tmp_path / "near", near))))
+    assert found["action/action"].max() == 1
+    assert survey(find(str(save_npz(tmp_path / "far", far)))).act_space["action"].high != 1
+
+
+def test_a_dataset_is_known_by_its_keys_too(tmp_path: Path):
+    data = episode(12, 0)
+    other = {"wector" if key == "vector" else key: value for key, value in data.items()}
+    one, two = (
+        survey(find(str(save_npz(tmp_path / name, x)))) for name, x in (("one", data), ("two", other))
+    )
+    assert one.digest != two.digest
+
+
 def test_a_replay_is_filled_with_everything(tmp_path: Path):
     whole = [episode(12, 0), episode(7, 1)]
     data = Recorded("set", find(str(save_npz(tmp_path, *whole))))

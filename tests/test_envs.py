@@ -137,6 +137,7 @@ def test_the_right_answers_to_a_dummy_earn_everything_and_a_time_limit_is_no_ter
         ({"vector": np.zeros(5)}, r"'vector' is float64 \[5\], its space says float32 \[4\]"),
         ({"vector": "text"}, "'vector' is"),
         ({"image": np.zeros((64, 64, 3), np.float32)}, "'image' is float32"),
+        ({"discrete": -2}, "'discrete' is -2, its space has the classes 0 to 3"),
         ({"discrete": 4}, "'discrete' is 4, its space has the classes 0 to 3"),
         ({"discrete": 1.5}, "'discrete' is float64"),
         ({"surprise": 1}, "'surprise' is not in the observation space"),

@@ -165,6 +165,9 @@ def test_finite_bounds_are_scaled_and_infinite_ones_passed_through():
     scale = rescale(np.array([0, -np.inf, 0]), np.array([10, np.inf, np.inf]))
     assert scale(np.array([0.5, 7.0, -3.0])).tolist() == [7.5, 7.0, 0.0]
     assert scale(np.array([-4.0, -9.0, 5.0])).tolist() == [0.0, -9.0, 5.0]
+    # Rounding may not lead beyond a bound.
+    low, high = np.array([0.1]), np.array([0.7])
+    assert rescale(low, high)(np.array([1.0])) <= high and rescale(low, high)(np.array([-1.0])) >= low
     with pytest.raises(AssertionError, match="nan"):
         scale(np.array([np.nan, 0, 0]))
 

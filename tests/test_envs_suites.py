@@ -94,6 +94,28 @@ class TestAtari:
         assert first[0]["image"].max() > 0 and first[0]["is_first"]
         assert np.array_equal(env.reset(seed=3)["image"], first[0]["image"])
 
+    def test_a_picture_is_the_brightest_of_the_last_two_frames(self):
+        env = make("atari_pong", repeat=4, pooling=2, noops=0).env
+        env.reset(seed=0)
+        ale, brightness = env._ale, iter([200, 150, 100, 50])
+
+        class Fading:
+            """Each frame darker than the one before."""
+
+            def __getattr__(self, name):
+                return getattr(ale, name)
+
+            def act(self, action):
+                self.shown = next(brightness)
+                return ale.act(action)
+
+            def getScreenRGB(self, into):
+                into[:] = self.shown
+
+        env._ale, env._frames[:] = Fading(), 0
+        picture = env.step({"action": np.int64(0)})["image"]
+        assert picture.min() == picture.max() == 100
+
     def test_lives_end_nothing_a_state_or_the_episode(self):
         def flags(lives):
             env = make("atari100k_breakout", lives=lives, noops=0)
