@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastdream import tree_files
@@ -99,7 +99,8 @@ NODES = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+# How long it takes to make nested examples is no fault of what is tested.
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(NODES)
 def test_packing_is_exact_and_valid_json(value: object) -> None:
     outline, groups = tree_files.pack({"x": value})
