@@ -1,7 +1,9 @@
 """r2dreamer (github.com/NM512/r2dreamer, at 546e4fa) on fastdream's ops.
 
     git clone https://github.com/NM512/r2dreamer && cd r2dreamer
-    python -m fastdream.integrations r2dreamer train.py env=dmc_proprio device=cpu model.compile=False
+    python -m fastdream.integrations r2dreamer train.py env=dmc_proprio
+
+Their script needs a GPU, as their environments pin memory; their agent by itself runs on a CPU too.
 
 Replaced: the block GRU, the posterior's and the prior's step, imagination, the networks on features, the convolutions
 of images (each pool with what precedes it; nearest-neighbour doubling and the convolution after it as one at the low

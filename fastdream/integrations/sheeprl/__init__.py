@@ -1,7 +1,7 @@
 """sheeprl (github.com/Eclectic-Sheep/sheeprl, 0.8.4) on fastdream's ops: its dreamer_v3_5, dreamer_v3 and dreamer_v2.
 
     pip install sheeprl==0.8.4
-    python -m fastdream.integrations sheeprl -m sheeprl exp=dreamer_v3_5 env=dmc fabric.accelerator=cpu
+    python -m fastdream.integrations sheeprl -m sheeprl exp=dreamer_v3_5 fabric.accelerator=cpu
 
 Replaced: the posterior's steps, which their loop asks for one by one and one scan computes when it joins them; the
 prior's step and imagination; two-hot loss and mean, lambda-returns, and dreamer_v3_5's LaProp. In dreamer_v2 only the
