@@ -3,6 +3,7 @@
 Each is computed when it is asked for, and what two of them need once.
 """
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 
 import torch
@@ -12,7 +13,7 @@ from fastdream.ops.params import GRU, BlockGRU, Layer, Layers
 from fastdream.ops.triton.layer_gradients import Pieces, activated, bias_gradient, by_block, first_rows, flat
 
 
-class CoreGradients:
+class CoreGradients(ABC):
     """What all cores have in common."""
 
     def __init__(self, pieces: Pieces) -> None:
@@ -36,9 +37,9 @@ class CoreGradients:
         """Of the actions as the core takes them, [B*T, A]."""
         return self.stoch.weight @ self.pieces.weights.action
 
+    @abstractmethod
     def layers(self, before: Tensor, stoch_before: Tensor) -> Layers:
         """In the order in which `native.params` lists them. before, stoch_before [B*T, N]: what steps began with."""
-        raise NotImplementedError
 
     def _inputs(self, stoch_before: Tensor) -> Layer:
         """Of the layer on stoch and action side by side."""
