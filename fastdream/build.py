@@ -1,5 +1,6 @@
 """From settings to the parts of a run: device, kernels, environments, replay, agent."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from fastdream.envs import make
 from fastdream.learner import Agent
 from fastdream.logger import Logger
 from fastdream.replay import Replay
+from fastdream.replay_device import DeviceReplay
 from fastdream.replay_store import Spec
 from fastdream.spaces import FLAGS, Spaces
 from fastdream.workers import MakeEnv
@@ -95,8 +97,19 @@ def step_spec(obs_space: Spaces, act_space: Spaces, agent: Agent) -> Spec:
     return {**obs, "reward": ((), np.dtype(np.float32)), **flags, **act, **agent.latent_spec}
 
 
-def make_replay(config: Config, spec: Spec, context: int, directory: Path | None) -> Replay:
-    """The replay of the settings; ValueError if it can never hold the windows of one batch."""
+def replay_kind(config: Config, device: torch.device) -> Callable[..., Replay]:
+    """What makes a replay where the settings want its steps kept; ValueError if that is a GPU, and there is none."""
+    if not config.replay.on_device:
+        return Replay
+    if device.type != "cuda":
+        raise ValueError(f"--replay.on-device needs a CUDA device, this is {device}: leave it out")
+    return partial(DeviceReplay, device=device)
+
+
+def make_replay(
+    config: Config, spec: Spec, context: int, directory: Path | None, device: torch.device
+) -> Replay:
+    """The replay of the settings; ValueError if it can never hold the windows of one batch, or as `replay_kind`."""
     length = config.train.batch_length + context
     need, count = min_windows(config), config.env.count
     if config.replay.capacity - count * (length - 1) < need:
@@ -105,7 +118,7 @@ def make_replay(config: Config, spec: Spec, context: int, directory: Path | None
             f"{need} windows of {length} steps need at least {need + count * length}"
         )
     place = directory if config.replay.on_disk else None
-    return Replay(
+    return replay_kind(config, device)(
         spec,
         config.replay.capacity,
         count,

@@ -40,11 +40,17 @@ class ReplayConfig:
     """Steps that are kept."""
     on_disk: bool = False
     """Keep them in files of the run's directory, not in memory."""
+    on_device: bool = False
+    """Keep them in the memory of the GPU, where batches then need no copy; all of it is taken at the start."""
     online: bool = True
     """Train on every new stretch of experience once, as soon as it is there; of streams only."""
     windows: WindowKind = "stream"
     """What sequences are cut from: each environment's whole stream; or one episode, each as often as any other, at
     any place (episode), with its end more often (ends), or without the last place (not_last)."""
+
+    def __post_init__(self) -> None:
+        if self.on_disk and self.on_device:
+            raise ValueError("steps are kept in one place: choose replay on_disk or on_device")
 
 
 @dataclass(frozen=True)
@@ -194,6 +200,8 @@ MAY_CHANGE = (
     "eval",
     "log",
     "env.parallel",
+    "replay.on_disk",
+    "replay.on_device",
     "train.graph",
 )
 

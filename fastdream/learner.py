@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastdream.ops import Ops
 from fastdream.replay import Replay
+from fastdream.replay_device import DeviceReplay, Gathering
 from fastdream.replay_prefetch import Prefetch
 from fastdream.replay_store import Array, Ids
 from fastdream.spaces import Spaces
@@ -102,13 +103,14 @@ class Metrics:
 class WriteBack:
     """New latents on their way to replay: copied to the host beside the next update, and written after it has begun.
 
-    So that nobody waits for the device. What is on its way is part of a checkpoint.
+    So that nobody waits for the device. A replay on the device takes them as they are, at the same time. What is on its
+    way is part of a checkpoint.
     """
 
     def __init__(self, replay: Replay, copies: Copies | None = None) -> None:
         self._replay, self._copies = replay, copies
         self._ids: Ids | None = None
-        self._values: Callable[[], Mapping[str, Array]] = dict
+        self._values: Callable[[], Mapping[str, Any]] = dict
 
     def put(self, ids: Ids, values: Tensors) -> None:
         """Start copying these latents, and write those of the last call."""
@@ -125,7 +127,7 @@ class WriteBack:
     def state_dict(self) -> dict[str, Any]:
         if self._ids is None:
             return {}
-        values = {key: torch.from_numpy(value) for key, value in self._values().items()}
+        values = {key: torch.as_tensor(value).cpu() for key, value in self._values().items()}
         return {"ids": torch.from_numpy(self._ids), "values": values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -133,14 +135,20 @@ class WriteBack:
         values = {key: np.asarray(value) for key, value in state.get("values", {}).items()}
         self._values = lambda: values
 
-    def _start(self, values: Tensors) -> Callable[[], Mapping[str, Array]]:
+    def _start(self, values: Tensors) -> Callable[[], Mapping[str, Any]]:
+        if isinstance(self._replay, DeviceReplay):
+            return lambda: values
         if self._copies is None:
             return lambda: {key: value.numpy() for key, value in values.items()}
         return Downloaded(self._copies, values).arrays
 
 
-def prefetch(replay: Replay, batch_size: int, copies: Copies | None) -> Prefetch[Callable[[], Tensors]]:
+def prefetch(
+    replay: Replay, batch_size: int, copies: Copies | None
+) -> Prefetch[Callable[[], Tensors]] | Gathering:
     """Batches in the background, as functions that give the tensors: those of the CPU, or the device's."""
+    if isinstance(replay, DeviceReplay):
+        return Gathering(replay, batch_size)
     if copies is None:
         return Prefetch(replay, batch_size, lambda data: partial(tensors, data))
     uploads = Uploads(copies, replay.window_spec(batch_size))
@@ -177,7 +185,7 @@ class Learner:
         self.metrics = Metrics()
         copies = copies_for(device) if copies is None else copies
         self.write_back = WriteBack(replay, copies)
-        self.prefetch: Prefetch[Callable[[], Tensors]] = prefetch(replay, batch_size, copies)
+        self.prefetch = prefetch(replay, batch_size, copies)
 
     def request(self) -> None:
         """Choose the next batch from what replay holds now, and copy it in the background."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdream.build import Parts, environment, in_processes, step_spec
+from fastdream.build import Parts, environment, in_processes, replay_kind, step_spec
 from fastdream.config import Config
 from fastdream.datasets import DatasetError, Recorded, Resized, Source, find
 from fastdream.driver import Driver
@@ -119,16 +119,23 @@ def held_out_replay(config: Config, parts: Parts) -> Replay:
     data, agent = parts.driver, parts.agent
     assert isinstance(data, Recorded), data
     spec = step_spec(data.obs_space, data.act_space, agent)
-    return dataset_replay(config, data, spec, agent.replay_context, parts.logdir, unseen=True)
+    context, device = agent.replay_context, parts.device
+    return dataset_replay(config, data, spec, context, parts.logdir, device, unseen=True)
 
 
 def dataset_replay(
-    config: Config, data: Recorded, spec: Spec, context: int, directory: Path | None, unseen: bool = False
+    config: Config,
+    data: Recorded,
+    spec: Spec,
+    context: int,
+    directory: Path | None,
+    device: torch.device,
+    unseen: bool = False,
 ) -> Replay:
     """A replay that holds what is learned from of a dataset, or what is held out.
 
-    Raises ValueError if that has no sequence as long as a batch's, or no room, and for a hold-out where sequences
-    begin from states that only learning gives.
+    Raises ValueError if that has no sequence as long as a batch's, or no room, for a hold-out where sequences begin
+    from states that only learning gives, and as `build.replay_kind`.
     """
     if config.holdout and context:
         raise ValueError(
@@ -142,10 +149,10 @@ def dataset_replay(
     steps = sum(data.survey.lengths[i] + 1 for i in chosen)
     place = directory if config.replay.on_disk else None
     kind = config.replay.windows
-    replay = Replay(
+    replay = replay_kind(config, device)(
         spec, steps, 1, length, seed=config.seed, online=False, directory=place, windows=kind, fixed=True
     )
-    if place is None and replay.nbytes > available_memory():
+    if not config.replay.on_device and place is None and replay.nbytes > available_memory():
         need, have = replay.nbytes / GIB, available_memory() / GIB
         raise DatasetError(
             f"{data.name} takes {need:.2f} GiB of RAM, but {have:.2f} GiB are available: --replay.on-disk"

@@ -30,7 +30,7 @@ from fastdream import replay_files
 from fastdream.replay_episodes import EpisodeWindows
 from fastdream.replay_files import CorruptReplay, Files
 from fastdream.replay_gate import Gate
-from fastdream.replay_store import Array, Ids, Spec, Store, available_memory, check_value
+from fastdream.replay_store import Array, Ids, Rings, Spec, Store, available_memory
 from fastdream.replay_windows import Draw, WindowKind, Windows
 
 
@@ -90,7 +90,7 @@ class Replay:
                 f"less than one window of {length}: choose --replay.capacity of at least {workers * length}"
             )
         self.workers, self.length, self.online = workers, length, online
-        self._store = Store(spec, capacity, workers, None if directory is None else Path(directory))
+        self._store = self._memory(spec, capacity, workers, None if directory is None else Path(directory))
         self._latents = frozenset(latents) & self._store.spec.keys()
         self._fixed = fixed
         self._files = Files(self._store, self._latents, chunk, ("latents",) if fixed else ("data", "latents"))
@@ -182,10 +182,9 @@ class Replay:
                 last = data["is_last"][:, :-1]
                 np.logical_or(last, data["is_first"][:, 1:], out=last)
             data["is_first"][:, 0] = True
-        steps = draw.start[:, None] + np.arange(self.length)
-        return Batch(data, steps * self.workers + draw.worker[:, None])
+        return Batch(data, self._ids(draw))
 
-    def update(self, ids: Ids, values: Mapping[str, Array]) -> None:
+    def update(self, ids: Ids, values: Mapping[str, Any]) -> None:
         """Write latents of sampled steps back: ids [...], values key → [..., *shape].
 
         Steps that were overwritten meanwhile are skipped. Of a step that occurs several times the last one
@@ -197,8 +196,7 @@ class Replay:
                 f"update may write {sorted(self._latents)}, got {sorted(values.keys() - self._latents)}"
             )
         for key, value in values.items():
-            shape, dtype = self._store.spec[key]
-            check_value(key, value, (*ids.shape, *shape), dtype)
+            self._store.check(key, value, (*ids.shape, *self._store.spec[key][0]))
         with self._gate.write():
             step, worker = np.divmod(ids.reshape(-1), self.workers)
             counts = np.array(self._windows.counts)[worker]
@@ -263,6 +261,15 @@ class Replay:
     def prune(directory: Path, keep: Sequence[Mapping[str, Any]]) -> None:
         """Remove the saved files of `directory` that no manifest in `keep` needs; keep the newest, too."""
         replay_files.prune(Path(directory), keep)
+
+    def _memory(self, spec: Spec, capacity: int, workers: int, directory: Path | None) -> Rings:
+        return Store(spec, capacity, workers, directory)
+
+    def _ids(self, draw: Draw) -> Ids:
+        """The id of each step of the windows: [batch, length]."""
+        steps = draw.start[:, None] + np.arange(self.length)
+        ids: Ids = steps * self.workers + draw.worker[:, None]
+        return ids
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a saved replay to be restored, in JSON types."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import re
 import secrets
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
-from fastdream.replay_store import Array, Ids, Store, check_disk
+from fastdream.replay_store import Ids, Rings, check_disk
 
 NAME = re.compile(r"(data|latents)-\d+-\d+-[0-9a-f]{12}\.safetensors")
 
@@ -42,7 +43,7 @@ class Files:
 
     def __init__(
         self,
-        store: Store,
+        store: Rings,
         latents: Collection[str],
         chunk: int,
         families: Collection[str] = ("data", "latents"),
@@ -120,10 +121,8 @@ class Files:
         return not path.exists() or path.stat().st_size != entry["bytes"]
 
     def _nbytes(self, part: Part) -> int:
-        return sum(self._rows(part, key).nbytes for key in part.keys)
-
-    def _rows(self, part: Part, key: str) -> Array:
-        return self._store.arrays[key][part.row : part.row + part.rows]
+        shapes = (self._store.spec[key] for key in part.keys)
+        return part.rows * sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
 
     def _write_all(self, directory: Path, parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
         token = secrets.token_hex(6)  # new names: an older save's file is never written again
@@ -132,7 +131,8 @@ class Files:
             for part in parts:
                 path = directory / f"{part.name}-{token}.safetensors"
                 undo.callback(path.unlink, missing_ok=True)
-                payload = safetensors.numpy.save({key: self._rows(part, key) for key in part.keys})
+                rows = {key: self._store.rows(key, part.row, part.rows) for key in part.keys}
+                payload = safetensors.numpy.save(rows)
                 write_durably(path, payload)
                 entries[part.name] = {"file": path.name, "bytes": len(payload), "crc32": zlib.crc32(payload)}
             sync_directory(directory)
@@ -145,7 +145,7 @@ class Files:
             raise CorruptReplay(f"replay file {path} does not have the checksum that it was saved with")
         tensors = safetensors.numpy.load(payload)
         for key in part.keys:
-            self._rows(part, key)[:] = tensors[key]
+            self._store.put_rows(key, part.row, tensors[key])
 
     def _forget_changes(self) -> None:
         for dirty in self._dirty.values():

@@ -4,8 +4,10 @@ import errno
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -17,21 +19,17 @@ Spec = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
 GIB = 1024**3
 
 
-class Store:
-    """Rows of steps, `capacity` of them in all, divided among the workers' rings.
+class Rings(ABC):
+    """Rows of steps, `capacity` of them in all, divided among the workers' rings; a subclass has the memory.
 
     Every key is one array [capacity, *shape]; worker w owns the `sizes[w]` rows from `offsets[w]` on. The
     first `capacity % workers` workers own one row more than the others, so the total is exact.
 
-    spec       key → (shape of one step, dtype); booleans, integers and floats.
-    directory  None: RAM, committed by the system row by row as it is first written. Otherwise: nameless files
-               in that directory, fully reserved at once, and given back when the process ends, however it
-               ends.
-    Raises ValueError for a spec that it cannot hold or when the system refuses the RAM, OSError (ENOSPC) when
-    the disk has too little space.
+    spec   key → (shape of one step, dtype); booleans, integers and floats.
+    Raises ValueError for a spec that it cannot hold.
     """
 
-    def __init__(self, spec: Spec, capacity: int, workers: int, directory: Path | None = None) -> None:
+    def __init__(self, spec: Spec, capacity: int, workers: int) -> None:
         self.spec = {key: (tuple(shape), np.dtype(dtype)) for key, (shape, dtype) in spec.items()}
         for key, (shape, dtype) in self.spec.items():
             if dtype.kind not in "biuf":
@@ -44,14 +42,6 @@ class Store:
         self.sizes = np.full(workers, capacity // workers, np.int64)
         self.sizes[: capacity % workers] += 1
         self.offsets = np.cumsum(self.sizes) - self.sizes
-        self.directory = directory
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
-            check_disk(directory, self.nbytes, "replay")
-        try:
-            self.arrays = {key: self._allocate(shape, dtype) for key, (shape, dtype) in self.spec.items()}
-        except MemoryError as error:  # the system refuses outright what is far above its RAM
-            raise ValueError(self._too_large(available_memory())) from error
 
     @property
     def step_nbytes(self) -> int:
@@ -75,8 +65,79 @@ class Store:
             check_value(key, values[key], shape, dtype)
         return values
 
+    @abstractmethod
     def write(self, worker: int, index: int, values: Mapping[str, Array]) -> None:
         """Copy one checked step into row `index` of a worker's ring."""
+
+    @abstractmethod
+    def read(
+        self, worker: Ids, start: Ids, length: int, into: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """Copy windows [batch, length, ...], from ring row `start` on, around its end; `into` None makes arrays."""
+
+    @abstractmethod
+    def rewrite(self, worker: Ids, index: Ids, wanted: NDArray[np.bool_], values: Mapping[str, Any]) -> None:
+        """Copy values, key → [..., *shape], into the ring rows worker[i], index[i] where wanted[i].
+
+        Of a row that occurs several times the last one stays.
+        """
+
+    @abstractmethod
+    def rows(self, key: str, row: int, count: int) -> Array:
+        """`count` rows of a key from `row` on, over all rings; read them before anything else is done here."""
+
+    @abstractmethod
+    def put_rows(self, key: str, row: int, values: Array) -> None:
+        """Copy values [count, *shape] into the rows of a key from `row` on, over all rings."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Size and place in a few words."""
+
+    @abstractmethod
+    def check_memory(self, available: int) -> None:
+        """Raise ValueError when the full store will take RAM that it has not yet, and exceeds `available` bytes."""
+
+    def check(self, key: str, value: Any, shape: tuple[int, ...]) -> None:
+        """Raise ValueError, naming key, expected and got, unless `value` has this shape, and the dtype of the key."""
+        check_value(key, value, shape, self.spec[key][1])
+
+    def size(self) -> str:
+        """How much it holds, in a few words."""
+        return f"{self.capacity:,} steps × {self.step_nbytes:,} bytes = {self.nbytes / GIB:.2f} GiB"
+
+    def too_large(self, available: int, memory: str) -> str:
+        """What to say where `memory` has too few bytes available for all rows."""
+        need, have = self.nbytes / GIB, available / GIB
+        fitting = int(0.8 * available) // self.step_nbytes
+        return (
+            f"the replay needs {need:.2f} GiB of {memory} when full, but {have:.2f} GiB are available: choose "
+            f"a smaller --replay.capacity (up to {fitting})"
+        )
+
+
+class Store(Rings):
+    """Rings in arrays, in RAM or in files on disk.
+
+    directory  None: RAM, committed by the system row by row as it is first written. Otherwise: nameless files
+               in that directory, fully reserved at once, and given back when the process ends, however it
+               ends.
+    Raises ValueError for a spec that it cannot hold or when the system refuses the RAM, OSError (ENOSPC) when
+    the disk has too little space.
+    """
+
+    def __init__(self, spec: Spec, capacity: int, workers: int, directory: Path | None = None) -> None:
+        super().__init__(spec, capacity, workers)
+        self.directory = directory
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            check_disk(directory, self.nbytes, "replay")
+        try:
+            self.arrays = {key: self._allocate(shape, dtype) for key, (shape, dtype) in self.spec.items()}
+        except MemoryError as error:  # the system refuses outright what is far above its RAM
+            raise ValueError(self._too_large_for_ram(available_memory())) from error
+
+    def write(self, worker: int, index: int, values: Mapping[str, Array]) -> None:
         row = self.offsets[worker] + index
         for key, value in values.items():
             self.arrays[key][row] = value
@@ -84,7 +145,6 @@ class Store:
     def read(
         self, worker: Ids, start: Ids, length: int, into: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        """Copy windows [batch, length, ...], from ring row `start` on, around its end; `into` None makes arrays."""
         spans = list(self._spans(worker, start, length))
         data = {}
         for key, array in self.arrays.items():
@@ -105,37 +165,30 @@ class Store:
             data[key] = out
         return data
 
-    def rewrite(
-        self, worker: Ids, index: Ids, wanted: NDArray[np.bool_], values: Mapping[str, Array]
-    ) -> None:
-        """Copy values, key → [..., *shape], into the ring rows worker[i], index[i] where wanted[i].
-
-        Of a row that occurs several times the last one stays (an indexed assignment alone promises no order).
-        """
+    def rewrite(self, worker: Ids, index: Ids, wanted: NDArray[np.bool_], values: Mapping[str, Any]) -> None:
         rows = self.offsets[worker] + index
+        # Each row once: an indexed assignment promises no order.
         last_first = np.flatnonzero(wanted)[::-1]
         rows, position = np.unique(rows[last_first], return_index=True)
         for key, value in values.items():
             self.arrays[key][rows] = value.reshape(len(index), *self.spec[key][0])[last_first[position]]
 
     def describe(self) -> str:
-        """Size and place in a few words."""
         place = "in RAM, taken as it fills" if self.directory is None else f"on disk in {self.directory}"
-        size = f"{self.capacity:,} steps × {self.step_nbytes:,} bytes"
-        return f"{size} = {self.nbytes / GIB:.2f} GiB {place}"
+        return f"{self.size()} {place}"
+
+    def rows(self, key: str, row: int, count: int) -> Array:
+        return self.arrays[key][row : row + count]
+
+    def put_rows(self, key: str, row: int, values: Array) -> None:
+        self.arrays[key][row : row + len(values)] = values
 
     def check_memory(self, available: int) -> None:
-        """Raise ValueError when the full store is kept in RAM and exceeds `available` bytes."""
         if self.directory is None and self.nbytes > available:
-            raise ValueError(self._too_large(available))
+            raise ValueError(self._too_large_for_ram(available))
 
-    def _too_large(self, available: int) -> str:
-        need, have = self.nbytes / GIB, available / GIB
-        fitting = int(0.8 * available) // self.step_nbytes
-        return (
-            f"the replay needs {need:.2f} GiB of RAM when full, but {have:.2f} GiB are available: choose "
-            f"a smaller --replay.capacity (up to {fitting}), or keep it on disk with --replay.on-disk"
-        )
+    def _too_large_for_ram(self, available: int) -> str:
+        return f"{self.too_large(available, 'RAM')}, or keep it on disk with --replay.on-disk"
 
     def _spans(self, worker: Ids, start: Ids, length: int) -> Iterator[tuple[int, int, int, int]]:
         base = self.offsets[worker]

@@ -60,10 +60,12 @@ def open_loop(
         return pictures.of_run(logdir, agent, seed), loaded.step
     spaces = json.loads((logdir / "config.json").read_text())["spaces"]
     spec = step_spec(spaces_from_json(spaces["obs"]), spaces_from_json(spaces["act"]), agent)
+    settings = replace(settings, replay=replace(settings.replay, on_device=False))
+    place = agent.replay_context, logdir, torch.device("cpu")
     if settings.dataset:
-        replay = dataset_replay(settings, recorded(settings), spec, agent.replay_context, logdir)
+        replay = dataset_replay(settings, recorded(settings), spec, *place)
     else:
-        replay = make_replay(settings, spec, agent.replay_context, logdir)
+        replay = make_replay(settings, spec, *place)
 
     def fill(saved: Loaded) -> None:
         try:

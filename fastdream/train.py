@@ -79,7 +79,7 @@ def train(config: Config, command: str = "") -> None:
     with make_driver(config, voice) as driver:
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
-        replay = None if config.replay.on_disk else replay_of(config, driver, agent, None)
+        replay = None if config.replay.on_disk else replay_of(config, driver, agent, None, device)
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
             parts = assemble(config, driver, agent, device, logdir, replay)
@@ -174,12 +174,14 @@ def environments(config: Config, voice: Voice) -> Driver:
     )
 
 
-def replay_of(config: Config, driver: Driver | Recorded, agent: Agent, logdir: Path | None) -> Replay:
+def replay_of(
+    config: Config, driver: Driver | Recorded, agent: Agent, logdir: Path | None, device: torch.device
+) -> Replay:
     """The replay of a run, in memory if there is no directory; ValueError if it is too small or too large."""
     spec = step_spec(driver.obs_space, driver.act_space, agent)
     if isinstance(driver, Recorded):
-        return dataset_replay(config, driver, spec, agent.replay_context, logdir)
-    return make_replay(config, spec, agent.replay_context, logdir)
+        return dataset_replay(config, driver, spec, agent.replay_context, logdir, device)
+    return make_replay(config, spec, agent.replay_context, logdir, device)
 
 
 def assemble(
@@ -193,7 +195,7 @@ def assemble(
     """All parts of a run; ValueError or StorageError for what the settings or the directory cannot have."""
     refuse_other_spaces(logdir, driver)
     if replay is None:
-        replay = replay_of(config, driver, agent, logdir)
+        replay = replay_of(config, driver, agent, logdir, device)
     logger = Logger(
         logdir,
         config.log.outputs,

@@ -126,7 +126,7 @@ def parts_of(config: Config, logdir: Path, agent: Any = None) -> Parts:
     elif agent == "real":
         agent = make_agent(config, driver.obs_space, driver.act_space, CPU)
     spec = step_spec(driver.obs_space, driver.act_space, agent)
-    replay = make_replay(config, spec, agent.replay_context, logdir)
+    replay = make_replay(config, spec, agent.replay_context, logdir, CPU)
     logger: Any = ListLogger()
     return Parts(agent, replay, driver, make_env, logger, Checkpoint(logdir / "ckpt"), CPU, logdir)
 

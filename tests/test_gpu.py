@@ -9,7 +9,7 @@ their own.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ import torch
 
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size
-from fastdream.build import make_replay, step_spec
+from fastdream.build import step_spec
 from fastdream.graphs import CaptureError, CudaGraphs, Recorder, capture, waiting_is_an_error
 from fastdream.learner import Learner
+from fastdream.replay import Replay
+from fastdream.replay_device import DeviceReplay
 from fastdream.transfer import Copies, CudaCopies, Downloaded, Inputs, Uploads
 
 from .agent_tools import CONTINUOUS, IMAGE, MIXED, VECTOR, batch, observation
@@ -138,11 +140,13 @@ def test_nothing_in_an_update_waits(place: Place) -> None:
     assert metrics["opt/loss"].isfinite()
 
 
-def test_nothing_between_replay_and_agent_waits(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
+def test_nothing_between_replay_and_agent_waits(place: Place, on_device: bool) -> None:
     agent = place.agent()
     capture(agent, place.recorder())
     spec = step_spec(agent.obs_space, agent.act_space, agent)
-    replay = make_replay(tiny(), spec, agent.replay_context, tmp_path)
+    kind = partial(DeviceReplay, device=place.device, copies=place.copies()) if on_device else Replay
+    replay = kind(spec, 64, 1, tiny().train.batch_length + agent.replay_context)
     rng = np.random.default_rng(0)
     for _ in range(60):
         replay.add(0, {k: rng.integers(0, 2, dims).astype(dtype) for k, (dims, dtype) in spec.items()})

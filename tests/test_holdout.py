@@ -14,6 +14,7 @@ from fastdream.datasets import DatasetError
 from fastdream.offline import UNSEEN, Updates, dataset_replay, recorded, split
 
 from .dataset_tools import episode, save_hdf5, save_npz
+from .run_tools import CPU
 from .test_offline import FLAGS, Run, settings
 from .test_resume import equal
 
@@ -37,7 +38,7 @@ def rewards(config: Config, unseen: bool) -> tuple[set[float], int]:
     spec: Any = {"action/action": ((2,), np.float32), "reward": ((), np.float32)}
     spec |= {key: (space.shape, space.dtype) for key, space in data.obs_space.items()}
     spec |= {flag: ((), bool) for flag in ("is_first", "is_last", "is_terminal")}
-    replay = dataset_replay(config, data, spec, 0, None, unseen)
+    replay = dataset_replay(config, data, spec, 0, None, CPU, unseen)
     steps = replay.stream(0)
     assert len(steps["reward"]) == replay.capacity  # full, and nothing was overwritten
     return set(steps["reward"][steps["reward"] > 0].tolist()) | {0.0}, replay.capacity

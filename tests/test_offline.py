@@ -61,7 +61,7 @@ class Run:
         data = recorded(config)
         agent = make_agent(config, data.obs_space, data.act_space, CPU)
         spec = step_spec(data.obs_space, data.act_space, agent)
-        replay = dataset_replay(config, data, spec, agent.replay_context, self.logdir)
+        replay = dataset_replay(config, data, spec, agent.replay_context, self.logdir, CPU)
         logger: Any = ListLogger()
         checkpoint = Checkpoint(self.logdir / "ckpt")
         parts = Parts(agent, replay, data, environment(config), logger, checkpoint, CPU, self.logdir)

@@ -58,6 +58,7 @@ LAYERS = {
         "cli",
         "build",
         "learner",
+        "replay_device",
         "evaluate",
         "restore",
     },
