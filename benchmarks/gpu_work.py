@@ -10,6 +10,8 @@ import torch
 
 from fastdream import ops as fd
 from fastdream.ops import Dream, Ops, reference
+from fastdream.replay import Replay
+from fastdream.replay_device import DeviceReplay
 from fastdream.transfer import Downloaded, Uploads
 
 from . import floors
@@ -128,7 +130,7 @@ def policy(name: str, n: int, bench: Bench) -> dict[str, Any]:
 
 
 def transfer(name: str, bench: Bench) -> dict[str, Any]:
-    """A batch to the device and its latents back: all keys in one pinned copy, or each by itself."""
+    """A batch to the device and its latents back: all keys in one pinned copy, each by itself, or never elsewhere."""
     task, copies = job(name), bench.copies()
     batch = random_batch(task.agent(fd.load("reference")), task.batch, task.length)
     data = {key: x.numpy() for key, x in batch.items()}
@@ -137,8 +139,26 @@ def transfer(name: str, bench: Bench) -> dict[str, Any]:
     there = uploads.put(data).tensors()
     latents = {key: there[key] for key in ("deter", "stoch")}
     nbytes = floors.nbytes(batch)
+    spec = {key: (x.shape[2:], x.dtype) for key, x in data.items()}
+    sizes = spec, task.batch * batch["reward"].shape[1], 1, batch["reward"].shape[1]
+    ram, resident = Replay(*sizes), DeviceReplay(*sizes, device=bench.device, copies=copies)
+    for step in np.ndindex(batch["reward"].shape):
+        for replay in (ram, resident):
+            replay.add(0, {key: x[step] for key, x in data.items()})
+    ids = resident.gather(task.batch).ids
+
+    def sampled() -> Any:
+        ram.read(ram.draw(task.batch), uploads.buffers)
+        return uploads.send().tensors()
+
     found = bench.candidates(
         {
+            "sampled in RAM, and up": lambda: sampled,
+            "sampled on the device": lambda: lambda: resident.gather(task.batch),
+            "latents to a replay in RAM": lambda: (
+                lambda: ram.update(ids, Downloaded(copies, latents).arrays())
+            ),
+            "latents to a replay on the device": lambda: lambda: resident.update(ids, latents),
             "up, one pinned copy": lambda: lambda: uploads.send().tensors(),
             "up, packed before": lambda: lambda: uploads.put(data).tensors(),
             "up, key by key": lambda: lambda: {key: x.to(bench.device) for key, x in batch.items()},

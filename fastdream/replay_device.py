@@ -107,10 +107,8 @@ class DeviceStore(Rings):
                 self.tensors[key].index_copy_(0, there, value)
 
     def check(self, key: str, value: Array | Tensor, shape: tuple[int, ...]) -> None:
-        if isinstance(value, Tensor):
-            value = np.broadcast_to(
-                np.empty((), DTYPES[value.dtype]), value.shape
-            )  # what it is, without what is in it
+        if isinstance(value, Tensor):  # judged by an array that is like it, and empty
+            value = np.broadcast_to(np.empty((), DTYPES[value.dtype]), value.shape)
         check_value(key, value, shape, self.spec[key][1])
 
     def rows(self, key: str, row: int, count: int) -> Array:

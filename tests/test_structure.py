@@ -40,11 +40,7 @@ LAYERS = {
     "agents": {"agents"},
     "integrations": {"integrations"},
     "top": {
-        "run",
-        "train",
-        "summary",
-        "eval",
-        "config",
+        *("run", "train", "summary", "eval", "config"),
         "presets",
         "presets_dreamer_v1",
         "presets_dreamer_v2",
