@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
 from fastdream.replay_store import Ids, Rings, check_disk
 
@@ -125,6 +124,8 @@ class Files:
         return part.rows * sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
 
     def _write_all(self, directory: Path, parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
+        from safetensors.numpy import save  # not before anything is kept: replays are of use without
+
         token = secrets.token_hex(6)  # new names: an older save's file is never written again
         with contextlib.ExitStack() as undo:
             entries = {}
@@ -132,7 +133,7 @@ class Files:
                 path = directory / f"{part.name}-{token}.safetensors"
                 undo.callback(path.unlink, missing_ok=True)
                 rows = {key: self._store.rows(key, part.row, part.rows) for key in part.keys}
-                payload = safetensors.numpy.save(rows)
+                payload = save(rows)
                 write_durably(path, payload)
                 entries[part.name] = {"file": path.name, "bytes": len(payload), "crc32": zlib.crc32(payload)}
             sync_directory(directory)
@@ -140,10 +141,12 @@ class Files:
         return entries
 
     def _read(self, path: Path, part: Part, crc32: int) -> None:
+        from safetensors.numpy import load
+
         payload = path.read_bytes()
         if zlib.crc32(payload) != crc32:
             raise CorruptReplay(f"replay file {path} does not have the checksum that it was saved with")
-        tensors = safetensors.numpy.load(payload)
+        tensors = load(payload)
         for key in part.keys:
             self._store.put_rows(key, part.row, tensors[key])
 
