@@ -11,8 +11,10 @@ from fastdream import ops as fd
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size, variant
 from fastdream.agents.dreamer_v3_config import SIZES, LossScales
 from fastdream.agents.dreamer_v3_nets import Networks
+from fastdream.heads import TwoHotConfig
 from fastdream.normalize import SlowConfig
 from fastdream.optim import OptConfig
+from fastdream.policy import PolicyConfig
 from fastdream.spaces import Space, Spaces
 
 from .agent_tools import CONTINUOUS, DISCRETE, IMAGE, MIXED, VECTOR, batch, make, observation
@@ -173,6 +175,31 @@ def test_losses_that_are_switched_off_do_not_train() -> None:
     loss.backward()
     assert "loss/repval" not in metrics
     assert all(not p.grad.any() for p in agent.nets.val.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "closed", "opened"),
+    [
+        ({}, "policy value", "rew repval con dyn rep position"),
+        ({"reward_grad": False}, "policy value rew", "repval con"),
+        ({"repval_grad": False}, "policy value repval", "rew con"),
+        ({"reward_grad": False, "repval_grad": False, "imag_last": 2}, "policy value rew repval", "con"),
+        ({"ac_grads": True}, "", "policy value rew repval con"),
+    ],
+)
+def test_which_losses_reach_the_world_model(changes: dict[str, object], closed: str, opened: str) -> None:
+    heads = {key: TwoHotConfig(layers=1, units=8, outscale=1.0) for key in ("rewhead", "value")}
+    agent, trace = (
+        make(VECTOR, DISCRETE, policy=PolicyConfig(layers=1, units=8, outscale=1.0), **heads, **changes),
+        {},
+    )
+    carry, rest, action = agent.nets.context(agent.init_train(2), batch(agent))
+    agent.loss(carry, rest, action, agent.nets.draw(2, 6, torch.Generator().manual_seed(0)), trace=trace)
+    params = [*agent.nets.enc.parameters(), *agent.nets.dyn.parameters()]
+    for name in (*closed.split(), *opened.split()):
+        loss = trace["losses"][name].sum()
+        found = torch.autograd.grad(loss, params, allow_unused=True, retain_graph=True)
+        assert any(x is not None and x.any() for x in found) == (name in opened.split()), name
 
 
 def test_imagination_from_the_last_states_only() -> None:

@@ -2,9 +2,11 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,6 +132,22 @@ def test_evaluation_plays_exactly_the_episodes_asked_for(tmp_path: Path, episode
     assert len(result.scores) == episodes and result.lengths == [20] * episodes
     assert (parts.agent.generators["policy"].get_state() == state).all()
     assert result.frames is None
+
+
+def test_evaluation_draws_the_same_whatever_was_drawn_before(tmp_path: Path):
+    parts, drawn = parts_of(tiny(), tmp_path), []
+    generator, policy = parts.agent.generators["policy"], parts.agent.policy
+
+    def noting(*args: Any) -> Any:
+        drawn[-1].append(torch.rand((), generator=generator).item())
+        return policy(*args)
+
+    parts.agent.policy = noting
+    for seed in (3, 3, 4):
+        drawn.append([])
+        evaluate(parts.agent, parts.make_env, 1, seed=seed)
+        torch.rand((), generator=generator)
+    assert drawn[0] == drawn[1] and drawn[0] != drawn[2]
 
 
 def test_evaluation_takes_pictures_of_the_first_environment(tmp_path: Path):
