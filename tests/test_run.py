@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastdream.envs.base import Wrapper
 from fastdream.evaluate import evaluate
 from fastdream.learner import NonFinite
 from fastdream.schedule import EverySteps, Ratio
@@ -132,6 +133,23 @@ def test_evaluation_plays_exactly_the_episodes_asked_for(tmp_path: Path, episode
     assert len(result.scores) == episodes and result.lengths == [20] * episodes
     assert (parts.agent.generators["policy"].get_state() == state).all()
     assert result.frames is None
+
+
+def test_episodes_whose_environment_died_are_played_again(tmp_path: Path):
+    parts, dies, restarts = parts_of(tiny(), tmp_path), [True], []
+
+    class Mortal(Wrapper):
+        def step(self, action: Any) -> Any:
+            if dies:
+                dies.clear()
+                raise ConnectionError("gone")
+            return super().step(action)
+
+    def mortal(seed: int) -> Any:
+        return Mortal(parts.make_env(seed))
+
+    result = evaluate(parts.agent, mortal, 2, count=1, on_restart=restarts.append)
+    assert result.lengths == [20, 20] and len(restarts) == 1
 
 
 def test_evaluation_draws_the_same_whatever_was_drawn_before(tmp_path: Path):
