@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdream.envs.base import Wrapper
+from fastdream.eval import Command
 from fastdream.evaluate import evaluate
 from fastdream.learner import NonFinite
 from fastdream.schedule import EverySteps, Ratio
@@ -133,6 +134,13 @@ def test_evaluation_plays_exactly_the_episodes_asked_for(tmp_path: Path, episode
     assert len(result.scores) == episodes and result.lengths == [20] * episodes
     assert (parts.agent.generators["policy"].get_state() == state).all()
     assert result.frames is None
+
+
+def test_a_run_is_evaluated_in_the_episodes_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    training, seeds = train(tiny(steps=20), tmp_path), []
+    monkeypatch.setattr("fastdream.run.evaluate", lambda *_, seed, **__: seeds.append(seed))
+    training.evaluate(1)
+    assert seeds == [Command().seed] != [training.config.seed]
 
 
 def test_episodes_whose_environment_died_are_played_again(tmp_path: Path):
