@@ -1,5 +1,7 @@
 """The training loop, with an agent that only counts: how many updates, in which order, and on what."""
 
+import os
+import signal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from fastdream.envs.base import Wrapper
 from fastdream.eval import Command
 from fastdream.evaluate import evaluate
 from fastdream.learner import NonFinite
-from fastdream.schedule import EverySteps, Ratio
+from fastdream.schedule import EverySteps, Ratio, Stop
 
 from .run_tools import CountingAgent, parts_of, tiny, train
 
@@ -41,6 +43,17 @@ def test_ratio_never_drifts_and_survives_a_restart(rate: Fraction, jumps: list[i
 def test_ratio_as_a_float_is_the_nearest_simple_fraction():
     ratio = Ratio(0.1)
     assert sum(ratio.due(step) for step in range(100_001)) == 1 + 10_000
+
+
+def test_a_second_signal_ends_the_process_and_the_former_handlers_come_back():
+    before = [signal.getsignal(number) for number in Stop.signals]
+    with Stop() as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop and stop.reason == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(number) for number in Stop.signals] == before
 
 
 def test_a_cadence_in_steps_ignores_how_often_it_is_asked():
