@@ -172,7 +172,7 @@ def test_launches():
     assert launches(nets, x) == (forwards, backwards)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(0, 3), (1, 1), (70, 33), (200, 100)])
+@pytest.mark.parametrize(("rows", "width"), [(0, 3), (1, 1), (70, 33), (200, 100), (1100, 5)])
 def test_rows_are_added_up(rows: int, width: int):
     x = torch.randn(rows, width, device=DEVICE)
     torch.testing.assert_close(dense_kernels.add_rows(x), x.sum(0), rtol=1e-5, atol=1e-5)
