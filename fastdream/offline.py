@@ -27,7 +27,7 @@ UNSEEN = 10
 class Updates:
     """Learns: one `advance` is a block of updates on batches of the dataset, and a step of the run is an update.
 
-    Blocks end at multiples of BLOCK, wherever a run was stopped, so that a resumed one computes the same losses.
+    A run is saved between blocks alone, wherever it is stopped, so that a resumed one computes the same losses.
     """
 
     def __init__(self, config: Config, parts: Parts, check_every: int) -> None:
@@ -39,9 +39,9 @@ class Updates:
         self.unseen = held_out_replay(config, parts) if config.holdout else None
 
     def advance(self, _: Mapping[str, Array]) -> None:
-        """Make updates to the end of the block."""
+        """Make the updates of a block."""
         self.learner.request()
-        for left in reversed(range(BLOCK - self.step % BLOCK)):
+        for left in reversed(range(BLOCK)):
             if self.phase != self._phase():
                 # Another phase of learning has other losses.
                 self.learner.metrics.check()

@@ -97,7 +97,7 @@ def alike(left: Spaces, right: Spaces) -> bool:
 def spaces_to_json(spaces: Spaces) -> dict[str, dict[str, Any]]:
     """Spaces as JSON holds them: infinite bounds are left out."""
     return {
-        key: {name: value for name, value in asdict(space).items() if value != "" and _finite(value)}
+        key: {name: value for name, value in asdict(space).items() if _finite(value)}
         for key, space in spaces.items()
     }
 

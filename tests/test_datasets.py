@@ -99,6 +99,11 @@ def test_classes_are_inferred_from_all_episodes(tmp_path: Path):
     assert read(source)[1]["action/action"].tolist() == [0, 3, 1, 1, 0, 1, 1]
 
 
+def test_an_action_that_was_always_the_same_had_another_beside_it(tmp_path: Path):
+    data = episode(6) | {"action": np.zeros(7, np.int64)}
+    assert survey(find(str(save_npz(tmp_path, data)))).act_space == {"action": Space("discrete", (), 2)}
+
+
 def test_actions_in_another_scale_are_no_bounded_actions(tmp_path: Path):
     data = episode()
     data["action"] *= 3
@@ -206,6 +211,13 @@ def test_the_replay_of_a_run(tmp_path: Path):
         kept = np.concatenate([data[key] for data in ours])
         assert (kept == stream[key][begin : begin + len(kept)]).all(), key
     assert ours[-1]["is_last"][-1] and not ours[-1]["is_terminal"][-1]
+
+
+def test_an_episode_that_has_only_just_begun_is_none(tmp_path: Path):
+    training = collect("dummy_vector", tmp_path, steps=44)
+    assert np.flatnonzero(training.loop.replay.stream(1)["is_first"]).tolist() == [0, 21]
+    assert len(training.loop.replay.stream(1)["is_first"]) == 22
+    assert survey(find(str(tmp_path))).lengths == (20, 20)
 
 
 @pytest.mark.parametrize("known", ["is_first", "is_last"])

@@ -1,5 +1,6 @@
 """Environments that die now and then, in the middle of coming back too, and what that costs the others."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +27,19 @@ def test_an_environment_that_dies_now_and_then_goes_on(rng, monkeypatch):
         drv.recv()
         roll(drv, 100, rng)
     assert len(restarts) > lane.MOST_RESTARTS
+
+
+@pytest.mark.parametrize(("window", "too_often"), [(79, False), (80, True)])
+def test_restarts_at_both_ends_of_the_window_are_within_it(rng, monkeypatch, window, too_often):
+    """One dies every 8 steps, the reset among them: from its first restart to its eleventh there are 80."""
+    monkeypatch.setattr(lane, "RESTART_WINDOW", window)
+    with driver("dummy_raise", n=1, at=7, on_restart=lambda restart: None) as drv:
+        drv.recv()
+        ends = (
+            pytest.raises(lane.RestartedTooOften, match="11 times within 80") if too_often else nullcontext()
+        )
+        with ends:
+            roll(drv, 100, rng)
 
 
 def test_an_episode_that_was_cut_short_is_not_brought_back(rng):

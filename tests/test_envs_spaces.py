@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fastdream.envs.base import Checked, EnvError, rescale, transition
 from fastdream.envs.convert import action, observation
 from fastdream.envs.from_gymnasium import FromGymnasium
-from fastdream.spaces import Space
+from fastdream.spaces import Space, alike, spaces_from_json, spaces_to_json
 
 U8 = {"low": 0, "high": 255, "dtype": np.uint8}
 
@@ -183,3 +183,26 @@ def test_rescaling_keeps_order_and_bounds(low, width, pair):
     small, large = (scale(np.array([a]))[0] for a in pair)
     assert low <= small <= large <= low + width
     assert scale(np.array([-1.0]))[0] == low and scale(np.array([1.0]))[0] == pytest.approx(low + width)
+
+
+def test_spaces_are_alike_whatever_bounds_they_name():
+    one = {"x": Space("vector", (3,)), "k": Space("discrete", (2,), 4)}
+    assert alike(one, {**one, "x": Space("vector", (3,), low=-1, high=1)})
+    for other in (
+        {**one, "k": Space("discrete", (2,), 5)},
+        {**one, "k": Space("discrete", (), 4)},
+        {**one, "x": Space("vector", (3, 1))},
+        {"x": one["x"]},
+    ):
+        assert not alike(one, other) and not alike(other, one)
+
+
+def test_spaces_survive_json_and_one_that_holds_nothing_is_refused():
+    spaces = {
+        "x": Space("vector", (3,), low=-1),
+        "k": Space("discrete", (), 4),
+        "i": Space("image", (8, 8, 3)),
+    }
+    assert "high" not in spaces_to_json(spaces)["x"] and spaces_from_json(spaces_to_json(spaces)) == spaces
+    with pytest.raises(ValueError, match=r"a vector space of shape \(2, 0\) holds nothing"):
+        Space("vector", (2, 0))

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream import ops as fd
-from fastdream.heads import BinaryHead, CategoricalHead, HeadConfig, RegressionHead, TwoHotConfig, TwoHotHead
+from fastdream.heads import (
+    BinaryHead,
+    CategoricalHead,
+    HeadConfig,
+    RegressionHead,
+    TwoHotConfig,
+    TwoHotHead,
+    outputs_at,
+)
 from fastdream.spaces import Space
 
 OPS = fd.load("reference")
@@ -163,3 +171,10 @@ def test_half_precision_features_give_float32_losses(head: TwoHotHead | BinaryHe
     out = head(x.bfloat16())
     assert out.dtype == torch.bfloat16 and head.pred(out).dtype == torch.float32
     torch.testing.assert_close(head.loss(out, target), head.loss(head(x), target), rtol=0.1, atol=0.1)
+
+
+def test_heads_that_do_not_learn_pass_nothing_on_to_the_features() -> None:
+    learned, fixed = twohot(), twohot()
+    feat = torch.randn(3, FEAT, requires_grad=True)
+    (ours,), (theirs,) = outputs_at(OPS, feat, [learned], [fixed])
+    assert torch.equal(ours, theirs) and ours.requires_grad and not theirs.requires_grad

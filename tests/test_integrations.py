@@ -103,6 +103,7 @@ def test_whose_function_runs(compiled: bool):
     assert function(one) == function((one, one)[0]) == 101
     with torch.autocast("cpu", torch.bfloat16):
         assert function(one) == function(x=one) == 2
+        assert outside_autocast(lambda pair: 100)(lambda pair: 1)((one, one)) == 1
     assert torch.compile(function, backend="eager", fullgraph=True)(one) == (101 if compiled else 2)
 
 

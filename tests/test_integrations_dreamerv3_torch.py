@@ -42,6 +42,7 @@ def pair(call: Any, theirs: list[Tensor], ours: list[Tensor]) -> tuple[Any, Any]
 
 FLAGS = {
     "none": (),
+    "unsaid": (),
     "one row": ((3, 1),),
     "all rows": tuple((4, i) for i in range(B)),
     "often": ((1, 0), (2, 2), (6, 1)),
@@ -54,7 +55,7 @@ def test_observe(peer: SimpleNamespace, flags: str, given: bool):
     noise = torch.rand(2, B, T, S)
     theirs = [noise[which][:, t] for t in range(T) for which in (1, 0)]
     first = torch.zeros(B, T)
-    first[:, 0] = float(not given)
+    first[:, 0] = float(not given and flags != "unsaid")  # which begins without a state all the same
     for time, row in FLAGS[flags]:
         first[row, time] = 1
 
@@ -139,12 +140,41 @@ def test_under_autocast_it_is_theirs(peer: SimpleNamespace):
                 assert torch.equal(our, their)
 
 
-def test_other_models_are_theirs(peer: SimpleNamespace):
-    rssm = randomized(peer.rssm())
-    rssm._cell._update_bias = -2
-    noise, state = torch.rand(B, S), {"stoch": onehots(B), "deter": torch.randn(B, D)}
-    with replayed([noise], []), dreamerv3_torch.install():
-        assert rssm.img_step(state, torch.randn(B, A))["stoch"].shape == (B, S, C)
+def test_other_models_are_theirs(peer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
+    """And steps that draw nothing, or of other shapes."""
+    theirs = lambda self, prev_state, prev_action, sample=True: "theirs"  # noqa: E731
+    monkeypatch.setattr(peer.networks.RSSM, "img_step", theirs)
+    state, action = {"stoch": onehots(B), "deter": torch.randn(B, D)}, torch.randn(B, A)
+    with dreamerv3_torch.install():
+        assert peer.rssm().img_step(state, action)["stoch"].shape == (B, S, C)
+        assert peer.rssm().img_step(state, action, sample=False) == "theirs"
+        longer = {key: x.unsqueeze(1) for key, x in state.items()}
+        assert peer.rssm().img_step(longer, action.unsqueeze(1)) == "theirs"
+        changes = {"_discrete": 0, "_rec_depth": 2, "_cell._update_bias": -2, "_cell._act": torch.relu}
+        for name, value in changes.items():
+            rssm = peer.rssm()
+            owner, _, last = name.rpartition(".")
+            setattr(getattr(rssm, owner) if owner else rssm, last, value)
+            assert rssm.img_step(state, action) == "theirs", name
+
+
+def test_a_step_keeps_the_actions_that_it_saw(peer: SimpleNamespace):
+    """Their own step of the posterior changes in place what it is given."""
+    rssm, action = randomized(peer.rssm()), torch.randn(B, A)
+    with dreamerv3_torch.install():
+        step = rssm.img_step({"stoch": onehots(B), "deter": torch.randn(B, D)}, action)
+    action.zero_()
+    step["deter"].sum().backward()
+    assert rssm._cell.layers[0].weight.grad.any()
+
+
+def test_a_target_that_learns_is_theirs(peer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
+    dist = peer.disc(torch.randn(2, 3, 255))
+    monkeypatch.setattr(type(dist), "log_prob", lambda self, x: "theirs")
+    target = torch.zeros(2, 3, 1)
+    with dreamerv3_torch.install():
+        assert dist.log_prob(target).shape == (2, 3)
+        assert dist.log_prob(target.requires_grad_()) == "theirs"
 
 
 def test_puts_back_and_refuses_twice(peer: SimpleNamespace):

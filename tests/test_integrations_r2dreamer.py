@@ -119,6 +119,21 @@ def test_imagination_follows_their_model_and_actor(peer: SimpleNamespace, kind: 
         torch.testing.assert_close(ours.std(0), their.std(0), rtol=0, atol=0.12)
 
 
+def test_imagination_that_no_op_has_is_theirs(peer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
+    """Under autocast, and of an actor that looks at logarithms."""
+    monkeypatch.setattr(peer.dreamer.Dreamer, "_imagine", lambda self, start, imag_horizon: "theirs")
+    head = actor(peer, "normal")
+    agent = SimpleNamespace(_frozen_rssm=rssm(peer), _frozen_actor=head)
+    start = onehots(B), torch.randn(B, D)
+    with r2dreamer.install():
+        imagine = peer.dreamer.Dreamer._imagine
+        assert imagine(agent, start, 3)[0].shape == (B, 3, S * K + D)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert imagine(agent, start, 3) == "theirs"
+        head.mlp._symlog_inputs = True
+        assert imagine(agent, start, 3) == "theirs"
+
+
 def test_under_autocast_products_are_theirs(peer: SimpleNamespace):
     net, inputs = rssm(peer)._deter_net, (onehots(B), torch.randn(B, D), torch.randn(B, A))
     with torch.autocast("cpu", torch.bfloat16):

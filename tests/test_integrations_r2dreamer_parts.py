@@ -12,7 +12,7 @@ from fastdream.integrations import r2dreamer
 from fastdream.ops import twohot_bins
 
 from .integration_tools import assert_as_good, randomized
-from .r2dreamer_tools import B, D, K, S, T, actor, check_alike, config, onehots, wanting
+from .r2dreamer_tools import B, D, K, S, T, actor, check_alike, config, onehots, rssm, wanting
 
 
 @pytest.mark.parametrize("free", [0.0, 1.0, 100.0])
@@ -75,8 +75,12 @@ def test_twohot(peer: SimpleNamespace, count: int):
     plain = type("TwoHot", (), {name: stock[name] for name in ("__init__", "mode", "log_prob")})
     with r2dreamer.install():
         assert_as_good(both(plain), both(peer.distributions.TwoHot), net, (target,), peer.rounds)
-        squashed = peer.distributions.TwoHot(net.logits, bins, torch.sign, torch.exp)
-        assert torch.equal(squashed.mode(), plain(net.logits, bins, torch.sign, torch.exp).mode())
+        maps = {"squash": torch.sign, "unsquash": torch.exp}
+        for squashed in (
+            peer.distributions.TwoHot(net.logits, bins, *maps.values()),
+            peer.distributions.TwoHot(net.logits, bins, **maps),
+        ):
+            assert torch.equal(squashed.mode(), plain(net.logits, bins, **maps).mode())
         flat = peer.distributions.TwoHot(torch.ones(2, count), bins)
         assert not flat.mode().any(), "equal logits are exactly 0"
 
@@ -129,3 +133,41 @@ def test_laprop_that_no_op_has_is_theirs(peer: SimpleNamespace):
     with r2dreamer.install():
         opt.step()
     assert (p < 1).all() and p.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "changes", [{"weight_decay": 0.1}, {"amsgrad": True}, {"centered": True}, {"lr": 0.0}, {}], ids=str
+)
+def test_laprop_of_settings_and_steps_that_no_op_has_is_theirs(
+    peer: SimpleNamespace, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """That of all groups, if it is only one that no op serves."""
+    called: list[Any] = []
+    monkeypatch.setattr(peer.laprop.LaProp, "step", lambda self: called.append(self))
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+    groups = [{"params": params[:1]}, {"params": params[1:]}]
+    opt = peer.laprop.LaProp(groups, lr=1e-2, betas=(0.9, 0.99), eps=1e-20)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with r2dreamer.install():
+        opt.step()
+        assert not called and all((p < 1).all() for p in params)
+        opt.param_groups[1].update(changes)
+        if not changes:
+            opt.state[params[2]]["step"] += 1
+        before = [p.detach().clone() for p in params]
+        opt.step()
+    assert called == [opt] and all(map(torch.equal, params, before))
+
+
+def test_blocks_lie_in_front_before_an_agent_s_copies_come_to_share_them(
+    peer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    net, seen = rssm(peer), []
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    monkeypatch.setattr(peer.dreamer.Dreamer, "clone_and_freeze", lambda self: seen.extend(self.parameters()))
+    with r2dreamer.install():
+        peer.dreamer.Dreamer.clone_and_freeze(net)
+    blocks = [p for p in seen if p.dim() == 3]
+    assert len(blocks) == 3 and all(p.permute(2, 1, 0).is_contiguous() for p in blocks)
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())

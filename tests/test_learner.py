@@ -1,12 +1,16 @@
 """What the learner keeps of its updates: means, and which loss went wrong first; read in one copy."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdream.learner import Metrics, NonFinite
+from fastdream.learner import Learner, Metrics, NonFinite
+
+from .replay_tools import fill, make
+from .run_tools import CPU, CountingAgent, parts_of, tiny
 
 NAN = float("nan")
 
@@ -40,6 +44,27 @@ def test_the_first_loss_that_is_not_finite_is_named_with_its_update_for_good():
     for look in (metrics.check, metrics.fetch, metrics.fetch):
         with pytest.raises(NonFinite, match="loss/a became NaN or infinite in update 2"):
             look()
+
+
+def test_of_losses_that_go_wrong_together_that_of_a_part_is_named():
+    metrics = Metrics()
+    metrics.add({"opt/loss": torch.tensor(NAN), "loss/a": torch.tensor(NAN)}, 1)
+    with pytest.raises(NonFinite, match="loss/a became"):
+        metrics.check()
+
+
+def test_losses_are_looked_at_every_so_many_updates(tmp_path: Path):
+    parts = parts_of(tiny(), tmp_path)
+    agent = CountingAgent(parts.driver.act_space, bad_update=2)
+    fill(replay := make(length=5), 20)
+    learner = Learner(agent, replay, 2, CPU, check_every=3)  # type: ignore[arg-type]
+    learner.write_back.put = lambda *_: None  # type: ignore[method-assign]
+    learner.request()
+    learner.update(more=True)
+    learner.update(more=True)
+    with pytest.raises(NonFinite, match="in update 2"):
+        learner.update()
+    learner.close()
 
 
 def test_a_metric_that_is_no_loss_may_be_anything():

@@ -67,6 +67,17 @@ def test_the_priors_have_the_same_form_and_begin_elsewhere():
         p.numel() for p in [*agent.model.dyn.prior.parameters(), *agent.model.dyn.priorlogit.parameters()]
     )
     assert sum(p.numel() for p in agent.priors.parameters()) == (K - 1) * own
+    elsewhere = zip(agent.priors.parameters(), make(seed=1).priors.parameters(), strict=True)
+    assert not all(torch.equal(one, other) for one, other in elsewhere)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_penalties_of_half_precision_are_full(penalty: str):
+    agent = make()
+    stoch = torch.eye(4).repeat(5, 1, 1).flatten(1)
+    given = torch.from_numpy(logits(agent, torch.randn(5, 16))).bfloat16()
+    found, full = (PENALTIES[penalty](agent.model.latent, x, stoch.to(x)) for x in (given, given.float()))
+    assert torch.equal(found, full)
 
 
 def test_each_time_step_takes_the_prior_that_was_drawn_for_it():
@@ -185,8 +196,10 @@ def test_each_loss_reaches_its_own_networks_alone(act: Spaces):
     nets = agent.nets
     modules = {"pol": nets.task.pol, "val": nets.task.val, "slow": nets.task.slowval, "model": nets.model}
     start, draws = start_of(agent)
-    losses, _ = agent.behavior.loss(start, draws)
-    assert gradients(losses["policy"] + losses["value"], modules) == {"pol", "val"}
+    for seed in range(3):  # of which prior each step is drawn from
+        agent.rng = np.random.default_rng(seed)
+        losses, _ = agent.behavior.loss(start, draws)
+        assert gradients(losses["policy"] + losses["value"], modules) == {"pol", "val"}
 
 
 def test_continuous_actors_feel_the_penalty_through_the_dream():

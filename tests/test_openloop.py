@@ -1,9 +1,14 @@
 """The picture of an open-loop prediction: what is shown where."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import torch
 
-from fastdream.openloop import GREEN, RED, clip
+from fastdream.openloop import GREEN, RED, clip, open_loop
+
+from .agent_tools import CONTINUOUS, VECTOR, batch, make
 
 
 def test_a_clip_shows_truth_model_and_error_in_frames_that_tell_when_it_dreams() -> None:
@@ -24,3 +29,17 @@ def test_a_clip_shows_truth_model_and_error_in_frames_that_tell_when_it_dreams()
 def test_pictures_of_one_channel_are_grey() -> None:
     truth = torch.zeros(1, 2, 4, 4, 1, dtype=torch.uint8)
     assert (clip(truth, torch.ones(1, 2, 4, 4, 1), half=1)[:, 10:14, 2:-2] == 255).all()
+
+
+def test_every_step_is_drawn_with_noise_of_its_own() -> None:
+    agent, used = make(VECTOR, CONTINUOUS), []
+    nets = agent.nets
+    carry, data, action = nets.context(agent.init_train(2), batch(agent))
+
+    def noted(op: Any, place: int) -> Any:
+        return lambda *args: used.append(args[place]) or op(*args)
+
+    ops: Any = SimpleNamespace(observe=noted(agent.ops.observe, 6), rollout=noted(agent.ops.rollout, 4))
+    open_loop(ops, nets.enc, nets.dyn, nets.dec, carry, data, action, torch.Generator().manual_seed(3))
+    noise = nets.latent.noise(2, 6, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(torch.cat(used, 1), noise)

@@ -1,16 +1,22 @@
 """The training loop, with an agent that only counts: how many updates, in which order, and on what."""
 
+import os
+import signal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastdream.envs.base import Wrapper
+from fastdream.eval import Command
 from fastdream.evaluate import evaluate
 from fastdream.learner import NonFinite
-from fastdream.schedule import EverySteps, Ratio
+from fastdream.schedule import EverySteps, Ratio, Stop
 
 from .run_tools import CountingAgent, parts_of, tiny, train
 
@@ -37,6 +43,17 @@ def test_ratio_never_drifts_and_survives_a_restart(rate: Fraction, jumps: list[i
 def test_ratio_as_a_float_is_the_nearest_simple_fraction():
     ratio = Ratio(0.1)
     assert sum(ratio.due(step) for step in range(100_001)) == 1 + 10_000
+
+
+def test_a_second_signal_ends_the_process_and_the_former_handlers_come_back():
+    before = [signal.getsignal(number) for number in Stop.signals]
+    with Stop() as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop and stop.reason == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(number) for number in Stop.signals] == before
 
 
 def test_a_cadence_in_steps_ignores_how_often_it_is_asked():
@@ -130,6 +147,46 @@ def test_evaluation_plays_exactly_the_episodes_asked_for(tmp_path: Path, episode
     assert len(result.scores) == episodes and result.lengths == [20] * episodes
     assert (parts.agent.generators["policy"].get_state() == state).all()
     assert result.frames is None
+
+
+def test_a_run_is_evaluated_in_the_episodes_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    training, seeds = train(tiny(steps=20), tmp_path), []
+    monkeypatch.setattr("fastdream.run.evaluate", lambda *_, seed, **__: seeds.append(seed))
+    training.evaluate(1)
+    assert seeds == [Command().seed] != [training.config.seed]
+
+
+def test_episodes_whose_environment_died_are_played_again(tmp_path: Path):
+    parts, dies, restarts = parts_of(tiny(), tmp_path), [True], []
+
+    class Mortal(Wrapper):
+        def step(self, action: Any) -> Any:
+            if dies:
+                dies.clear()
+                raise ConnectionError("gone")
+            return super().step(action)
+
+    def mortal(seed: int) -> Any:
+        return Mortal(parts.make_env(seed))
+
+    result = evaluate(parts.agent, mortal, 2, count=1, on_restart=restarts.append)
+    assert result.lengths == [20, 20] and len(restarts) == 1
+
+
+def test_evaluation_draws_the_same_whatever_was_drawn_before(tmp_path: Path):
+    parts, drawn = parts_of(tiny(), tmp_path), []
+    generator, policy = parts.agent.generators["policy"], parts.agent.policy
+
+    def noting(*args: Any) -> Any:
+        drawn[-1].append(torch.rand((), generator=generator).item())
+        return policy(*args)
+
+    parts.agent.policy = noting
+    for seed in (3, 3, 4):
+        drawn.append([])
+        evaluate(parts.agent, parts.make_env, 1, seed=seed)
+        torch.rand((), generator=generator)
+    assert drawn[0] == drawn[1] and drawn[0] != drawn[2]
 
 
 def test_evaluation_takes_pictures_of_the_first_environment(tmp_path: Path):

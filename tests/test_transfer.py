@@ -31,7 +31,7 @@ from .agent_tools import DISCRETE, IMAGE, VECTOR, observation
 from .replay_tools import fill
 from .replay_tools import make as make_replay
 from .run_tools import CPU, parts_of, tiny
-from .transfer_tools import LateCopies
+from .transfer_tools import Late, LateCopies
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 SPECS = st.dictionaries(
@@ -182,6 +182,20 @@ def test_latents_are_written_when_the_next_ones_are_on_their_way_and_survive_a_c
     other.load_state_dict(back.state_dict())
     other.flush()
     assert (read_back(replay, ids) == 8).all()
+
+
+def test_the_next_latents_are_on_their_way_before_the_last_ones_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    replay, copies, begun = make_replay(capacity=24), LateCopies(), []
+    fill(replay, 20)
+    batch = replay.sample(2)
+    wait = Late.synchronize
+    monkeypatch.setattr(Late, "synchronize", lambda copy: begun.append(len(copies.begun)) or wait(copy))
+    back, values = WriteBack(replay, copies), torch.from_numpy(batch.data["deter"])
+    for _ in range(2):
+        back.put(batch.ids, {"deter": values})
+    assert begun == [2]
 
 
 def read_back(replay: Any, ids: np.ndarray) -> np.ndarray:

@@ -92,6 +92,21 @@ def test_agrees_with_reference(make: Callable[[Maker, int], tuple], poison: list
     assert poison
 
 
+@pytest.mark.parametrize("norm", ["rms", "layer", "none"])
+def test_programs_that_have_several_tiles_add_them_up(norm: str, monkeypatch: pytest.MonkeyPatch):
+    """As of a batch, whose last tile is cut."""
+    monkeypatch.setattr(dense_kernels, "PROGRAMS", {0: 2})
+
+    def nets(m: Maker, n: int) -> tuple:
+        return m.normal(n, WIDTH), (
+            chain(m, WIDTH, 6, 5, norm=norm),
+            chain(m, WIDTH, 7, norm=norm, linear=False),
+        )
+
+    args = changed(lambda x: x.to(DEVICE), nets(Maker(1, torch.float32), 150))
+    check(backend.mlps, "mlps", Case(nets), args, torch.float32)
+
+
 def test_outputs_that_nothing_uses_have_no_part_in_gradients():
     x, nets = sequences(Maker(1, torch.float32), 5)
     args = changed(lambda p: p.to(DEVICE), (x, nets))
@@ -157,7 +172,7 @@ def test_launches():
     assert launches(nets, x) == (forwards, backwards)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(0, 3), (1, 1), (70, 33), (200, 100)])
+@pytest.mark.parametrize(("rows", "width"), [(0, 3), (1, 1), (70, 33), (200, 100), (1100, 5)])
 def test_rows_are_added_up(rows: int, width: int):
     x = torch.randn(rows, width, device=DEVICE)
     torch.testing.assert_close(dense_kernels.add_rows(x), x.sum(0), rtol=1e-5, atol=1e-5)

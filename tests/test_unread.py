@@ -72,6 +72,23 @@ def test_what_another_setting_rules_out(args: list[str], message: str):
         cli.parse(args)
 
 
+# A value of each of the settings that turns nothing off.
+OTHERS = {
+    "pcont": True,
+    "pred_discount": True,
+    "actor_grad": "both",
+    "behavior": "plan2explore",
+    "penalty": "mixture",
+    "tune": 0.5,
+    "ends": True,
+    "actions": "held",
+}
+
+
+def test_all_settings_that_turn_others_off_are_known():
+    assert [off.setting.rpartition(".")[2] for off in OFF] == [*OTHERS]
+
+
 @pytest.mark.parametrize("off", OFF, ids=lambda off: off.setting)
 def test_what_is_off_is_not_asked_for(off: Off):
     for agent in off.agents:
@@ -85,9 +102,7 @@ def test_what_is_off_is_not_asked_for(off: Off):
         place = tree["dreamer"]
         for group in groups:
             place = place[group]
-        others = {"pcont": True, "pred_discount": True, "ends": True, "tune": 0.5}
-        others |= {"behavior": "plan2explore", "actor_grad": "both", "actions": "held", "penalty": "mixture"}
-        for value in (*off.values, others[last]):
+        for value in (*off.values, OTHERS[last]):
             place[last] = value
             found = unread(config.from_dict(config.Config, tree))
             wanted = {f"dreamer.{name}" for name in off.unread} if value in off.values else set()
