@@ -40,7 +40,7 @@ class Command:
     count: int = 4
     """Environments at once."""
     mode: Literal["sample", "mode"] = "sample"
-    """Draw actions as in training, or take the most likely ones."""
+    """Draw actions as in training, or take the most likely ones; as the run evaluates itself if not given."""
     seed: int = 1_000_003
     """Of the environments and the actions; the same seed gives the same scores."""
     device: str = "auto"
@@ -74,7 +74,8 @@ def parse(args: Sequence[str]) -> Command:
     import tyro
 
     chosen = cli.choosers(args)
-    options = suite_of(Path(chosen["logdir"] or Command.logdir).expanduser(), chosen["task"])
+    config = settings_of(Path(chosen["logdir"] or Command.logdir).expanduser())
+    options = suite_of(config, chosen["task"]) if config else None
     kind: Any = Command
     if options is not None:
         about = tyro.conf.arg(help="Environments of the task's suite; as in the run if not given.")
@@ -83,19 +84,24 @@ def parse(args: Sequence[str]) -> Command:
         kind = dataclasses.make_dataclass(
             "Command", [field], bases=(Command,), namespace=namespace, frozen=True
         )
-    command: Command = tyro.cli(kind, args=list(args), prog="python -m fastdream.eval")
+    default = kind(mode=config.eval.mode) if config else kind()
+    command: Command = tyro.cli(kind, args=list(args), default=default, prog="python -m fastdream.eval")
     return command
 
 
-def suite_of(logdir: Path, task: str) -> Any:
-    """Options of the suite of the task that is to be played, or of the run's: as that has them if it has such ones.
-
-    None where there is no task or no run, which whoever loads the agent says. Raises EnvError for an unknown task.
-    """
+def settings_of(logdir: Path) -> Config | None:
+    """Settings of the run; None if there is none, which whoever loads the agent says."""
     try:
-        config = configs.load(logdir)
+        return configs.load(logdir)
     except ValueError:
         return None
+
+
+def suite_of(config: Config, task: str) -> Any:
+    """Options of the suite of the task that is to be played, or of the run's: as that has them if it has such ones.
+
+    None where there is no task, which whoever plays says. Raises EnvError for an unknown task.
+    """
     if not (task := task or config.task):
         return None
     kind = options_of(task)
