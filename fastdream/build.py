@@ -17,6 +17,7 @@ from fastdream.learner import Agent
 from fastdream.logger import Logger
 from fastdream.replay import Replay
 from fastdream.replay_store import Spec
+from fastdream.rundir import StorageError
 from fastdream.spaces import FLAGS, Spaces
 from fastdream.workers import MakeEnv
 
@@ -96,7 +97,10 @@ def step_spec(obs_space: Spaces, act_space: Spaces, agent: Agent) -> Spec:
 
 
 def make_replay(config: Config, spec: Spec, context: int, directory: Path | None) -> Replay:
-    """The replay of the settings; ValueError if it can never hold the windows of one batch."""
+    """The replay of the settings.
+
+    ValueError if it can never hold the windows of one batch, StorageError if the disk has no place for it.
+    """
     length = config.train.batch_length + context
     need, count = min_windows(config), config.env.count
     if config.replay.capacity - count * (length - 1) < need:
@@ -105,16 +109,19 @@ def make_replay(config: Config, spec: Spec, context: int, directory: Path | None
             f"{need} windows of {length} steps need at least {need + count * length}"
         )
     place = directory if config.replay.on_disk else None
-    return Replay(
-        spec,
-        config.replay.capacity,
-        count,
-        length,
-        seed=config.seed,
-        online=config.replay.online,
-        directory=place,
-        windows=config.replay.windows,
-    )
+    try:
+        return Replay(
+            spec,
+            config.replay.capacity,
+            count,
+            length,
+            seed=config.seed,
+            online=config.replay.online,
+            directory=place,
+            windows=config.replay.windows,
+        )
+    except OSError as error:
+        raise StorageError(f"--replay.on-disk in {place}: {error.strerror}") from error
 
 
 def min_windows(config: Config) -> int:

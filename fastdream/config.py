@@ -235,6 +235,8 @@ def differences(saved: Config, asked: Config) -> list[str]:
     """What differs in a way that forbids to continue the saved run: 'name: saved -> asked' lines."""
     before, after = flatten(to_dict(saved)), flatten(to_dict(asked))
     fixed = [key for key in before if not any(key == k or key.startswith(k + ".") for k in MAY_CHANGE)]
+    if saved.agent != asked.agent:  # none of whose settings are the other's
+        fixed = [key for key in fixed if not key.startswith("dreamer.")]
     changed = [key for key in fixed if key not in after or before[key] != after[key]]
     return [f"{key}: {before[key]} -> {after.get(key, 'no such setting')}" for key in changed]
 

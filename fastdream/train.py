@@ -120,14 +120,19 @@ def final_evaluation(config: Config, training: Training, stop: Stop) -> str:
         return done
     training.log.print(f"evaluating over {counted(config.eval.final_episodes)}")
     result = training.evaluate(config.eval.final_episodes, stop)
-    if not result.scores:
-        return done
+    if stop:
+        return f"{stopped(stop, done)}; {resume_hint(training.parts.logdir)}"
     training.save(result.mean)
     facts = {"step": training.loop.step, **result.summary(), "mode": config.eval.mode}
     rundir.store(training.parts.logdir / "eval.json", json.dumps(facts, indent=1).encode())
     data = training.parts.driver
     beside = f"; mean return of the dataset: {data.survey.mean:.1f}" if isinstance(data, Recorded) else ""
     return f"{done}\nevaluation: {result} ({config.eval.mode} actions){beside}"
+
+
+def stopped(stop: Stop, done: str) -> str:
+    """What is said of a run whose last evaluation was stopped: the short episodes that had ended say nothing of it."""
+    return f"{done}\nstopped by {stop.reason} in the evaluation"
 
 
 def goal(config: Config, parts: Parts, step: int) -> Goal:
