@@ -40,6 +40,8 @@ def parse(args: Sequence[str]) -> Parsed:
     """
     import tyro
 
+    if args and not args[0].startswith("-"):
+        raise ValueError(f"{args[0]!r} is no flag: did you mean --task {args[0]}?")
     chosen = choosers(args)
     if chosen["preset"] == "list":
         print(presets.describe(chosen["agent"] or Config.agent))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from fastdream import cli, curves, evaluate, rundir, video
+from fastdream import cli, curves, entry, evaluate, rundir, video
 from fastdream import config as configs
 from fastdream.build import Agent, environment, in_processes
 from fastdream.checkpoint import Loaded
@@ -22,6 +22,7 @@ from fastdream.restore import load_agent, open_loop
 from fastdream.rundir import StorageError
 from fastdream.schedule import Stop
 from fastdream.spaces import alike
+from fastdream.summary import spoken
 from fastdream.train import set_up
 
 
@@ -53,10 +54,7 @@ class Command:
     """Options of the task's suite: an instance of envs.options_of(task), None for those of the run."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.count < 1 or self.seed < 0:
-            raise ValueError(
-                f"need episodes and count >= 1 and seed >= 0, got {self.episodes}, {self.count}, {self.seed}"
-            )
+        configs.refuse_less("", self, episodes=1, count=1, seed=0)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -73,6 +71,8 @@ def parse(args: Sequence[str]) -> Command:
     """The command, whose --suite.* are the options of the task that is to be played."""
     import tyro
 
+    if args and not args[0].startswith("-"):
+        raise ValueError(f"{args[0]!r} is no flag: did you mean --logdir {args[0]}?")
     chosen = cli.choosers(args)
     config = settings_of(Path(chosen["logdir"] or Command.logdir).expanduser())
     options = suite_of(config, chosen["task"]) if config else None
@@ -184,7 +184,7 @@ def playing(config: Config, task: str, agent: Agent, suite: Any = None) -> Confi
             ("takes", agent.act_space, env.act_space),
         ):
             if not alike(known, there):
-                raise ValueError(f"the agent {what} {known}, and {task} has {there}")
+                raise ValueError(f"the agent {what} {spoken(known)}, and {task} has {spoken(there)}")
     finally:
         env.close()
     return config
@@ -233,4 +233,4 @@ def videos(
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

@@ -97,7 +97,8 @@ def test_one_number_may_come_as_an_array_of_one():
 
 
 def test_an_action_without_dimensions_is_an_array_as_its_space_has_it():
-    FromGymnasium(Torque(), "mine").step({"action": np.array(0.5, np.float32)})
+    obs = FromGymnasium(Torque(), "mine").step({"action": np.array(0.5, np.float32)})
+    assert obs["reward"] == 1
 
 
 def test_what_needs_more_than_a_seed_is_named():

@@ -63,7 +63,7 @@ def test_what_learned_from_a_dataset_is_played_as_it_was_recorded(
         (["--task", "dummy_slwo"], "did you mean 'dummy_slow'"),
         (["--task", "dumy_slow"], "unknown task 'dumy_slow'; did you mean 'dummy_slow'"),
         (["--task", "dummy_image", "--suite.size", "32"], "the agent observes"),
-        (["--episodes", "0"], "need episodes and count >= 1"),
+        (["--episodes", "0"], "--episodes 0: it must be a number of at least 1"),
         (["--replay.online"], "--replay.online"),
         (["--logdir", "nowhere"], "nowhere holds no run"),
         (["--logdir", "nowhere", "--suite.length", "4"], "--suite.length"),
