@@ -19,6 +19,7 @@ from fastdream.logger import Logger
 from fastdream.replay import Replay
 from fastdream.replay_device import DeviceReplay
 from fastdream.replay_store import Spec
+from fastdream.rundir import StorageError
 from fastdream.spaces import FLAGS, Spaces
 from fastdream.workers import MakeEnv
 
@@ -109,7 +110,11 @@ def replay_kind(config: Config, device: torch.device) -> Callable[..., Replay]:
 def make_replay(
     config: Config, spec: Spec, context: int, directory: Path | None, device: torch.device
 ) -> Replay:
-    """The replay of the settings; ValueError if it can never hold the windows of one batch, or as `replay_kind`."""
+    """The replay of the settings.
+
+    ValueError if it can never hold the windows of one batch, or as `replay_kind`; StorageError if the disk has no
+    place for it.
+    """
     length = config.train.batch_length + context
     need, count = min_windows(config), config.env.count
     if config.replay.capacity - count * (length - 1) < need:
@@ -118,16 +123,19 @@ def make_replay(
             f"{need} windows of {length} steps need at least {need + count * length}"
         )
     place = directory if config.replay.on_disk else None
-    return replay_kind(config, device)(
-        spec,
-        config.replay.capacity,
-        count,
-        length,
-        seed=config.seed,
-        online=config.replay.online,
-        directory=place,
-        windows=config.replay.windows,
-    )
+    try:
+        return replay_kind(config, device)(
+            spec,
+            config.replay.capacity,
+            count,
+            length,
+            seed=config.seed,
+            online=config.replay.online,
+            directory=place,
+            windows=config.replay.windows,
+        )
+    except OSError as error:
+        raise StorageError(f"--replay.on-disk in {place}: {error.strerror}") from error
 
 
 def min_windows(config: Config) -> int:

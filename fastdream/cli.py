@@ -40,6 +40,8 @@ def parse(args: Sequence[str]) -> Parsed:
     """
     import tyro
 
+    if args and not args[0].startswith("-"):
+        raise ValueError(f"{args[0]!r} is no flag: did you mean --task {args[0]}?")
     chosen = choosers(args)
     if chosen["preset"] == "list":
         print(presets.describe(chosen["agent"] or Config.agent))
@@ -130,9 +132,16 @@ def shallow(config: Config) -> dict[str, object]:
 
 
 def saved_config(logdir: str) -> Config | None:
-    """Settings of the run that a directory holds, None if it holds none."""
+    """Settings of the run that a directory holds, None if it holds none; ValueError if they alone are missing."""
     path = Path(logdir).expanduser()
-    return configs.load(path) if logdir and (path / "config.json").exists() else None
+    if not logdir or (path / "config.json").exists():
+        return configs.load(path) if logdir else None
+    if checkpoint.any_in(path / "ckpt"):
+        raise ValueError(
+            f"{logdir} holds checkpoints, but not the config.json that says of what: bring it back, or choose "
+            "another --logdir"
+        )
+    return None
 
 
 def refuse_differences(asked: Config) -> None:

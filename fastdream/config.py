@@ -17,6 +17,17 @@ from fastdream.replay_windows import WindowKind
 
 T = TypeVar("T")
 
+SEEDS = 2**62  # what PyTorch's generators take, with room for the seeds that are made of one
+
+
+def refuse_less(group: str, settings: Any, **least: int) -> None:
+    """Raise ValueError that names the flag, `--<group><name>`, of a setting that is less than that or infinite."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if not bound <= value < math.inf:
+            flag = f"--{group}{name.replace('_', '-')}"
+            raise ValueError(f"{flag} {value}: it must be a number of at least {bound}")
+
 
 @dataclass(frozen=True)
 class EnvConfig:
@@ -28,8 +39,7 @@ class EnvConfig:
     """A process for each environment; auto: yes, unless a step costs less than a message to a process."""
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"need env count >= 1, got {self.count}")
+        refuse_less("env.", self, count=1)
 
 
 @dataclass(frozen=True)
@@ -71,10 +81,7 @@ class TrainConfig:
     """Updates at once when learning begins."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio < math.inf or self.batch_size < 1 or self.batch_length < 2:
-            raise ValueError(f"need train ratio >= 0, batch_size >= 1 and batch_length >= 2, got {self}")
-        if self.prefill < 0 or self.pretrain < 1:
-            raise ValueError(f"need train prefill >= 0 and pretrain >= 1, got {self}")
+        refuse_less("train.", self, ratio=0, batch_size=1, batch_length=2, prefill=0, pretrain=1)
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,7 @@ class EvalConfig:
     """Draw actions as in training, or take the most likely ones."""
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.episodes < 1 or self.final_episodes < 0 or self.count < 1:
-            raise ValueError(f"need eval episodes and count >= 1, nothing negative, got {self}")
+        refuse_less("eval.", self, every=0, episodes=1, final_episodes=0, count=1)
 
 
 @dataclass(frozen=True)
@@ -108,17 +114,16 @@ class LogConfig:
     )
     """Where metrics go."""
     every: float = 10.0
-    """Seconds between lines of metrics."""
+    """Seconds between lines of metrics; 0 leaves it at the last."""
     report_every: int = 50_000
     """Steps between open-loop predictions (videos of truth, dream and error); 0 makes none."""
     save_every: float = 300.0
-    """Seconds between checkpoints."""
+    """Seconds between checkpoints; 0 writes them after evaluations and at the end alone."""
     wandb_project: str = "fastdream"
     """Project of Weights & Biases."""
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.report_every < 0 or self.save_every < 0:
-            raise ValueError(f"log intervals must not be negative, got {self}")
+        refuse_less("log.", self, every=0, report_every=0, save_every=0)
 
 
 @dataclass(frozen=True)
@@ -172,10 +177,9 @@ class Config:
             raise ValueError(
                 f"agent {self.agent} takes settings of {wanted.__module__}, got {type(self.dreamer).__module__}"
             )
-        if self.steps < 1 or self.seed < 0 or self.threads < 0:
-            raise ValueError(
-                f"need steps >= 1, seed >= 0 and threads >= 0, got {self.steps}, {self.seed}, {self.threads}"
-            )
+        refuse_less("", self, steps=1, seed=0, threads=0)
+        if self.seed >= SEEDS:
+            raise ValueError(f"--seed {self.seed}: it must be less than {SEEDS:,}")
         if self.dataset and self.agent in agents.STAGED:
             raise ValueError(
                 f"{self.agent} records rollouts of its own; give it --task, and other agents --dataset"
@@ -243,6 +247,8 @@ def differences(saved: Config, asked: Config) -> list[str]:
     """What differs in a way that forbids to continue the saved run: 'name: saved -> asked' lines."""
     before, after = flatten(to_dict(saved)), flatten(to_dict(asked))
     fixed = [key for key in before if not any(key == k or key.startswith(k + ".") for k in MAY_CHANGE)]
+    if saved.agent != asked.agent:  # none of whose settings are the other's
+        fixed = [key for key in fixed if not key.startswith("dreamer.")]
     changed = [key for key in fixed if key not in after or before[key] != after[key]]
     return [f"{key}: {before[key]} -> {after.get(key, 'no such setting')}" for key in changed]
 

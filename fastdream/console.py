@@ -115,7 +115,7 @@ def line(state: Progress) -> str:
     if state.episodes:
         parts.append(
             f"score {number(state.score)} (best {number(state.best)}, length {state.length:.0f}, "
-            f"{state.episodes:,} episodes)"
+            f"{state.episodes:,} episode{'s' * (state.episodes != 1)})"
         )
     else:
         parts.append("score -")
@@ -159,7 +159,8 @@ class _Panel:
         from rich.control import Control
         from rich.segment import ControlType
 
-        width = min(self._console.size.width, _WIDEST)
+        # Where the line ends the cursor stands: a terminal shows Ctrl-C there, as ^C, and must not break the line.
+        width = min(self._console.size.width - len("^C"), _WIDEST)
         if width < self._width:
             # A terminal that becomes narrower wraps the old panel: where it begins is no longer known.
             self._console.control(Control(ControlType.CLEAR, ControlType.HOME))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import fastdream
-from fastdream import ops
+from fastdream import entry, ops
 from fastdream.ops import native
 
 PACKAGES = ("torch", "triton", "numpy", "gymnasium", "safetensors", "tyro", "rich")
@@ -126,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

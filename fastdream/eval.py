@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from fastdream import cli, curves, evaluate, rundir, video
+from fastdream import cli, curves, entry, evaluate, rundir, video
 from fastdream import config as configs
 from fastdream.build import Agent, environment, in_processes
 from fastdream.checkpoint import Loaded
@@ -22,6 +22,7 @@ from fastdream.restore import load_agent, open_loop
 from fastdream.rundir import StorageError
 from fastdream.schedule import Stop
 from fastdream.spaces import alike
+from fastdream.summary import spoken
 from fastdream.train import set_up
 
 
@@ -40,7 +41,7 @@ class Command:
     count: int = 4
     """Environments at once."""
     mode: Literal["sample", "mode"] = "sample"
-    """Draw actions as in training, or take the most likely ones."""
+    """Draw actions as in training, or take the most likely ones; as the run evaluates itself if not given."""
     seed: int = 1_000_003
     """Of the environments and the actions; the same seed gives the same scores."""
     device: str = "auto"
@@ -53,10 +54,7 @@ class Command:
     """Options of the task's suite: an instance of envs.options_of(task), None for those of the run."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.count < 1 or self.seed < 0:
-            raise ValueError(
-                f"need episodes and count >= 1 and seed >= 0, got {self.episodes}, {self.count}, {self.seed}"
-            )
+        configs.refuse_less("", self, episodes=1, count=1, seed=0)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -73,8 +71,11 @@ def parse(args: Sequence[str]) -> Command:
     """The command, whose --suite.* are the options of the task that is to be played."""
     import tyro
 
+    if args and not args[0].startswith("-"):
+        raise ValueError(f"{args[0]!r} is no flag: did you mean --logdir {args[0]}?")
     chosen = cli.choosers(args)
-    options = suite_of(Path(chosen["logdir"] or Command.logdir).expanduser(), chosen["task"])
+    config = settings_of(Path(chosen["logdir"] or Command.logdir).expanduser())
+    options = suite_of(config, chosen["task"]) if config else None
     kind: Any = Command
     if options is not None:
         about = tyro.conf.arg(help="Environments of the task's suite; as in the run if not given.")
@@ -83,19 +84,24 @@ def parse(args: Sequence[str]) -> Command:
         kind = dataclasses.make_dataclass(
             "Command", [field], bases=(Command,), namespace=namespace, frozen=True
         )
-    command: Command = tyro.cli(kind, args=list(args), prog="python -m fastdream.eval")
+    default = kind(mode=config.eval.mode) if config else kind()
+    command: Command = tyro.cli(kind, args=list(args), default=default, prog="python -m fastdream.eval")
     return command
 
 
-def suite_of(logdir: Path, task: str) -> Any:
-    """Options of the suite of the task that is to be played, or of the run's: as that has them if it has such ones.
-
-    None where there is no task or no run, which whoever loads the agent says. Raises EnvError for an unknown task.
-    """
+def settings_of(logdir: Path) -> Config | None:
+    """Settings of the run; None if there is none, which whoever loads the agent says."""
     try:
-        config = configs.load(logdir)
+        return configs.load(logdir)
     except ValueError:
         return None
+
+
+def suite_of(config: Config, task: str) -> Any:
+    """Options of the suite of the task that is to be played, or of the run's: as that has them if it has such ones.
+
+    None where there is no task, which whoever plays says. Raises EnvError for an unknown task.
+    """
     if not (task := task or config.task):
         return None
     kind = options_of(task)
@@ -178,7 +184,7 @@ def playing(config: Config, task: str, agent: Agent, suite: Any = None) -> Confi
             ("takes", agent.act_space, env.act_space),
         ):
             if not alike(known, there):
-                raise ValueError(f"the agent {what} {known}, and {task} has {there}")
+                raise ValueError(f"the agent {what} {spoken(known)}, and {task} has {spoken(there)}")
     finally:
         env.close()
     return config
@@ -227,4 +233,4 @@ def videos(
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

@@ -3,6 +3,7 @@
 In the folder of the run: metrics.jsonl, scores.jsonl (always), media/<name>_<step>.<kind>, TensorBoard's events.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -29,7 +30,7 @@ class Logger:
 
     outputs   of OUTPUTS; JSON lines are written in any case. Asked for exactly the default ones, it does
               without TensorBoard where that is not installed, and says so.
-    interval  seconds between lines where there is no terminal.
+    interval  seconds between lines where there is no terminal; 0 shows the first and the last.
     Raises StorageError when the folder cannot be written, ValueError for an output that is unknown or missing.
     """
 
@@ -50,7 +51,7 @@ class Logger:
             raise ValueError(f"unknown outputs {', '.join(unknown)}: choose among {', '.join(OUTPUTS)}")
         self.console = console
         if console is None and "console" in outputs:
-            self.console = Console(interval=interval)
+            self.console = Console(interval=interval or math.inf)
         names = self._available(outputs)
         self._scores = JsonLines(self.logdir / "scores.jsonl")
         self._outputs: list[Output] = [JsonLines(self.logdir / "metrics.jsonl")]

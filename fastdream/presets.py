@@ -280,13 +280,14 @@ def nearest(name: str, known: Any, what: str) -> str:
 def describe(agent: str = "dreamer_v3") -> str:
     """A line for each preset of an agent, for `--preset list`."""
     agents.settings(agent)  # says which agents there are
-    lines = []
+    lines, wide = [], max(map(len, CATALOGUES[agent].presets))
     for name, make in CATALOGUES[agent].presets.items():
         config = make()
-        facts = f"{config.size:>5}  {config.steps:>14,} steps  {config.env.count:>2} envs"
+        envs = "env " if config.env.count == 1 else "envs"
+        facts = f"{config.size:>5}  {config.steps:>14,} steps  {config.env.count:>2} {envs}"
         about = (make.__doc__ or "").splitlines()[0]
         learns = "in stages   " if agent in agents.STAGED else f"ratio {config.train.ratio:<6g}"
-        lines.append(f"{name:12} {facts}  {learns} {about}")
+        lines.append(f"{name:{wide}} {facts}  {learns} {about}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastdream import entry
+
 FILE = Path(__file__).with_suffix(".csv")
 SOURCES = {
     "v1_v2_files": "score files of the repositories of DreamerV1 and DreamerV2, means over 5 seeds",
@@ -140,4 +142,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

@@ -22,7 +22,7 @@ def load_agent(logdir: Path, device: str = "cpu", which: str = "last") -> tuple[
     """The agent of a run with the parameters of a checkpoint, the run's settings, and what else was saved.
 
     which   "last", "best", or the folder of one checkpoint.
-    Raises ValueError if the folder holds no run, CheckpointError if it holds no sound checkpoint.
+    Raises ValueError if the folder holds no run, CheckpointError if it holds no sound checkpoint of its agent.
     """
     settings = config.load(logdir)
     spaces = json.loads((logdir / "config.json").read_text())["spaces"]
@@ -32,7 +32,12 @@ def load_agent(logdir: Path, device: str = "cpu", which: str = "last") -> tuple[
     place, _ = choose_device(device)
     settings = served(settings, place)
     agent = make_agent(settings, spaces_from_json(spaces["obs"]), spaces_from_json(spaces["act"]), place)
-    agent.load_state_dict(loaded.tree["agent"])
+    try:
+        agent.load_state_dict(loaded.tree["agent"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{loaded.path} is of another agent than {logdir / 'config.json'} describes: one of them is not this run's"
+        ) from error
     return agent, settings, loaded
 
 

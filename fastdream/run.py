@@ -198,7 +198,8 @@ class Training:
             self.report()
         if self.eval_due(step):
             result = self.evaluate(self.config.eval.episodes, stop)
-            if result.scores:
+            # One that was stopped has the short episodes alone: it says nothing of the agent.
+            if result.scores and not stop:
                 self.log.scalars(step, result.metrics())
                 self.save(result.mean)
         if self.save_due():

@@ -22,14 +22,15 @@ def header(config: Config, parts: Parts, why: str) -> str:
         envs = f"{driver.n} environment{'s' * many}, in this process"
     from_what = {"task": f"{config.task}, {envs}"}
     if isinstance(driver, Recorded):
-        held = f"; {len(split(config, driver)[1]):,} episodes held out" if config.holdout else ""
+        count = len(split(config, driver)[1])
+        held = f"; {count:,} episode{'s' * (count != 1)} held out" if config.holdout else ""
         from_what = {"dataset": f"{driver.name}: {driver.survey}{held}"}
         from_what["task"] = (
             f"{config.task}, for evaluation" if config.task else "none, so no evaluation (--task)"
         )
     facts = from_what | {
-        "observes": _spaces(driver.obs_space),
-        "acts": _spaces(driver.act_space),
+        "observes": spoken(driver.obs_space),
+        "acts": spoken(driver.act_space),
         "agent": f"{config.agent} {config.variant}, preset {config.preset}, size {config.size}, "
         f"{agent.param_count:,} parameters",
         "device": f"{parts.device} ({why}), {str(agent.dtype).removeprefix('torch.')} matrix products, "
@@ -50,7 +51,8 @@ def served(parts: Parts) -> str:
     return most + "".join(f"; {name}: {', '.join(names)}" for name, names in backends.items() if name != most)
 
 
-def _spaces(spaces: Spaces) -> str:
+def spoken(spaces: Spaces) -> str:
+    """Spaces for people."""
     return ", ".join(f"{key} ({_kind(space)})" for key, space in spaces.items())
 
 
@@ -60,7 +62,7 @@ def _kind(space: Space) -> str:
         return f"{size} × 1 of {space.classes}" if size else f"1 of {space.classes}"
     if space.kind == "image":
         return f"{size} pixels"
-    return f"{size} numbers" if size else "1 number"
+    return f"{size} numbers" if space.size > 1 else "1 number"
 
 
 def memory(device: torch.device) -> str:

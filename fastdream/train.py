@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import fastdream
-from fastdream import agents, checkpoint, cli, ops, rundir
+from fastdream import agents, checkpoint, cli, entry, ops, rundir
 from fastdream import config as configs
 from fastdream.allocator import keep_freed_memory
 from fastdream.build import (
@@ -41,7 +41,7 @@ from fastdream.run import EnvironmentFailed, Training, loop_of
 from fastdream.rundir import RunLock, StorageError
 from fastdream.schedule import Stop
 from fastdream.spaces import spaces_from_json, spaces_to_json
-from fastdream.summary import header, memory, served
+from fastdream.summary import header, memory, served, spoken
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -120,14 +120,19 @@ def final_evaluation(config: Config, training: Training, stop: Stop) -> str:
         return done
     training.log.print(f"evaluating over {counted(config.eval.final_episodes)}")
     result = training.evaluate(config.eval.final_episodes, stop)
-    if not result.scores:
-        return done
+    if stop:
+        return f"{stopped(stop, done)}; {resume_hint(training.parts.logdir)}"
     training.save(result.mean)
     facts = {"step": training.loop.step, **result.summary(), "mode": config.eval.mode}
     rundir.store(training.parts.logdir / "eval.json", json.dumps(facts, indent=1).encode())
     data = training.parts.driver
     beside = f"; mean return of the dataset: {data.survey.mean:.1f}" if isinstance(data, Recorded) else ""
     return f"{done}\nevaluation: {result} ({config.eval.mode} actions){beside}"
+
+
+def stopped(stop: Stop, done: str) -> str:
+    """What is said of a run whose last evaluation was stopped: the short episodes that had ended say nothing of it."""
+    return f"{done}\nstopped by {stop.reason} in the evaluation"
 
 
 def goal(config: Config, parts: Parts, step: int) -> Goal:
@@ -216,11 +221,11 @@ def refuse_other_spaces(logdir: Path, driver: Driver | Recorded) -> None:
     if isinstance(driver, Recorded):
         refuse_other_data(logdir, driver)
     saved = json.loads(path.read_text())["spaces"]
-    for name, now in (("obs", driver.obs_space), ("act", driver.act_space)):
-        if spaces_from_json(saved[name]) != now:
+    for key, name, now in (("obs", "showed", driver.obs_space), ("act", "took", driver.act_space)):
+        if spaces_from_json(saved[key]) != now:
             raise ValueError(
-                f"{logdir} holds a run whose environment had other spaces: {name} was "
-                f"{spaces_from_json(saved[name])} and is {now}; choose another --logdir"
+                f"{logdir} holds a run whose environment {name} {spoken(spaces_from_json(saved[key]))}, and this one "
+                f"{spoken(now)}; choose another --logdir"
             )
 
 
@@ -280,4 +285,4 @@ def dry_run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -158,7 +159,10 @@ class ProcessWorker:
     def ready(self, timeout: float) -> tuple[Spaces, Spaces, bool]:
         """Waits for the environment, then its observation space, action space and whether it is deterministic."""
         if self._spaces is None:
-            spaces = self._receive("ready", timeout)
+            spaces, notes = self._receive("ready", timeout)
+            # Said here, where all environments' words are one's and said once.
+            for note in notes:
+                warnings.warn(note, stacklevel=2)
             self._memory, self._spaces = Memory(self._file.fileno(), spaces[0]), spaces
         return self._spaces
 
@@ -257,9 +261,10 @@ def serve(pipe_fd: int, memory_fd: int, parent: int) -> None:
     env: Env | None = None
     try:
         make_env, seed = pickle.loads(pipe.recv_bytes())
-        env = make_env(seed)
+        with warnings.catch_warnings(record=True) as caught:
+            env = make_env(seed)
         memory = Memory(memory_fd, env.obs_space)
-        pipe.send(("ready", promises(env)))
+        pipe.send(("ready", (promises(env), [str(warning.message) for warning in caught])))
         while (request := pipe.recv())[0] != "close":
             obs, picture = carry_out(env, *request)
             memory.write(obs)

@@ -107,7 +107,7 @@ def test_presets_are_listed(capsys: pytest.CaptureFixture[str]):
     text, code = output_of(capsys, "--preset", "list")
     assert code == 0
     assert [line.split()[0] for line in text.splitlines()] == list(presets.PRESETS)
-    assert re.search(r"^atari100k +200m +110,000 steps +1 envs +ratio 256", text, re.M)
+    assert re.search(r"^atari100k +200m +110,000 steps +1 env +ratio 256", text, re.M)
 
 
 def test_an_unknown_flag_gives_the_nearest(capsys: pytest.CaptureFixture[str]):
@@ -119,7 +119,7 @@ def test_a_wrong_value_names_the_flag(capsys: pytest.CaptureFixture[str]):
     text, code = output_of(capsys, "--train.batch-size", "many")
     assert code == 2 and "train.batch-size" in text
     text, code = output_of(capsys, "--train.batch-size", "0")
-    assert code == 2 and "batch_size >= 1" in text
+    assert code == 2 and "--train.batch-size 0: it must be a number of at least 1" in text
     text, code = output_of(capsys, "--train.ratio", "nan")
     assert code == 2 and "ratio" in text
 

@@ -99,3 +99,18 @@ def test_an_exported_run_is_learned_from(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):  # the id is taken
         command.main(["export", run, "test/set-v0", "--root", str(root)])
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [("walker", "my/walker-v0"), ("my/", "my/my-v0"), ("a/b/c/d-v1", "my/d-v1"), ("", "my/name-v0")],
+)
+def test_an_id_that_is_none_is_answered_with_one(
+    name: str, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = save_npz(tmp_path / "set", episode(5, 0))
+    with pytest.raises(SystemExit) as exit:
+        command.main(["export", str(folder), name, "--root", str(tmp_path)])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert f"error: {name!r} is no id of Minari's" in error and f"such as {meant}\n" in error

@@ -36,6 +36,14 @@ def test_options_are_those_of_the_run_unless_others_are_asked_for(
     assert lengths(capsys, finished, "--task", "dummy_slow", "--suite.length", "5") == {5}
 
 
+def test_actions_are_chosen_as_the_run_evaluates_itself_unless_others_are_asked_for(tmp_path: Path):
+    args = ["--task", "dummy_vector", "--steps", "8", "--eval.mode", "mode", "--logdir", str(tmp_path)]
+    train.main([*SMALL, *args])
+    assert evaluation.parse(["--logdir", str(tmp_path)]).mode == "mode"
+    assert evaluation.parse(["--logdir", str(tmp_path), "--mode", "sample"]).mode == "sample"
+    assert evaluation.parse(["--logdir", str(tmp_path / "nowhere")]).mode == "sample"
+
+
 def test_what_learned_from_a_dataset_is_played_as_it_was_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -55,7 +63,7 @@ def test_what_learned_from_a_dataset_is_played_as_it_was_recorded(
         (["--task", "dummy_slwo"], "did you mean 'dummy_slow'"),
         (["--task", "dumy_slow"], "unknown task 'dumy_slow'; did you mean 'dummy_slow'"),
         (["--task", "dummy_image", "--suite.size", "32"], "the agent observes"),
-        (["--episodes", "0"], "need episodes and count >= 1"),
+        (["--episodes", "0"], "--episodes 0: it must be a number of at least 1"),
         (["--replay.online"], "--replay.online"),
         (["--logdir", "nowhere"], "nowhere holds no run"),
         (["--logdir", "nowhere", "--suite.length", "4"], "--suite.length"),

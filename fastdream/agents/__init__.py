@@ -41,8 +41,9 @@ def settings(name: str) -> Any:
 
 def _entry(name: str) -> tuple[str, str]:
     if name not in AGENTS:
-        close = difflib.get_close_matches(name, AGENTS, n=1) or list(AGENTS)
-        raise ValueError(f"unknown agent {name!r}: did you mean {close[0]!r}?")
+        close = difflib.get_close_matches(name, AGENTS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(AGENTS)}"
+        raise ValueError(f"unknown agent {name!r}: {hint}")
     return AGENTS[name]
 
 

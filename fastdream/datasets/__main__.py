@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 import tyro.extras
 
+from fastdream import entry
 from fastdream.datasets import Survey, find, survey
 from fastdream.datasets.export import export
 from fastdream.datasets.runs import Run
@@ -35,7 +36,7 @@ class Export:
     dataset: Dataset
     """A run, or a folder or file with a dataset."""
     name: Id
-    """Its id there: (namespace/)(environment/)name(-v0)."""
+    """Its id there: (namespace/)(environment/)name-v0."""
     root: str = ""
     """Folder that keeps it; where Minari keeps all of them if not given."""
     jpeg: bool = False
@@ -84,4 +85,4 @@ def write(command: Export) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ def export(
 ) -> Survey:
     """Write all episodes as the Minari dataset `name`; what it holds.
 
-    name  an id, (namespace/)(environment/)name(-v0).
+    name  an id, (namespace/)(environment/)name-v0.
     root  the folder that keeps it; None: where Minari keeps all of them.
     jpeg  pack pictures as JPEG, which is smaller and changes them.
     task  what was played, for the description.
@@ -32,6 +33,10 @@ def export(
     Raises DatasetError for a source that is not sound, ValueError for an id that is taken or none.
     """
     minari = need("minari", "offline")
+    if not re.fullmatch(r"[^/]+(/[^/]+){0,2}-v\d+", name):
+        raise ValueError(
+            f"{name!r} is no id of Minari's: (namespace/)(environment/)name-v0, such as my/{_named(name)}"
+        )
     facts = survey(source)
     obs, act = facts.obs_space, facts.act_space
     buffers = [
@@ -50,6 +55,12 @@ def export(
             jpeg_encoding=jpeg,
         )
     return facts
+
+
+def _named(name: str) -> str:
+    """The last part of what should have been an id, with a version."""
+    last = re.sub(r"[^\w-]+", "-", name.rstrip("/").rpartition("/")[2]) or "name"
+    return last if re.search(r"-v\d+$", last) else f"{last}-v0"
 
 
 @contextlib.contextmanager

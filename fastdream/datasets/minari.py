@@ -23,6 +23,8 @@ class Minari:
         minari = need("minari", "offline")
         try:
             self.dataset = _open(minari, name)
+        except DatasetError:
+            raise
         except (ValueError, OSError, ImportError) as error:
             raise DatasetError(f"the Minari dataset {name!r} cannot be opened: {error}") from error
         self.name = name
@@ -50,7 +52,14 @@ class Minari:
 
 def _open(minari: Any, name: str) -> Any:
     if name.startswith(PREFIX):
-        return minari.load_dataset(name.removeprefix(PREFIX))
+        identity = name.removeprefix(PREFIX)
+        try:
+            return minari.load_dataset(identity)
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"the Minari dataset {name!r} is not on this machine: `minari list local` shows those that are, and "
+                f"`minari download {identity or 'ID'}` fetches one of those that Minari offers"
+            ) from error
     folder = Path(name)
     return minari.MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
 

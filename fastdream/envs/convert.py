@@ -172,7 +172,8 @@ def _box_action(space: gs.Box, name: str) -> tuple[Spaces, Decode]:
     entry = action_vector(flat, space.low, space.high)
 
     def decode(act: Mapping[str, np.ndarray]) -> np.ndarray:
-        return scale(np.asarray(act[name]).reshape(space.shape)).astype(space.dtype)
+        # An array also of a single number without dimensions, as the space's own samples are.
+        return np.asarray(scale(np.asarray(act[name]).reshape(space.shape)), space.dtype)
 
     return {name: entry}, decode
 

@@ -1,6 +1,8 @@
 """Any gymnasium environment as one of ours."""
 
+import inspect
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -9,19 +11,32 @@ import numpy as np
 from fastdream.envs.base import Action, EnvError, Obs, transition
 from fastdream.envs.convert import action, observation
 
+# What the methods of an environment return; gym before 0.26 returned less.
+RESET = ("observation", "info")
+STEP = ("observation", "reward", "terminated", "truncated", "info")
+
 
 class FromGymnasium:
     """Adapts a gymnasium environment.
 
     A single observation is called by its kind ("image", "vector" or "discrete"), a single action "action"; see
     `convert` for the rest. `terminated` becomes is_terminal, `truncated` only is_last. Numbers in `info` whose
-    names start with "log/" are logged.
+    names start with "log/" are logged. EnvError for what is no gymnasium environment but in name: without spaces, or
+    with another reset or step.
     """
 
     def __init__(self, env: gymnasium.Env, task: str, deterministic: bool = False) -> None:
         self.deterministic = deterministic
         self._env = env
         self._task = task
+        for name in ("observation_space", "action_space"):
+            if not isinstance(getattr(env, name, None), gymnasium.Space):
+                found = f"a {type(getattr(env, name)).__name__}" if hasattr(env, name) else "missing"
+                raise EnvError(f"{task}: {name} is {found}; it must be one of gymnasium.spaces")
+        if not _takes_seed(env.reset):
+            raise EnvError(
+                f"{task}: reset takes no seed; gymnasium's is reset(self, *, seed=None, options=None)"
+            )
         try:
             self.obs_space, self._encode = observation(env.observation_space)
             self.act_space, self._decode = action(env.action_space)
@@ -30,21 +45,22 @@ class FromGymnasium:
 
     def reset(self, seed: int | None = None) -> Obs:
         """Begins an episode."""
-        obs, info = self._env.reset(seed=seed)
+        obs, info = self._parts("reset", self._env.reset(seed=seed), RESET)
         return transition(self._encoded(obs) | _logged(info), first=True)
 
     def step(self, action: Action) -> Obs:
         """Takes one action; EnvError for a reward that is no number."""
-        obs, reward, terminated, truncated, info = self._env.step(self._decode(action))
+        result = self._env.step(self._decode(action))
+        obs, reward, terminated, truncated, info = self._parts("step", result, STEP)
         try:
-            number = float(reward)
+            number = float(reward.item() if isinstance(reward, np.ndarray) else reward)
         except (TypeError, ValueError):
             raise EnvError(f"{self._task}: the reward is {reward}; it must be one finite number") from None
         return transition(
             self._encoded(obs) | _logged(info),
             number,
-            last=terminated or truncated,
-            terminal=terminated,
+            last=bool(terminated or truncated),
+            terminal=bool(terminated),
         )
 
     def render(self) -> np.ndarray | None:
@@ -68,6 +84,17 @@ class FromGymnasium:
         """Frees what the environment holds."""
         self._env.close()
 
+    def _parts(self, method: str, result: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+        """What a method returned, if it is as gymnasium has it."""
+        if isinstance(result, tuple) and len(result) == len(names) and isinstance(result[-1], Mapping):
+            return result
+        got = f"{len(result)} values" if isinstance(result, tuple) else f"a {type(result).__name__}"
+        last = type(result[-1]).__name__ if isinstance(result, tuple) and result else ""
+        raise EnvError(
+            f"{self._task}: {method} returned {got}{f', the last of them a {last}' * bool(last)}; gymnasium's returns "
+            f"{len(names)}: {', '.join(names)}, the last a dict"
+        )
+
     def _encoded(self, obs: Any) -> Obs:
         try:
             return self._encode(obs)
@@ -75,5 +102,13 @@ class FromGymnasium:
             raise EnvError(f"{self._task}: {obs!r} does not fit {self._env.observation_space}") from error
 
 
-def _logged(info: dict[str, Any]) -> Obs:
+def _takes_seed(reset: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(reset).parameters
+    except ValueError:  # compiled code may not tell
+        return True
+    return "seed" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _logged(info: Mapping[str, Any]) -> Obs:
     return {key: value for key, value in info.items() if isinstance(key, str) and key.startswith("log/")}

@@ -44,10 +44,10 @@ def make(name: str, seed: int, options: Options) -> Env:
         env = gymnasium.make(name, disable_env_checker=True)
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         raise EnvError(f"{task} needs a package that is not installed: {error}") from error
-    except gymnasium.error.UnregisteredEnv as error:
-        hint = near(name, names(), "gym_{}".format) or f": {error}"
-        raise EnvError(f"unknown task {task!r}{hint}") from error
     except gymnasium.error.Error as error:
+        if isinstance(error, gymnasium.error.UnregisteredEnv) or name not in gymnasium.registry:
+            hint = near(name, names(), "gym_{}".format) or f": {error}"
+            raise EnvError(f"unknown task {task!r}{hint}") from error
         raise EnvError(f"{task} cannot be made: {error}") from error
     return _finish(FromGymnasium(env, task, _exact(spec.entry_point)), options)
 
@@ -73,6 +73,8 @@ def _finish(env: Env, options: Options) -> Env:
 def make_custom(name: str, seed: int, options: Options) -> Env:
     """The environment that `module:callable` returns when it is called, with the seed if it takes one."""
     module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise EnvError(f"{name!r} lacks the module or what makes the environment: module:callable")
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
@@ -92,9 +94,17 @@ def from_callable(factory: Callable[..., Any], name: str, seed: int, options: Op
             f"{name} is {type(factory).__name__}; it must be a function or class that makes an environment"
         )
     parameters = inspect.signature(factory).parameters.values()
-    required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     named = any(p.name == "seed" for p in parameters)
-    env = factory(seed=seed) if named else factory(*[seed for _ in required[:1]])
+    places = [p for p in required if not named and p.kind is not p.KEYWORD_ONLY][:1]
+    if unknown := [p.name for p in required if p.name != "seed" and p not in places]:
+        raise EnvError(
+            f"{name} needs {', '.join(unknown)}: give a function that takes nothing, or the seed alone, and makes the "
+            "environment"
+        )
+    env = factory(seed=seed) if named else factory(*[seed for _ in places])
     if isinstance(env, gymnasium.Env):
         return _finish(FromGymnasium(env, name), options)
     missing = [m for m in ("obs_space", "act_space", "reset", "step") if not hasattr(env, m)]

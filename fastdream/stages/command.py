@@ -40,6 +40,7 @@ from fastdream.train import (
     refuse_other_spaces,
     resume_hint,
     set_up,
+    stopped,
 )
 
 
@@ -160,8 +161,8 @@ def final_evaluation(config: Config, session: Session, stop: Stop) -> str:
         return done
     session.log.print(f"evaluating over {counted(config.eval.final_episodes)}")
     result = session.evaluate(stop)
-    if not result.scores:
-        return done
+    if stop:
+        return f"{stopped(stop, done)}; {resume_hint(logdir)}"
     session.save(result.mean)
     session.log.scalars(session.step, result.metrics())
     facts = {"step": session.step, **result.summary(), "mode": config.eval.mode}

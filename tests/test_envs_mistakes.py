@@ -1,0 +1,125 @@
+"""Environments that are none of gymnasium's but in name: one error at once that says what theirs would do."""
+
+from typing import Any
+
+import gymnasium
+import gymnasium.spaces as gs
+import numpy as np
+import pytest
+
+from fastdream.envs import gym, make
+from fastdream.envs.base import Checked, EnvError
+from fastdream.envs.from_gymnasium import FromGymnasium
+
+ACTION = {"action": np.array(1)}
+
+
+class Sound(gymnasium.Env):
+    observation_space: Any = gs.Box(-1, 1, (2,))
+    action_space: Any = gs.Discrete(2)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+class OldStep(Sound):
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 1.0, False, {}
+
+
+class OldReset(Sound):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32)
+
+
+class Pair(Sound):
+    """An observation of two parts, alone: as many values as gymnasium's reset returns."""
+
+    observation_space = gs.Tuple((gs.Discrete(2), gs.Discrete(2)))
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return 0, 1
+
+
+class Unseeded(Sound):
+    def reset(self) -> Any:  # type: ignore[override]
+        return np.zeros(2, np.float32), {}
+
+
+class Arrays(Sound):
+    """What vectorised code gives: an array of one element for each."""
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), np.array([2.0]), np.array([True]), np.array([False]), {}
+
+
+class OldSpace(Sound):
+    observation_space = type("Box", (), {"shape": (2,)})()
+
+
+class Torque(Sound):
+    action_space = gs.Box(-2, 2, (), np.float32)
+
+    def step(self, action: Any) -> Any:
+        assert isinstance(action, np.ndarray) and self.action_space.contains(action)
+        return super().step(action)
+
+
+def test_methods_of_older_releases_are_told_from_gymnasium_s():
+    with pytest.raises(
+        EnvError, match=r"mine: step returned 4 values, .*; gymnasium's returns 5: .*truncated"
+    ):
+        FromGymnasium(OldStep(), "mine").step(ACTION)
+    with pytest.raises(EnvError, match=r"mine: reset returned a ndarray; gymnasium's returns 2: observation"):
+        FromGymnasium(OldReset(), "mine").reset(0)
+    with pytest.raises(EnvError, match=r"mine: reset returned 2 values, the last of them a int; .* a dict"):
+        FromGymnasium(Pair(), "mine").reset(0)
+    with pytest.raises(EnvError, match=r"mine: reset takes no seed; gymnasium's is .*seed=None"):
+        FromGymnasium(Unseeded(), "mine")
+
+
+def test_spaces_that_are_missing_or_of_another_package():
+    with pytest.raises(
+        EnvError, match="mine: observation_space is a Box; it must be one of gymnasium.spaces"
+    ):
+        FromGymnasium(OldSpace(), "mine")
+    with pytest.raises(EnvError, match="mine: observation_space is missing"):
+        FromGymnasium(gymnasium.Env(), "mine")
+
+
+def test_one_number_may_come_as_an_array_of_one():
+    obs = Checked(FromGymnasium(Arrays(), "mine"), "mine").step(ACTION)
+    assert (obs["reward"], obs["is_last"], obs["is_terminal"]) == (2.0, True, True)
+    assert all(np.shape(obs[key]) == () for key in ("reward", "is_last", "is_terminal"))
+
+
+def test_an_action_without_dimensions_is_an_array_as_its_space_has_it():
+    obs = FromGymnasium(Torque(), "mine").step({"action": np.array(0.5, np.float32)})
+    assert obs["reward"] == 1
+
+
+def test_what_needs_more_than_a_seed_is_named():
+    def needs(level: int, *, size: int, seed: int) -> gymnasium.Env:
+        return Sound()
+
+    def positional(seed_of_mine: int, level: int) -> gymnasium.Env:
+        return Sound()
+
+    for factory, named in ((needs, "level, size"), (positional, "level")):
+        with pytest.raises(EnvError, match=f"needs {named}: give a function that takes nothing, or the seed"):
+            make(factory)
+    assert make(lambda any_name: Sound()) and make(lambda *, seed: Sound()) and make(Sound)
+
+
+@pytest.mark.parametrize("task", [":make", "module:"])
+def test_half_a_name(task: str):
+    with pytest.raises(EnvError, match=f"'{task}' lacks the module or .*: module:callable"):
+        make(task)
+
+
+def test_an_id_without_its_version():
+    with pytest.raises(EnvError, match="unknown task 'gym_CartPole'; did you mean 'gym_CartPole-v1'"):
+        gym.make("CartPole", 0, gym.Options())
