@@ -1,6 +1,7 @@
 """Triton's scan of posterior steps: draws, launches, what it refuses. The parity matrix compares its values."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from .triton_cases import PRESETS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = Sizes(deter=64, hidden=24, stoch=6, classes=5, embed=20, blocks=8)
+MANY = SIZES._replace(hidden=40, stoch=3, classes=67)  # classes, whose products are those of several warps
 CORES = "block", "layernorm", "gru"
 NORMALS = Gaussian(SMALL.stoch)
 BATCH, STEPS = 5, 3
@@ -78,10 +80,10 @@ def test_launches(core: str, there: int, before: int, back: int, latent: Gaussia
         assert backward == back * steps + 1
 
 
-@pytest.mark.parametrize("core", CORES)
-def test_draws_as_reference(core: str, poison: list[str]):
+@pytest.mark.parametrize(("core", "sizes"), [*product(CORES, [SIZES]), ("block", MANY)])
+def test_draws_as_reference(core: str, sizes: Sizes, poison: list[str]):
     """By the same noise, and all that follows from the draws."""
-    args = arguments(core)
+    args = arguments(core, sizes=sizes)
     ours, theirs = results(backend.observe, args, True), results(reference.observe, args, True)
     assert torch.equal(ours[3], theirs[3])
     for our, their in zip(ours, theirs, strict=True):

@@ -1,11 +1,12 @@
-"""`python -m tests.triton_agents PRESET OBS CAPABILITY`: compile what an agent launches, for a GPU that is not here.
+"""`python -m tests.triton_agents PRESET SPACES,... CAPABILITY,...`: compile what agents launch, for GPUs not here.
 
 Runs an update and an action of DreamerV3, or of DreamerV1 where that is the PRESET, with the ops that a GPU gets,
-computes nothing, compiles every launch that this leads to, and writes what its kernels take as JSON. An op's own cases
-do not show what only an agent's nets have: as many layers, such heads. Runs in a process of its own, where Triton does
-not interpret.
+computes nothing, compiles every launch that this leads to, and writes what its kernels take as JSON, a list for every
+SPACES and CAPABILITY. An op's own cases do not show what only an agent's nets have: as many layers, such heads. Runs in
+a process of its own, where Triton does not interpret.
 """
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -41,19 +42,33 @@ def made(preset: str, spaces: str) -> tuple[Any, Any]:
     return agent, batch(agent, 16, 3)
 
 
-def main(preset: str, spaces: str, capability: str) -> None:
-    assert not backend.interpreted(), "TRITON_INTERPRET is set"
-    library.register, library.capability = on_tensors_of_the_host, lambda device: int(capability)
-    backend.available = lambda device: None  # type: ignore[assignment]
-    found: list[triton_compile.Launch] = []
-    library.run = lambda kernel, grid, args, constants: found.append(
-        triton_compile.specialised(kernel, args, constants)
-    )
+def launches(preset: str, spaces: str, capabilities: list[int]) -> list[list[triton_compile.Launch]]:
+    """Every launch of an agent's update and action, on each GPU."""
     agent, data = made(preset, spaces)
-    with np.errstate(all="ignore"):  # of results that nobody computed
-        agent.update(agent.init_train(len(data["reward"])), data)
-        agent.policy(agent.init_policy(2), observation(agent, 2))
-    taken = [triton_compile.resources(launch, int(capability)) for launch in dict.fromkeys(found)]
+    taken = []
+    for capability in capabilities:
+        triton_compile.target[0] = capability
+        found: list[triton_compile.Launch] = []
+        library.run = lambda kernel, grid, args, constants, found=found: found.append(
+            triton_compile.specialised(kernel, args, constants)
+        )
+        with np.errstate(all="ignore"):  # of results that nobody computed
+            agent.update(agent.init_train(len(data["reward"])), data)
+            agent.policy(agent.init_policy(2), observation(agent, 2))
+        taken.append(list(dict.fromkeys(found)))
+    return taken
+
+
+def main(preset: str, spaces: str, capabilities: str) -> None:
+    assert not backend.interpreted(), "TRITON_INTERPRET is set"
+    library.register, library.capability = on_tensors_of_the_host, lambda device: triton_compile.target[0]
+    backend.available = lambda device: None  # type: ignore[assignment]
+    gc.freeze()  # as `triton_compile` does
+    gpus = [int(capability) for capability in capabilities.split(",")]
+    taken = []
+    for kind in spaces.split(","):
+        for found, gpu in zip(launches(preset, kind, gpus), gpus, strict=True):
+            taken.append([triton_compile.resources(launch, gpu) for launch in found])
     json.dump(taken, sys.stdout)
 
 

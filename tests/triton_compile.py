@@ -5,12 +5,14 @@ and backward on tensors without memory, compiles every launch that this leads to
 kernels take. Runs in a process of its own, where Triton does not interpret.
 """
 
+import gc
 import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +95,7 @@ def _is_one(value: Any, param: Any) -> bool:
     return type(value) is int and value == 1 and not param.do_not_specialize
 
 
+@cache
 def resources(launch: Launch, capability: int) -> dict[str, Any]:
     """Registers, bytes of shared memory, bytes spilled, and how many products add to an earlier one's sum."""
     source = ASTSource(
@@ -139,15 +142,12 @@ def on_tensors_without_memory(schema: str, kernel: Callable, fake: Callable) -> 
 def main() -> None:
     assert not backend.interpreted(), "TRITON_INTERPRET is set"
     library.register, library.capability = on_tensors_without_memory, lambda device: target[0]
-    compiled: dict[tuple[Launch, int], dict[str, Any]] = {}
+    gc.freeze()  # the compiler makes many objects, and each time those of all modules were looked through
     taken = []
     for op, case, preset, dtype, capability in json.load(sys.stdin):
         args, gradients = cases.blank(op, case, preset, getattr(torch, dtype))
         found = launches(getattr(backend, op), args, gradients, capability)
-        for launch in found:
-            if (launch, capability) not in compiled:
-                compiled[launch, capability] = resources(launch, capability)
-        taken.append([compiled[launch, capability] for launch in dict.fromkeys(found)])
+        taken.append([resources(launch, capability) for launch in dict.fromkeys(found)])
     json.dump(taken, sys.stdout)
 
 

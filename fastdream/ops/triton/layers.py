@@ -25,6 +25,7 @@ from fastdream.ops.triton.library import (
 from fastdream.ops.triton.norm_kernels import norm_act_bwd_kernel, norm_act_fwd_kernel
 
 PROGRAMS = 256  # of the backward pass: each adds up its own rows' gradients of scale and shift
+LONG = 1024  # columns of a row, of more of which a thread has many
 
 Optional = Tensor | None
 
@@ -103,7 +104,8 @@ def _backward_fake(
 def _backward(*inputs: Any) -> list[Tensor]:
     d_x, *d_params = _backward_fake(*inputs)
     x, scale, shift, norm, act, eps, grad, wanted = inputs
-    rows = Rows.of(x, tensors=2)
+    # The gradient through a mean needs registers besides: a long row is that of more threads.
+    rows = Rows.of(x, tensors=4 if norm == "layer" and x.shape[-1] > LONG else 2)
     programs = min(PROGRAMS, rows.tiles)
     partial = [p.new_empty(programs, rows.width, dtype=torch.float32) for p in d_params]
     tensors = *contiguous(x, scale, shift, grad), d_x, *spread(partial, wanted)

@@ -11,10 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.params import Categorical, Layer
-from fastdream.ops.triton.block_product import piece, split_warps
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.overlap import begin
+from fastdream.ops.triton.posterior import split_piece
 from fastdream.ops.triton.rowwise import load_planes, moments
 from fastdream.ops.triton.rowwise_gradient import Later, gradient_inputs, hat_inputs, means_of
 from fastdream.ops.triton.split import (
@@ -136,7 +136,7 @@ def logit_gradient(
     columns = power_of_two(classes)
     variables = max(1, min(32 // columns, power_of_two(stoch)))
     tiles, units, itemsize = later.tiles() if later else 0, weight.shape[1], weight.element_size()
-    warps = split_warps(units, variables * columns, itemsize)
+    split = split_piece(units, variables * columns, itemsize)
     launch(
         logit_gradient_kernel,
         (triton.cdiv(stoch, variables), triton.cdiv(rows, 16)),
@@ -164,8 +164,8 @@ def logit_gradient(
         BM=16,
         BV=variables,
         BC=columns,
-        BK=piece(512 // itemsize, units, variables * columns, itemsize, warps),
-        KS=warps,
-        num_warps=warps,
-        num_stages=3,
+        BK=split.k,
+        KS=split.parts,
+        num_warps=split.warps,
+        num_stages=split.stages,
     )

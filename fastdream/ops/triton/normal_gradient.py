@@ -11,12 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.params import Gaussian, Layer
-from fastdream.ops.triton.block_product import piece, split_warps
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.draw import std_slope
 from fastdream.ops.triton.gates_gradient import through_layer
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.overlap import begin
+from fastdream.ops.triton.posterior import split_piece
 from fastdream.ops.triton.rowwise_gradient import Later
 
 COLUMNS = 16  # variables of a program
@@ -124,7 +124,7 @@ def normal_gradient(
 ) -> None:
     """Write d_logit [M, 2S]. layer: stoch's of the core; weight [H, S]: its own, in the dtype of products."""
     (rows, count), units, itemsize = noise.shape, len(weight), weight.element_size()
-    tiles, warps = later.tiles() if later else 0, split_warps(units, COLUMNS, itemsize)
+    tiles, split = later.tiles() if later else 0, split_piece(units, COLUMNS, itemsize)
     launch(
         normal_gradient_kernel,
         (triton.cdiv(count, COLUMNS), triton.cdiv(rows, 16)),
@@ -153,8 +153,8 @@ def normal_gradient(
         BT=power_of_two(tiles),
         BM=16,
         BN=COLUMNS,
-        BK=piece(512 // itemsize, units, COLUMNS, itemsize, warps),
-        KS=warps,
-        num_warps=warps,
-        num_stages=3,
+        BK=split.k,
+        KS=split.parts,
+        num_warps=split.warps,
+        num_stages=split.stages,
     )

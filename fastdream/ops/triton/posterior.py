@@ -28,14 +28,24 @@ MANY = 256  # rows of a step from which the bandwidth of the L2 cache counts, as
 WHOLE = 8192  # elements of whole rows of a program then
 
 
+WIDE = 256  # bytes of an input's weights that one warp has registers for
+
+
+class Split(NamedTuple):
+    """A piece of inputs that a program multiplies at a time, the parts it is split into, warps, stages."""
+
+    k: int
+    parts: int
+    warps: int
+    stages: int
+
+
 class PosteriorTiles(NamedTuple):
-    """rows and latent variables of a program, depth of its product, warps and pipeline stages."""
+    """rows and latent variables of a program, and how the inputs of its product are split."""
 
     rows: int
     vars: int
-    k: int
-    warps: int
-    stages: int
+    split: Split
 
 
 def posterior_tiles(batch: int, units: int, width: int, latent: Latent, itemsize: int) -> PosteriorTiles:
@@ -50,9 +60,18 @@ def posterior_tiles(batch: int, units: int, width: int, latent: Latent, itemsize
         rows = max(rows, min(BM, WHOLE // power_of_two(width)))
     width = 64 if isinstance(latent, Categorical) else 16  # of normals there are few logits for many programs
     variables = max(1, min(width // columns, power_of_two(stoch)))
-    warps = split_warps(units, variables * columns, itemsize)
-    k = piece(512 // itemsize, units, variables * columns, itemsize, warps)
-    return PosteriorTiles(rows, variables, k, warps, 3)
+    return PosteriorTiles(rows, variables, split_piece(units, variables * columns, itemsize))
+
+
+def split_piece(inputs: int, columns: int, itemsize: int) -> Split:
+    """Of a product of so many columns: a part for each warp, or of wide ones two parts, of several warps each.
+
+    A thread has its columns twice, as sums and as the product that is added to them, besides its weights.
+    """
+    if columns * itemsize > WIDE:
+        return Split(32, 2, columns * itemsize // 64, 5)
+    warps = split_warps(inputs, columns, itemsize)
+    return Split(piece(512 // itemsize, inputs, columns, itemsize, warps), warps, warps, 3)
 
 
 def _columns(latent: Latent) -> tuple[int, int, int]:
@@ -85,7 +104,7 @@ def posterior(
     `enter` applies. Either noise or given is there.
     """
     rows, units = hidden.shape[0], weight.shape[1]
-    first = normed.layer
+    first, split = normed.layer, tiles.split
     stoch, classes, columns = _columns(latent)
     width = entering.pre.shape[1]
     wide = power_of_two(width)
@@ -137,10 +156,10 @@ def posterior(
         BR=tiles.rows,
         BV=tiles.vars,
         BC=columns,
-        BK=tiles.k,
-        BS=max(1, min(power_of_two(stoch), 32 * tiles.warps * GATHERED // (tiles.rows * wide))),
+        BK=split.k,
+        BS=max(1, min(power_of_two(stoch), 32 * split.warps * GATHERED // (tiles.rows * wide))),
         BH=wide,
-        KS=tiles.warps,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        KS=split.parts,
+        num_warps=split.warps,
+        num_stages=split.stages,
     )
