@@ -116,6 +116,13 @@ def test_dreamer_v1_compiles():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
+def test_dreamer_v1_with_the_core_of_planet_compiles(capability: int):
+    some = "planet_gates_kernel", "planet_deter_kernel", "gru_gradient_kernel", "reset_gradient_kernel"
+    check_agent("planet", "images", capability, frozenset(some))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("spaces", ["vectors", "images"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_agent_of_every_size_compiles(preset: str, spaces: str, capability: int):

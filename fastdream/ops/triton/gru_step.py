@@ -27,12 +27,12 @@ from fastdream.ops.triton.split_product import kept
 COLUMNS = 16  # of deter, of a program: there are few of them, and each reads three times as many weights
 
 
-def gru_tiles(units: int, width: int, itemsize: int) -> Tiles:
-    """Tiles for a deter of `width` columns and features of `units`; columns are deter's."""
+def gru_tiles(units: int, width: int, itemsize: int, gates: int = 3) -> Tiles:
+    """Tiles for so many gates of a deter of `width` columns, and features of `units`; columns are deter's."""
     inputs = max(units, width)
     warps = split_warps(inputs, COLUMNS, itemsize)
     most = 256 if itemsize == 2 else 64  # of float32 a program's registers hold fewer
-    return Tiles(16, COLUMNS, piece(most, inputs, 3 * COLUMNS, itemsize, warps), warps, 3, split=warps)
+    return Tiles(16, COLUMNS, piece(most, inputs, gates * COLUMNS, itemsize, warps), warps, 3, split=warps)
 
 
 @triton.jit
