@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.triton.grids import place_of
 from fastdream.ops.triton.gru_step import gru_tiles, load_bias
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.math import tanh
@@ -60,8 +61,8 @@ def planet_gates_kernel(
     KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    o_m = tl.program_id(1) * BM + tl.arange(0, BM)
-    o_n = tl.program_id(0) * BN + tl.arange(0, BN)
+    i_m, i_n = place_of(D, BN)
+    o_m, o_n = i_m * BM + tl.arange(0, BM), i_n * BN + tl.arange(0, BN)
     o_row = o_m.to(tl.int64)
     m_m, m_n = o_m < M, o_n < D
     b_reset = tl.zeros([BM], tl.int1)
@@ -133,8 +134,8 @@ def planet_deter_kernel(
     KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    o_m = tl.program_id(1) * BM + tl.arange(0, BM)
-    o_n = tl.program_id(0) * BN + tl.arange(0, BN)
+    i_m, i_n = place_of(D, BN)
+    o_m, o_n = i_m * BM + tl.arange(0, BM), i_n * BN + tl.arange(0, BN)
     o_row = o_m.to(tl.int64)
     m_m, m_n = o_m < M, o_n < D
     b_reset = tl.zeros([BM], tl.int1)
@@ -194,7 +195,7 @@ def planet(
         tiles = gru_tiles(units, width, of_x.element_size(), gates)
         launch(
             kernel,
-            (triton.cdiv(width, tiles.n), triton.cdiv(rows, tiles.m)),
+            (triton.cdiv(width, tiles.n) * triton.cdiv(rows, tiles.m),),
             *tensors,
             *written,
             rows,
