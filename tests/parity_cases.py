@@ -245,6 +245,7 @@ CASES: dict[str, dict[str, Case]] = {
     "imagine": cases(imagine, CORES + GRUS, FAMILIES, ("given", "mixed"), gradients=False)
     | cases(imagine, ["gru", "layernorm"], FAMILIES[:2], KINDS, gradients=False)
     | cases(learned, ["gru", "layernorm"], FAMILIES[:2], ["mixed"], [False, True])
+    | cases(learned, ["gru_block_cell"], FAMILIES[:2], ["mixed"], [True])
     | cases(learned, ["block"], FAMILIES[2:], ["tanh_normal", "trunc_normal"], [True]),
     "rollout": cases(rollout, CORES + GRUS, FAMILIES, gradients=False),
     "policy_step": cases(policy_step, CORES + GRUS, FAMILIES, ["mixed"], [False, True], gradients=False)

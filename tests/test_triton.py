@@ -29,7 +29,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SLOW = (*triton_cases.SCANS, "imagine", "rollout", "lstm_mdn_dream")  # of many launches
 # Scans take long to interpret, and cores, latents and actors meet in few places: of normals a few cases with each.
 NORMALS = {
-    "observe": ("gru-softplus-False", "layernorm-sigmoid2-False", "block-softplus-False"),
+    "observe": (
+        "gru-softplus-False",
+        "gru_block_cell-softplus-False",
+        "layernorm-sigmoid2-False",
+        "block-softplus-False",
+    ),
     "observe_step": ("layernorm-softplus-False",),
     "imagine_step": ("gru-softplus", "layernorm-sigmoid2"),
     "imagine": (
@@ -37,6 +42,7 @@ NORMALS = {
         "layernorm-softplus-trunc_normal",
         "block-sigmoid2-mixed",
         "gru-softplus-mixed-True",
+        "gru_block_cell-softplus-mixed-True",
         "block-sigmoid2-trunc_normal-True",
     ),
     "rollout": ("gru-softplus", "layernorm-sigmoid2"),

@@ -126,6 +126,12 @@ def test_dreamer_v1_compiles():
 
 
 @pytest.mark.slow
+def test_dreamer_v1_with_the_core_of_planet_compiles():
+    some = "planet_gates_kernel", "planet_deter_kernel", "gru_gradient_kernel", "reset_gradient_kernel"
+    check_agents("planet", ("images",), CAPABILITIES, frozenset(some))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_agent_of_every_size_compiles(preset: str):
     """In one process: to make the parameters of hundreds of millions takes its time, too."""

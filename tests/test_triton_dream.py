@@ -223,7 +223,6 @@ def _bad(change: str, args: list[Any], m: Maker) -> list[Any]:
     )
     changes: dict[str, tuple[int, Any]] = {
         "gaussian": (0, rssm._replace(latent=Gaussian(SIZES.stoch))),
-        "gru": (0, rssm._replace(core=m.core("gru_block_cell"))),
         "shallow": (0, rssm._replace(prior=(m.layer(SIZES.deter, 30, "none", "none"),))),
         "heads": (1, squashed),
         "layers": (1, actor._replace(layers=())),
@@ -244,7 +243,6 @@ def _bad(change: str, args: list[Any], m: Maker) -> list[Any]:
     ("change", "message"),
     [
         ("gaussian", "imagine: core.stoch maps 30 to 20, expected 5 to 20"),
-        ("gru", "triton has no GRU whose reset gate comes before its product; use the reference"),
         ("shallow", "triton needs a hidden layer before the logits"),
         ("heads", r"actor.heads\[1\] has others; use the reference"),
         ("layers", "triton takes 1 to 8 layers and 1 to 32 heads, not 0 and 2; use the reference"),
@@ -271,11 +269,11 @@ def test_auto_gives_the_rest_to_the_reference():
     rssm, actor = plain(m.rssm()), plain(m.actor())
     imagine, acting = (LIMITS["triton", "cuda"].rules[op].serves for op in ("imagine", "policy_step"))
     assert imagine(rssm, actor) and acting((), rssm, actor)
-    for name in ("gru", "layernorm", "block"):
+    for name in ("gru", "gru_block_cell", "layernorm", "block"):
         normals = plain(m.rssm(name, Gaussian(5)))
         assert imagine(normals, actor) and acting((), normals, actor)
-    other = rssm._replace(core=m.core("gru_block_cell"))
-    assert not imagine(other, actor) and not acting((), other, actor)
+    deep = rssm._replace(prior=9 * rssm.prior, post=9 * rssm.post)
+    assert not imagine(deep, actor) and not acting((), deep, actor)
     assert not acting((), rssm._replace(absolute=True), actor)
     assert not imagine(m.rssm(), actor), "gradients through what the actor sees"
     (out,) = actor.heads[1].out

@@ -15,7 +15,16 @@ from .test_triton_dream import launches as launches
 from .triton_cases import Blank
 
 
-@pytest.mark.parametrize(("core", "cut"), [("gru", "in parts"), ("layernorm", "pieces"), ("gru", "at once")])
+@pytest.mark.parametrize(
+    ("core", "cut"),
+    [
+        ("gru", "in parts"),
+        ("layernorm", "pieces"),
+        ("gru", "at once"),
+        ("gru_block_cell", "in parts"),
+        ("gru_block_cell", "usual"),
+    ],
+)
 def test_dreams_of_normals_agree(core: Any, cut: str, poison: list[str], monkeypatch: pytest.MonkeyPatch):
     """However the tail is cut."""
     cut_tail(cut, monkeypatch)
@@ -25,12 +34,14 @@ def test_dreams_of_normals_agree(core: Any, cut: str, poison: list[str], monkeyp
     assert poison
 
 
-def test_three_launches_a_step_of_dreamer_v1(launches: list[str], monkeypatch: pytest.MonkeyPatch):
-    args = triton_earlier.dream("v1", Blank(0, torch.float32), 0)
+@pytest.mark.parametrize(("name", "each"), [("v1", 3), ("planet", 4)])
+def test_launches_of_each_step(name: str, each: int, launches: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Three of DreamerV1, four with PlaNet's core."""
+    args = triton_earlier.dream(name, Blank(0, torch.float32), 0)
     rssm, actor, deter, stoch, length, *noise = args
     state = deter.bfloat16(), stoch.bfloat16()
     args = caught(monkeypatch, "imagine", lambda: dream.imagine(rssm, actor, *state, length, *noise))
     with Calls() as calls:
         dream._kernel(*args)
-    assert len(launches) == 3 * length + 2, launches
-    assert len(launches) + len(calls.names) <= 3 * length + 10, calls.names
+    assert len(launches) == each * length + 2, launches
+    assert len(launches) + len(calls.names) <= each * length + 10, calls.names

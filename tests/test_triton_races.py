@@ -73,12 +73,14 @@ FEW = [
     if op not in ("observe", "conv_pool", "conv_spread", "lstm_mdn_dream")
 ] + [
     ("observe", "gru-classes-False"),
+    ("observe", "gru_block_cell-classes-False"),
     ("observe_step", "layernorm-classes-False"),
     ("observe_step", "layernorm-softplus-False"),
     ("conv_pool", "3-rms-silu"),
     ("conv_spread", "2-rms-none"),
     ("lstm_mdn_dream", "True-True-True"),
     ("policy_step", "gru-softplus-tanh_normal-False"),
+    ("policy_step", "gru_block_cell-classes-mixed-True"),
 ]
 
 
@@ -144,6 +146,7 @@ DREAMS = [
         ("layernorm", "softplus", "tanh_normal"),
         ("gru", "softplus", "tanh_normal"),
         ("gru", "classes", "given"),
+        ("gru_block_cell", "classes", "mixed"),
     )
     for cut in CUTS
     for rows in (3, 19)

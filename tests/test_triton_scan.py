@@ -23,7 +23,7 @@ from .triton_cases import PRESETS
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = Sizes(deter=64, hidden=24, stoch=6, classes=5, embed=20, blocks=8)
 MANY = SIZES._replace(hidden=40, stoch=3, classes=67)  # classes, whose products are those of several warps
-CORES = "block", "layernorm", "gru"
+CORES = "block", "layernorm", "gru", "gru_block_cell"
 NORMALS = Gaussian(SMALL.stoch)
 BATCH, STEPS = 5, 3
 
@@ -70,7 +70,8 @@ def count_launches(
 
 @pytest.mark.parametrize("latent", [None, NORMALS])
 @pytest.mark.parametrize(
-    ("core", "there", "before", "back"), [("block", 4, 10, 5), ("layernorm", 4, 10, 4), ("gru", 3, 14, 4)]
+    ("core", "there", "before", "back"),
+    [("block", 4, 10, 5), ("layernorm", 4, 10, 4), ("gru", 3, 14, 4), ("gru_block_cell", 4, 14, 5)],
 )
 def test_launches(core: str, there: int, before: int, back: int, latent: Gaussian | None):
     """So many a step and before it, weights to be cast included; and so many back, and one that zeroes."""
@@ -150,10 +151,6 @@ def test_an_index_out_of_range_draws_no_class():
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (
-            lambda r: r._replace(core=Maker(0, torch.float32, SIZES).core("gru_block_cell")),
-            "a GRU whose reset gate comes before its product",
-        ),
         (lambda r: r._replace(post=r.post[-1:]), "a posterior without a hidden layer"),
         (lambda r: r._replace(core=r.core._replace(hidden=9 * r.core.hidden)), "nets deeper than 8"),
         (lambda r: r._replace(latent=r.latent._replace(classes=300)), "300 classes, only 256"),

@@ -6,12 +6,18 @@ from unittest import mock
 import pytest
 import torch
 
+from fastdream.ops.triton import dream, library
+
+from . import parity_cases
 from .interpreter_tools import BUILDER
 from .test_triton_compile import run
+from .test_triton_dream import caught
 from .test_triton_watch import copy_kernel
-from .triton_sizes import Dry
+from .triton_cases import Blank
+from .triton_sizes import MOST_PROGRAMS, Dry
 
 DREAMS = 16384  # as many as a batch of 16 sequences of 64 steps has, sixteen times
+MANY_DREAMS = 2_000_000  # of which no step may have too many programs
 PIXELS = 240 * 1024  # rows of images, a 64th of them each
 LARGE = [
     ("observe", "block", 1024),
@@ -50,6 +56,20 @@ def test_addresses_that_are_wrong_are_found(count: int, tiles: int, found: set[s
     assert dry.outside == found
     dry.run(copy_kernel, (1, 65536), (x, y), {"N": 0, "MASKED": True, "SHARED": 1})
     assert dry.outside - found == {"copy_kernel: a grid of (1, 65536)"}
+
+
+@pytest.mark.parametrize("core", parity_cases.CORES + parity_cases.GRUS)
+def test_grids_of_many_dreams_are_such_as_a_gpu_starts(core: str, monkeypatch: pytest.MonkeyPatch):
+    """Of every kernel of a dream, on tensors without memory, none of which runs."""
+    grids: dict[str, tuple[int, ...]] = {}
+    monkeypatch.setattr(library, "run", lambda kernel, grid, *_: grids.update({kernel.fn.__name__: grid}))
+    args = parity_cases.imagine(core, "classes", "given", Blank(0, torch.float32), MANY_DREAMS)
+    args = caught(monkeypatch, "imagine", lambda: dream.imagine(*args))
+    dream._kernel(*args)
+    assert len(grids) >= 3 and all(max(grid) >= MANY_DREAMS // 128 for grid in grids.values())
+    for kernel, grid in grids.items():
+        whole = (*grid, 1, 1)[:3]
+        assert all(n <= most for n, most in zip(whole, MOST_PROGRAMS, strict=True)), (kernel, grid)
 
 
 @pytest.mark.slow

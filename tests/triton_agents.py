@@ -1,9 +1,9 @@
 """`python -m tests.triton_agents PRESET SPACES,... CAPABILITY,...`: compile what agents launch, for GPUs not here.
 
-Runs an update and an action of DreamerV3, or of DreamerV1 where that is the PRESET, with the ops that a GPU gets,
-computes nothing, compiles every launch that this leads to, and writes what its kernels take as JSON, a list for every
-SPACES and CAPABILITY. An op's own cases do not show what only an agent's nets have: as many layers, such heads. Runs in
-a process of its own, where Triton does not interpret.
+Runs an update and an action of DreamerV3, or of DreamerV1 where the PRESET is dreamer_v1, or planet for its other core,
+with the ops that a GPU gets, computes nothing, compiles every launch that this leads to, and writes what its kernels
+take as JSON, a list for every SPACES and CAPABILITY. An op's own cases do not show what only an agent's nets have: as
+many layers, such heads. Runs in a process of its own, where Triton does not interpret.
 """
 
 import gc
@@ -34,8 +34,9 @@ def on_tensors_of_the_host(schema: str, kernel: Callable, fake: Callable) -> str
 def made(preset: str, spaces: str) -> tuple[Any, Any]:
     """An agent and a batch of a few steps."""
     table = ops.load(device="cuda")
-    if preset == "dreamer_v1":
-        config = dreamer_v1.Config(dtype="bfloat16", imag_length=2)
+    if preset in ("dreamer_v1", "planet"):
+        core = dreamer_v1.RSSMConfig(reset_after=preset == "dreamer_v1")
+        config = dreamer_v1.Config(dyn=core, dtype="bfloat16", imag_length=2)
         earlier = dreamer_v1.DreamerV1(*SPACES[spaces], config, table)
         return earlier, dreamer_tools.batch(earlier, 50, 3)
     agent = DreamerV3(*SPACES[spaces], size(Config(dtype="bfloat16", imag_length=2), preset), table)

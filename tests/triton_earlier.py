@@ -25,10 +25,12 @@ EARLIER = {
     "v1": Earlier("gru", "softplus", Sizes(200, 200, 30, 0, 1024, units=400), 50),
     "v2-normals": Earlier("layernorm", "sigmoid2", Sizes(1024, 1024, 32, 0, 1536, units=400), 50),
     "v1-classes": Earlier("gru", "classes", Sizes(200, 200, 32, 32, 1024, units=400), 50),
+    "planet": Earlier("gru_block_cell", "softplus", Sizes(200, 200, 30, 0, 1024, units=400), 50),
 }
-# Of dreams that gradients flow through: DreamerV1's, and DreamerV2's of Atari where it is told to.
+# Of dreams that gradients flow through: DreamerV1's, with either core, and DreamerV2's of Atari where it is told to.
 LEARNED = {
     "v1": EARLIER["v1"],
+    "planet": EARLIER["planet"],
     "v2": Earlier("layernorm", "classes", Sizes(600, 600, 32, 32, 1536, units=400), 50),
 }
 
@@ -88,4 +90,4 @@ def dreams() -> dict[str, Case]:
 
 def steps(function: Callable[..., Arguments]) -> dict[str, Case]:
     """Of DreamerV1, without gradients."""
-    return {"v1": Case(partial(function, "v1"), False)}
+    return {name: Case(partial(function, name), False) for name in ("v1", "planet")}

@@ -107,7 +107,7 @@ CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_O
 
 _WIDE = f"rows of over {WIDEST}"
 _CHAINS = f"block layers, more than {dense.MAX_LAYERS}, {_WIDE}"
-_MODELS = f"the GRU of PlaNet, nets deeper than {MAX_LAYERS}"
+_MODELS = f"nets deeper than {MAX_LAYERS}"
 _ACTORS = f"actors of no layer, over {MAX_HEADS} heads"
 _PRIORS = f"{_MODELS}, priors of one layer, over {CLASSES} classes"
 _STEPPED = f"{_PRIORS}, gradients"

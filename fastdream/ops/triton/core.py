@@ -9,6 +9,7 @@ from fastdream.ops.triton.block_product import Normed, Tiles, block_product, pro
 from fastdream.ops.triton.dense_gates import dense_gates
 from fastdream.ops.triton.gates import block_gates, gates_tiles
 from fastdream.ops.triton.gru_step import gru
+from fastdream.ops.triton.planet_step import planet
 
 
 class BlockStep(NamedTuple):
@@ -85,7 +86,27 @@ class PlainStep(NamedTuple):
         gru(deter, reset, x, of_x, of_deter, bias_x, bias_h, out, None)
 
 
-Step = BlockStep | DenseStep | PlainStep
+class PlanetStep(NamedTuple):
+    """PlaNet's core: two launches. Layers as of `PlainStep`."""
+
+    of_x: Layer
+    of_deter: Layer
+    passed: Tensor  # [M, 2D]
+
+    @classmethod
+    def bind(cls, of_x: Layer, of_deter: Layer, rows: int) -> Self:
+        """Layers in the dtype of products, for so many rows."""
+        weight = of_deter.weight
+        return cls(of_x, of_deter, weight.new_empty(rows, 2 * weight.shape[1]))
+
+    def __call__(self, deter: Tensor, x: Tensor, out: Tensor, reset: Tensor | None = None) -> None:
+        """deter [M, D], zero where reset [M], and x [M, H], the features of stoch and action, to out [M, D]."""
+        (of_x, bias_x), (of_deter, bias_h) = self.of_x[:2], self.of_deter[:2]
+        assert bias_x is not None and bias_h is not None
+        planet(deter, reset, x, of_x, of_deter, bias_x, bias_h, self.passed, None, out)
+
+
+Step = BlockStep | DenseStep | PlainStep | PlanetStep
 
 
 def bias_rows(layer: Layer, rows: int) -> Tensor | None:

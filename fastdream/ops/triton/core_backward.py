@@ -10,6 +10,7 @@ from fastdream.ops.triton.dense_gates_gradient import dense_gates_gradient
 from fastdream.ops.triton.gates_gradient import block_gates_gradient
 from fastdream.ops.triton.gru_gradient import gru_gradient
 from fastdream.ops.triton.layer_gradient import layer_gradient
+from fastdream.ops.triton.reset_gradient import reset_gradient
 from fastdream.ops.triton.rowwise_gradient import Later, empty_dots
 from fastdream.ops.triton.scan_model import Model, Sizes, Weights
 from fastdream.ops.triton.scan_saved import Grads, Saved, at, hidden_tile
@@ -196,7 +197,9 @@ class DenseBackward:
 
 
 class PlainBackward:
-    """DreamerV1's."""
+    """DreamerV1's and PlaNet's, whose gradient of deter comes by the reset and update gates and, after or before the
+    reset gate, by the candidate's product.
+    """
 
     def __init__(
         self, model: Model, sizes: Sizes, weights: Weights, reset: Tensor, saved: Saved, grads: Grads
@@ -205,7 +208,9 @@ class PlainBackward:
         self.model, self.core, self.sizes, self.weights = model, model.core, sizes, weights
         self.reset, self.saved, self.grads = reset, saved, grads
         rows, itemsize = len(reset), weights.stacked.itemsize
-        self.of_x, self.of_deter = (weight.t()[None] for weight in weights.hidden)
+        of_x, of_deter = weights.hidden
+        self.of_cand, after = of_deter[2 * sizes.deter :], self.core.reset_after
+        self.of_x, self.of_deter = of_x.t()[None], of_deter[: (3 if after else 2) * sizes.deter].t()[None]
         self.cut = gradient_tiles(rows, sizes.deter, sizes.deter, itemsize)
         self.state_cut = gradient_tiles(rows, sizes.deter + sizes.units, sizes.deter, itemsize)
         x_tiles = -(-sizes.units // self.state_cut.n)
@@ -217,7 +222,9 @@ class PlainBackward:
         gates, b_gates, b_x = saved.gates[:, t], grads.gates[:, t], grads.x[:, t]
         first, tile = self.model.post[0], self.sizes.tile
         carried = given, grads.deter, self.weights.stacked, first, post, tile
-        gru_gradient(*carried, gates, deter, b_gates, self.cut)
+        gru_gradient(*carried, gates, deter, b_gates, self.cut, self.core.reset_after)
+        if not self.core.reset_after:
+            reset_gradient(grads.deter, self.of_cand, reset, gates, deter, b_gates, self.cut)
         self.stoch = Later(b_x, saved.stoch[:, t], at(saved.stoch_sums, t), self.x_dots, reset)
         state_gradient(
             self.of_deter,

@@ -10,6 +10,7 @@ from fastdream.ops.triton.block_product import Normed, block_product, product_ti
 from fastdream.ops.triton.dense_gates import dense_gates
 from fastdream.ops.triton.gates import block_gates, gates_tiles
 from fastdream.ops.triton.gru_step import gru
+from fastdream.ops.triton.planet_step import planet
 from fastdream.ops.triton.scan_model import Model, Sizes, Weights
 from fastdream.ops.triton.scan_saved import Saved, at
 
@@ -36,7 +37,7 @@ def core_forward(
     clipped, pre = saved.clipped.flatten(0, 1), saved.action.flatten(0, 1)
     actions(action.flatten(0, 1), reset.flatten(), core.inputs, weights.action, clipped, pre, None)
     if isinstance(core, GRU):
-        return PlainForward(core, weights, reset, saved)
+        return (PlainForward if core.reset_after else PlanetForward)(core, weights, reset, saved)
     return DenseForward(core, sizes, weights, reset, saved)
 
 
@@ -133,6 +134,15 @@ class PlainForward:
     def step(self, t: int, deter: Tensor, out: Tensor) -> None:
         x, gates = self.saved.x[:, t], self.saved.gates[:, t]
         gru(deter, self.reset[t], x, *self.maps, out, gates)
+
+
+class PlanetForward(PlainForward):
+    """PlaNet's: the gates, then the product that one of them comes before."""
+
+    def step(self, t: int, deter: Tensor, out: Tensor) -> None:
+        x, gates = self.saved.x[:, t], self.saved.gates[:, t]
+        kept, passed = gates.chunk(2, -1)
+        planet(deter, self.reset[t], x, *self.maps, passed, kept, out)
 
 
 def _bias_rows(layer: Layer, like: Tensor) -> Tensor | None:

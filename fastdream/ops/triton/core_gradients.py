@@ -138,8 +138,25 @@ class PlainGradients(CoreGradients):
         )
 
 
+class PlanetGradients(CoreGradients):
+    """PlaNet's, whose gates lie as `reset_gradient` says."""
+
+    def layers(self, before: Tensor, stoch_before: Tensor) -> Layers:
+        width, d_gates, saved = self.pieces.sizes.deter, flat(self.pieces.grads.gates), self.pieces.saved
+        of_deter = torch.empty_like(self.pieces.weights.hidden[1])
+        torch.mm(d_gates[:, width:].t(), before, out=of_deter[: 2 * width])
+        torch.mm(d_gates[:, :width].t(), flat(saved.gates[..., 3 * width :]), out=of_deter[2 * width :])
+        bias = d_gates.sum(0, dtype=torch.float32).roll(-width)
+        return (
+            Layer(of_deter, bias),
+            self._inputs(stoch_before),
+            Layer((d_gates.t() @ flat(saved.x)).roll(-width, 0), bias),
+        )
+
+
 def core_gradients(pieces: Pieces) -> CoreGradients:
     """Those of the model's core."""
     core = pieces.model.core
-    dense = PlainGradients if isinstance(core, GRU) else DenseGradients
-    return (BlockGradients if isinstance(core, BlockGRU) else dense)(pieces)
+    if isinstance(core, GRU):
+        return (PlainGradients if core.reset_after else PlanetGradients)(pieces)
+    return (BlockGradients if isinstance(core, BlockGRU) else DenseGradients)(pieces)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdream.ops.params import Layer
 from fastdream.ops.triton.config import power_of_two
 from fastdream.ops.triton.gates import gated
+from fastdream.ops.triton.grids import place_of
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.norm_kernels import activate
 from fastdream.ops.triton.overlap import begin
@@ -67,8 +68,8 @@ def dense_gates_kernel(
     PDL: tl.constexpr,
 ):
     begin(PDL)
-    o_m = tl.program_id(1) * BM + tl.arange(0, BM)
-    o_n = tl.program_id(0) * BN + tl.arange(0, BN)
+    i_m, i_n = place_of(D, BN)
+    o_m, o_n = i_m * BM + tl.arange(0, BM), i_n * BN + tl.arange(0, BN)
     o_row = o_m.to(tl.int64)
     m_m, m_n = o_m < M, o_n < D
     b_mean, b_rstd = moments(sums, o_m, M, eps, 3 * D, 3 * D, TILE, BT, NORM)
@@ -97,7 +98,7 @@ def dense_gates(
     rows, width = deter.shape
     launch(
         dense_gates_kernel,
-        (triton.cdiv(width, BN), triton.cdiv(rows, BM)),
+        (triton.cdiv(width, BN) * triton.cdiv(rows, BM),),
         pre,
         sums,
         layer.scale,

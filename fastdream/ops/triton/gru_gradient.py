@@ -1,6 +1,7 @@
-"""Back through a step's new deter in DreamerV1's core, to the gates and to the old deter, of what `gru` kept.
+"""Back through a step's new deter in DreamerV1's or PlaNet's core, to the gates and to the old deter, of what was kept.
 
-d_deter = given + carry + d_hidden V1        d_gates [M, 4D] of cand | reset | update | h
+d_deter = given + carry + d_hidden V1        d_gates [M, 4D] of cand | reset | update | h, as `gru` has them
+                                             of `planet` cand and update alone: next comes `reset_gradient`
 carry = u * d_deter, zero where reset; what comes through the products with deter is added by `state_gradient`
 """
 
@@ -31,7 +32,7 @@ def gru_gradient_kernel(
     reset,  # [M]
     gates,  # [M, 4*D]
     deter,  # [M, D], the old one
-    d_gates,  # [M, 4*D]
+    d_gates,  # [M, 4*D] or [M, 3*D]
     s_hidden_dn,
     s_hidden,
     s_reset,
@@ -42,6 +43,7 @@ def gru_gradient_kernel(
     s_deter,
     s_d,
     D: tl.constexpr,
+    AFTER: tl.constexpr,  # the reset gate comes after its product
     U: tl.constexpr,
     HIDDEN_NORM: tl.constexpr,
     HIDDEN_TILE: tl.constexpr,
@@ -69,9 +71,10 @@ def gru_gradient_kernel(
     b_old = tl.load(p_old, mask=m_old[:, None] & m_n[None, :], other=0.0).to(tl.float32)
     p_gates = gates + o_row[:, None] * s_gates + o_n[None, :]
     b_c = tanh(tl.load(p_gates, mask=m_x, other=0.0).to(tl.float32))
-    b_r = tl.sigmoid(tl.load(p_gates + D, mask=m_x, other=0.0).to(tl.float32))
     b_u = tl.sigmoid(tl.load(p_gates + 2 * D, mask=m_x, other=0.0).to(tl.float32))
-    b_h = tl.load(p_gates + 3 * D, mask=m_x, other=0.0).to(tl.float32)
+    if AFTER:
+        b_r = tl.sigmoid(tl.load(p_gates + D, mask=m_x, other=0.0).to(tl.float32))
+        b_h = tl.load(p_gates + 3 * D, mask=m_x, other=0.0).to(tl.float32)
     b_d += through_layer(
         stacked,
         hidden_dn,
@@ -99,15 +102,15 @@ def gru_gradient_kernel(
         PDL,
     )
     b_dc = b_d * (1 - b_u) * (1 - b_c * b_c)
-    b_dr = b_dc * b_h * b_r * (1 - b_r)
     b_du = b_d * (b_old - b_c) * b_u * (1 - b_u)
     tl.store(p_carry, tl.where(m_old[:, None], b_d * b_u, 0.0), mask=m_x)
     DTYPE: tl.constexpr = d_gates.dtype.element_ty
     p_d = d_gates + o_row[:, None] * s_d + o_n[None, :]
     tl.store(p_d, b_dc.to(DTYPE), mask=m_x)
-    tl.store(p_d + D, b_dr.to(DTYPE), mask=m_x)
     tl.store(p_d + 2 * D, b_du.to(DTYPE), mask=m_x)
-    tl.store(p_d + 3 * D, (b_dc * b_r).to(DTYPE), mask=m_x)
+    if AFTER:
+        tl.store(p_d + D, (b_dc * b_h * b_r * (1 - b_r)).to(DTYPE), mask=m_x)
+        tl.store(p_d + 3 * D, (b_dc * b_r).to(DTYPE), mask=m_x)
 
 
 def gru_gradient(
@@ -121,8 +124,9 @@ def gru_gradient(
     deter: Tensor,
     d_gates: Tensor,
     tiles: Tiles,
+    after: bool,
 ) -> None:
-    """Write d_gates and carry as above.
+    """Write d_gates and carry as above. after: whether the reset gate comes after its product.
 
     first, hidden, hidden_tile: the posterior's first layer, its description with the reset of this step, and the tile
     of its sums.
@@ -148,6 +152,7 @@ def gru_gradient(
         deter.stride(0),
         d_gates.stride(0),
         D=width,
+        AFTER=after,
         U=units,
         HIDDEN_NORM=first.norm,
         HIDDEN_TILE=hidden_tile,

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdream.ops.triton.block_product import Tiles, piece, split_warps
+from fastdream.ops.triton.grids import place_of
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.math import tanh
 from fastdream.ops.triton.overlap import begin
@@ -27,12 +28,12 @@ from fastdream.ops.triton.split_product import kept
 COLUMNS = 16  # of deter, of a program: there are few of them, and each reads three times as many weights
 
 
-def gru_tiles(units: int, width: int, itemsize: int) -> Tiles:
-    """Tiles for a deter of `width` columns and features of `units`; columns are deter's."""
+def gru_tiles(units: int, width: int, itemsize: int, gates: int = 3) -> Tiles:
+    """Tiles for so many gates of a deter of `width` columns, and features of `units`; columns are deter's."""
     inputs = max(units, width)
     warps = split_warps(inputs, COLUMNS, itemsize)
     most = 256 if itemsize == 2 else 64  # of float32 a program's registers hold fewer
-    return Tiles(16, COLUMNS, piece(most, inputs, 3 * COLUMNS, itemsize, warps), warps, 3, split=warps)
+    return Tiles(16, COLUMNS, piece(most, inputs, gates * COLUMNS, itemsize, warps), warps, 3, split=warps)
 
 
 @triton.jit
@@ -66,8 +67,8 @@ def gru_kernel(
     KS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    o_m = tl.program_id(1) * BM + tl.arange(0, BM)
-    o_n = tl.program_id(0) * BN + tl.arange(0, BN)
+    i_m, i_n = place_of(D, BN)
+    o_m, o_n = i_m * BM + tl.arange(0, BM), i_n * BN + tl.arange(0, BN)
     o_row = o_m.to(tl.int64)
     m_m, m_n = o_m < M, o_n < D
     b_reset = tl.zeros([BM], tl.int1)
@@ -143,7 +144,7 @@ def gru(
     assert of_x.is_contiguous() and of_deter.is_contiguous()
     launch(
         gru_kernel,
-        (triton.cdiv(width, tiles.n), triton.cdiv(rows, tiles.m)),
+        (triton.cdiv(width, tiles.n) * triton.cdiv(rows, tiles.m),),
         deter,
         reset,
         x,

@@ -2,7 +2,7 @@
 
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
-from fastdream.ops.params import GRU, MDNRNN, RSSM, Actor, BlockGRU, Categorical, Layers
+from fastdream.ops.params import MDNRNN, RSSM, Actor, BlockGRU, Categorical, Layers
 from fastdream.ops.triton.scan_limits import problem
 
 CLASSES = 256  # of a categorical, in the latent or in an action
@@ -15,8 +15,6 @@ ACTIONS = 32  # inputs of a memory beside the latent
 def unserved(rssm: RSSM, net: Layers) -> str:
     """Why a model with that net for its latent has no kernels; empty if it has."""
     latent = rssm.latent
-    if isinstance(rssm.core, GRU) and not rssm.core.reset_after:
-        return "triton has no GRU whose reset gate comes before its product"
     hidden = rssm.core.hidden if isinstance(rssm.core, BlockGRU) else ()
     if (depth := max(len(net), len(hidden))) > MAX_LAYERS:
         return f"triton takes nets of up to {MAX_LAYERS} layers, not {depth}"

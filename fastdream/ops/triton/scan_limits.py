@@ -1,7 +1,7 @@
 """Which models the scans compute. Importable without Triton."""
 
 from fastdream.ops.native.params import MAX_LAYERS
-from fastdream.ops.params import GRU, RSSM, BlockGRU, Categorical
+from fastdream.ops.params import RSSM, BlockGRU, Categorical
 from fastdream.ops.triton.config import WIDEST
 
 CLASSES = 256  # of a latent variable
@@ -11,8 +11,6 @@ UNITS = 2048  # of the core's input layers, of which a program holds a whole row
 def problem(rssm: RSSM) -> str | None:
     """What of the model is not computed, in words; None if all of it is."""
     core, latent = rssm.core, rssm.latent
-    if isinstance(core, GRU) and not core.reset_after:
-        return "a GRU whose reset gate comes before its product"
     if isinstance(latent, Categorical) and latent.classes > CLASSES:
         return f"{latent.classes} classes, only {CLASSES}"
     if len(rssm.post) < 2:
@@ -33,6 +31,6 @@ def problem(rssm: RSSM) -> str | None:
 
 
 LIMITS = (
-    f"the GRU of PlaNet, over {CLASSES} classes, no hidden layer of the posterior, nets deeper than {MAX_LAYERS} or "
+    f"over {CLASSES} classes, no hidden layer of the posterior, nets deeper than {MAX_LAYERS} or "
     f"wider than {WIDEST}"
 )

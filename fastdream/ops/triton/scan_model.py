@@ -38,6 +38,11 @@ class Model(NamedTuple):
         return 3 if isinstance(self.core, BlockGRU) else 4 if isinstance(self.core, GRU) else 0
 
     @property
+    def returned(self) -> int:
+        """How many of them have gradients of their own: of `planet`'s all but h."""
+        return 3 if isinstance(self.core, GRU) and not self.core.reset_after else self.kept
+
+    @property
     def state(self) -> tuple[int, ...]:
         """Shape of a stoch."""
         latent = self.latent

@@ -116,7 +116,7 @@ class Grads(NamedTuple):
     """What the backward scan computes. Of layers with a norm: d_n, see `rowwise_gradient`."""
 
     logit: Tensor  # [B, T, S*C] or [B, T, 2S]
-    gates: Tensor  # [B, T, 3D] or [B, T, 4D], or nothing where the gates are the hidden layer
+    gates: Tensor  # [B, T, 3D] or [B, T, 4D], see `Model.returned`, or nothing where the gates are the hidden layer
     x: Tensor  # [B, T, 2H] or [B, T, H], d_n of deter's and stoch's layers, or of stoch's
     deter: Tensor  # [B, D] float32, of the initial deter without what comes through its layer
     hidden: tuple[Tensor, ...]  # like those of Saved, d_n
@@ -128,7 +128,7 @@ def empty_grads(model: Model, sizes: Sizes, outputs: Outputs, saved: Saved) -> G
     like = outputs.deter
     return Grads(
         torch.empty_like(outputs.logit.flatten(2)),
-        torch.empty_like(saved.gates),
+        like.new_empty(*like.shape[:2], model.returned * sizes.deter),
         like.new_empty(*like.shape[:2], sizes.inputs * sizes.units),
         like.new_zeros(len(like), sizes.deter, dtype=torch.float32),
         tuple(torch.empty_like(x) for x in saved.hidden),

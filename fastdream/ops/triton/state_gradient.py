@@ -26,10 +26,10 @@ from fastdream.ops.triton.through_blocks import through_blocks
 
 @triton.jit(do_not_specialize=["M"])
 def state_gradient_kernel(
-    of_deter,  # [G, P, K]
+    of_deter,  # [G, P, DEPTH]
     of_x,  # [G, LAYERS*H, K]
     scale,  # [G*K] or None
-    d_n,  # [M, G*K], and of_deter's [M, SKIPPED + K]
+    d_n,  # [M, G*K], of which of_deter's are DEPTH of each block, from SKIPPED on
     hidden,  # [M, G*K]
     sums,  # [tiles, planes, M] or None
     dots,  # [tiles, planes, M] or None
@@ -63,6 +63,7 @@ def state_gradient_kernel(
     s_xk,
     G: tl.constexpr,
     K: tl.constexpr,
+    DEPTH: tl.constexpr,
     P: tl.constexpr,
     H: tl.constexpr,
     SKIPPED: tl.constexpr,
@@ -185,7 +186,7 @@ def state_gradient_kernel(
             s_k,
             1,
             G,
-            K,
+            DEPTH,
             NORM,
             TILES,
             BD,
@@ -218,9 +219,9 @@ def state_gradient(
 
     of_deter, of_x: W and V. hidden has the reset of this step, and sums in tiles of `tile`. Of own and stoch all but
     d_n and reset is read; they have norm, activation and eps in common. skipped: how many gradients come before those
-    that W is multiplied by, where these are not V's, of a layer without norm.
+    that W is multiplied by, where these are not V's, of one block without norm.
     """
-    depth = of_x.shape[2]
+    depth, own_depth = of_x.shape[2], of_deter.shape[2]
     (rows, units), block = stoch.x.shape, carry.shape[1] // blocks
     x_tiles = (2 if own else 1) * triton.cdiv(units, tiles.n)
     launch(
@@ -253,6 +254,7 @@ def state_gradient(
         *of_x.stride(),
         G=blocks,
         K=depth,
+        DEPTH=own_depth,
         P=block,
         H=units,
         SKIPPED=skipped,
@@ -265,7 +267,7 @@ def state_gradient(
         X_ACT=stoch_layer.act,
         BM=tiles.m,
         BN=tiles.n,
-        BK=min(tiles.k, power_of_two(max(16 * tiles.warps, depth))),
+        BK=min(tiles.k, power_of_two(max(16 * tiles.warps, own_depth))),
         BX=min(tiles.k, power_of_two(max(16 * tiles.warps, blocks * depth))),
         KS=tiles.warps,
         num_warps=tiles.warps,

@@ -13,7 +13,7 @@ from fastdream.ops.params import GRU, Actor, BlockGRU, Core, Latent, Layers
 from fastdream.ops.triton import library
 from fastdream.ops.triton.block_product import Tiles, block_product, product_tiles
 from fastdream.ops.triton.config import TailCut, tail_cut
-from fastdream.ops.triton.core import BlockStep, DenseStep, PlainStep, Step
+from fastdream.ops.triton.core import BlockStep, DenseStep, PlainStep, PlanetStep, Step
 from fastdream.ops.triton.library import launch
 from fastdream.ops.triton.packing import Packer, part
 from fastdream.ops.triton.parts import in_parts
@@ -148,6 +148,7 @@ class StepKernels(NamedTuple):
 
 def _core(core: Core, layers: Layers, rows: int) -> Step:
     if isinstance(core, GRU):
-        return PlainStep(*layers)
+        of_x, of_deter = layers
+        return PlainStep(of_x, of_deter) if core.reset_after else PlanetStep.bind(of_x, of_deter, rows)
     *hidden, gates = layers
     return BlockStep.bind(tuple(hidden), gates, rows) if hidden else DenseStep.bind(gates, rows)
