@@ -39,6 +39,7 @@ LAYERS = {
     "model": {"rssm", "behavior", "openloop", "official", "dreamer"},
     "agents": {"agents"},
     "integrations": {"integrations"},
+    "process": {"allocator"},
     "top": {
         "run",
         "train",
@@ -69,8 +70,9 @@ MAY_IMPORT = {
     "model": {"ops", "spaces", "parts"},
     "agents": {"ops", "spaces", "parts", "model"},
     "plumbing": {"spaces"},
-    "integrations": {"ops"},
-    "top": {"ops", "spaces", "parts", "model", "agents", "plumbing"},
+    "process": set(),
+    "integrations": {"ops", "process"},
+    "top": {"ops", "spaces", "parts", "model", "agents", "plumbing", "process"},
 }
 # Packages beyond the standard library that a layer may import, anywhere in its files; None: no restriction.
 THIRD_PARTY = {
