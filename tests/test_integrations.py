@@ -120,8 +120,30 @@ def test_layers_of_modules():
     (alone,) = layers_of([nn.Linear(2, 2), nn.RMSNorm(2, elementwise_affine=False), nn.GELU("tanh")])
     assert (alone.scale, alone.act, alone.eps) == (None, "gelu", torch.finfo(torch.float32).eps)
 
+    assert layers_of([nn.Linear(2, 2), nn.SiLU(), nn.Identity()])[0].act == "silu"
 
-@pytest.mark.parametrize("module", [nn.Mish(), nn.GELU(), nn.ELU(2.0)], ids=str)
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        [nn.Linear(2, 2), nn.SiLU(), nn.RMSNorm(2)],
+        [nn.Linear(2, 2), nn.LayerNorm(2), nn.RMSNorm(2)],
+        [nn.Linear(2, 2), nn.SiLU(), nn.Tanh()],
+        [nn.LayerNorm(2), nn.Linear(2, 2)],
+        [nn.Tanh(), nn.Linear(2, 2)],
+    ],
+    ids=lambda net: "-".join(type(module).__name__ for module in net),
+)
+def test_modules_in_an_order_that_no_op_has(net: list[nn.Module]):
+    with pytest.raises(ValueError, match="no op has .* there: .* after weights"):
+        layers_of(net)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.Mish(), nn.GELU(), nn.ELU(2.0), nn.PReLU(), nn.BatchNorm1d(2), nn.Dropout()],
+    ids=str,
+)
 def test_an_activation_that_no_op_has(module: nn.Module):
     with pytest.raises(ValueError, match=r"there is no op for .*undo\(\) the patch, or use ELU, GELU"):
         layers_of([nn.Linear(2, 2), module])

@@ -85,6 +85,19 @@ def test_a_promise_is_taken_for_a_tensor(peer: SimpleNamespace):
         assert torch.equal(looked, h[:]) and again.shape == h2.shape and logit.requires_grad
 
 
+def test_a_promise_has_the_graph_of_its_step(peer: SimpleNamespace):
+    """What was asked for without gradient has none, wherever it is looked at, and the other way round."""
+    rssm = randomized(peer.make.v3())
+    step = torch.randn(1, B, A), torch.randn(1, B, E), torch.ones(1, B, 1)
+    with sheeprl.install():
+        with torch.no_grad():
+            h, z, _ = rssm.dynamic(torch.zeros(1, B, S, C), torch.zeros(1, B, D), *step)
+        h2, *_ = rssm.dynamic(z, h, *step)
+        with torch.no_grad():
+            assert h2.requires_grad
+        assert not h.requires_grad
+
+
 def test_player_and_half_precision(peer: SimpleNamespace):
     """The player's single steps give tensors; other precisions of Fabric and autocast are their own code."""
     rssm = randomized(peer.make.v3_5())

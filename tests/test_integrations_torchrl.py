@@ -209,6 +209,27 @@ def test_losses_and_gradients_of_an_update(models: ModuleType):
         assert our.shape == their.shape and (our - their).norm() <= 1e-3 * their.norm().clamp_min(1e-4), i
 
 
+@pytest.mark.parametrize("reinforce", [True, False])
+def test_imagination_has_a_graph_where_one_is_read(models: ModuleType, reinforce: bool):
+    loss, batch, _ = adapter("proprio-1m-3x5")
+    actor, seen = loss.actor_loss, []
+    actor.use_reinforce = reinforce
+    rollout = type(actor.model_based_env).rollout
+
+    def watched(env: Any, *args: Any, **kwargs: Any) -> Any:
+        found = rollout(env, *args, **kwargs)
+        seen.append(found["next", "belief"].requires_grad)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch, integration.install():
+        patch.setattr(type(actor.model_based_env), "rollout", watched)
+        value, _ = actor(batch.copy())
+        assert value["loss_actor"].requires_grad
+        value["loss_actor"].backward()
+    assert seen == [not reinforce] and "rollout" not in vars(actor.model_based_env)
+    assert any(p.grad is not None and p.grad.any() for p in actor.parameters())
+
+
 def test_rollout_of_resets_and_of_one_step(models: ModuleType):
     from tensordict.nn import TensorDictModule
 

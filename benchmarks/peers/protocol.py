@@ -187,9 +187,10 @@ def serve(
 
 
 def patch(name: str, source: Path) -> None:
-    """Replace functions of the peer, whose modules are in `source`."""
+    """Replace functions of the peer, whose modules are in `source`, as `python -m fastdream.integrations` does."""
     sys.path[:0] = [str(source), str(Path(__file__).parents[2])]
     print(import_module(f"fastdream.integrations.{name}").install().describe("cpu"))
+    import_module("fastdream.allocator").keep_freed_memory()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fastdream import integrations
+from fastdream.allocator import keep_freed_memory
 
 USAGE = "usage: python -m fastdream.integrations CODEBASE (SCRIPT | -m MODULE) [ARGUMENT...]"
 FRAME = "__main__", "laprop", "modules", "patching", "resets"  # modules beside those of codebases
@@ -42,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
         patch = importlib.import_module(f"fastdream.integrations.{codebase}").install()
     except (ImportError, ValueError) as error:
         fail(str(error))
+    keep_freed_memory()
     print(patch.describe("cuda" if torch.cuda.is_available() else "cpu"), flush=True)
     sys.argv = [target, *rest]
     if module:

@@ -34,25 +34,42 @@ def layers_of(
     weight  of a linear map or a convolution, as the op wants it.
     norms   which modules are RMS norms, with weight and eps; torch's layer norms are known.
     others  classes of modules that are no part of a layer, as a change of shape.
-    Raises ValueError for an activation that no op has.
+    Raises ValueError for a module that no op has, and for modules in another order.
     """
     layers: list[Layer] = []
     for module in net:
-        if isinstance(module, norms):
-            eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
-            layers[-1] = layers[-1]._replace(norm="rms", scale=module.weight, eps=eps)
-        elif isinstance(module, nn.LayerNorm):
-            last = layers[-1]._replace(norm="layer", eps=module.eps)
-            layers[-1] = last._replace(scale=module.weight, shift=module.bias)
-        elif act := _act(module):
-            layers[-1] = layers[-1]._replace(act=act)
-        elif getattr(module, "weight", None) is not None:
+        last, act = layers[-1] if layers else None, _act(module)
+        if isinstance(module, (*norms, nn.LayerNorm)):
+            if last is None or last.norm != "none" or last.act != "none":
+                raise ValueError(
+                    f"no op has {module} there: a norm comes after weights, before an activation"
+                )
+            layers[-1] = _normed(last, module)
+        elif act:
+            if last is None or "none" not in (act, last.act):
+                raise ValueError(f"no op has {module} there: one activation comes after weights")
+            layers[-1] = last._replace(act=last.act if act == "none" else act)
+        elif _has_weights(module):
             layers.append(Layer(weight(module), module.bias))
         elif type(module).__name__ not in others:
             raise ValueError(
                 f"there is no op for {module}; undo() the patch, or use {', '.join(t.__name__ for t in _ACTS)}"
             )
     return tuple(layers)
+
+
+def _normed(layer: Layer, module: Any) -> Layer:
+    """The layer with that norm, of the layer norms of torch or an RMS norm."""
+    if isinstance(module, nn.LayerNorm):
+        return layer._replace(norm="layer", scale=module.weight, shift=module.bias, eps=module.eps)
+    eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
+    return layer._replace(norm="rms", scale=module.weight, eps=eps)
+
+
+def _has_weights(module: Any) -> bool:
+    """Whether it is a linear map or a convolution."""
+    weight = getattr(module, "weight", None)
+    return weight is not None and weight.dim() > 1 and hasattr(module, "bias")
 
 
 def _act(module: nn.Module) -> Act | None:

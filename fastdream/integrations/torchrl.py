@@ -6,6 +6,7 @@
 Replaced: the block GRU, the rollout of the posterior over all time steps as one op, the networks made of DreamerV3MLP,
 the draw of categorical states, KL, two-hot loss and mean, lambda-returns, and DreamerV3Optimizer. Draws come of the
 same uniform numbers and are the same, with the same straight-through gradient; all else is equal up to rounding.
+Where the actor learns by REINFORCE, whose loss takes imagined states without their gradient, no graph is kept of them.
 
 Under autocast and where they compile (on a GPU that is what their stepper does), their functions remain, but for the
 optimizer: the precision of every product is torch's there, and their compiled scan was not tried with our ops. The core
@@ -59,6 +60,14 @@ def install() -> Patch:
         *(
             Place(m, "two_hot_cross_entropy", twohot, ("twohot_loss",), instead(_loss))
             for m in (models, losses)
+        ),
+        Place(
+            losses.DreamerV3ActorLoss,
+            "forward",
+            ("self", "tensordict"),
+            (),
+            instead(_actor),
+            "no unread graph",
         ),
         Place(losses.DreamerV3ActorLoss, "lambda_target", returns, ("lambda_return",), instead(_returns)),
         Place(training.DreamerV3Optimizer, "step", ("self", "closure"), ("laprop_",), instead(_step)),
@@ -181,6 +190,18 @@ def _returns(
     live, mix = estimator.gamma.to(reward) * continuation, estimator.lmbda.to(reward).expand(reward.shape)
     parts = (x.squeeze(-1) for x in (reward, live, mix, value))
     return table_of(reward.device).lambda_return(*parts).unsqueeze(-1)
+
+
+def _actor(old: Function, self: Any, tensordict: Any) -> Any:
+    """Their loss, around an imagination without gradient where none is read."""
+    env = self.model_based_env
+    if not self.use_reinforce or torch.compiler.is_compiling():
+        return old(self, tensordict)
+    object.__setattr__(env, "rollout", torch.no_grad()(env.rollout))
+    try:
+        return old(self, tensordict)
+    finally:
+        object.__delattr__(env, "rollout")
 
 
 @torch.no_grad()

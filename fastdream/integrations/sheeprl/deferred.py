@@ -7,6 +7,7 @@ step returns promises, and the first look at one of them, as by `torch.cat`, com
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Inputs = tuple[Any, ...]  # of one step
@@ -22,6 +23,7 @@ class Sequence:
     def __init__(self, owner: object, start: tuple[Tensor, ...], compute: Compute) -> None:
         self.owner, self.start, self.compute = owner, start, compute
         self.inputs: list[Inputs] = []
+        self._graph = torch.is_grad_enabled()  # where the steps were asked for, not where they are looked at
         self._outputs: tuple[Output, ...] | None = None
         self._steps: dict[int, tuple[Tensor, ...]] = {}
 
@@ -29,15 +31,18 @@ class Sequence:
         """Whether a step from that state is the next one."""
         last = len(self.inputs) - 1
         mine = (isinstance(x, Promise) and x.sequence is self and x.time == last for x in state)
-        return self.owner is owner and self._outputs is None and all(mine)
+        alike = self.owner is owner and self._graph == torch.is_grad_enabled()
+        return alike and self._outputs is None and all(mine)
 
     def step(self, output: int, time: int) -> Tensor:
         """That output [1, ...] of a step."""
         if self._outputs is None:
-            self._outputs = self.compute(self.start, self.inputs)
+            with torch.set_grad_enabled(self._graph):
+                self._outputs = self.compute(self.start, self.inputs)
         if output not in self._steps:
             whole = self._outputs[output]
-            self._steps[output] = (whole if isinstance(whole, Tensor) else whole()).split(1)
+            with torch.set_grad_enabled(self._graph):
+                self._steps[output] = (whole if isinstance(whole, Tensor) else whole()).split(1)
         return self._steps[output][time]
 
 
