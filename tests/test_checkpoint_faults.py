@@ -150,3 +150,21 @@ def test_killed_in_the_middle_of_saving(tmp_path: Path, call: int) -> None:
     Checkpoint(tmp_path).save(small(3), step=3)
     assert load(tmp_path).step == 3
     assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_a_manifest_that_says_something_else_is_damaged(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.save(small(1), step=1)
+    path = checkpoint.save(small(2), step=2) / "manifest.json"
+    path.write_text(path.read_text().replace('"step": 2', '"step": 7'))
+    loaded = checkpoint.load()
+    assert loaded is not None and loaded.step == 1
+
+
+def test_instead_of_a_folder_that_was_asked_for_no_other_is_taken(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    asked = checkpoint.save(small(1), step=1)
+    checkpoint.save(small(2), step=2)
+    damage(asked / "state.json", "altered")
+    with pytest.raises(CheckpointError, match="state.json"):
+        checkpoint.load(asked)

@@ -7,7 +7,7 @@ import gymnasium.spaces as gs
 import numpy as np
 import pytest
 
-from fastdream.datasets import Recorded, Source, episodes, find, shows_pictures, survey
+from fastdream.datasets import DatasetError, Recorded, Resized, Source, episodes, find, shows_pictures, survey
 from fastdream.envs import convert
 from fastdream.replay import Replay
 from fastdream.spaces import FLAGS, Space
@@ -263,3 +263,26 @@ def test_a_replay_is_filled_with_everything(tmp_path: Path):
     assert (stored["vector"] == np.concatenate([one["vector"] for one in whole])).all()
     assert np.flatnonzero(stored["is_first"]).tolist() == [0, 13] and not stored["deter"].any()
     assert data.recv() == {} and data.episodes() == []
+
+
+def test_a_terminal_state_ends_its_episode_though_no_other_flag_is_there(tmp_path: Path):
+    whole = [episode(12, 0, terminal=True), episode(7, 1)]
+    keys = "vector", "action", "reward", "is_terminal"
+    file = {key: np.concatenate([one[key] for one in whole]) for key in keys}
+    assert survey(find(str(save_npz(tmp_path, file)))).lengths == (12, 7)
+
+
+def test_resized_pictures_are_what_the_spaces_say(tmp_path: Path):
+    collect("dummy_image", tmp_path, steps=44)
+    source = Resized(find(str(tmp_path)), 32)
+    assert source.spaces is not None and source.spaces[0]["image"].shape == (32, 32, 3)
+    assert survey(source).obs_space == source.spaces[0]
+
+
+def test_a_shard_that_begins_within_an_episode_is_refused(tmp_path: Path):
+    h5py = pytest.importorskip("h5py", reason="h5py is in the extra 'offline'")
+    path = save_hdf5(tmp_path / "set.hdf5", *(episode(5, seed, picture=True) for seed in range(2)))
+    with h5py.File(path, "a") as file:
+        file["step_type"][0] = 1
+    with pytest.raises(DatasetError, match="'step_type' does not begin with 0"):
+        survey(find(str(path)))

@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -102,39 +101,6 @@ def test_memory_sees_every_step_once_a_pass_and_each_where_the_last_batch_ended(
         seen = np.concatenate([batch[:, :-1] for batch in batches], 1).ravel()
         assert len(set(seen)) == len(seen) > 0.7 * session.recording.rows
         assert not np.array_equal(fit.rows(0), fit.rows(fit.chunks))  # another order
-
-    opened(config, tmp_path, use)
-
-
-def test_memory_forgets_between_passes_and_learns_in_small_and_falling_steps(tmp_path: Path):
-    config = tiny()
-    memory = replace(config.dreamer.memory, clip=1e-3, lr=0.1, lr_end=0.01, decay=0.5)
-    config = replace(config, dreamer=replace(config.dreamer, memory=memory))
-    run(config, tmp_path, StopIn("memory", 1))
-
-    def use(session: Session) -> None:
-        latents = Latents(tmp_path / "latents.npy", session.recording.rows)
-        fit = FitMemory(config, session.agent, session.recording, latents)
-        began, rates, clipped = [], [], []
-        updated = fit.updated
-
-        def noting(batch: Any, state: Any) -> Any:
-            began.append(not state["hidden"].any())
-            return updated(batch, state)
-
-        def step(rate: Any) -> None:
-            rates.append(float(rate))
-            clipped.append(max(float(p.grad.abs().max()) for p in fit.opt.params))
-            for p in fit.opt.params:
-                p.grad = None
-
-        fit.updated = noting
-        fit.opt.step = step  # type: ignore[method-assign]
-        for _ in range(2 * fit.chunks):
-            fit.advance()
-        assert fit.chunks > 1 and began == 2 * [True, *[False] * (fit.chunks - 1)]
-        assert rates == pytest.approx([0.09 * 0.5**i + 0.01 for i in range(2 * fit.chunks)])
-        assert clipped == pytest.approx([1e-3] * len(clipped))
 
     opened(config, tmp_path, use)
 

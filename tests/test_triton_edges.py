@@ -8,11 +8,10 @@ import torch
 
 from fastdream.ops import reference, twohot_bins
 from fastdream.ops import triton as backend
-from fastdream.ops.triton import images, layers
 
 from .ops_tools import Maker
 from .parity_tools import changed, results
-from .test_triton import DEVICE, arguments, check_at
+from .test_triton import DEVICE
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 C = 19
@@ -143,25 +142,6 @@ def test_returns_of_long_rows(steps: int):
     ours, theirs = (results(f.lambda_return, changed(lambda x: x, args), True) for f in (backend, reference))
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
-
-
-def test_returns_of_rows_that_lie_apart():
-    """As of the later steps of longer ones, each of another length."""
-    make = Maker(0, torch.float32)
-    args = [make.normal(5, 7 + k).detach().sigmoid().to(DEVICE)[:, k:] for k in range(4)]
-    torch.testing.assert_close(backend.lambda_return(*args), reference.lambda_return(*args))
-
-
-@pytest.mark.parametrize(
-    ("op", "name", "rows"), [("norm_act", "layer-silu", 70), ("conv_pool", "3-layer-silu", 9)]
-)
-def test_programs_that_have_several_tiles_add_them_up(
-    op: str, name: str, rows: int, monkeypatch: pytest.MonkeyPatch
-):
-    """As of batches that are larger than any that is interpreted."""
-    monkeypatch.setattr(layers, "PROGRAMS", 2)
-    monkeypatch.setattr(images, "PROGRAMS", 2)
-    check_at(op, name, arguments(op, name, "ragged", rows))
 
 
 def test_pointwise_functions_are_precise_near_0_and_far_from_it():

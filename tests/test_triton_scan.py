@@ -145,7 +145,9 @@ def test_an_index_out_of_range_draws_no_class():
     index = torch.full((BATCH, 2, SIZES.stoch), SIZES.classes, device=DEVICE)
     with torch.no_grad():
         step = backend.observe(*args, None, index)
+        below = backend.observe(*args, None, index - SIZES.classes - 1)
     assert not step.stoch.any() and step.deter.isfinite().all()
+    assert torch.equal(step.deter, below.deter), "it is not the next variable's"
 
 
 @pytest.mark.parametrize(

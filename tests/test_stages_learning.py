@@ -1,0 +1,76 @@
+"""How M and C learn in their stages: what begins a pass, how large steps are, which controller is kept."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastdream.stages.evolve import Evolve
+from fastdream.stages.fit import FitMemory, Latents
+from fastdream.stages.session import Session
+
+from .stages_tools import StopIn, opened, run, tiny
+
+
+@pytest.fixture(autouse=True)
+def _package() -> None:
+    pytest.importorskip("cma", reason="what the last stage is done by")
+
+
+def test_memory_forgets_between_passes_and_learns_in_small_and_falling_steps(tmp_path: Path):
+    config = tiny()
+    memory = replace(config.dreamer.memory, clip=1e-3, lr=0.1, lr_end=0.01, decay=0.5)
+    config = replace(config, dreamer=replace(config.dreamer, memory=memory))
+    run(config, tmp_path, StopIn("memory", 1))
+
+    def use(session: Session) -> None:
+        latents = Latents(tmp_path / "latents.npy", session.recording.rows)
+        fit = FitMemory(config, session.agent, session.recording, latents)
+        began, rates, clipped = [], [], []
+        updated = fit.updated
+
+        def noting(batch: Any, state: Any) -> Any:
+            began.append(not state["hidden"].any())
+            return updated(batch, state)
+
+        def step(rate: Any) -> None:
+            rates.append(float(rate))
+            clipped.append(max(float(p.grad.abs().max()) for p in fit.opt.params))
+            for p in fit.opt.params:
+                p.grad = None
+
+        fit.updated = noting
+        fit.opt.step = step  # type: ignore[method-assign]
+        for _ in range(2 * fit.chunks):
+            fit.advance()
+        assert fit.chunks > 1 and began == 2 * [True, *[False] * (fit.chunks - 1)]
+        assert rates == pytest.approx([0.09 * 0.5**i + 0.01 for i in range(2 * fit.chunks)])
+        assert clipped == pytest.approx([1e-3] * len(clipped))
+
+    opened(config, tmp_path, use)
+
+
+def test_the_best_mean_is_kept_and_the_last_generation_tested(tmp_path: Path):
+    config = tiny(generations=3, test_every=2)
+
+    def use(session: Session) -> None:
+        evolve, agent = Evolve(config, session.agent, SimpleNamespace()), session.agent  # type: ignore[arg-type]
+        tested, kept = [], []
+        for score in (5.0, 4.0):
+            while not evolve.testing:
+                trial, half = evolve.trial, len(evolve.trial.seeds) // 2
+                assert np.array_equal(trial.seeds[:half], trial.seeds[half:]), "both halves meet the same"
+                trial.scores[:] = trial.controls.sum(1)
+                evolve.finish_generation(trial)
+            tested.append(evolve.done + 1)
+            evolve.trial.scores[:] = score
+            evolve.finish_test(evolve.trial)
+            kept.append(agent.controls.clone())
+        assert tested == [2, 3] and evolve.best == 5.0
+        assert kept[0].any() and torch.equal(*kept)
+
+    opened(config, tmp_path, use)
