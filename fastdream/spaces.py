@@ -85,6 +85,15 @@ def seen(
     return entries
 
 
+def refuse_missing(batch: Mapping[str, Any], obs_space: Spaces, act_space: Spaces, *others: str) -> None:
+    """ValueError naming the first entry that a batch lacks, of those that an agent with these spaces learns from."""
+    for key in (*obs_space, *(f"action/{name}" for name in act_space), "reward", "is_first", *others):
+        if key not in batch:
+            raise ValueError(
+                f"the batch has no {key!r}, only {', '.join(sorted(batch))}: fastdream/replay.py says what it holds"
+            )
+
+
 def alike(left: Spaces, right: Spaces) -> bool:
     """Whether entries of one are entries of the other, whatever bounds they name."""
 

@@ -291,5 +291,5 @@ def test_a_prefill_is_the_same_every_time_and_another_with_another_seed(tmp_path
 def test_negative_prefill_is_refused():
     with pytest.raises(SystemExit):
         parse("--train.prefill", "-1")
-    with pytest.raises(ValueError, match="pretrain >= 1"):
+    with pytest.raises(ValueError, match="--train.pretrain 0: it must be a number of at least 1"):
         config.TrainConfig(pretrain=0)

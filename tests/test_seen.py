@@ -47,3 +47,18 @@ def test_an_observation_that_is_not_of_its_spaces_is_refused(agent: Any, case: s
     assert agent.policy(carry, obs)[1]["action"].shape == (2, 1)
     with pytest.raises(ValueError, match=message):
         agent.policy(carry, {k: v for k, v in (obs | changes).items() if v is not None})
+
+
+NEEDED = ("image", "action/action", "reward", "is_first")
+
+
+@pytest.mark.parametrize("missing", [*NEEDED, "is_terminal", "deter", "stoch"])
+def test_a_batch_without_an_entry_names_it(agent: Any, missing: str) -> None:
+    if not hasattr(agent, "update"):
+        pytest.skip("world_models learns from rollouts on disk")
+    if missing not in NEEDED and not agent.latent_spec:
+        pytest.skip("only agents that keep latents in replay read this whatever their settings")
+    keys = {*NEEDED, "is_terminal", "is_last", "deter", "stoch"} - {missing}
+    batch = {key: torch.zeros(2, 3) for key in keys}
+    with pytest.raises(ValueError, match=f"the batch has no '{missing}', only .*: fastdream/replay.py says"):
+        agent.update(agent.init_train(2), batch)
