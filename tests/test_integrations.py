@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastdream.integrations import __main__ as command
 from fastdream.integrations.modules import layers_of
-from fastdream.integrations.patching import Patch, Place, instead, outside_autocast, table_of
+from fastdream.integrations.patching import Patch, Place, instead, outside_autocast, say_theirs, table_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,6 +105,17 @@ def test_whose_function_runs(compiled: bool):
         assert function(one) == function(x=one) == 2
         assert outside_autocast(lambda pair: 100)(lambda pair: 1)((one, one)) == 1
     assert torch.compile(function, backend="eager", fullgraph=True)(one) == (101 if compiled else 2)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_is_theirs_and_said_once(half: torch.dtype, caplog: pytest.LogCaptureFixture):
+    function = outside_autocast(lambda *x: x[-1] + 100)(lambda *x: x[-1] + 1)
+    one = torch.ones((), dtype=half)
+    say_theirs.cache_clear()
+    for _ in range(3):
+        assert function(None, one) == function(one) == 2
+    assert function(one.double()) == 101 and len(caplog.records) == 1
+    assert f"computed in {half} remain the other codebase's own code" in caplog.text
 
 
 def test_a_table_is_chosen_once():

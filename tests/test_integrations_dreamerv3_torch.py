@@ -128,6 +128,15 @@ def test_bins(peer: SimpleNamespace):
     assert_as_good(*pair(both, [], []), nn.Module(), [wanting(2, 3, 255), target])
 
 
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_logits_of_another_precision_than_bins_are_theirs(peer: SimpleNamespace, precision: torch.dtype):
+    dist = peer.disc(torch.randn(2, 3, 255).to(precision))
+    dist.buckets, target = dist.buckets.float(), torch.randn(2, 3, 1)
+    theirs = dist.mean(), dist.log_prob(target)
+    with dreamerv3_torch.install():
+        assert torch.equal(dist.mean(), theirs[0]) and torch.equal(dist.log_prob(target), theirs[1])
+
+
 def test_under_autocast_it_is_theirs(peer: SimpleNamespace):
     rssm, states = (
         peer.rssm(),

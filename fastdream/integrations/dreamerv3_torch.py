@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from fastdream.integrations import resets
-from fastdream.integrations.modules import layers_of, mixed
-from fastdream.integrations.patching import Function, Patch, Place, table_of
+from fastdream.integrations.modules import layers_of
+from fastdream.integrations.patching import Function, Patch, Place, halved, table_of
 from fastdream.ops import RSSM, Categorical, LayerNormGRU
 
 RELEASE = "dreamerv3-torch at 6ef8646; git -C dreamerv3-torch checkout 6ef8646 brings it"
@@ -98,7 +98,7 @@ def _ours(net: Any, x: Tensor) -> bool:
     cell = net._cell
     known = net._discrete and net._rec_depth == 1 and len(cell.layers) == 2
     standard = cell._act is torch.tanh and cell._update_bias == -1
-    return bool(known and standard) and not (mixed(x) or torch.compiler.is_compiling())
+    return bool(known and standard) and not (halved(x) or torch.compiler.is_compiling())
 
 
 def _observe(old: Function) -> Function:
@@ -174,7 +174,7 @@ def _imagine(old: Function) -> Function:
 def _kl_loss(old: Function) -> Function:
     @wraps(old)
     def kl_loss(self: Any, post: State, prior: State, free: float, dyn_scale: float, rep_scale: float) -> Any:
-        if not self._discrete or mixed(post["deter"]):
+        if not self._discrete or halved(post["logit"]):
             return old(self, post, prior, free, dyn_scale, rep_scale)
         logits, ops = (post["logit"], prior["logit"]), table_of(post["logit"].device)
         dyn, value = ops.categorical_kl(*logits, self._unimix_ratio, clamp="none")
@@ -185,9 +185,10 @@ def _kl_loss(old: Function) -> Function:
 
 
 def _plain(dist: Any) -> bool:
-    """Whether the distribution is over bins in symlog space, in full precision."""
-    maps = dist.transfwd.__name__, dist.transbwd.__name__
-    return maps == ("symlog", "symexp") and dist.logits.dtype in (torch.float32, torch.float64)
+    """Whether the distribution is over bins in symlog space, which are in the logits' precision, a full one."""
+    maps, precision = (dist.transfwd.__name__, dist.transbwd.__name__), dist.logits.dtype
+    alike = precision == dist.buckets.dtype and precision in (torch.float32, torch.float64)
+    return maps == ("symlog", "symexp") and alike
 
 
 def _mean(old: Function) -> Function:

@@ -79,8 +79,3 @@ def _act(module: nn.Module) -> Act | None:
     if isinstance(module, nn.ELU) and module.alpha != 1:
         return None
     return _ACTS.get(type(module))
-
-
-def mixed(x: Tensor) -> bool:
-    """Whether torch chooses the precision of each of its own functions on x's device."""
-    return torch.is_autocast_enabled(x.device.type)

@@ -1,7 +1,8 @@
 """How functions of another codebase are replaced, and put back."""
 
+import logging
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from inspect import signature
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ def instead(new: Function) -> Callable[[Function], Function]:
 
 
 def outside_autocast(new: Function, compiled: bool = True) -> Callable[[Function], Function]:
-    """`new(*args)` in the place of `old(*args)`, but where torch chooses each function's precision.
+    """`new(*args)` in the place of `old(*args)`, but where `halved` is true of the first tensor among arguments.
 
     compiled  whether it is the new one that is compiled, where they compile.
     """
@@ -55,7 +56,8 @@ def outside_autocast(new: Function, compiled: bool = True) -> Callable[[Function
     def make(old: Function) -> Function:
         @wraps(old)
         def function(*args: Any, **kwargs: Any) -> Any:
-            if _autocast((*args, *kwargs.values())) or (torch.compiler.is_compiling() and not compiled):
+            x = _first((*args, *kwargs.values()))
+            if (x is not None and halved(x)) or (torch.compiler.is_compiling() and not compiled):
                 return old(*args, **kwargs)
             return new(*args, **kwargs)
 
@@ -64,14 +66,32 @@ def outside_autocast(new: Function, compiled: bool = True) -> Callable[[Function
     return make
 
 
-def _autocast(args: tuple[Any, ...]) -> bool:
-    """Whether autocast is on for the device of the first tensor among arguments."""
-    for arg in args:
-        if isinstance(arg, tuple):
-            arg = arg[0]
-        if isinstance(arg, Tensor):
-            return torch.is_autocast_enabled(arg.device.type)
-    return False
+def _first(args: tuple[Any, ...]) -> Tensor | None:
+    """The first tensor among arguments, or of a tuple among them."""
+    heads = (arg[0] if isinstance(arg, tuple) and arg else arg for arg in args)
+    return next((x for x in heads if isinstance(x, Tensor)), None)
+
+
+def halved(x: Tensor) -> bool:
+    """Whether what is computed of x remains their own code, since that rounds otherwise; it is said once.
+
+    So it is where torch chooses each function's precision (autocast), and in half precision.
+    """
+    mixed = torch.is_autocast_enabled(x.device.type)
+    if not mixed and x.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if not torch.compiler.is_compiling():  # which takes no calls of loggers
+        say_theirs(f"under autocast on {x.device.type}" if mixed else f"in {x.dtype}")
+    return True
+
+
+@cache
+def say_theirs(where: str) -> None:
+    """Once: that there nothing is faster."""
+    logging.getLogger("fastdream").warning(
+        "networks and steps that are computed %s remain the other codebase's own code, no faster than without us",
+        where,
+    )
 
 
 _NOTHING = object()

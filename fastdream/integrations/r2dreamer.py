@@ -31,7 +31,15 @@ from torch import Tensor, nn
 
 from fastdream.integrations.laprop import step as laprop_step
 from fastdream.integrations.modules import layers_of
-from fastdream.integrations.patching import Function, Patch, Place, instead, outside_autocast, table_of
+from fastdream.integrations.patching import (
+    Function,
+    Patch,
+    Place,
+    halved,
+    instead,
+    outside_autocast,
+    table_of,
+)
 from fastdream.ops import RSSM, ActionHead, Actor, BlockGRU, Categorical, Layer, Layers
 from fastdream.ops.reference.images import phase_taps, phase_weight
 
@@ -183,7 +191,7 @@ def _kl_loss(old: Function, self: Any, post_logit: Tensor, prior_logit: Tensor, 
 def _imagine(old: Function, self: Any, start: Any, imag_horizon: int) -> Any:
     stoch, deter = start
     actor = _actor(self._frozen_actor, deter.shape[-1])
-    if actor is None or torch.is_autocast_enabled(deter.device.type):
+    if actor is None or halved(deter):
         return old(self, start, imag_horizon)
     net, rows, length = self._frozen_rssm, len(deter), imag_horizon - 1
     noise = deter.new_empty(rows, length, net._stoch).uniform_()

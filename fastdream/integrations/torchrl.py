@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastdream.integrations.modules import layers_of
-from fastdream.integrations.patching import Function, Patch, Place, instead, outside_autocast, table_of
+from fastdream.integrations.patching import (
+    Function,
+    Patch,
+    Place,
+    halved,
+    instead,
+    outside_autocast,
+    table_of,
+)
 from fastdream.ops import RSSM, BlockGRU, Categorical, Layers
 
 RELEASE = "torchrl 0.14.1; pip install torchrl==0.14.1 brings it"
@@ -80,8 +88,8 @@ def _eager(new: Function) -> Function:
 
 
 def _theirs(x: Tensor) -> bool:
-    """Whether torch chooses each function's precision, or compiles."""
-    return torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
+    """Whether torch compiles, or x is not in full precision."""
+    return torch.compiler.is_compiling() or halved(x)
 
 
 @cache

@@ -186,16 +186,19 @@ def _lambda_return(old: Function) -> Function:
 
 def _twohot(old: Any) -> Any:
     class TwoHot(old):
-        """Theirs, of one op each."""
+        """Theirs, of one op each where logits and bins are alike."""
+
+        def _theirs(self) -> bool:
+            return torch.compiler.is_compiling() or self.logits.dtype != self.bins.dtype
 
         @property
         def mean(self) -> Tensor:
-            if torch.compiler.is_compiling():
+            if self._theirs():
                 return super().mean
             return table_of(self.logits.device).twohot_mean(self.logits, self.bins)
 
         def loss(self, target: Tensor) -> Tensor:
-            if torch.compiler.is_compiling():
+            if self._theirs():
                 return super().loss(target)
             return table_of(self.logits.device).twohot_loss(self.logits, target, self.bins)
 

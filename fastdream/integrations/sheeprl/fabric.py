@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from fastdream.integrations.patching import say_theirs
+
 # Fabric's names of precisions in which every tensor keeps the precision of the parameters, which is a single one.
 UNMIXED = "32-true", "64-true"
 
@@ -18,4 +20,7 @@ def ours(*modules: Any) -> bool:
     if torch.compiler.is_compiling():
         return False
     strategies = (getattr(module, "_strategy", None) for module in modules)
-    return all(strategy is None or strategy.precision.precision in UNMIXED for strategy in strategies)
+    others = {x.precision.precision for x in strategies if x is not None}.difference(UNMIXED)
+    for precision in others:
+        say_theirs(f"by Fabric in {precision}")
+    return not others

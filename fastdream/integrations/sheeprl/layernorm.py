@@ -224,6 +224,7 @@ def _twohot(old: Any) -> Any:
             return (
                 maps == ("symlog", "symexp")
                 and self.dims == (-1,)
+                and self.logits.dtype == self.bins.dtype
                 and self.logits.dtype in (torch.float32, torch.float64)
                 and not torch.compiler.is_compiling()
             )
