@@ -12,7 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdream.ops import reference
 from fastdream.ops import triton as backend
 from fastdream.ops.params import RSSM, Gaussian
-from fastdream.ops.triton import block_product, layer_gradients, scan_backward, scan_forward, scan_model
+from fastdream.ops.triton import (
+    block_product,
+    layer_gradients,
+    posterior,
+    scan_backward,
+    scan_forward,
+    scan_model,
+)
 
 from . import triton_cases
 from .launch_tools import Launches
@@ -96,6 +103,7 @@ def test_draws_as_reference(core: str, sizes: Sizes, poison: list[str]):
 def test_products_in_pieces_of_which_the_last_is_cut(core: str, monkeypatch: pytest.MonkeyPatch):
     """As at the agents' sizes, whose layers no program takes at once; pieces are as small as they may be."""
     monkeypatch.setattr(block_product, "PIECE", 0)
+    monkeypatch.setattr(posterior, "GATHERED", 1)
     args = arguments(core, 2, 2, Sizes(deter=72, hidden=70, stoch=2, classes=3, embed=5, blocks=1))
     ours, theirs = (results(op, args, True) for op in (backend.observe, reference.observe))
     for our, their in zip(ours, theirs, strict=True):
