@@ -113,12 +113,20 @@ def describe(data: dict[str, Any]) -> str:
 
 def page(data: dict[str, Any]) -> str:
     """The tables of one result file, with the command that made it. Raises ValueError if it holds no results."""
-    if not data.get("benchmarks") or "command" not in data:
+    if not isinstance(data, dict) or not data.get("benchmarks") or "command" not in data:
         raise ValueError(
             "not a result of `pytest benchmarks --benchmark-json=FILE`: it has no benchmarks or command"
         )
     tables = (markdown(make(data["benchmarks"])) for make in (compare, plain))
     return "\n".join([describe(data), *filter(None, tables)])
+
+
+def tables_of(path: Path) -> str:
+    """The tables of a file; ValueError that names it if it is none of results."""
+    try:
+        return page(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def main(args: list[str] | None = None) -> None:
@@ -127,7 +135,7 @@ def main(args: list[str] | None = None) -> None:
 
     try:
         command = tyro.cli(Command, args=args, config=(tyro.conf.PositionalRequiredArgs,))
-        text = "\n".join(page(json.loads(path.read_text())) for path in command.files)
+        text = "\n".join(tables_of(path) for path in command.files)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     if command.output is None:

@@ -85,14 +85,13 @@ def smallest_map(images: Spaces, stages: int, outer: bool) -> tuple[int, int]:
     key, (height, width) = next(iter(sizes.items()))
     factor = 2 ** (stages - int(outer))
     low, high = MIN_RES * factor, MAX_RES * factor
-    for size in (height, width):
-        if size % factor or not low <= size <= high:
-            near = min(max(round(size / factor) * factor, low), high)
-            raise ValueError(
-                f"image {key!r} has size {height}x{width}; with {stages} stages (outer={outer}) height and "
-                f"width must be multiples of {factor} from {low} to {high}: resize {size} to {near} "
-                "(--suite.size, or --resize of a dataset)"
-            )
+    if any(size % factor or not low <= size <= high for size in (height, width)):
+        near = min(max(round(min(height, width) / factor) * factor, low), high)
+        raise ValueError(
+            f"image {key!r} has size {height}x{width}; {stages} convolutions{', the first of which keeps it,' * outer} "
+            f"take multiples of {factor} from {low} to {high}: make it {near}x{near} with --suite.size {near} (a "
+            f"dataset's with --resize {near})"
+        )
     return height // factor, width // factor
 
 

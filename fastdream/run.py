@@ -56,6 +56,9 @@ class Online:
     def advance(self, obs: Mapping[str, Array]) -> None:
         """Take in observations [n, ...], act on them, and learn while the environments step."""
         due = self.due()
+        if due > 1 and not self.learner.updates:
+            # Nothing else is said until they are made.
+            self.parts.logger.print(f"learning begins, with {due:,} updates at once")
         if due:
             self.learner.request()  # copied while the policy is computed
         action, latents = self.act(obs)

@@ -94,6 +94,7 @@ class ListLogger:
         self.scores: list[tuple[int, float]] = []
         self.pictures: list[str] = []
         self.saves = 0
+        self.lines: list[str] = []
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.values.append((step, dict(values)))
@@ -106,6 +107,9 @@ class ListLogger:
 
     def episode(self, step: int, score: float, length: int, extras: Mapping[str, float]) -> None:
         self.scores.append((step, score))
+
+    def print(self, line: str) -> None:
+        self.lines.append(line)
 
     def progress(self, step: int, updates: int) -> None:
         self.last = (step, updates)

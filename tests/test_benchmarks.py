@@ -194,8 +194,11 @@ def test_table_compares_backends():
 
 def test_table_refuses_other_files(tmp_path: Path):
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(SystemExit, match="not a result"):
-        table.main([str(tmp_path / "other.json")])
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "text.json").write_text("no JSON")
+    for name, words in (("other", "not a result"), ("list", "not a result"), ("text", "Expecting value")):
+        with pytest.raises(SystemExit, match=f"error: .*{name}.json: {words}"):
+            table.main([str(tmp_path / f"{name}.json")])
     assert (
         table.seconds(0.9999) == "1000 ms"
         and table.seconds(2e-10) == "0.2 ns"

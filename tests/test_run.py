@@ -193,3 +193,11 @@ def test_evaluation_takes_pictures_of_the_first_environment(tmp_path: Path):
     parts = parts_of(tiny(), tmp_path)
     frames = evaluate(parts.agent, parts.make_env, 2, count=2, video=True).frames
     assert frames is not None and frames.shape == (21, 64, 64, 3)
+
+
+def test_many_updates_at_once_are_announced_the_first_time(tmp_path: Path):
+    config = tiny(steps=60, train={"pretrain": 5, "prefill": 16})
+    assert train(config, tmp_path).log.lines == ["learning begins, with 5 updates at once"]  # type: ignore[attr-defined]
+    again = train(tiny(steps=80, train={"pretrain": 5, "prefill": 16}), tmp_path)
+    assert again.log.lines == []  # type: ignore[attr-defined]
+    assert train(tiny(steps=60), tmp_path / "other").log.lines == []  # type: ignore[attr-defined]
