@@ -10,6 +10,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ def made(preset: str, spaces: str) -> tuple[Any, Any]:
     """An agent and a batch of a few steps."""
     table = ops.load(device="cuda")
     if preset in ("dreamer_v1", "planet"):
-        core = dreamer_v1.RSSMConfig(reset_after=preset == "dreamer_v1")
-        config = dreamer_v1.Config(dyn=core, dtype="bfloat16", imag_length=2)
+        config = dreamer_v1.Config(dtype="bfloat16", imag_length=2)
+        config = replace(config, dyn=replace(config.dyn, reset_after=preset == "dreamer_v1"))
         earlier = dreamer_v1.DreamerV1(*SPACES[spaces], config, table)
         return earlier, dreamer_tools.batch(earlier, 50, 3)
     agent = DreamerV3(*SPACES[spaces], size(Config(dtype="bfloat16", imag_length=2), preset), table)
