@@ -103,6 +103,15 @@ def test_discrete_actions_of_dreamer_v1():
     assert (control.rewhead.layers, control.value.layers, control.policy.layers) == (2, 3, 4)
 
 
+def test_what_dreamer_v1_balances_a_cartpole_with():
+    config = parse("--agent", "dreamer_v1", "--task", "dmc_cartpole_balance")
+    dreamer, pendulum = config.dreamer, parse("--agent", "dreamer_v1").dreamer
+    assert (config.preset, config.size, config.steps, config.suite.repeat) == ("balance", "tiny", 10_000, 2)
+    assert (dreamer.kl_scale, dreamer.discount, dreamer.pcont) == (0.001, 0.98, False)
+    assert (pendulum.kl_scale, pendulum.discount) == (0.01, 0.97)
+    assert dataclasses.replace(dreamer, kl_scale=0.01, discount=0.97) == pendulum
+
+
 def test_suite_options():
     def suite(agent: str, task: str, preset: str = "") -> Any:
         return presets.resolve(task, preset, agent=agent).suite
