@@ -134,8 +134,10 @@ def shallow(config: Config) -> dict[str, object]:
 def saved_config(logdir: str) -> Config | None:
     """Settings of the run that a directory holds, None if it holds none; ValueError if they alone are missing."""
     path = Path(logdir).expanduser()
-    if not logdir or (path / "config.json").exists():
-        return configs.load(path) if logdir else None
+    if not logdir:
+        return None
+    if (path / "config.json").exists():
+        return configs.load(path)
     if checkpoint.any_in(path / "ckpt"):
         raise ValueError(
             f"{logdir} holds checkpoints, but not the config.json that says of what: bring it back, or choose "
