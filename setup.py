@@ -4,16 +4,13 @@ FASTDREAM_BUILD=auto (default): C++ and CUDA, C++ alone, or nothing, as this mac
 cuda, cpp: exactly that, or an error. off: pure Python.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -21,10 +18,6 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-# Where the last compilation is kept, beside what setuptools leaves.
-KEPT = ROOT / "build" / "compiled"
-# What tools read of the environment, by the beginnings of its names.
-TOLD = ("CXX", "CPPFLAGS", "CPATH", "CPLUS", "CUDA", "CMAKE", "LDFLAGS", "LIBRARY_PATH", "NVCC")
 # What CMake is asked for, in turn, until one works.
 ATTEMPTS = {"auto": ("AUTO", "OFF"), "cuda": ("ON",), "cpp": ("OFF",), "off": ()}
 MODE = os.environ.get("FASTDREAM_BUILD", "auto")
@@ -50,47 +43,16 @@ def run(*command: str) -> None:
         raise RuntimeError(" ".join(" ".join(lines[first : first + 3]).split())[:300])
 
 
-def version_of(tool: str) -> str:
-    """What a tool says of its version; empty if it is not here."""
-    if not shutil.which(tool):
-        return ""
-    return subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
-
-
-def identity(cuda: str) -> str:
-    """Digest of all that a compilation depends on: the sources, the tools, and what the environment tells these."""
-    env = os.environ
-    tools = [env.get("CXX", "c++").split()[0], "g++", "clang++", "cmake", env.get("CUDACXX", "nvcc")]
-    tools += [f"{env[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if name in env]
-    facts = [cuda, sys.version, sysconfig.get_config_var("EXT_SUFFIX"), version("pybind11")]
-    facts += map(version_of, tools)
-    facts += sorted(item for item in env.items() if item[0].startswith(TOLD))
-    digest = hashlib.blake2b(repr(facts).encode(), digest_size=8)
-    sources = [ROOT / "CMakeLists.txt", ROOT / "fastdream/__init__.py"]
-    for path in sources + sorted((ROOT / "csrc").rglob("*.*")):
-        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 def compile_with(cuda: str, target: Path) -> dict[str, str]:
-    """Compile to the file `target` and return CMake's account; what the same came to before is taken again.
-
-    Each extra that is added is an install of its own, and compiling takes minutes.
-    """
-    kept = KEPT / identity(cuda)
-    if not (kept / "build.json").exists():
-        with tempfile.TemporaryDirectory() as build:
-            generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-            python, tests = f"-DPython_EXECUTABLE={sys.executable}", "-DFASTDREAM_TESTS=OFF"
-            run("cmake", "-S", str(ROOT), "-B", build, *generator, python, tests, f"-DFASTDREAM_CUDA={cuda}")
-            run("cmake", "--build", build, "--parallel")
-            shutil.rmtree(KEPT, ignore_errors=True)  # what other sources or tools came to
-            kept.mkdir(parents=True)
-            shutil.copy2(next(Path(build).glob("_C.*")), kept)
-            shutil.copy2(Path(build, "build.json"), kept)  # the last: it says that all is there
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(next(kept.glob("_C.*")), target)
-    return json.loads((kept / "build.json").read_text())
+    """Compile to the file `target` and return CMake's account. Afresh: no cache can be stale."""
+    with tempfile.TemporaryDirectory() as build:
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        python, tests = f"-DPython_EXECUTABLE={sys.executable}", "-DFASTDREAM_TESTS=OFF"
+        run("cmake", "-S", str(ROOT), "-B", build, *generator, python, tests, f"-DFASTDREAM_CUDA={cuda}")
+        run("cmake", "--build", build, "--parallel")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(next(Path(build).glob("_C.*")), target)
+        return json.loads(Path(build, "build.json").read_text())
 
 
 def build_native(mode: str, target: Path) -> dict[str, str]:

@@ -96,48 +96,6 @@ def test_ways_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     assert (result["built"], result["why"]) == expected
 
 
-def test_the_same_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Extras are installed one after another; other sources, tools, options and flags are told apart."""
-    setup = setup_module_for(monkeypatch, "cpp")
-    source, builds, versions = tmp_path / "source", [], {"g++": "g++ 12"}
-    (source / "csrc").mkdir(parents=True)
-    (source / "fastdream").mkdir()
-    for name in ("CMakeLists.txt", "fastdream/__init__.py", "csrc/a.cpp"):
-        (source / name).write_text(name)
-
-    def run(*command: str) -> None:
-        if "--build" in command:
-            builds.append(command)
-            Path(command[2], "_C.so").write_text(f"module {len(builds)}")
-            Path(command[2], "build.json").write_text(json.dumps({"built": str(len(builds))}))
-
-    monkeypatch.setattr(setup, "ROOT", source)
-    monkeypatch.setattr(setup, "KEPT", source / "build" / "compiled")
-    monkeypatch.setattr(setup, "run", run)
-    monkeypatch.setattr(setup, "version", lambda name: "3")
-    monkeypatch.setattr(setup, "version_of", lambda tool: versions.get(tool, ""))
-
-    def compiled(cuda: str = "OFF") -> str:
-        target = tmp_path / "lib" / "_C.so"
-        account = setup.compile_with(cuda, target)
-        assert target.read_text() == f"module {account['built']}"
-        return account["built"]
-
-    assert (compiled(), compiled()) == ("1", "1")
-    assert (compiled("AUTO"), compiled("AUTO")) == ("2", "2")
-    (source / "csrc" / "a.cpp").write_text("another")
-    assert (compiled("AUTO"), compiled("AUTO")) == ("3", "3")
-    versions["g++"] = "g++ 13"
-    assert (compiled("AUTO"), compiled("AUTO")) == ("4", "4")
-    monkeypatch.setenv("CXXFLAGS", "-O1")
-    assert (compiled("AUTO"), compiled("AUTO")) == ("5", "5")
-    assert len(list((source / "build" / "compiled").iterdir())) == 1
-    (
-        next((source / "build" / "compiled").iterdir()) / "build.json"
-    ).unlink()  # as a process leaves it that is killed
-    assert compiled("AUTO") == "6"
-
-
 @pytest.mark.parametrize("mode", ["cpp", "cuda"])
 def test_what_was_asked_for_must_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str):
     setup = setup_module_for(monkeypatch, mode, compiler=False)
