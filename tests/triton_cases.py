@@ -233,10 +233,8 @@ BUDGETS: dict[str, Budget] = {
     "lstm_mdn_step": STEPS,
     "lstm_mdn_dream": STEPS,
     "lstm_scan": STEPS,
-    # Of rows of 6144 on sm_80, and of many classes: ptxas prefers more programs on the SM. Those rows in float32 have
-    # half the registers that they could have, of 512 threads, and keep six numbers elsewhere once Triton is 3.6.
-    "norm_act": Budget(spilled=24),
-    "reinforce": Budget(spilled=8),
+    # Of rows of 6144 on sm_80, and of many classes: ptxas prefers more programs on the SM.
+    **dict.fromkeys(("norm_act", "reinforce"), Budget(spilled=8)),
     # Of gradients, a warp each: eight of them fit on an SM.
     **dict.fromkeys(("mlp", "mlps", "prior"), Budget(168, spilled=8)),
 }
