@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastdream import graphs
 from fastdream import ops as fd
-from fastdream.agents.dreamer_v1 import DreamerV1
 from fastdream.agents.dreamer_v3 import DreamerV3
+from fastdream.dreamer import Dreamer
 from fastdream.graphs import CudaGraphs
 from fastdream.ops import Ops
 from fastdream.transfer import Copies, CudaCopies
@@ -162,7 +162,7 @@ class Bench:
             gc.collect()
             torch.cuda.empty_cache()
 
-    def agent(self, job: Job | EarlierJob, table: Ops, captured: bool) -> DreamerV3 | DreamerV1:
+    def agent(self, job: Job | EarlierJob, table: Ops, captured: bool) -> DreamerV3 | Dreamer:
         """An agent on the device."""
         agent = job.agent(table, self.device)
         if captured:

@@ -18,6 +18,7 @@ from .gpu_work import (
     update,
     update_earlier,
 )
+from .shapes import EARLIER_KINDS
 
 
 class Part(NamedTuple):
@@ -54,9 +55,13 @@ def parts(bench: Bench) -> list[Part]:
     found += [Part("update", name, 240 if name in large else 120, partial(update, name)) for name in learned]
     found += [Part("observe", size, 60, partial(op, "observe", size)) for size in sizes("12m", "1m", "50m")]
     found += [Part("imagine", size, 60, partial(op, "imagine", size)) for size in sizes("12m", "1m", "50m")]
-    earlier, published = ("v1-debug", "v1-debug-2x2") if dry else ("v1", "v1-6m-50x50")
-    found += [Part("observe", earlier, 60, partial(op, "observe", earlier))]
-    found += [Part("update", published, 120, partial(update_earlier, published))]
+    # As published; PlaNet's GRU and DreamerV2's two ways to learn to act beside DreamerV1.
+    earlier = ["v1-debug"] if dry else ["v1", "v2-atari"]
+    published = ["v1-6m-50x50", "planet-6m-50x50", "v2-15m-16x50", "v2atari-22m-16x50"]
+    if dry:
+        published = [f"{kind}-debug-2x4" for kind in EARLIER_KINDS]
+    found += [Part("observe", name, 60, partial(op, "observe", name)) for name in earlier]
+    found += [Part("update", name, 120, partial(update_earlier, name)) for name in published]
     found += [Part("hardware", "", 90, hardware)]
     found += [Part("first", name, 60, partial(first_update, name)) for name in (first, last)]
     found += [

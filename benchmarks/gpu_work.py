@@ -53,7 +53,7 @@ def update(name: str, bench: Bench) -> dict[str, Any]:
 
 
 def update_earlier(name: str, bench: Bench) -> dict[str, Any]:
-    """One update of DreamerV1, whose floor nobody has counted."""
+    """One update of an earlier agent, whose floor nobody has counted."""
     return {"candidates": _learners(earlier_job(name), bench)}
 
 

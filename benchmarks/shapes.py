@@ -13,13 +13,14 @@ from torch import Tensor
 
 from fastdream import ops as fd
 from fastdream import presets
-from fastdream.agents import dreamer_v1
+from fastdream.agents import dreamer_v1, dreamer_v2
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size, variant
 from fastdream.agents.dreamer_v3_config import SIZES
 from fastdream.agents.dreamer_v3_nets import Networks
 from fastdream.config import TrainConfig
 from fastdream.continuous import TanhNormal, TruncNormal
 from fastdream.cores import GRU, LayerNormGRU
+from fastdream.dreamer import Dreamer
 from fastdream.latents import Categorical, Gaussian
 from fastdream.ops import RSSM, Actor, Ops
 from fastdream.policy import ActorHeads, PolicyConfig
@@ -152,15 +153,28 @@ class Job:
 
 @dataclass(frozen=True)
 class EarlierJob:
-    """DreamerV1 of a size on images, and the batch that it learns from."""
+    """An earlier agent of a size on images, and the batch that it learns from."""
 
+    kind: str  # a key of EARLIER_KINDS
     size: str
     batch: int
     length: int
 
-    def agent(self, ops: Ops, device: torch.device | str = "cpu") -> dreamer_v1.DreamerV1:
+    def agent(
+        self, ops: Ops, device: torch.device | str = "cpu"
+    ) -> dreamer_v1.DreamerV1 | dreamer_v2.DreamerV2:
         """The agent with fresh parameters."""
-        return dreamer_v1.DreamerV1(*WALKER, dreamer_v1.size(dreamer_v1.Config(), self.size), ops, device)
+        spaces = PIXELS if self.kind == "v2atari" else WALKER
+        if self.kind.startswith("v2"):
+            return dreamer_v2.DreamerV2(*spaces, dreamer_v2.size(dreamer_v2.Config(), self.size), ops, device)
+        config = dreamer_v1.size(dreamer_v1.Config(), self.size)
+        config = replace(config, dyn=replace(config.dyn, reset_after=self.kind != "planet"))
+        return dreamer_v1.DreamerV1(*spaces, config, ops, device)
+
+
+# DreamerV1, the same with PlaNet's GRU, and DreamerV2: of continuous actions, through whose dreams it learns, and of
+# discrete ones.
+EARLIER_KINDS = ("v1", "planet", "v2", "v2atari")
 
 
 def job(name: str) -> Job:
@@ -176,20 +190,20 @@ def job(name: str) -> Job:
 
 
 def earlier_job(name: str) -> EarlierJob:
-    """`v1-<size>-<batch>x<length>`."""
-    _, model_size, batch = name.split("-")
-    return EarlierJob(model_size, *map(int, batch.split("x")))
+    """`<kind>-<size>-<batch>x<length>`, the kind one of EARLIER_KINDS."""
+    kind, model_size, batch = name.split("-")
+    return EarlierJob(kind, model_size, *map(int, batch.split("x")))
 
 
-def random_batch(agent: DreamerV3 | dreamer_v1.DreamerV1, batch: int, length: int) -> dict[str, Tensor]:
+def random_batch(agent: DreamerV3 | Dreamer, batch: int, length: int) -> dict[str, Tensor]:
     """What replay would give: [batch, context + length, ...], with an episode's end every 50 steps or so."""
     rng, lead = np.random.default_rng(0), (batch, agent.replay_context + length)
     data = {key: entries(space, lead, rng) for key, space in agent.obs_space.items()}
     data |= {f"action/{key}": entries(space, lead, rng) for key, space in agent.act_space.items()}
     data |= {key: rng.random(lead) < 0.02 for key in ("is_first", "is_last", "is_terminal")}
     data["reward"] = rng.standard_normal(lead, np.float32)
-    if isinstance(agent, dreamer_v1.DreamerV1):
-        return {key: torch.from_numpy(value) for key, value in data.items()}  # it learns from no latents
+    if not isinstance(agent, DreamerV3):
+        return {key: torch.from_numpy(value) for key, value in data.items()}  # they learn from no latents
     dyn = agent.config.dyn
     data["deter"] = rng.uniform(-1, 1, (*lead, dyn.deter)).astype(np.float16)
     data["stoch"] = rng.integers(0, dyn.classes, (*lead, dyn.stoch), np.uint8)
