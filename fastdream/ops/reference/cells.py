@@ -2,7 +2,8 @@
 
 Each is bound once before a scan: `bind(core, dtype)` casts and slices the weights, `cell.enter(action)`
 computes what depends on the action alone (for all time steps at once where actions are known), and
-`cell.step(deter, stoch, entered)` is what remains in the loop.
+`cell.step(deter, stoch, entered)` is what remains in the loop. Weights are split, not sliced: gradients of the parts
+are then joined at once, where each slice's would be filled up with zeros and added to the others'.
 """
 
 from typing import NamedTuple
@@ -72,7 +73,9 @@ def _bind_block(core: BlockGRU, dtype: torch.dtype) -> BlockCell:
     blocks, _, block = hidden.weight.shape
     units = deter.weight.shape[0]
     # Below deter's own rows every block reads the same 3H features: together they are one dense map.
-    shared = hidden.weight[:, block:].transpose(1, 2).reshape(blocks * block, 3 * units)
+    of_deter, of_rest = hidden.weight.split([block, 3 * units], 1)
+    shared = of_rest.transpose(1, 2).reshape(blocks * block, 3 * units)
+    of_state, of_action = shared.split([2 * units, units], 1)
     return BlockCell(
         deter=deter,
         stoch=stoch,
@@ -80,9 +83,9 @@ def _bind_block(core: BlockGRU, dtype: torch.dtype) -> BlockCell:
         scale=_stacked(deter.scale, stoch.scale),
         shift=_stacked(deter.shift, stoch.shift),
         hidden=hidden,
-        of_deter=hidden.weight[:, :block],
-        of_state=shared[:, : 2 * units],
-        of_action=shared[:, 2 * units :],
+        of_deter=of_deter,
+        of_state=of_state,
+        of_action=of_action,
         later=tuple(later),
         gates=cast(core.gates, dtype),
     )
@@ -109,8 +112,8 @@ class LayerNormCell(NamedTuple):
 
 def _split_inputs(inputs: Layer, action_width: int) -> tuple[Tensor, Tensor]:
     """The columns of an input layer that belong to stoch and to action."""
-    width = inputs.weight.shape[1] - action_width
-    return inputs.weight[:, :width], inputs.weight[:, width:]
+    of_stoch, of_action = inputs.weight.split([inputs.weight.shape[1] - action_width, action_width], 1)
+    return of_stoch, of_action
 
 
 class GRUCell(NamedTuple):

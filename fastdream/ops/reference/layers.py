@@ -124,7 +124,8 @@ def _joined(feat: Feat, layers: Layers) -> tuple[Tensor, Layers]:
     if not layers or layers[0].weight.dim() != 2:
         return torch.cat(feat, -1), layers
     first, width = layers[0], feat.deter.shape[-1]
-    x = linear(feat.deter, first.weight[:, :width], first.bias) + linear(feat.stoch, first.weight[:, width:])
+    of_deter, of_stoch = first.weight.split([width, first.weight.shape[1] - width], 1)
+    x = linear(feat.deter, of_deter, first.bias) + linear(feat.stoch, of_stoch)
     return norm_act(x, first.scale, first.shift, first.norm, first.act, first.eps), layers[1:]
 
 

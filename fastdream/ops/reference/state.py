@@ -51,10 +51,11 @@ class Posterior(NamedTuple):
     def bind(cls, rssm: RSSM, dtype: torch.dtype, deter_width: int, action_width: int) -> Self:
         """The posterior side of `rssm` with its weights in `dtype`."""
         first, *later = (cast(layer, dtype) for layer in rssm.post)
-        split = 0 if rssm.absolute else deter_width
-        of_deter = None if rssm.absolute else first.weight[:, :split]
+        of_deter, of_embed = None, first.weight
+        if not rssm.absolute:
+            of_deter, of_embed = of_embed.split([deter_width, of_embed.shape[1] - deter_width], 1)
         cell = bind(rssm.core, dtype, action_width)
-        return cls(rssm.latent, cell, of_deter, first.weight[:, split:], first, tuple(later))
+        return cls(rssm.latent, cell, of_deter, of_embed, first, tuple(later))
 
     def enter(self, embed: Tensor) -> Tensor:
         """embed [..., E] -> [..., H]: its part of the first layer."""
