@@ -176,7 +176,10 @@ def observe(
     scalars = [core.deter.eps, core.hidden[0].eps, rssm.post[0].eps, rssm.latent.unimix]
     shape, _ = _choose(rssm, deter.device)
     assert shape is not None
+    params, state = list(_bound(model)), (deter, match(stoch, dtype))
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *state, *entered))
+    draws = noise, index
     out = torch.ops.fastdream.resident_observe(
-        list(_bound(model)), deter, match(stoch, dtype), *entered, reset, noise, index, scalars, list(shape)
+        params, *state, *entered, reset, *draws, scalars, list(shape), learns
     )
     return Step(*out[:4])

@@ -23,6 +23,9 @@ class Kept(NamedTuple):
     hidden_feat: Tensor
     post_feat: Tensor
     roots: Tensor  # [B, T, 4], the norms' 1 / root mean square
+    weights: Tensor  # `backward_weights` of `resident_pack`
+    vectors: Tensor  # `vectors` of it
+    words: Tensor  # [tiles, T + 1] int32, bits of reset
 
 
 class Slopes(NamedTuple):
@@ -38,7 +41,7 @@ class Slopes(NamedTuple):
 
 def _shifted(first: Tensor, rest: Tensor, reset: Tensor) -> Tensor:
     """What the steps began with: first [B, n], then rest [B, T, n] but for its last; zeros at resets."""
-    return torch.cat([first.unsqueeze(1), rest[:, :-1]], 1).masked_fill(reset.unsqueeze(-1), 0.0)
+    return torch.cat([first.unsqueeze(1), rest[:, :-1]], 1).masked_fill_(reset.unsqueeze(-1), 0.0)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 params    `Params` of `resident_pack`
 scalars   eps of the state's norms, of the hidden layer's, of the posterior's; unimix
 shape     `Shape` of `resident_pack`
-After deter, stoch, logit and index come what the backward scan and the weights' gradients read.
+learns    whether a gradient will be asked for
+After deter, stoch, logit and index come what the backward scan and the weights' gradients read: see `Kept`.
 """
 
 from functools import cache
@@ -21,17 +22,11 @@ from fastdream.ops.native.library import (
     register_once_differentiable,
 )
 from fastdream.ops.native.resident_gradients import Kept, Slopes, gradients
-from fastdream.ops.native.resident_pack import (
-    Params,
-    Shape,
-    backward_weights,
-    forward_weights,
-    gathered,
-    vectors,
-)
+from fastdream.ops.native.resident_pack import Params, Shape, packed_sizes, packed_vectors, packed_weights
 from fastdream.ops.reference.layers import linear
 
 ROWS = 16  # of the batch that a team of CTAs takes
+PACKED = Kept._fields.index("weights")  # results before what was packed for the launches
 
 # In which order the CPU plays the CTAs, see csrc/cpu/resident_run.h. The results are the same.
 PLAYED_ORDER = 0
@@ -117,6 +112,7 @@ def _forward_fake(
     index: Tensor | None,
     scalars: list[float],
     shape: list[int],
+    learns: bool,
 ) -> tuple[Tensor, ...]:
     s = Shape(*shape)
     batch, length = reset.shape
@@ -133,6 +129,7 @@ def _forward_fake(
             raise ValueError(f"observe: {name} is on {x.device}, expected {deter.device} like deter")
     latents = *lead, s.stoch
     widths = 2 * s.hidden, s.deter, 3 * s.deter, s.hidden, 2 * s.hidden, s.deter, s.hidden
+    weights, vectors = packed_sizes(Params(*params), s)
     return (
         deter.new_empty(*lead, s.deter),
         deter.new_empty(*latents, s.classes),
@@ -140,6 +137,9 @@ def _forward_fake(
         deter.new_empty(latents, dtype=torch.int64),
         *(deter.new_empty(*lead, width) for width in widths),
         deter.new_empty((*lead, 4), dtype=torch.float32),
+        deter.new_empty(s.team, weights if learns else 0),
+        deter.new_empty((s.team, vectors), dtype=torch.float32),
+        deter.new_empty((-(-batch // ROWS), length + 1), dtype=torch.int32),
     )
 
 
@@ -154,26 +154,22 @@ def _forward(
     index: Tensor | None,
     scalars: list[float],
     shape: list[int],
+    learns: bool,
 ) -> tuple[Tensor, ...]:
-    inputs = params, deter, stoch, entered, embedded, reset, noise, index, scalars, shape
+    inputs = params, deter, stoch, entered, embedded, reset, noise, index, scalars, shape, learns
     outputs = _forward_fake(*inputs)
     if reset.numel() == 0:
         return outputs
     p, s = Params(*params), Shape(*shape)
-    out_deter, out_stoch, logit, drawn, *kept = outputs
+    out_deter, out_stoch, logit, drawn, *kept = outputs[:PACKED]
+    weights, *backward_weights = packed_weights(p, s, learns)
+    vectors, words = packed_vectors(p, s), _reset_words(reset)
     state = deter, _first_layers(p, deter, stoch, reset), entered, embedded
-    tensors: list[Tensor | None] = [
-        gathered(forward_weights, p, s),
-        gathered(vectors, p, s),
-        *state,
-        _reset_words(reset),
-        noise,
-        index,
-    ]
+    tensors: list[Tensor | None] = [weights, vectors, *state, words, noise, index]
     results = [out_deter, logit, drawn, *kept, *_workspaces(deter, s)]
     _run("resident_forward", [*_placed(tensors), *results], [*shape, *reset.shape], scalars)
     out_stoch.zero_().scatter_(-1, drawn.unsqueeze(-1), 1.0)
-    return outputs
+    return *outputs[:PACKED], *(backward_weights or outputs[PACKED : PACKED + 1]), vectors, words
 
 
 def _backward_fake(
@@ -204,36 +200,28 @@ def _backward(
     d_stoch: Tensor | None,
     d_logit: Tensor | None,
 ) -> list[Tensor]:
-    p, s = Params(*params), Shape(*shape)
-    out_deter, _, logit, _, pre, hidden, gates, post, *_, roots = results
+    p, s, kept = Params(*params), Shape(*shape), Kept(*results)
     if reset.numel() == 0:
-        return [torch.zeros_like(x) for x in (*params, deter, stoch, out_deter, post)]
-    tensors: list[Tensor | None] = [
-        gathered(backward_weights, p, s),
-        gathered(vectors, p, s),
-        deter,
-        out_deter,
-        logit,
-        _reset_words(reset),
-    ]
-    tensors += [pre, hidden, gates, post, roots, d_deter, d_stoch, d_logit]
+        return [torch.zeros_like(x) for x in (*params, deter, stoch, kept.deter, kept.post)]
+    tensors = [kept.weights, kept.vectors, deter, kept.deter, kept.logit, kept.words]
+    tensors += [kept.pre, kept.hidden, kept.gates, kept.post, kept.roots, d_deter, d_stoch, d_logit]
     total = 5 * s.hidden + 4 * s.deter + s.stoch * s.classes
     slopes = Slopes(
-        logit=torch.empty_like(logit),
-        pre=torch.empty_like(pre),
-        hidden=torch.empty_like(hidden),
-        gates=torch.empty_like(gates),
-        post=torch.empty_like(post),
+        logit=torch.empty_like(kept.logit),
+        pre=torch.empty_like(kept.pre),
+        hidden=torch.empty_like(kept.hidden),
+        gates=torch.empty_like(kept.gates),
+        post=torch.empty_like(kept.post),
         totals=deter.new_empty((-(-deter.shape[0] // ROWS), total), dtype=torch.float32),
     )
     carried = torch.empty_like(deter, dtype=torch.float32, memory_format=torch.contiguous_format)
     workspaces = [*slopes, carried, *_workspaces(deter, s)]
     _run("resident_backward", [*_placed(tensors), *workspaces], [*shape, *reset.shape], scalars)
-    return gradients(p, s, deter, stoch, reset, Kept(*results), slopes, carried)
+    return gradients(p, s, deter, stoch, reset, kept, slopes, carried)
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    params, deter, stoch, _, _, reset, _, _, scalars, shape = inputs
+    params, deter, stoch, _, _, reset, _, _, scalars, shape, _ = inputs
     ctx.mark_non_differentiable(*output[3:])
     ctx.set_materialize_grads(False)
     ctx.static = scalars, shape
@@ -247,14 +235,15 @@ def _gradient(ctx: Any, d_deter: Tensor, d_stoch: Tensor, d_logit: Tensor, *_: N
     grads = torch.ops.fastdream.resident_observe_backward(
         params, deter, stoch, reset, *ctx.static, results, d_deter, d_stoch, d_logit
     )
-    return grads[: len(params)], *grads[len(params) :], *(None,) * 5
+    return grads[: len(params)], *grads[len(params) :], *(None,) * 6
 
 
 _STATIC = "float[] scalars, int[] shape"
+_RESULTS = ", ".join(["Tensor"] * len(Kept._fields))
 register_once_differentiable(
     register(
         "resident_observe(Tensor[] params, Tensor deter, Tensor stoch, Tensor entered, Tensor embedded, Tensor reset,"
-        f" Tensor? noise, Tensor? index, {_STATIC}) -> ({', '.join(['Tensor'] * len(Kept._fields))})",
+        f" Tensor? noise, Tensor? index, {_STATIC}, bool learns) -> ({_RESULTS})",
         _forward,
         _forward_fake,
         ("CPU", "CUDA"),

@@ -103,11 +103,23 @@ def vectors(p: Params, shape: Shape) -> Tensor:
     return _joined(shape, [part.float() for part in parts])
 
 
-def gathered(cut: Cut, p: Params, shape: Shape) -> Tensor:
-    """What one of the functions above cuts, in a few launches: parameters in a row, and each element from its place."""
-    biases, rest = [x.flatten() for x in _biases(p)], [x.flatten() for x in _others(cut, p)]
-    row = torch.cat([torch.cat(biases).float(), *rest]) if cut is vectors else torch.cat(rest)
-    places = _places(cut, shape, tuple(x.shape for x in p), p.deter.device)
+def packed_weights(p: Params, shape: Shape, backward: bool) -> list[Tensor]:
+    """Those of the forward launch, and of the backward one if it will come: `forward_weights`, `backward_weights`.
+
+    In a few launches: parameters in a row, and each element from its place.
+    """
+    row = torch.cat([x.flatten() for x in _weights(p)])
+    return [_taken(row, cut, p, shape) for cut in (forward_weights, backward_weights)[: 1 + backward]]
+
+
+def packed_vectors(p: Params, shape: Shape) -> Tensor:
+    """`vectors`, likewise."""
+    biases = torch.cat([x.flatten() for x in _biases(p)])
+    return _taken(torch.cat([biases.float(), *(x.flatten() for x in _scales(p))]), vectors, p, shape)
+
+
+def _taken(row: Tensor, cut: Cut, p: Params, shape: Shape) -> Tensor:
+    places = _places(cut, shape, tuple(x.shape for x in p), row.device)
     return row.index_select(0, places).view(shape.team, -1)
 
 
@@ -116,17 +128,30 @@ def _places(cut: Cut, shape: Shape, sizes: tuple[torch.Size, ...], device: torch
     """[blocks * ranks * elements]: where in the row each lies, found by cutting numbers that count the row's."""
     numbers = Params(*(torch.empty(size, dtype=torch.int32) for size in sizes))
     first = 0
-    for x in (*(_biases(numbers) if cut is vectors else ()), *_others(cut, numbers)):
+    for x in (*_biases(numbers), *_scales(numbers)) if cut is vectors else _weights(numbers):
         x.copy_(torch.arange(first, first + x.numel(), dtype=torch.int32).view_as(x))
         first += x.numel()
     return cut(numbers, shape).flatten().to(device, torch.int32)
+
+
+def packed_sizes(p: Params, shape: Shape) -> tuple[int, int]:
+    """Elements that a CTA has of the weights of either launch, and of vectors."""
+    of_blocks, whole = (p.of_deter, p.of_state, p.gates, p.deter, p.post), (p.stoch, p.logits)
+    weights = sum(x.numel() for x in of_blocks) // shape.team + sum(x.numel() for x in whole) // shape.ranks
+    scales = sum(len(x) for x in (p.deter_scale, p.stoch_scale, p.post_scale))
+    own = (len(p.hidden_scale) + len(p.gates_bias)) // shape.team
+    return weights, scales + own + sum(
+        len(x) for x in (p.deter_bias, p.stoch_bias, p.logits_bias)
+    ) // shape.ranks
 
 
 def _biases(p: Params) -> list[Tensor]:
     return [p.deter_bias, p.stoch_bias, p.gates_bias, p.logits_bias]
 
 
-def _others(cut: Cut, p: Params) -> list[Tensor]:
-    if cut is vectors:
-        return [p.deter_scale, p.stoch_scale, p.hidden_scale, p.post_scale]
+def _scales(p: Params) -> list[Tensor]:
+    return [p.deter_scale, p.stoch_scale, p.hidden_scale, p.post_scale]
+
+
+def _weights(p: Params) -> list[Tensor]:
     return [p.deter, p.stoch, p.of_deter, p.of_state, p.gates, p.post, p.logits]
