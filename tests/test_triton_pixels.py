@@ -43,8 +43,20 @@ def test_parts_of_an_image_and_a_single_one():
         check(backend.image_loss, "image_loss", Case(tuple, True), args, torch.float32)
 
 
-def test_one_launch_each_way():
-    x, target = changed(Tensor.detach, arguments(2, 4, 6, 3))
+def sequences(batch: int, length: int, context: int) -> tuple[Tensor, Tensor]:
+    """Targets that lie behind so many images of context in each sequence."""
+    x, whole = arguments(batch, context + length, 4, 6, 3)
+    return x.detach()[:, :length].contiguous().requires_grad_(), whole[:, context:]
+
+
+@pytest.mark.parametrize(("batch", "length"), [(2, 3), (3, 1), (1, 4), (0, 2), (2, 0)])
+def test_targets_may_be_parts_of_sequences(batch: int, length: int):
+    check(backend.image_loss, "image_loss", Case(tuple, True), sequences(batch, length, 2), torch.float32)
+
+
+@pytest.mark.parametrize("args", [arguments(2, 4, 6, 3), sequences(2, 3, 1)], ids=["images", "sequences"])
+def test_one_launch_each_way(args: tuple[Tensor, Tensor]):
+    x, target = args[0].detach(), args[1]
     with Launches() as found:
         grad = pixels._forward(x, target)
         pixels._backward(grad, x, target)

@@ -203,7 +203,7 @@ def _backward(
     p, s, kept = Params(*params), Shape(*shape), Kept(*results)
     if reset.numel() == 0:
         return [torch.zeros_like(x) for x in (*params, deter, stoch, kept.deter, kept.post)]
-    tensors = [kept.weights, kept.vectors, deter, kept.deter, kept.logit, kept.words]
+    tensors: list[Tensor | None] = [kept.weights, kept.vectors, deter, kept.deter, kept.logit, kept.words]
     tensors += [kept.pre, kept.hidden, kept.gates, kept.post, kept.roots, d_deter, d_stoch, d_logit]
     total = 5 * s.hidden + 4 * s.deter + s.stoch * s.classes
     slopes = Slopes(
