@@ -3,7 +3,7 @@
 A new op gets its lines in CASES, in BUDGETS if it needs more than rows do, and in WIDE.
 """
 
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from fastdream.ops.params import Feat
 from . import parity_cases as ops
 from .ops_tools import Maker, Sizes
 from .parity_cases import Arguments, Case
-from .parity_tools import cast, changed
+from .parity_tools import cast, changed, tensors
 from .triton_earlier import dream, dreams, policy, scans, steps
 from .triton_losses import critic_loss, lambda_return, policy_loss, returns, twohot_loss, twohot_mean
 from .triton_memories import MEMORY_CASES
@@ -259,15 +259,28 @@ def made(op: str, case: str, preset: str, dtype: torch.dtype) -> Arguments:
     return in_precision(op, CASES[op][case].make(Maker(0, torch.float32, sizes(preset)), ROWS), dtype)
 
 
+@cache
+def shapes(op: str, case: str, preset: str) -> tuple[torch.Size, ...]:
+    """Of all tensors among the arguments."""
+    return tuple(x.shape for x in tensors(blank(op, case, preset, torch.float32)[0]))
+
+
 def names(
     presets: tuple[str, ...] = PRESETS,
     precisions: tuple[torch.dtype, ...] = PRECISIONS,
     *tables: dict[str, dict[str, Case]],
 ) -> list[tuple]:
-    """(op, case, preset, dtype) of everything in CASES and further tables."""
+    """(op, case, preset, dtype) of everything in CASES and further tables.
+
+    Each once: what has sizes of its own, whatever DreamerV3's, stands under the first preset alone.
+    """
     cases = [(op, case) for table in (CASES, *tables) for op, found in table.items() for case in found]
+    first: dict[tuple, str] = {}
+    for case, preset in product(cases, presets):
+        first.setdefault((*case, shapes(*case, preset)), preset)
     return [
         (*case, preset, dtype)
         for case, preset, dtype in product(cases, presets, precisions)
-        if dtype == torch.float32 or case[0] not in FULL_PRECISION
+        if first[(*case, shapes(*case, preset))] == preset
+        and (dtype == torch.float32 or case[0] not in FULL_PRECISION)
     ]
