@@ -22,6 +22,7 @@ from fastdream.ops.native.resident_pack import (
 from fastdream.ops.params import RSSM, BlockGRU, Gaussian, Step
 from fastdream.ops.reference.state import Posterior
 
+from .launch_tools import Launches
 from .observe_tools import assert_as_good, results
 from .ops_tools import A, Maker, Sizes, mapped
 from .parity_tools import changed
@@ -93,6 +94,16 @@ def test_smaller_clusters_agree_with_reference(native: ModuleType, monkeypatch: 
     case = Case("12m by 8", 2, 2, torch.bfloat16)
     monkeypatch.setattr(resident, "SHAPES", others)
     check(case)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="kernels on tensors of the host are interpreted, without a GPU"
+)
+def test_actions_enter_by_the_kernels_that_a_gpu_has(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(resident, "_fused", lambda device: True)
+    with Launches() as found:
+        check(Case())
+    assert found.names["norm_act_fwd_kernel"] and found.names["norm_act_bwd_kernel"]
 
 
 @pytest.mark.parametrize("name", ["tiny", "12m by 8"])

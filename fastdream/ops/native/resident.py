@@ -7,12 +7,13 @@ backend's `observe`; on the CPU the same program can be played, for tests.
 import torch
 from torch import Tensor
 
+from fastdream.ops import triton
 from fastdream.ops.native.library import C
 from fastdream.ops.native.resident_op import ROWS
 from fastdream.ops.native.resident_pack import Params, Shape
 from fastdream.ops.params import RSSM, BlockGRU, Categorical, Layer, Step
 from fastdream.ops.reference.cells import BlockCell
-from fastdream.ops.reference.layers import match
+from fastdream.ops.reference.layers import dense, linear, match
 from fastdream.ops.reference.state import Posterior
 
 # The presets of DreamerV3 that fit on chip, and one for tests; those of `Shape` in csrc/common/resident/plan.h. Of one
@@ -144,6 +145,20 @@ def _scale(layer: Layer) -> Tensor:
     return _filled(layer.scale, layer.weight, 1.0)
 
 
+def _fused(device: torch.device) -> bool:
+    """Whether Triton's kernels run there."""
+    return device.type == "cuda" and triton.available(device) is None
+
+
+def _dense(x: Tensor, layer: Layer) -> Tensor:
+    """`reference.dense`, on a GPU with norm and activation in one kernel there and two back, if Triton is installed."""
+    if not _fused(x.device):
+        return dense(x, layer)
+    y = linear(x, layer.weight, layer.bias)
+    normed: Tensor = triton.norm_act(y, layer.scale, layer.shift, layer.norm, layer.act, layer.eps)
+    return normed
+
+
 def observe(
     rssm: RSSM,
     deter: Tensor,
@@ -170,7 +185,8 @@ def observe(
     assert isinstance(core, BlockGRU) and isinstance(rssm.latent, Categorical)
     model = Posterior.bind(rssm, dtype, deter.shape[-1], action.shape[-1])
     action = match(action, dtype).masked_fill(reset.unsqueeze(-1), 0.0)
-    entered = model.cell.enter(action), model.enter(match(embed, dtype))
+    assert isinstance(model.cell, BlockCell)
+    entered = model.cell.enter(action, _dense), model.enter(match(embed, dtype))
     noise = None if noise is None or index is not None else match(noise.detach(), torch.float32)
     index = None if index is None else match(index, torch.int64)
     scalars = [core.deter.eps, core.hidden[0].eps, rssm.post[0].eps, rssm.latent.unimix]

@@ -6,6 +6,7 @@ computes what depends on the action alone (for all time steps at once where acti
 are then joined at once, where each slice's would be filled up with zeros and added to the others'.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class BlockCell(NamedTuple):
     later: Layers
     gates: Layer
 
-    def enter(self, action: Tensor) -> Tensor:
+    def enter(self, action: Tensor, dense: Callable[[Tensor, Layer], Tensor] = dense) -> Tensor:
         """action [..., A] -> [..., D]: clip to [-1, 1] without cutting the gradient, embed, project."""
         action = action / action.detach().abs().clamp_min(1)
         return linear(dense(action, self.action), self.of_action, self.hidden.bias)
