@@ -109,7 +109,9 @@ def _backward(*inputs: Any) -> list[Tensor]:
     programs = min(PROGRAMS, rows.tiles)
     partial = [p.new_empty(programs, rows.width, dtype=torch.float32) for p in d_params]
     tensors = *contiguous(x, scale, shift, grad), d_x, *spread(partial, wanted)
-    _launch(norm_act_bwd_kernel, programs, tensors, eps, rows, NORM=norm, ACT=act)
+    # Of the longest rows in float32 ptxas would spill, for two programs on a multiprocessor.
+    most = {"maxnreg": 128} if rows.tile.warps == 16 and x.dtype == torch.float32 else {}
+    _launch(norm_act_bwd_kernel, programs, tensors, eps, rows, NORM=norm, ACT=act, **most)
     return [d_x, *(add_rows(p).to(d.dtype) for p, d in zip(partial, d_params, strict=True))]
 
 

@@ -15,6 +15,7 @@ ALIGNED = 64  # elements: every packed tensor begins at a cache line
 COLS = (
     32  # of a tile of outputs: more than rows, or else Triton gives every warp all columns of every product
 )
+WIDE = 256  # columns above which a program, which has their sums in registers, takes half as many weights at a time
 
 
 class Row(NamedTuple):
@@ -146,7 +147,8 @@ class Packer:
         all_of_them, bytes_of_one = max(16, power_of_two(inp)), cols * self._itemsize
         if all_of_them * bytes_of_one <= self.cut.whole:
             return all_of_them
-        return min(all_of_them, max(16, min(self.cut.depth, self.cut.stage // bytes_of_one)))
+        stage = self.cut.stage // (2 if cols > WIDE else 1)
+        return min(all_of_them, max(16, min(self.cut.depth, stage // bytes_of_one)))
 
     def pack(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """Weights in `dtype`, and vectors."""
