@@ -1,5 +1,5 @@
 """Every Triton kernel, compiled ahead of time for sm_80 and sm_90 as the agents' sizes launch it: what it takes of the
-GPU stays within a written budget. By default at one size; `-m slow` compiles all of them.
+GPU stays within a written budget, and no product rounds float32. By default at one size; `-m slow` compiles all.
 """
 
 import json
@@ -68,7 +68,7 @@ def check_budgets(cases: list[tuple]) -> None:
         assert kernels, f"{op} {case} launches nothing"
         for kernel in kernels:
             taken = Budget(kernel["registers"], kernel["shared"], kernel["spilled"])
-            if not all(map(int.__le__, taken, budget)):
+            if kernel["rounding"] or not all(map(int.__le__, taken, budget)):
                 over.append((op, case, kernel))
     assert not over, "\n".join(map(str, over))
 
@@ -115,7 +115,8 @@ def check_agents(
     for (kind, capability), kernels in zip(kinds, found, strict=True):
         assert some <= {kernel["kernel"] for kernel in kernels}
         for kernel in kernels:
-            if not (kernel["shared"] <= MOST_SHARED[capability] and kernel["spilled"] <= SPILLED):
+            fits = kernel["shared"] <= MOST_SHARED[capability] and kernel["spilled"] <= SPILLED
+            if kernel["rounding"] or not fits:
                 over.append((preset, kind, capability, kernel))
     assert not over, "\n".join(map(str, over))
 

@@ -97,7 +97,10 @@ def _is_one(value: Any, param: Any) -> bool:
 
 @cache
 def resources(launch: Launch, capability: int) -> dict[str, Any]:
-    """Registers, bytes of shared memory, bytes spilled, and how many products add to an earlier one's sum."""
+    """Registers, bytes of shared memory, bytes spilled, and how many products add to an earlier one's sum, or round.
+
+    Of float32 to tf32, that is, as nobody asks for: Triton makes such products of sums of products.
+    """
     source = ASTSource(
         launch.kernel,
         dict(launch.signature),
@@ -118,6 +121,7 @@ def resources(launch: Launch, capability: int) -> dict[str, Any]:
         "registers": int(usage["REG"]),
         "shared": compiled.metadata.shared,
         "adding": len(re.findall(r"tt\.dot %\S+, %\S+, %(?!cst)", compiled.asm["ttgir"])),
+        "rounding": len(re.findall(r"tt\.dot .*= tf32 : tensor<[\dx]+xf32>", compiled.asm["ttir"])),
         "spilled": int(usage["STACK"]) + int(usage["LOCAL"]),
     }
 

@@ -93,7 +93,8 @@ def weigh(
         b_s = tl.load(p_s, mask=m_row[:, None] & (o_s < S)[None, :], other=0.0).to(tl.float32)
         p_w = weight + o_s[:, None] * H + o_h[None, :]
         b_w = tl.load(p_w, mask=(o_s < S)[:, None] & (o_h < H)[None, :], other=0.0).to(tl.float32)
-        b_sum += tl.sum(b_s[:, :, None] * b_w[None, :, :], 1)
+        # Weights first: of the other order, sixteen rows of it, Triton makes a product in tf32, of whatever depth.
+        b_sum += tl.sum(b_w[None, :, :] * b_s[:, :, None], 1)
     return b_sum
 
 
