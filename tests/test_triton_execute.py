@@ -1,0 +1,81 @@
+"""What Triton compiles of kernels, executed on a CPU: it is what the reference computes, as is what is interpreted."""
+
+import numpy as np
+import pytest
+import torch
+
+from .parity_tools import FLOOR
+from .ptx_machine import BASE, Memory, Threads, parse
+from .test_triton_compile import run
+
+CASES = {
+    "norm_act": ("rms-silu", "layer-elu"),
+    "categorical_kl": ("mean-1.0-0.01",),
+    "mlp": ("rms-silu",),
+    "observe": ("block-classes-False",),
+    "imagine": ("gru-softplus-mixed-True", "gru_block_cell-softplus-mixed-True"),
+    "policy_step": ("block-classes-mixed-True",),
+}
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_compiled_code_agrees_with_reference(op: str):
+    for name, found in zip(CASES[op], run("triton_execute", op, *CASES[op]), strict=True):
+        for i, (ours, theirs, largest) in enumerate(found):
+            assert ours <= 3 * theirs + FLOOR[torch.float32] * (1 + largest), (name, i, ours, theirs, largest)
+
+
+PROGRAM = """
+.visible .entry add(
+	.param .u64 .ptr .global .align 1 add_param_0,
+	.param .u32 add_param_1
+)
+{
+	.reg .b32 	%r<9>;
+	.reg .b64 	%rd<4>;
+	ld.param.b64 	%rd1, [add_param_0];
+	ld.param.b32 	%r1, [add_param_1];
+	mov.u32 	%r2, %tid.x;
+	mul.wide.u32 	%rd2, %r2, 4;
+	add.s64 	%rd3, %rd1, %rd2;
+	setp.lt.u32 	%p1, %r2, 40;
+	@%p1 bra 	$L__BB0_2;
+	add.s32 	%r1, %r1, 1;
+$L__BB0_2:
+	setp.lt.u32 	%p2, %r2, LIVE;
+	@%p2 ld.global.b32 { %r3 }, [ %rd3 + 0 ];
+	shfl.sync.bfly.b32 	%r4, %r3, 1, 31, -1;
+	add.s32 	%r5, %r4, %r1;
+	OPCODE [ %rd3 + 0 ], { %r5 };
+	ret;
+}
+"""
+
+
+def execute(live: int, opcode: str) -> np.ndarray:
+    """64 threads swap with their neighbours and add 7, from the fortieth on 8, to the first 64 of 65 numbers."""
+    memory = Memory(65 * 4, BASE)
+    memory.views[4][:65] = np.arange(65)
+    memory.known[64 * 4 :] = False
+    program = parse(PROGRAM.replace("LIVE", str(live)).replace("OPCODE", opcode))
+    Threads(program, memory, 64, 0, [BASE, 7], (0, 0, 0), (1, 1, 1)).run()
+    return memory.views[4][:65]
+
+
+def test_threads_part_meet_and_exchange():
+    order = np.arange(64) ^ 1
+    expected = order + np.where(np.arange(64) < 40, 7, 8)
+    np.testing.assert_array_equal(execute(64, "st.global.b32"), [*expected, 64])
+
+
+def test_what_is_wrong_is_an_error():
+    with pytest.raises(NotImplementedError, match=r"frob.global.b32"):
+        execute(64, "frob.global.b32")
+    source = PROGRAM.replace("LIVE", "64").replace("OPCODE", "st.global.b32")
+    for change, wrong in (
+        (("+ 0 ], {", "+ 4 ], {"), "not in a tensor"),
+        (("%r2, 4;", "%r2, 2;"), "misaligned"),
+    ):
+        memory = Memory(64 * 4, BASE)
+        with pytest.raises(RuntimeError, match=wrong):
+            Threads(parse(source.replace(*change)), memory, 64, 0, [BASE, 7], (0, 0, 0), (1, 1, 1)).run()
