@@ -49,9 +49,9 @@ def permuted(low: Lanes, high: Lanes, choice: int) -> Lanes:
 
 def arithmetic(words: tuple[str, ...], values: list[Lanes]) -> Lanes:
     if words[0] == "mul" and "hi" in words:
-        assert words[-1] in ("u16", "u32"), words
-        whole, bits = np.multiply(*(x.astype(np.uint64) for x in values)), 8 * values[0].itemsize
-        high: Lanes = whole >> np.uint64(bits)
+        wide = np.int64 if words[-1] in SIGNED else np.uint64  # of 16 or 32 bits
+        whole, bits = np.multiply(*(x.astype(wide) for x in values)), 8 * values[0].itemsize
+        high: Lanes = whole >> wide(bits)
         return high.astype(values[0].dtype)
     found: Lanes = ARITHMETIC[words[0]](*values)
     return found if "wide" in words else found.astype(TYPES[words[-1]])
@@ -71,7 +71,7 @@ def _quotient(a: Lanes, b: Lanes) -> Lanes:
 
 COMPARISONS: dict[str, Callable[..., Lanes]] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
-    "neu": np.not_equal,
+    "neu": np.not_equal, "nan": lambda a, b: np.isnan(a) | np.isnan(b),
 }  # fmt: skip
 ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "and": np.bitwise_and, "or": np.bitwise_or,
