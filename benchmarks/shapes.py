@@ -155,7 +155,7 @@ class Job:
 class EarlierJob:
     """An earlier agent of a size on images, and the batch that it learns from."""
 
-    kind: str  # a key of EARLIER_KINDS
+    kind: str  # one of EARLIER_KINDS
     size: str
     batch: int
     length: int

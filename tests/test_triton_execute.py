@@ -17,8 +17,6 @@ CASES = {
     "imagine": ("gru-softplus-mixed-True", "gru_block_cell-softplus-mixed-True"),
     "policy_step": ("block-classes-mixed-True",),
 }
-
-
 # Of tables of addresses, of an instruction of its own, of tensor cores.
 NOT_EXECUTED = {"laprop_", "percentiles", "lstm_mdn_step", "lstm_mdn_dream", "lstm_scan"}
 
@@ -57,8 +55,7 @@ PROGRAM = """
 	@%p1 bra 	$L__BB0_2;
 	add.s32 	%r1, %r1, 1;
 $L__BB0_2:
-	setp.lt.u32 	%p2, %r2, LIVE;
-	@%p2 ld.global.b32 { %r3 }, [ %rd3 + 0 ];
+	ld.global.b32 { %r3 }, [ %rd3 + 0 ];
 	shfl.sync.bfly.b32 	%r4, %r3, 1, 31, -1;
 	add.s32 	%r5, %r4, %r1;
 	OPCODE [ %rd3 + 0 ], { %r5 };
@@ -67,12 +64,12 @@ $L__BB0_2:
 """
 
 
-def execute(live: int, opcode: str) -> np.ndarray:
+def execute(opcode: str) -> np.ndarray:
     """64 threads swap with their neighbours and add 7, from the fortieth on 8, to the first 64 of 65 numbers."""
     memory = Memory(65 * 4, BASE)
     memory.views[4][:65] = np.arange(65)
     memory.known[64 * 4 :] = False
-    program = parse(PROGRAM.replace("LIVE", str(live)).replace("OPCODE", opcode))
+    program = parse(PROGRAM.replace("OPCODE", opcode))
     Threads(program, memory, 64, 0, [BASE, 7], (0, 0, 0), (1, 1, 1)).run()
     return memory.views[4][:65]
 
@@ -80,13 +77,13 @@ def execute(live: int, opcode: str) -> np.ndarray:
 def test_threads_part_meet_and_exchange():
     order = np.arange(64) ^ 1
     expected = order + np.where(np.arange(64) < 40, 7, 8)
-    np.testing.assert_array_equal(execute(64, "st.global.b32"), [*expected, 64])
+    np.testing.assert_array_equal(execute("st.global.b32"), [*expected, 64])
 
 
 def test_what_is_wrong_is_an_error():
     with pytest.raises(NotImplementedError, match=r"frob.global.b32"):
-        execute(64, "frob.global.b32")
-    source = PROGRAM.replace("LIVE", "64").replace("OPCODE", "st.global.b32")
+        execute("frob.global.b32")
+    source = PROGRAM.replace("OPCODE", "st.global.b32")
     for change, wrong in (
         (("+ 0 ], {", "+ 4 ], {"), "not in a tensor"),
         (("%r2, 4;", "%r2, 2;"), "misaligned"),

@@ -95,20 +95,24 @@ def _is_one(value: Any, param: Any) -> bool:
     return type(value) is int and value == 1 and not param.do_not_specialize
 
 
-@cache
-def resources(launch: Launch, capability: int) -> dict[str, Any]:
-    """Registers, bytes of shared memory, bytes spilled, and how many products add to an earlier one's sum, or round.
-
-    Of float32 to tf32, that is, as nobody asks for: Triton makes such products of sums of products.
-    """
+def compile_launch(launch: Launch, capability: int) -> Any:
+    """What Triton makes of it for a GPU of this capability."""
     source = ASTSource(
         launch.kernel,
         dict(launch.signature),
         dict(launch.constants),
         {place: [["tt.divisibility", 16]] for place in launch.aligned},
     )
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options=dict(launch.options))
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
+
+
+@cache
+def resources(launch: Launch, capability: int) -> dict[str, Any]:
+    """Registers, bytes of shared memory, bytes spilled, and how many products add to an earlier one's sum, or round.
+
+    Of float32 to tf32, that is, as nobody asks for: Triton makes such products of sums of products.
+    """
+    compiled = compile_launch(launch, capability)
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -8,15 +8,11 @@ process of its own, where Triton does not interpret.
 import json
 import sys
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from fastdream.ops import reference
 from fastdream.ops import triton as backend
@@ -27,7 +23,7 @@ from .parity_cases import CASES
 from .parity_tools import SIZES, cast, changed, error, results
 from .ptx_machine import BASE, Memory, Program, Threads, parse
 from .triton_agents import on_tensors_of_the_host
-from .triton_compile import Launch, specialised
+from .triton_compile import Launch, compile_launch, specialised
 
 CAPABILITY = 90
 ROWS = 17
@@ -37,13 +33,7 @@ APART = 512  # bytes from where one tensor's memory may begin to the next
 @cache
 def compiled(launch: Launch) -> tuple[Program, int, int]:
     """The kernel's program, threads of one, and bytes of shared memory."""
-    source = ASTSource(
-        launch.kernel,
-        dict(launch.signature),
-        dict(launch.constants),
-        {place: [["tt.divisibility", 16]] for place in launch.aligned},
-    )
-    made = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=dict(launch.options))
+    made = compile_launch(launch, CAPABILITY)
     return parse(made.asm["ptx"]), 32 * made.metadata.num_warps, made.metadata.shared
 
 
@@ -101,10 +91,10 @@ def main(op: str, *names: str) -> None:
     assert not backend.interpreted(), "TRITON_INTERPRET is set"
     library.register, library.capability = on_tensors_of_the_host, lambda device: CAPABILITY
     library.run = execute
-    posterior = import_module(
-        "fastdream.ops.triton.posterior"
-    )  # what asks for a capability comes after its stand-in
-    posterior.MANY = 1  # type: ignore[attr-defined]  # programs with as many rows as they take, as of hundreds of states
+    # Not before: as it is imported, so is what takes `capability` from the library.
+    from fastdream.ops.triton import posterior
+
+    posterior.MANY = 1  # programs have as many rows as they take, as where there are hundreds of states
     with np.errstate(all="ignore"):
         json.dump([errors(op, name) for name in names], sys.stdout)
 

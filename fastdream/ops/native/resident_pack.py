@@ -138,11 +138,10 @@ def packed_sizes(p: Params, shape: Shape) -> tuple[int, int]:
     """Elements that a CTA has of the weights of either launch, and of vectors."""
     of_blocks, whole = (p.of_deter, p.of_state, p.gates, p.deter, p.post), (p.stoch, p.logits)
     weights = sum(x.numel() for x in of_blocks) // shape.team + sum(x.numel() for x in whole) // shape.ranks
-    scales = sum(len(x) for x in (p.deter_scale, p.stoch_scale, p.post_scale))
-    own = (len(p.hidden_scale) + len(p.gates_bias)) // shape.team
-    return weights, scales + own + sum(
-        len(x) for x in (p.deter_bias, p.stoch_bias, p.logits_bias)
-    ) // shape.ranks
+    others = sum(len(x) for x in (p.deter_scale, p.stoch_scale, p.post_scale))
+    others += (len(p.hidden_scale) + len(p.gates_bias)) // shape.team
+    others += sum(len(x) for x in (p.deter_bias, p.stoch_bias, p.logits_bias)) // shape.ranks
+    return weights, others
 
 
 def _biases(p: Params) -> list[Tensor]:
