@@ -18,6 +18,7 @@ from fastdream.strided import StridedDecoderConfig, StridedEncoderConfig
 from .golden_keras import as_ours, categorical_noise, load, moved, renamed
 from .golden_tools import BACKENDS, Golden
 
+FILES = sorted((Path(__file__).parent / "golden" / "dreamer_v2").glob("*.npz"))
 RULES = [
     (r"/norm/(gamma|beta)", r"/\1"),
     (r"/dense_(\w+)/out/", r".vec.\1."),

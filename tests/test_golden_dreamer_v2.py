@@ -14,11 +14,10 @@ from fastdream import ops as fd
 from fastdream.agents.dreamer_v2 import Draws
 from fastdream.behavior import alive_weight, own_return
 
-from .golden_dreamer_v2 import Official
+from .golden_dreamer_v2 import FILES, Official
 from .golden_keras import load
-from .golden_tools import EACH_BACKEND, LOOSE, assert_close, files
+from .golden_tools import EACH_BACKEND, LOOSE, assert_close
 
-FILES = files("dreamer_v2/*.npz")
 # Our metrics and theirs; the second behaviour's have a prefix each.
 METRICS = {
     "loss/kl": "kl_loss",
