@@ -5,7 +5,9 @@ predicts the next z from z, the action and all that was before; C, one linear la
 evolved, in the environment or in the dream that M is. Neither V nor M ever meets a reward.
 
 What can be told apart from the authors' code: the step of an episode's end is not followed by the next episode's
-first in M's loss of z; and pictures are reduced with area support.
+first in M's loss of z; M forgets wherever an episode begins, where theirs returns to the state that it began the batch
+with; M sees a car's actions before they become gas and brake; and pictures are reduced with area support. The rest is
+small, and named in tests/test_golden_world_models.py.
 """
 
 from collections.abc import Mapping

@@ -92,14 +92,18 @@ class Memory(nn.Module):
         width, units = config.latents + actions + memory.ends, memory.units
         self.weight_ih = nn.Parameter(torch.empty(4 * units, width))
         self.weight_hh = nn.Parameter(torch.empty(4 * units, units))
-        self.bias = nn.Parameter(torch.zeros(4 * units))
+        self.bias = nn.Parameter(torch.empty(4 * units))
         self.out = Dense(ops, units, 3 * config.latents * memory.mixtures + memory.ends)
         keras_defaults(self, generator)
-        # One matrix of both in the authors' code, and Glorot's limit is that matrix's.
-        limit = math.sqrt(6 / (width + units + 4 * units))
+        assert self.out.bias is not None
+        # One matrix of both in the authors' code, and Glorot's limit is that matrix's. Their biases are drawn as well:
+        # TensorFlow's default for whatever has no initialiser of its own, with as many inputs as outputs.
+        matrix = math.sqrt(6 / (width + units + 4 * units))
+        limits = [(self.weight_ih, matrix), (self.weight_hh, matrix)]
+        limits += [(bias, math.sqrt(3 / len(bias))) for bias in (self.bias, self.out.bias)]
         with torch.no_grad():
-            for weight in (self.weight_ih, self.weight_hh):
-                weight.uniform_(-limit, limit, generator=generator)
+            for param, limit in limits:
+                param.uniform_(-limit, limit, generator=generator)
 
     @property
     def params(self) -> MDNRNN:
