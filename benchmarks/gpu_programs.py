@@ -1,6 +1,7 @@
 """What gpu.py measures by starting other programs: a first update, the hardware probe, other codebases."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,14 +18,19 @@ PROBE = HERE / "probes" / "hardware.cu"
 PROBE_LIMIT = 45  # seconds
 
 
-def first_update(name: str, bench: Bench) -> dict[str, Any]:
-    """Seconds from the start of Python to the end of the first update, in a process of its own."""
+def first_update(name: str, cold: bool, bench: Bench) -> dict[str, Any]:
+    """Seconds from the start of Python to the end of the first update, in a process of its own.
+
+    cold   Triton's cache is empty, as before the very first run; else earlier parts have filled it.
+    """
     command = [sys.executable, str(HERE / "gpu.py"), "--first", name, *(["--dry-run"] if bench.dry else [])]
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        took = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as empty:
+        variables = os.environ | ({"TRITON_CACHE_DIR": empty} if cold else {})
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            took = time.perf_counter() - start
     if not line:
         raise ChildProcessError(f"the process ended with status {process.returncode}; its words stand above")
     return {"seconds_to_first_update": took, **json.loads(line)}
