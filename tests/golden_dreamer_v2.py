@@ -12,7 +12,8 @@ from fastdream.adam import AdamConfig
 from fastdream.agents.dreamer_v2 import Config, Draws, DreamerV2
 from fastdream.agents.dreamer_v2_config import ExploreConfig, KLConfig, LossScales, NetConfig, RSSMConfig
 from fastdream.normalize import SlowConfig
-from fastdream.spaces import Space
+from fastdream.ops import Ops
+from fastdream.spaces import Space, Spaces
 from fastdream.strided import StridedDecoderConfig, StridedEncoderConfig
 
 from .golden_keras import as_ours, categorical_noise, load, moved, renamed
@@ -29,6 +30,8 @@ RULES = [
     ("/cell(norm)?/", ".core.gates."),
     ("/img_out(_norm)?_0/", ".prior.0."),
     ("/img_dist_0/", ".priorlogit."),
+    (r"rssm/img_out(?:_norm)?_(\d)/", lambda match: f"model.priors.others.{int(match[1]) - 1}.0."),
+    (r"rssm/img_dist_(\d)/", lambda match: f"model.priors.others.{int(match[1]) - 1}.1."),
     ("/obs_out(_norm)?/", ".obs.0."),
     ("/obs_dist/", ".obslogit."),
     ("/out/std/", ".head.action.stddev."),
@@ -118,9 +121,12 @@ class Official:
         shapes = {k: tuple(shape) for k, shape in self.golden.config["obs_space"].items()}
         obs_space = {k: Space("image" if len(s) == 3 else "vector", s) for k, s in shapes.items()}
         action = Space("discrete", (), 5) if self.discrete else Space("vector", (2,))
-        self.agent = DreamerV2(obs_space, {"action": action}, settings(self.config), BACKENDS[backend])
+        self.agent = self.build(obs_space, {"action": action}, BACKENDS[backend])
         self.dreams = ["imag", "expl_imag"] if self.agent.explore else ["imag"]
         load(dict(self.agent.nets.named_parameters()), self.values("param0"))
+
+    def build(self, obs_space: Spaces, act_space: Spaces, ops: Ops) -> DreamerV2:
+        return DreamerV2(obs_space, act_space, settings(self.config), ops)
 
     def values(self, prefix: str) -> dict[str, Tensor]:
         """Parameters or their gradients, by our names."""
@@ -156,9 +162,15 @@ class Official:
 
     def draws(self, step: str, dream: str) -> Draws:
         """What draws the official samples."""
-        posts = self.latent_noise(self.golden.under(f"{step}/post"))
-        seq = self.golden.under(f"{step}/{dream}")
-        priors = self.latent_noise({k: seq[k][1:] for k in ("logit", "mean", "std", "stoch") if k in seq})
+        seq, post = self.golden.under(f"{step}/{dream}"), self.golden.under(f"{step}/post")
+        parts = ("logit", "mean", "std", "stoch")
+        if not post:  # dreams begin at all of them
+            lead = self.golden["data/reward"].shape
+            post = {k: seq[k][0].reshape(*lead, *seq[k].shape[2:]) for k in parts if k in seq}
+        posts = self.latent_noise(post)
+        if not seq:
+            return Draws(posts, posts, posts)  # nothing is dreamt
+        priors = self.latent_noise({k: seq[k][1:] for k in parts if k in seq})
         actor = {k: v[:-1] for k, v in seq.items() if k.startswith("actor/")}
         drawn = self.action_noise(actor | {"action": seq["action"][1:]})
         unused = torch.full_like(drawn[:1], 0.5)  # the action at the last state leads nowhere

@@ -1,7 +1,7 @@
 """Parameters of Keras layers, by the official names, as ours."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor
 KINDS = [("kernel$", "weight"), ("gamma$", "scale"), ("beta$", "shift")]
 
 
-def renamed(path: str, rules: Sequence[tuple[str, str]]) -> str:
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+def renamed(path: str, rules: Sequence[Rule]) -> str:
     """Every rule (pattern, replacement) is applied in turn, and those of KINDS."""
     for pattern, replacement in (*rules, *KINDS):
         path = re.sub(pattern, replacement, path)

@@ -76,7 +76,6 @@ class Trace:
             self.keep(key, outs[key])
         for key, value in outs["likes"].items():
             self.keep(f"likes/{key}", value)
-        self.count = 0
 
     def dream(self, out: Any, policy: Any, *_: Any) -> None:
         """A dream, [H+1, N, ...], and the actor's distributions in it."""
