@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from fastdream.ops.triton.layers import WHOLE
+
 from .parity_tools import FLOOR
 from .ptx_machine import BASE, Memory, Threads, parse
 from .test_triton import HERE
@@ -30,6 +32,11 @@ def check(op: str, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("op", CASES)
 def test_compiled_code_agrees_with_reference(op: str):
     check(op, CASES[op])
+
+
+@pytest.mark.slow
+def test_compiled_code_of_rows_in_pieces_agrees_with_reference():
+    check("norm_act", tuple(f"{name}@{WHOLE + 1}" for name in CASES["norm_act"]))
 
 
 @pytest.mark.slow

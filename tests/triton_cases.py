@@ -74,6 +74,12 @@ def norm_acts(*triples: tuple[str, str, str]) -> dict[str, Case]:
     return {"-".join(t): Case(partial(at, t[2], partial(ops.norm_act, *t[:2]))) for t in triples}
 
 
+def gates(m: Maker, n: int) -> Arguments:
+    """Those of DreamerV2's core, at a size whose rows the gradient of their norm is given in pieces."""
+    m.sizes = m.sizes._replace(deter=3 * SIZES["50m"][0])
+    return ops.norm_act("layer", "none", m, n)
+
+
 def doubled(layer: str, m: Maker, n: int) -> Arguments:
     """The decoder's last convolution but one, of small images, or its last, of RGB."""
     depth = m.sizes.embed // 64
@@ -141,7 +147,8 @@ CASES: dict[str, dict[str, Case]] = {
         ("rms", "silu", "deter"),
         ("layer", "elu", "units"),
         ("none", "silu", "units"),
-    ),
+    )
+    | {"layer-none-gates": Case(gates)},
     "conv_pool": ops.cases(convolved, ["stored", "first", "second"]),
     "conv_spread": ops.cases(doubled, ["inner", "last"]),
     "image_loss": ops.cases(image_loss),

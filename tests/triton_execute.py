@@ -1,4 +1,4 @@
-"""`python -m tests.triton_execute OP CASE...`: run ops by the compiled code of their kernels, on a CPU.
+"""`python -m tests.triton_execute OP CASE[@DETER]...`: run ops by the compiled code of their kernels, on a CPU.
 
 Kernels are compiled for sm_90 as a GPU's would be, and `ptx_machine` executes what comes. Writes, for every CASE of the
 parity matrix, the errors of the op's results in float32, those of the reference, and their sizes, as JSON. Runs in a
@@ -74,10 +74,11 @@ def execute(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants
         x[:] = memory.raw[begin[key] : begin[key] + len(x)]
 
 
-def errors(op: str, name: str) -> list[tuple[float, float, float]]:
+def errors(op: str, name: str, deter: str) -> list[tuple[float, float, float]]:
     """Of every result: ours, the reference's in float32, and the largest true number."""
-    case = CASES[op][name]
-    args = case.make(Maker(ROWS, torch.float32, SIZES["ragged"]), ROWS)
+    case, sizes = CASES[op][name], SIZES["ragged"]
+    sizes = sizes._replace(deter=int(deter or sizes.deter))
+    args = case.make(Maker(ROWS, torch.float32, sizes), ROWS)
     truth = results(getattr(reference, op), changed(cast(torch.float64), args), case.gradients)
     theirs = results(getattr(reference, op), changed(lambda x: x, args), case.gradients)
     ours = results(getattr(backend, op), changed(lambda x: x, args), case.gradients)
@@ -96,7 +97,7 @@ def main(op: str, *names: str) -> None:
 
     posterior.MANY = 1  # programs have as many rows as they take, as where there are hundreds of states
     with np.errstate(all="ignore"):
-        json.dump([errors(op, name) for name in names], sys.stdout)
+        json.dump([errors(op, *name.partition("@")[::2]) for name in names], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Norm over the last axis, then activation: one pass over x forward, one over x and its gradient backward."""
+"""Norm over the last axis, then activation: one pass over x forward, one over x and its gradient backward.
+
+Through the norm of the widest rows it goes back in two, of pieces: see `wide_rows`.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -10,6 +13,7 @@ from torch import Tensor
 from fastdream.ops.native.layers import spread
 from fastdream.ops.native.params import ACTS, NORMS, code
 from fastdream.ops.params import Act, Norm
+from fastdream.ops.triton import wide_rows
 from fastdream.ops.triton.config import WIDEST, Tile, row_tile
 from fastdream.ops.triton.dense_kernels import add_rows
 from fastdream.ops.triton.library import (
@@ -26,6 +30,7 @@ from fastdream.ops.triton.norm_kernels import norm_act_bwd_kernel, norm_act_fwd_
 
 PROGRAMS = 256  # of the backward pass: each adds up its own rows' gradients of scale and shift
 LONG = 1024  # columns of a row, of more of which a thread has many
+WHOLE = 8192  # columns of a row, of more of which a program spills on the way back through a norm
 
 Optional = Tensor | None
 
@@ -104,14 +109,19 @@ def _backward_fake(
 def _backward(*inputs: Any) -> list[Tensor]:
     d_x, *d_params = _backward_fake(*inputs)
     x, scale, shift, norm, act, eps, grad, wanted = inputs
+    wide = norm != "none" and x.shape[-1] > WHOLE
     # The gradient through a mean needs registers besides: a long row is that of more threads.
     rows = Rows.of(x, tensors=4 if norm == "layer" and x.shape[-1] > LONG else 2)
-    programs = min(PROGRAMS, rows.tiles)
+    programs = min(wide_rows.PROGRAMS, rows.number) if wide else min(PROGRAMS, rows.tiles)
     partial = [p.new_empty(programs, rows.width, dtype=torch.float32) for p in d_params]
-    tensors = *contiguous(x, scale, shift, grad), d_x, *spread(partial, wanted)
-    # Of the longest rows in float32 ptxas would spill, for two programs on a multiprocessor.
-    most = {"maxnreg": 128} if rows.tile.warps == 16 and x.dtype == torch.float32 else {}
-    _launch(norm_act_bwd_kernel, programs, tensors, eps, rows, NORM=norm, ACT=act, **most)
+    given, vectors = contiguous(x, scale, shift, grad), spread(partial, wanted)
+    if wide:
+        wide_rows.wide_gradients(given, d_x, vectors, norm, act, eps)
+    else:
+        # Of the longest rows in float32 ptxas would spill, for two programs on a multiprocessor.
+        most = {"maxnreg": 128} if rows.tile.warps == 16 and x.dtype == torch.float32 else {}
+        tensors = *given, d_x, *vectors
+        _launch(norm_act_bwd_kernel, programs, tensors, eps, rows, NORM=norm, ACT=act, **most)
     return [d_x, *(add_rows(p).to(d.dtype) for p, d in zip(partial, d_params, strict=True))]
 
 
