@@ -14,11 +14,12 @@ from fastdream.ops import triton as backend
 from fastdream.ops.params import RSSM, Gaussian
 from fastdream.ops.triton import (
     block_product,
-    layer_gradients,
+    layers,
     posterior,
     scan_backward,
     scan_forward,
     scan_model,
+    wide_rows,
 )
 
 from . import triton_cases
@@ -112,16 +113,16 @@ def test_products_in_pieces_of_which_the_last_is_cut(core: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
 def test_gates_that_are_wider_than_a_program(norm: str, monkeypatch: pytest.MonkeyPatch):
-    """DreamerV2's core at sizes from 100m: the gradient through the norm of all gates, if any, is in PyTorch."""
+    """DreamerV2's core at sizes from 25m: the gradient through the norm of all gates, if any, goes by pieces."""
     rssm, *args = arguments("layernorm")
     gates = rssm.core.gates
     if norm == "none":
         gates = gates._replace(scale=None, shift=None)
     rssm = rssm._replace(core=rssm.core._replace(gates=gates._replace(norm=norm)))
-    monkeypatch.setattr(layer_gradients, "WIDEST", 3 * SIZES.deter - 1)
+    monkeypatch.setattr(layers, "WHOLE", 3 * SIZES.deter - 1)
     called: list[Any] = []
-    wide = layer_gradients._through_wide_norm
-    monkeypatch.setattr(layer_gradients, "_through_wide_norm", lambda *args: called.append(1) or wide(*args))
+    wide = wide_rows.wide_gradients
+    monkeypatch.setattr(wide_rows, "wide_gradients", lambda *args: called.append(1) or wide(*args))
     ours, theirs = (results(op, (rssm, *args), True) for op in (backend.observe, reference.observe))
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4)

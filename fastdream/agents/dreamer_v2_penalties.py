@@ -27,7 +27,7 @@ def log_prob(latent: Latent, logits: Tensor, stoch: Tensor) -> Tensor:
     if isinstance(latent, Gaussian):
         logs = normal_log_prob(wide(stoch), *latent.stats(logits)).sum(-1)
     else:
-        # Of classes that were drawn, as TensorFlow Probability has it: a gradient through the sample is a normal's alone.
+        # No gradient through drawn classes, as in TensorFlow Probability; through normals there is one.
         drawn = wide(stoch.detach()).unflatten(-1, latent.shape)
         logs = (drawn * wide(logits).log_softmax(-1)).sum((-1, -2))
     # The norm, and not the standard deviation, has a gradient where all are equal.

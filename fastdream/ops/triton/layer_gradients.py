@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fastdream.ops.params import Layer
 from fastdream.ops.triton import layers as _registered  # noqa: F401
-from fastdream.ops.triton.config import WIDEST
 from fastdream.ops.triton.scan_model import Model, Sizes, Weights
 from fastdream.ops.triton.scan_saved import Grads, Outputs, Saved
 
@@ -34,9 +33,6 @@ class Pieces(NamedTuple):
         if layer.norm == act == "none":
             return Layer(d_y, bias_gradient(layer, d_y) if learns else None)
         scale, shift = (None, None) if layer.norm == "none" else (layer.scale, layer.shift)
-        if x.shape[-1] > WIDEST:
-            assert act == "none", "only DreamerV2's gates are so wide"
-            return _through_wide_norm(layer, x, d_y)
         wanted = [learns and scale is not None, learns and shift is not None]
         d_x, *vectors = torch.ops.fastdream.triton_norm_act_backward(
             x, scale, shift, layer.norm, act, layer.eps, d_y, wanted
@@ -45,20 +41,6 @@ class Pieces(NamedTuple):
             return Layer(d_x)
         d_scale = vectors.pop(0) if scale is not None else None
         return Layer(d_x, bias_gradient(layer, d_x), d_scale, vectors[0] if vectors else None)
-
-
-def _through_wide_norm(layer: Layer, x: Tensor, d_y: Tensor) -> Layer:
-    """The same of rows that no program holds, in PyTorch: of DreamerV2's core at sizes from 100m."""
-    dtype, x, d_y = x.dtype, x.float(), d_y.float()
-    mean = x.mean(-1, keepdim=True) if layer.norm == "layer" else 0.0
-    rstd = ((x - mean).square().mean(-1, keepdim=True) + layer.eps).rsqrt()
-    hat, d_hat = (x - mean) * rstd, d_y if layer.scale is None else d_y * layer.scale
-    d_x = d_hat - hat * (hat * d_hat).mean(-1, keepdim=True)
-    d_x = rstd * (d_x - d_hat.mean(-1, keepdim=True) if layer.norm == "layer" else d_x)
-    d_scale = None if layer.scale is None else (d_y * hat).sum(0)
-    d_shift = None if layer.shift is None else d_y.sum(0)
-    d_x = d_x.to(dtype)
-    return Layer(d_x, bias_gradient(layer, d_x), d_scale, d_shift)
 
 
 def activated(layer: Layer, x: Tensor) -> Tensor:

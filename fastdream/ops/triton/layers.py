@@ -68,17 +68,17 @@ def _launch(
     launch_tiles(kernel, (grid,), rows.tile, *tensors, eps, rows.number, N=rows.width, **options)
 
 
-def _check(op: str, x: Tensor, scale: Optional, shift: Optional) -> None:
+def _check(op: str, x: Tensor, scale: Optional, shift: Optional, widest: int) -> None:
     check_floats(op, x=x, scale=scale, shift=shift)
-    if x.dim() < 1 or not 0 < x.shape[-1] <= WIDEST:
-        raise ValueError(f"{op}: x has shape {list(x.shape)}, expected [..., N] with N from 1 to {WIDEST}")
+    if x.dim() < 1 or not 0 < x.shape[-1] <= widest:
+        raise ValueError(f"{op}: x has shape {list(x.shape)}, expected [..., N] with N from 1 to {widest}")
     for name, p in (("scale", scale), ("shift", shift)):
         if p is not None:
             check_shape(op, name, p, x.shape[-1])
 
 
 def _fake(x: Tensor, scale: Optional, shift: Optional, norm: str, act: str, eps: float) -> Tensor:
-    _check("norm_act", x, scale, shift)
+    _check("norm_act", x, scale, shift, WIDEST)
     return x.new_empty(x.shape)
 
 
@@ -99,7 +99,7 @@ def _backward_fake(
     grad: Tensor,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    _check("norm_act_backward", x, scale, shift)
+    _check("norm_act_backward", x, scale, shift, WIDEST if norm == "none" else wide_rows.WIDEST)
     check_floats("norm_act_backward", x=x, grad=grad)
     check_shape("norm_act_backward", "grad", grad, *x.shape)
     inputs = zip((x, scale, shift), (True, *wanted), strict=True)
@@ -109,18 +109,19 @@ def _backward_fake(
 def _backward(*inputs: Any) -> list[Tensor]:
     d_x, *d_params = _backward_fake(*inputs)
     x, scale, shift, norm, act, eps, grad, wanted = inputs
-    wide = norm != "none" and x.shape[-1] > WHOLE
-    # The gradient through a mean needs registers besides: a long row is that of more threads.
-    rows = Rows.of(x, tensors=4 if norm == "layer" and x.shape[-1] > LONG else 2)
-    programs = min(wide_rows.PROGRAMS, rows.number) if wide else min(PROGRAMS, rows.tiles)
-    partial = [p.new_empty(programs, rows.width, dtype=torch.float32) for p in d_params]
-    given, vectors = contiguous(x, scale, shift, grad), spread(partial, wanted)
-    if wide:
-        wide_rows.wide_gradients(given, d_x, vectors, norm, act, eps)
+    given, width = contiguous(x, scale, shift, grad), x.shape[-1]
+    if norm != "none" and width > WHOLE:
+        programs = min(wide_rows.PROGRAMS, x.numel() // width)
+        partial = [p.new_empty(programs, width, dtype=torch.float32) for p in d_params]
+        wide_rows.wide_gradients(given, d_x, spread(partial, wanted), norm, act, eps)
     else:
+        # The gradient through a mean needs registers besides: a long row is that of more threads.
+        rows = Rows.of(x, tensors=4 if norm == "layer" and width > LONG else 2)
+        programs = min(PROGRAMS, rows.tiles)
+        partial = [p.new_empty(programs, width, dtype=torch.float32) for p in d_params]
         # Of the longest rows in float32 ptxas would spill, for two programs on a multiprocessor.
         most = {"maxnreg": 128} if rows.tile.warps == 16 and x.dtype == torch.float32 else {}
-        tensors = *given, d_x, *vectors
+        tensors = *given, d_x, *spread(partial, wanted)
         _launch(norm_act_bwd_kernel, programs, tensors, eps, rows, NORM=norm, ACT=act, **most)
     return [d_x, *(add_rows(p).to(d.dtype) for p, d in zip(partial, d_params, strict=True))]
 

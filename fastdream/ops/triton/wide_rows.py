@@ -22,6 +22,7 @@ from fastdream.ops.triton.rowwise import load_vector
 # Columns at a time, and warps: eight numbers a thread, of x, its gradient, scale and shift, and of two sums.
 READ = {"BN": 4096, "num_warps": 16}
 PIECE = {"BN": 1024, "num_warps": 4}
+WIDEST = 65536  # columns of a row; no preset has more than 36,864
 PROGRAMS = 128  # that have the same piece: each adds up its own rows' gradients of scale and shift
 
 Optional = Tensor | None
