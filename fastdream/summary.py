@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from fastdream import graphs, ops
+from fastdream import checkpoint, graphs, ops
 from fastdream.build import Parts, in_processes
 from fastdream.config import Config
 from fastdream.datasets import Recorded
@@ -13,8 +13,12 @@ from fastdream.offline import split
 from fastdream.spaces import Space, Spaces
 
 
-def header(config: Config, parts: Parts, why: str) -> str:
-    """What is about to happen, in a few lines."""
+def header(config: Config, parts: Parts, why: str, kept: bool = True) -> str:
+    """What is about to happen, in a few lines.
+
+    why    the device is the one that it is.
+    kept   whether the run's directory outlives it.
+    """
     agent, driver = parts.agent, parts.driver
     many, threads = driver.n > 1, torch.get_num_threads()
     envs = f"{driver.n} environments, each in a process" if many else "1 environment, in its own process"
@@ -37,9 +41,14 @@ def header(config: Config, parts: Parts, why: str) -> str:
         f"{threads} thread{'s' * (threads != 1)}{', CUDA graphs' * graphs.captured(parts.agent)}",
         "ops": served(parts),
         "replay": parts.replay.describe().removeprefix("replay: "),
-        "run": str(parts.logdir),
+        "run": f"{parts.logdir} ({begun(parts)})" if kept else "tried out; nothing is kept",
     }
     return "\n".join(f"{name:9} {fact}" for name, fact in facts.items())
+
+
+def begun(parts: Parts) -> str:
+    """Whether the directory holds a run already: a mistyped one does not."""
+    return "continues" if checkpoint.any_in(parts.logdir / "ckpt") else "new"
 
 
 def served(parts: Parts) -> str:

@@ -272,7 +272,7 @@ def dry_run(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder, make_driver(config, Voice()) as driver:
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         parts = assemble(config, driver, agent, device, Path(folder))
-        print(header(config, parts, why), flush=True)
+        print(header(config, parts, why, kept=False), flush=True)
         loop = loop_of(config, parts, windows=1)
         while not loop.learner.updates:
             loop.advance(driver.recv())

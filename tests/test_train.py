@@ -77,6 +77,7 @@ def test_dry_run_makes_one_update_and_leaves_nothing(
     train.main(["--task", "dummy_mixed", "--preset", "debug", "--dry-run"])
     text = capsys.readouterr().out
     assert "parameters" in text and "one update: loss" in text and "MB" in text
+    assert "run       tried out; nothing is kept" in text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -98,14 +99,15 @@ def test_the_first_signal_saves_and_the_same_command_goes_on(
 
     monkeypatch.setattr(Online, "advance", interrupted)
     train.main(command(tmp_path))
-    assert f"stopped by SIGINT at step 40; to resume: python -m fastdream.train --logdir {tmp_path}" in (
-        capsys.readouterr().out
-    )
+    text = capsys.readouterr().out
+    assert f"stopped by SIGINT at step 40; to resume: python -m fastdream.train --logdir {tmp_path}" in text
+    assert f"run       {tmp_path} (new)\n" in text
     assert signal.getsignal(signal.SIGINT) is before
     assert not (tmp_path / "eval.json").exists()
     monkeypatch.undo()
     train.main(["--logdir", str(tmp_path)])
     text = capsys.readouterr().out
+    assert f"run       {tmp_path} (continues)\n" in text
     assert "resumed at step 40" in text and "evaluation: " in text
     assert json.loads((tmp_path / "eval.json").read_text())["step"] == 60
 

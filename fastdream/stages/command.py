@@ -182,7 +182,7 @@ def dry_run(config: Config) -> None:
         logdir = Path(folder)
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         parts, models, recording = assemble(config, driver, agent, device, logdir)
-        print(header(config, parts, why), flush=True)
+        print(header(config, parts, why, kept=False), flush=True)
         stage: Stage = Collect(config, parts, models, recording)
         while recording.rows < 2:
             stage.advance()
