@@ -63,8 +63,12 @@ def parts(bench: Bench) -> list[Part]:
     found += [Part("observe", name, 60, partial(op, "observe", name)) for name in earlier]
     found += [Part("update", name, 120, partial(update_earlier, name)) for name in published]
     found += [Part("hardware", "", 90, hardware)]
-    found += [Part("first", name, 60, partial(first_update, name, False)) for name in (first, last)]
-    found += [Part("first", f"{name}-cold", 150, partial(first_update, name, True)) for name in (first, last)]
+    found += [
+        Part("first", name + kind, limit, partial(first_update, name, *how))
+        for kind, limit, *how in (("", 60, False, False), ("-cold", 150, True, False))
+        for name in (first, last)
+    ]
+    found += [Part("first", f"{last}-cold-alone", 150, partial(first_update, last, True, True))]
     found += [
         Part("profile", name, 60, partial(profiles, name)) for name in ([first] if dry else [first, last])
     ]

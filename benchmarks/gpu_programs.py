@@ -18,12 +18,14 @@ PROBE = HERE / "probes" / "hardware.cu"
 PROBE_LIMIT = 45  # seconds
 
 
-def first_update(name: str, cold: bool, bench: Bench) -> dict[str, Any]:
+def first_update(name: str, cold: bool, alone: bool, bench: Bench) -> dict[str, Any]:
     """Seconds from the start of Python to the end of the first update, in a process of its own.
 
-    cold   Triton's cache is empty, as before the very first run; else earlier parts have filled it.
+    cold    Triton's cache is empty, as before the very first run; else earlier parts have filled it.
+    alone   nothing else compiles beside it, as it does where a run starts.
     """
-    command = [sys.executable, str(HERE / "gpu.py"), "--first", name, *(["--dry-run"] if bench.dry else [])]
+    command = [sys.executable, str(HERE / "gpu.py"), "--first", name]
+    command += ["--alone"] * alone + ["--dry-run"] * bench.dry
     with tempfile.TemporaryDirectory() as empty:
         variables = os.environ | ({"TRITON_CACHE_DIR": empty} if cold else {})
         start = time.perf_counter()

@@ -12,12 +12,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastdream import ahead
+from fastdream.config import Config, TrainConfig
 
 from .clock import Peer, adapters
 from .gpu_bench import Bench, fatal, words
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> i
         print("gpu.py: torch sees no CUDA device; --dry-run runs it on a CPU", file=sys.stderr)
         return 2
     if args.first:
-        return first(args.first, bench)
+        return first(args.first, args.alone, bench)
     if args.worker:
         return work(bench)
     try:
@@ -91,6 +94,7 @@ def parse(argv: Sequence[str], description: str | None) -> argparse.Namespace:
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--first", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.output = args.output or (None if args.only or args.dry_run else RESULTS)
     args.peers = tuple(Peer(**peer) for peer in complete(parser, args.peers))
@@ -188,13 +192,16 @@ def work(bench: Bench) -> int:
     return 0
 
 
-def first(name: str, bench: Bench) -> int:
+def first(name: str, alone: bool, bench: Bench) -> int:
     """Say on stdout when the first update of an agent is done, as a run makes it, and how it was made."""
     set_up(bench)
-    table = list(bench.tables().values())[-1]
-    update = bench.learner(job(name), table, captured=True)
-    update()
-    bench.wait()
+    task = job(name)
+    settings = Config(dreamer=task.config, train=TrainConfig(batch_size=task.batch, batch_length=task.length))
+    with nullcontext() if alone else ahead.beside(settings, task.obs, task.act, bench.device):
+        table = list(bench.tables().values())[-1]
+        update = bench.learner(task, table, captured=True)
+        update()
+        bench.wait()
     print(json.dumps({"graph": not bench.dry}), flush=True)
     return 0
 

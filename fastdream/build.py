@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fastdream import agents, graphs, ops
@@ -20,7 +19,7 @@ from fastdream.replay import Replay
 from fastdream.replay_device import DeviceReplay
 from fastdream.replay_store import Spec
 from fastdream.rundir import StorageError
-from fastdream.spaces import FLAGS, Spaces
+from fastdream.spaces import Spaces
 from fastdream.workers import MakeEnv
 
 # Suites whose steps are cheaper than a message to a process.
@@ -88,14 +87,6 @@ def make_agent(config: Config, obs_space: Spaces, act_space: Spaces, device: tor
     if captured:
         graphs.capture(agent, check=partial(ops.check, device))
     return agent
-
-
-def step_spec(obs_space: Spaces, act_space: Spaces, agent: Agent) -> Spec:
-    """What replay keeps of a step: key -> (shape, dtype)."""
-    flags = {key: ((), np.dtype(bool)) for key in FLAGS}
-    obs = {key: (space.shape, space.dtype) for key, space in obs_space.items()}
-    act = {f"action/{key}": (space.shape, space.dtype) for key, space in act_space.items()}
-    return {**obs, "reward": ((), np.dtype(np.float32)), **flags, **act, **agent.latent_spec}
 
 
 def replay_kind(config: Config, device: torch.device) -> Callable[..., Replay]:

@@ -12,8 +12,8 @@ from fastdream.ops import Ops
 from fastdream.replay import Replay
 from fastdream.replay_device import DeviceReplay, Gathering
 from fastdream.replay_prefetch import Prefetch
-from fastdream.replay_store import Array, Ids
-from fastdream.spaces import Spaces
+from fastdream.replay_store import Array, Ids, Spec
+from fastdream.spaces import FLAGS, Spaces
 from fastdream.transfer import Copies, Downloaded, Uploads, copies_for
 
 Tensors = dict[str, Tensor]
@@ -44,6 +44,14 @@ class Agent(Protocol):
     def report(self, carry: Tensors, batch: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, Array]]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def step_spec(obs_space: Spaces, act_space: Spaces, agent: Agent) -> Spec:
+    """What replay keeps of a step: key -> (shape, dtype)."""
+    flags = {key: ((), np.dtype(bool)) for key in FLAGS}
+    obs = {key: (space.shape, space.dtype) for key, space in obs_space.items()}
+    act = {f"action/{key}": (space.shape, space.dtype) for key, space in act_space.items()}
+    return {**obs, "reward": ((), np.dtype(np.float32)), **flags, **act, **agent.latent_spec}
 
 
 class NonFinite(RuntimeError):

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdream.build import Parts, environment, in_processes, replay_kind, step_spec
+from fastdream.build import Parts, environment, in_processes, replay_kind
 from fastdream.config import Config
 from fastdream.datasets import DatasetError, Recorded, Resized, Source, find
 from fastdream.driver import Driver
-from fastdream.learner import Learner, Metrics
+from fastdream.learner import Learner, Metrics, step_spec
 from fastdream.replay import Replay
 from fastdream.replay_store import GIB, Array, Spec, available_memory
 from fastdream.transfer import Inputs

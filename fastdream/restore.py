@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from fastdream import agents, checkpoint, config
-from fastdream.build import Agent, choose_device, make_agent, make_replay, step_spec
+from fastdream.build import Agent, choose_device, make_agent, make_replay
 from fastdream.checkpoint import CheckpointError, Damaged, Loaded
 from fastdream.config import Config
+from fastdream.learner import step_spec
 from fastdream.offline import dataset_replay, recorded
 from fastdream.replay import CorruptReplay
 from fastdream.replay_store import Array

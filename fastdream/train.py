@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import fastdream
-from fastdream import agents, checkpoint, cli, entry, ops, rundir
+from fastdream import agents, ahead, checkpoint, cli, entry, ops, rundir
 from fastdream import config as configs
 from fastdream.allocator import keep_freed_memory
 from fastdream.build import (
@@ -23,7 +23,6 @@ from fastdream.build import (
     in_processes,
     make_agent,
     make_replay,
-    step_spec,
 )
 from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
@@ -31,7 +30,7 @@ from fastdream.datasets import Recorded
 from fastdream.driver import Driver, Voice
 from fastdream.evaluate import counted
 from fastdream.lane import RestartedTooOften
-from fastdream.learner import Agent, NonFinite
+from fastdream.learner import Agent, NonFinite, step_spec
 from fastdream.logger import Logger
 from fastdream.offline import dataset_replay, recorded, refuse_other_data
 from fastdream.outputs import WandbOptions
@@ -76,7 +75,10 @@ def train(config: Config, command: str = "") -> None:
     voice = Voice()
     # All that can be refused is refused before there is a directory.
     cli.refuse_differences(config)
-    with make_driver(config, voice) as driver:
+    with (
+        make_driver(config, voice) as driver,
+        ahead.beside(config, driver.obs_space, driver.act_space, device),
+    ):
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         replay = None if config.replay.on_disk else replay_of(config, driver, agent, None, device)
@@ -269,7 +271,11 @@ def dry_run(config: Config) -> None:
     # Sequences may come from anywhere here, so that no episode need end.
     sources = replace(config.replay, windows="stream"), replace(config.train, prefill=0, pretrain=1)
     config = replace(config, log=replace(config.log, outputs=()), replay=sources[0], train=sources[1])
-    with tempfile.TemporaryDirectory() as folder, make_driver(config, Voice()) as driver:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        make_driver(config, Voice()) as driver,
+        ahead.beside(config, driver.obs_space, driver.act_space, device),
+    ):
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         parts = assemble(config, driver, agent, device, Path(folder))
         print(header(config, parts, why, kept=False), flush=True)

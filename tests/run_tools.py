@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fastdream import presets
-from fastdream.build import Parts, environment, make_agent, make_replay, step_spec
+from fastdream.build import Parts, environment, make_agent, make_replay
 from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
 from fastdream.driver import Driver, random_actions
+from fastdream.learner import step_spec
 from fastdream.run import Training
 from fastdream.schedule import Stop
 

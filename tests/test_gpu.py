@@ -18,9 +18,8 @@ import torch
 
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size
-from fastdream.build import step_spec
 from fastdream.graphs import CaptureError, CudaGraphs, Recorder, capture, waiting_is_an_error
-from fastdream.learner import Learner
+from fastdream.learner import Learner, step_spec
 from fastdream.replay import Replay
 from fastdream.replay_device import DeviceReplay
 from fastdream.transfer import Copies, CudaCopies, Downloaded, Inputs, Uploads

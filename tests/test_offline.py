@@ -12,10 +12,11 @@ import pytest
 from fastdream import agents, cli, presets, train
 from fastdream import eval as evaluation
 from fastdream.agents import load
-from fastdream.build import Parts, environment, make_agent, step_spec
+from fastdream.build import Parts, environment, make_agent
 from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
 from fastdream.datasets import DatasetError
+from fastdream.learner import step_spec
 from fastdream.offline import BLOCK, Updates, dataset_replay, recorded
 from fastdream.run import Training
 from fastdream.schedule import Stop

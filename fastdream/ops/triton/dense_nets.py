@@ -107,7 +107,7 @@ def in_one_piece(tensors: Sequence[Tensor]) -> Optional:
     first, rows = tensors[0], 0
     memory, length, begin = first.untyped_storage(), first[:1].numel(), first.storage_offset()
     for x in tensors:
-        same = x.dtype == first.dtype and x.untyped_storage().data_ptr() == memory.data_ptr()
+        same = x.dtype == first.dtype and x.untyped_storage()._cdata == memory._cdata
         if not same or not x.is_contiguous() or x.storage_offset() != begin + rows * length:
             return None
         rows += padded(len(x))

@@ -1,0 +1,171 @@
+"""Kernels compiled beside a run's start: those that it launches, all of them, and nothing else depends on it."""
+
+import io
+import json
+import os
+import subprocess
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fastdream import agents, ahead
+from fastdream.config import Config, ReplayConfig, TrainConfig
+from fastdream.spaces import Spaces
+
+from .agent_tools import CONTINUOUS, DISCRETE, IMAGE, MIXED, VECTOR
+from .test_triton_compile import run
+
+CUDA = torch.device("cuda")
+
+
+def settings(agent: str, **changes: Any) -> Config:
+    """Of a small agent with a small batch."""
+    known = agents.settings(agent)
+    dreamer = replace(known.size(known.Config(imag_length=2), "debug"), **changes)
+    return Config(agent=agent, dreamer=dreamer, train=TrainConfig(batch_size=4, batch_length=5))
+
+
+def wanted(agent: str, obs: Spaces, act: Spaces, **changes: Any) -> dict[str, Any]:
+    made = ahead.request(settings(agent, **changes), obs, act, 90)
+    return json.loads(json.dumps(made))
+
+
+def test_tensors_without_memory_lead_to_the_kernels_of_real_ones():
+    requests = {
+        "DreamerV3, images": wanted("dreamer_v3", IMAGE, DISCRETE),
+        "DreamerV3, vectors": wanted("dreamer_v3", VECTOR, MIXED, dtype="float32"),
+        "DreamerV2": wanted("dreamer_v2", IMAGE, DISCRETE),
+        "DreamerV1": wanted("dreamer_v1", VECTOR, CONTINUOUS),
+        "Offline DV2": wanted("offline_dv2", VECTOR, CONTINUOUS),
+    }
+    given = json.dumps([*requests.values()])
+    found = dict(zip(requests, run("triton_ahead", "found", given=given), strict=True))
+    assert {name: each["more"] for name, each in found.items()} == dict.fromkeys(requests, [])
+    assert all(each["found"] for each in found.values()) and found["DreamerV3, images"]["found"] > 80, found
+
+
+def test_the_command_fills_tritons_cache_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    given = json.dumps(wanted("dreamer_v1", {"position": VECTOR["position"]}, CONTINUOUS))
+    hits = run("triton_ahead", "command", given=given)
+    assert len(hits) > 5 and all(hits)
+    assert [path.name for path in tmp_path.glob("fastdream-*")] == [ahead.marker(given).name]
+
+
+class Process:
+    """In the place of the one that compiles: what it was given, and what became of it."""
+
+    made: list["Process"]
+    status: int | None = None
+    words = ""
+
+    def __init__(self, command: list[str], *, stderr: Any, env: dict[str, str], **_: Any) -> None:
+        self.command, self.variables, self.stdin, self.pid = command, env, Pipe(), len(self.made) + 1
+        stderr.write(self.words)
+        self.made.append(self)
+
+    def poll(self) -> int | None:
+        return self.status
+
+    def wait(self) -> None:
+        pass
+
+
+class Pipe(io.StringIO):
+    """Whose text can still be read when it is closed."""
+
+    text = ""
+
+    def close(self) -> None:
+        self.text = self.getvalue()
+        super().close()
+
+
+@pytest.fixture
+def processes(monkeypatch, tmp_path) -> list[Process]:
+    """Those that are started on a machine with a GPU and eight cores."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(ahead.triton, "available", lambda device: None)
+    monkeypatch.setattr(ahead, "cores", lambda: 8)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(Process, "made", [], raising=False)
+    return Process.made
+
+
+@pytest.fixture
+def killed(monkeypatch) -> list[int]:
+    """Groups of processes that were ended."""
+    groups: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, signal: groups.append(group))
+    return groups
+
+
+def test_beside_a_run_a_process_without_a_gpu_compiles_until_the_run_ends(processes, killed, recwarn):
+    config = settings("dreamer_v3")
+    with ahead.beside(config, VECTOR, DISCRETE, CUDA):
+        (process,) = processes
+        assert json.loads(process.stdin.text) == wanted("dreamer_v3", VECTOR, DISCRETE)
+        assert process.command[-2:] == ["-m", "fastdream.ahead"]
+        assert process.variables["CUDA_VISIBLE_DEVICES"] == "" and "TRITON_INTERPRET" not in process.variables
+        assert not killed
+    assert killed == [process.pid] and not recwarn
+
+
+def test_a_process_that_has_compiled_all_is_left_alone(processes, killed, monkeypatch, recwarn):
+    monkeypatch.setattr(Process, "status", 0)
+    with ahead.beside(settings("dreamer_v3"), VECTOR, DISCRETE, CUDA):
+        pass
+    assert len(processes) == 1 and not killed and not recwarn
+
+
+def test_a_process_that_failed_is_warned_of_in_a_line(processes, killed, monkeypatch):
+    monkeypatch.setattr(Process, "status", 1)
+    monkeypatch.setattr(
+        Process, "words", "Traceback (most recent call last):\n  ...\nValueError: no such thing\n"
+    )
+    warned = pytest.warns(
+        UserWarning, match="not compiled beside the run's start: ValueError: no such thing$"
+    )
+    with warned, ahead.beside(settings("dreamer_v3"), VECTOR, DISCRETE, CUDA):
+        pass
+    assert not killed
+
+
+@pytest.mark.parametrize("why", ["no GPU", "reference", "few cores", "done before", "no Triton"])
+def test_no_process_is_started_where_it_has_nothing_to_do(why, processes, monkeypatch):
+    config, device = settings("dreamer_v3"), CUDA
+    if why == "no GPU":
+        device = torch.device("cpu")
+    elif why == "reference":
+        config = replace(config, ops="reference")
+    elif why == "few cores":
+        monkeypatch.setattr(ahead, "cores", lambda: 2)
+    elif why == "done before":
+        path = ahead.marker(json.dumps(ahead.request(config, VECTOR, DISCRETE, 90), sort_keys=True))
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    else:
+        monkeypatch.setattr(ahead.triton, "available", lambda device: "Triton is not installed")
+    with ahead.beside(config, VECTOR, DISCRETE, device):
+        assert not processes
+
+
+def test_a_request_is_another_where_other_kernels_may_be_launched_and_there_alone():
+    def name(config: Config, obs: Spaces = VECTOR, capability: int = 90) -> str:
+        return ahead.marker(json.dumps(ahead.request(config, obs, DISCRETE, capability), sort_keys=True)).name
+
+    config = settings("dreamer_v3")
+    same = replace(config, seed=7, steps=5, logdir="elsewhere", replay=ReplayConfig(capacity=7_000))
+    assert name(same) == name(config)
+    others = [
+        name(replace(config, train=replace(config.train, batch_size=5))),
+        name(replace(config, env=replace(config.env, count=3))),
+        name(settings("dreamer_v3", imag_length=4)),
+        name(settings("dreamer_v2")),
+        name(config, IMAGE),
+        name(config, capability=80),
+    ]
+    assert len({name(config), *others}) == 1 + len(others)

@@ -1,0 +1,71 @@
+"""`python -m tests.triton_ahead`: kernels that were found out on tensors without memory beside those of real tensors.
+
+    found      reads requests of `fastdream.ahead` from standard input, as JSON; writes for each how many kernels it
+               leads to, and the names of those that acting and learning on real tensors launches beyond these.
+    command    fulfils the request there as `python -m fastdream.ahead` does, but for learning; writes for each kernel
+               that acting on real tensors launches whether Triton found it in its cache.
+
+Runs in a process of its own, where Triton does not interpret.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import triton
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastdream import ahead
+from fastdream.ops.triton import library
+from fastdream.ops.triton.ahead import Work, pretend
+
+from . import agent_tools, dreamer_tools
+
+
+def act(agent: Any, wanted: Mapping[str, Any]) -> None:
+    """On real tensors."""
+    tools, n = agent_tools if agent.replay_context else dreamer_tools, wanted["environments"]
+    for mode in ("sample", "mode"):
+        agent.policy(agent.init_policy(n), tools.observation(agent, n), mode)
+
+
+def compared(wanted: dict[str, Any], told: list[Work]) -> dict[str, Any]:
+    """What one request leads to; `told` gets every kernel that was not launched before."""
+    begun = len(told)
+    with FakeTensorMode():
+        ahead.launch_all(ahead.make(wanted), wanted)
+    found = len(told)
+    agent, (rows, length) = ahead.make(wanted), wanted["batch"]
+    tools = agent_tools if agent.replay_context else dreamer_tools
+    agent.update(agent.init_train(rows), tools.batch(agent, rows, length))
+    act(agent, wanted)
+    return {"found": found - begun, "more": [work.name for work in told[found:]]}
+
+
+def found() -> list[dict[str, Any]]:
+    told: list[Work] = []
+    requests = json.load(sys.stdin)
+    (capability,) = {wanted["capability"] for wanted in requests}
+    pretend(capability, told.append)
+    return [compared(wanted, told) for wanted in requests]
+
+
+def command() -> list[bool]:
+    request = sys.stdin.read()
+    sys.stdin, wanted = io.StringIO(request), json.loads(request)
+    ahead.learn = lambda *_: None
+    ahead.main()
+    hits: list[bool] = []
+    library.run = lambda kernel, grid, args, constants: kernel.warmup(*args, grid=grid, **constants)
+    triton.knobs.runtime.jit_cache_hook = None
+    triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
+    act(ahead.make(wanted), wanted)
+    return hits
+
+
+if __name__ == "__main__":
+    with np.errstate(all="ignore"):  # of results that nobody computed
+        json.dump({"found": found, "command": command}[sys.argv[1]](), sys.stdout)
