@@ -41,7 +41,7 @@ FIRST: dict[tuple[str, str], tuple[str, Limits]] = {
 }
 
 LIMITS: dict[tuple[str, str], Limits] = {
-    ("native", "cpu"): Limits(RULES, LEAST, (torch.float32, torch.float64), "half precision"),
+    ("native", "cpu"): Limits(RULES, LEAST, (torch.float32,), "half and double precision"),
     ("native", "cuda"): Limits(CUDA_RULES, {}, (torch.bfloat16,), "full precision"),
     ("triton", "cuda"): Limits(
         TRITON_RULES, {}, (torch.float32, torch.bfloat16, torch.float16), "double precision"
