@@ -49,6 +49,10 @@ class Console:
             self._live = _Panel(self.state, self._file)
             atexit.register(self.close)
 
+    def turn(self, goal: Goal) -> None:
+        """Go on with the next goal of the same run."""
+        self.state.turn(goal)
+
     def progress(self, step: int, updates: int) -> None:
         """Where the run is now; cheap enough to be called at every step."""
         if not self._started:
@@ -110,8 +114,10 @@ def can_be_live(file: TextIO) -> bool:
 
 def line(state: Progress) -> str:
     """The state as one line of ASCII."""
-    total = f"/{state.goal.steps:,} ({100 * state.fraction:.0f}%)" if state.goal.steps else ""
-    parts = [f"{duration(state.elapsed):>8}", f"step {state.step:,}{total}"]
+    goal = state.goal
+    total = f"/{goal.steps:,} ({100 * state.fraction:.0f}%)" if goal.steps else ""
+    stage = f"{goal.stage}: " if goal.stage else ""
+    parts = [f"{duration(state.elapsed):>8}", f"{stage}{goal.unit} {state.step:,}{total}"]
     if state.episodes:
         parts.append(
             f"score {number(state.score)} (best {number(state.best)}, length {state.length:.0f}, "
@@ -119,13 +125,18 @@ def line(state: Progress) -> str:
         )
     else:
         parts.append("score -")
-    parts.append(f"{number(state.steps_rate())} steps/s")
-    parts.append(f"{number(state.updates_rate())} updates/s")
+    parts += [f"{value} {unit}" for value, unit in rates(state)]
     if (left := state.left()) is not None:
         parts.append(f"left {duration(left)}")
     if state.losses:
         parts.append("loss " + " ".join(f"{name} {number(value)}" for name, value in state.losses.items()))
     return "  ".join(parts)
+
+
+def rates(state: Progress) -> list[tuple[str, str]]:
+    """How fast it goes: numbers and their units. A stage has one."""
+    found = [(number(state.steps_rate()), f"{state.goal.unit}s/s")]
+    return found if state.goal.stage else [*found, (number(state.updates_rate()), "updates/s")]
 
 
 class _Panel:
@@ -201,10 +212,11 @@ def panel(state: Progress, width: int) -> Any:
 def rows(state: Progress, width: int = _WIDEST) -> dict[str, list[tuple[str, str]]]:
     """Lines of the panel: name -> values and what each is."""
     goal, out = state.goal, {}
-    out["steps"] = [(f"{state.step:,}", f"of {goal.steps:,}" if goal.steps else "")]
+    of = f"of {goal.steps:,}" if goal.steps else ""
+    counted = [(f"{state.step:,}", f"{of} {goal.unit}s" if goal.stage else of)]
     if goal.steps:
-        out["steps"].append((f"{100 * state.fraction:.1f}", "%"))
-    out["steps"].append((f"{state.updates:,}", "updates"))
+        counted.append((f"{100 * state.fraction:.1f}", "%"))
+    out[goal.stage or "steps"] = counted if goal.stage else [*counted, (f"{state.updates:,}", "updates")]
     if state.episodes:
         recent = "mean of the last 20" if state.episodes >= 20 else f"mean of {state.episodes}"
         out["score"] = [
@@ -215,7 +227,7 @@ def rows(state: Progress, width: int = _WIDEST) -> dict[str, list[tuple[str, str
         out["score"].append((sparkline(state.trend.values(min(16, max(0, width - 74)))), ""))
     else:
         out["score"] = [("-", "no episode has ended yet")]
-    out["speed"] = [(number(state.steps_rate()), "steps/s"), (number(state.updates_rate()), "updates/s")]
+    out["speed"] = rates(state)
     if goal.device:
         out["speed"].append(("", f"on {goal.device}"))
     out["time"] = [(duration(state.elapsed), "elapsed")]

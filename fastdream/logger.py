@@ -71,6 +71,11 @@ class Logger:
         if self.console:
             self.console.start(goal)
 
+    def turn(self, goal: Goal) -> None:
+        """Show progress towards the next goal of the same run; for the console alone."""
+        if self.console:
+            self.console.turn(goal)
+
     def progress(self, step: int, updates: int) -> None:
         """Where the run is; for the console alone, and cheap enough for every step."""
         if self.console:

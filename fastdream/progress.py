@@ -12,7 +12,10 @@ RECENT = 20  # episodes that the score is the mean of
 
 @dataclass(frozen=True)
 class Goal:
-    """What a run is for: `steps` in all (0: no end is known), of which `start` were there when it was resumed."""
+    """What a run is for: `steps` in all (0: no end is known), of which `start` were there when it was resumed.
+
+    stage   of a run that learns in stages: the one that this is the goal of, whose steps are each a `unit`.
+    """
 
     task: str = ""
     steps: int = 0
@@ -20,6 +23,8 @@ class Goal:
     device: str = ""
     run: str = ""
     ops: str = ""
+    stage: str = ""
+    unit: str = "step"
 
 
 class Progress:
@@ -36,6 +41,11 @@ class Progress:
         self._scores: deque[float] = deque(maxlen=RECENT)
         self._lengths: deque[float] = deque(maxlen=RECENT)
         self._marks: deque[tuple[float, int, int]] = deque()
+
+    def turn(self, goal: Goal) -> None:
+        """Turn to the next goal: its steps are counted anew; the clock and the scores go on."""
+        self.goal, self.step = goal, goal.start
+        self._marks.clear()
 
     def move(self, step: int, updates: int) -> None:
         """The run has come to this step and has made this many updates in all."""

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdream.console import Console, can_be_live, sparkline
+from fastdream.console import Console, can_be_live, rows, sparkline
 from fastdream.progress import Goal, Progress, Trend, duration, number
 
 GOAL = Goal("gym_CartPole-v1", 1000, 0, "cpu", "runs/x", "native: 1, reference: 21")
@@ -114,6 +114,28 @@ def test_rates_slide_and_the_time_left_follows() -> None:
     assert progress.steps_rate() == pytest.approx(5, rel=0.05)
     assert len(progress._marks) < 300 and progress.elapsed == 360
     assert Progress(Goal(steps=10**10), clock).left() is None
+
+
+def test_each_stage_is_counted_by_itself_and_scores_go_on() -> None:
+    clock = Clock()
+    console, file = plain(clock, interval=0)
+    console.start(Goal("doom", 1000, stage="collect"))
+    for step in (0, 500, 1000):
+        clock.now += 10
+        console.progress(step, 0)
+    console.episode(20.0, 21)
+    console.turn(Goal("doom", 40, 10, stage="control", unit="generation"))
+    for generation in (10, 20):
+        clock.now += 20
+        console.progress(generation, 0)
+    *_, collected, turned, last = file.getvalue().splitlines()
+    assert "collect: step 1,000/1,000 (100%)" in collected and "50.0 steps/s" in collected
+    assert "control: generation 10/40 (25%)  score 20.0" in turned and "left" not in turned
+    assert "generation 20/40 (50%)" in last and last.endswith("0.500 generations/s  left 0:40")
+    assert "updates" not in file.getvalue() and last.startswith("    1:10")
+    shown = rows(console.state)
+    assert shown["control"] == [("20", "of 40 generations"), ("50.0", "%")] and "steps" not in shown
+    assert shown["speed"] == [("0.500", "generations/s")]
 
 
 @given(st.lists(st.integers(-1000, 1000), max_size=500), st.integers(0, 20))

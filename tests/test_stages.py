@@ -14,6 +14,7 @@ from fastdream.agents import load
 from fastdream.agents.world_models import WorldModels
 from fastdream.driver import Voice
 from fastdream.learner import NonFinite
+from fastdream.progress import Goal
 from fastdream.recording import Recording
 from fastdream.schedule import Stop
 from fastdream.stages import collect, fit, pictures
@@ -85,6 +86,31 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path: Path, monkeypatch
     files = [(path / "latents.npy").read_bytes() for path in (tmp_path / "whole", folder)]
     assert files[0] == files[1]
     assert equal(resumed, whole)
+
+
+def test_the_display_counts_what_each_stage_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    goals: list[Goal] = []
+    seen: dict[str, list[int]] = {}
+
+    def use(session: Session) -> list[int]:
+        goals.append(session.goal())
+        monkeypatch.setattr(session.log, "turn", goals.append)
+        monkeypatch.setattr(
+            session.log, "progress", lambda done, _: seen.setdefault(goals[-1].stage, []).append(done)
+        )
+        session.run(Stop())
+        return session.planned
+
+    collected, vision, _, memory, control = opened(tiny(generations=2), tmp_path, use)
+    encoded = np.load(tmp_path / "latents.npy", mmap_mode="r").shape[0]
+    assert [(goal.stage, goal.unit, goal.start, goal.steps) for goal in goals] == [
+        ("collect", "step", 0, collected),
+        ("vision", "update", 0, vision),
+        ("encode", "step", 0, encoded),
+        ("memory", "update", 0, memory),
+        ("control", "generation", 0, control),
+    ]
+    assert {stage: max(done) for stage, done in seen.items()} == {goal.stage: goal.steps for goal in goals}
 
 
 def test_memory_sees_every_step_once_a_pass_and_each_where_the_last_batch_ended(tmp_path: Path):

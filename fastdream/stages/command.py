@@ -22,7 +22,6 @@ from fastdream.lane import RestartedTooOften
 from fastdream.learner import Agent, NonFinite
 from fastdream.logger import Logger
 from fastdream.outputs import WandbOptions
-from fastdream.progress import Goal
 from fastdream.recording import Recording
 from fastdream.replay import Replay
 from fastdream.run import EnvironmentFailed
@@ -30,8 +29,8 @@ from fastdream.rundir import RunLock
 from fastdream.schedule import Stop
 from fastdream.stages.collect import Collect, recording_spec
 from fastdream.stages.fit import Encode, FitMemory, FitVision, Latents
-from fastdream.stages.session import Session, Stage, planned
-from fastdream.summary import header, memory, served
+from fastdream.stages.session import Session, Stage
+from fastdream.summary import header, memory
 from fastdream.train import (
     describe,
     directory,
@@ -138,9 +137,7 @@ def go_through(config: Config, parts: Parts, agent: WorldModels, recording: Reco
     """All stages and the evaluation; how it went, in words."""
     try:
         session = Session(config, parts, agent, recording)
-        total = sum(planned(config).values())
-        place = str(parts.device), str(parts.logdir), served(parts)
-        parts.logger.start(Goal(config.task, total, session.step, *place))
+        parts.logger.start(session.goal())
         for note in session.notes():
             parts.logger.print(note)
         if not session.run(stop):

@@ -9,12 +9,17 @@ from fastdream.checkpoint import Loaded
 from fastdream.config import Config
 from fastdream.driver import Driver, Voice
 from fastdream.evaluate import Scores, evaluate
+from fastdream.progress import Goal
 from fastdream.recording import Recording
 from fastdream.schedule import EverySeconds, Stop
 from fastdream.stages import pictures
 from fastdream.stages.collect import Collect
 from fastdream.stages.evolve import Dreams, Evolve, Races
 from fastdream.stages.fit import Encode, FitMemory, FitVision, Latents, memory_updates, vision_updates
+from fastdream.summary import served
+
+# What the stages count, if not steps of the environment.
+UNITS = {"vision": "update", "memory": "update", "control": "generation"}
 
 
 class Stage(Protocol):
@@ -88,6 +93,14 @@ class Session:
         before, planned = sum(self.planned[: self.at]), self.planned[self.at]
         return before + min(planned, self.stage.done)
 
+    def goal(self) -> Goal:
+        """What the live display says of the stage."""
+        parts, name = self.parts, self.names[self.at]
+        place = str(parts.device), str(parts.logdir), served(parts)
+        return Goal(
+            self.config.task, self.stage.units, self.stage.done, *place, name, UNITS.get(name, "step")
+        )
+
     def run(self, stop: Stop) -> bool:
         """All that is left to do; whether it is done, which it is not if `stop` came before. Saves in any case."""
         while True:
@@ -104,6 +117,7 @@ class Session:
                 break
             self.at += 1
             self.stage = self.makers[self.names[self.at]]()
+            self.log.turn(self.goal())
             self.save()
         self.write_metrics()
         self.save()
@@ -111,7 +125,7 @@ class Session:
 
     def aside(self) -> None:
         """What is due between two pieces of work and changes nothing of what is learned."""
-        self.log.progress(self.step, self.step - min(self.step, self.planned[0]))
+        self.log.progress(min(self.stage.done, self.stage.units), 0)
         if self.log_due():
             self.write_metrics()
         if self.save_due():
