@@ -17,7 +17,7 @@ from fastdream import agents, checkpoint, presets
 from fastdream import config as configs
 from fastdream.config import Config
 from fastdream.datasets import shows_pictures
-from fastdream.unread import refuse_unread
+from fastdream.unread import not_for, refuse_unread
 
 CHOOSERS = ("task", "preset", "size", "variant", "agent", "dataset")
 DRY_RUN = "Build everything, make the first update, print memory and parameters, and stop."
@@ -161,12 +161,18 @@ def refuse_differences(asked: Config) -> None:
 
 
 def short_help(config: Config, width: int) -> str:
-    """Help that fits a screen: the settings that are not nested, with their values, and the names of the others."""
-    docs = field_docs(Config)
+    """Help that fits a screen: the settings that are not nested, with their values, and the names of the others.
+
+    Without those that the agent, or what it learns from, has no use for.
+    """
+    docs, hidden = field_docs(Config), not_for(config)
     flags, groups = {}, {}
     for name, value in shallow(config).items():
+        if name in hidden:
+            continue
         if dataclasses.is_dataclass(value):
-            groups[f"--{name}.*"] = ", ".join(field.name for field in dataclasses.fields(value))
+            names = [field.name for field in dataclasses.fields(value)]
+            groups[f"--{name}.*"] = ", ".join(key for key in names if f"{name}.{key}" not in hidden)
         else:
             default = "" if value == "" else f" (default: {value})"
             flags[f"--{name.replace('_', '-')}"] = docs[name] + default
@@ -180,7 +186,7 @@ def short_help(config: Config, width: int) -> str:
             *table(flags, width),
             "",
             *textwrap.wrap(
-                f"More for {config.task or config.dataset}, such as --train.ratio; --help explains them all:",
+                f"More for {config.task or config.dataset}, such as --log.every; --help explains them all:",
                 width,
             ),
             *table(groups, width),

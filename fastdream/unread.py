@@ -13,7 +13,10 @@ COLLECTING = (
     "replay.capacity",
     "replay.online",
 )
-WITHOUT_STAGES = ("train", "replay", "eval.every", "eval.episodes", "log.report_every")
+WITHOUT_STAGES = (
+    *("train", "replay", "eval.every", "eval.episodes", "log.report_every"),
+    *("dataset", "resize", "holdout"),
+)
 
 
 class Off(NamedTuple):
@@ -43,8 +46,8 @@ OFF = (
 )
 
 
-def unread(config: Config) -> dict[str, str]:
-    """What nothing reads with these settings, and why: dotted names of settings, or of whole groups of them."""
+def not_for(config: Config) -> dict[str, str]:
+    """What nothing reads with this agent, learning from this, and why: names as those of `unread`."""
     found: dict[str, str] = {}
     if config.agent in agents.STAGED:
         why = f"{config.agent} learns in stages, and what it has instead is --dreamer.*"
@@ -55,8 +58,14 @@ def unread(config: Config) -> dict[str, str]:
             found |= dict.fromkeys(("eval", "env.parallel"), "there is nothing to evaluate in without --task")
     if config.agent == "offline_dv2":
         found["dreamer.explore"] = "nothing is explored where a dataset is learned from"
-        if config.dreamer.offline.tune:
-            found["dreamer.offline.lam"] = "the weight adapts, from 1 on, with --dreamer.offline.tune"
+    return found
+
+
+def unread(config: Config) -> dict[str, str]:
+    """What nothing reads with these settings, and why: dotted names of settings, or of whole groups of them."""
+    found = not_for(config)
+    if config.agent == "offline_dv2" and config.dreamer.offline.tune:
+        found["dreamer.offline.lam"] = "the weight adapts, from 1 on, with --dreamer.offline.tune"
     now = flatten(to_dict(config))
     for off in OFF:
         if config.agent in off.agents and (value := now[f"dreamer.{off.setting}"]) in off.values:
