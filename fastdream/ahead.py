@@ -36,6 +36,7 @@ from fastdream.ops import triton
 from fastdream.spaces import Spaces, spaces_from_json, spaces_to_json
 from fastdream.transfer import TORCH
 
+COMMAND = [sys.executable, "-P", "-m", "fastdream.ahead"]
 FEWEST = 4  # cores; with fewer, a run compiles by itself as fast
 MOST = 16  # processes that compile
 POLITE = 5  # how much they give way to the run
@@ -64,12 +65,13 @@ def start(
     if device.type != "cuda" or config.ops not in ("auto", "triton") or triton.available(device):
         return None
     major, minor = torch.cuda.get_device_capability(device)
-    given = json.dumps(request(config, obs_space, act_space, 10 * major + minor), sort_keys=True)
+    given = request(config, obs_space, act_space, 10 * major + minor)
     if cores() < FEWEST or marker(given).exists():
         return None
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fastdream.ahead"],
+        COMMAND,
         stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=said,
         text=True,
         env=environment(),
@@ -105,11 +107,11 @@ def environment() -> dict[str, str]:
     return kept | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(path)}
 
 
-def request(config: Config, obs_space: Spaces, act_space: Spaces, capability: int) -> dict[str, Any]:
-    """All that decides which kernels a run launches, as JSON keeps it."""
-    return {
+def request(config: Config, obs_space: Spaces, act_space: Spaces, capability: int) -> str:
+    """All that decides which kernels a run launches, as JSON."""
+    facts = {
         "agent": config.agent,
-        "dreamer": json.loads(json.dumps(asdict(config.dreamer))),
+        "dreamer": asdict(config.dreamer),
         "ops": config.ops,
         "environments": config.env.count,
         "batch": [config.train.batch_size, config.train.batch_length],
@@ -117,6 +119,12 @@ def request(config: Config, obs_space: Spaces, act_space: Spaces, capability: in
         "act": spaces_to_json(act_space),
         "capability": capability,
     }
+    return json.dumps(facts, sort_keys=True)
+
+
+def cache() -> Path:
+    """Where Triton keeps what it compiled."""
+    return Path(import_module("triton").knobs.cache.dir)
 
 
 def marker(given: str) -> Path:
@@ -125,14 +133,14 @@ def marker(given: str) -> Path:
     facts = [given, fastdream.__version__, *(metadata.version(name) for name in ("torch", "triton"))]
     facts += [f"{path.name} {path.stat().st_mtime_ns}" for path in sources]
     name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
-    return Path(import_module("triton").knobs.cache.dir) / f"fastdream-{name}"
+    return cache() / f"fastdream-{name}"
 
 
 def main() -> None:
-    """Read a request from standard input, compile, and leave its marker."""
+    """Read a request from standard input, compile, leave its marker, and say how many kernels there are."""
     given = sys.stdin.read()
     os.nice(POLITE)
-    compile_all(json.loads(given), min(MOST, cores()))
+    print(f"{compile_all(json.loads(given), min(MOST, cores()))} kernels")
     path = marker(given)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()

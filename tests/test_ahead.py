@@ -5,12 +5,13 @@ import json
 import os
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from fastdream import agents, ahead
+from fastdream import agents, ahead, precompile
 from fastdream.config import Config, ReplayConfig, TrainConfig
 from fastdream.spaces import Spaces
 
@@ -28,8 +29,7 @@ def settings(agent: str, **changes: Any) -> Config:
 
 
 def wanted(agent: str, obs: Spaces, act: Spaces, **changes: Any) -> dict[str, Any]:
-    made = ahead.request(settings(agent, **changes), obs, act, 90)
-    return json.loads(json.dumps(made))
+    return json.loads(ahead.request(settings(agent, **changes), obs, act, 90))
 
 
 def test_tensors_without_memory_lead_to_the_kernels_of_real_ones():
@@ -52,6 +52,44 @@ def test_the_command_fills_tritons_cache_and_says_so(tmp_path, monkeypatch):
     hits = run("triton_ahead", "command", given=given)
     assert len(hits) > 5 and all(hits)
     assert [path.name for path in tmp_path.glob("fastdream-*")] == [ahead.marker(given).name]
+
+
+def test_kernels_are_compiled_for_a_gpu_that_is_not_here(monkeypatch, capsys, tmp_path):
+    asked: list[str] = []
+
+    def compiling(command: list[str], *, input: str, env: dict[str, str], **_: Any) -> Any:
+        assert command == ahead.COMMAND and env["CUDA_VISIBLE_DEVICES"] == ""
+        asked.append(input)
+        return SimpleNamespace(returncode=len(asked) - 1)
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", compiling)
+    flags = ["--task", "dummy_vector", "--preset", "debug", "--train.batch-size", "3"]
+    precompile.main(["8.6", *flags])
+    assert capsys.readouterr().out == f"for compute capability 8.6; they are in {tmp_path}\n"
+    given = json.loads(asked[0])
+    assert given["capability"] == 86 and given["batch"][0] == 3 and given["agent"] == "dreamer_v3"
+    with pytest.raises(SystemExit) as stopped:
+        precompile.main(["8.6", *flags])
+    assert stopped.value.code == 1 and "not compiled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["90"], "'90' is no compute capability: give one such as"),
+        (["--task", "dummy_vector"], "'--task' is no compute capability"),
+        (["9.0", "--task", "dummy_vectro"], "dummy_vectro"),
+        (
+            ["9.0", "--agent", "world_models", "--task", "dummy_image"],
+            "--agent world_models: it has few kernels",
+        ),
+    ],
+)
+def test_what_cannot_be_compiled_for_is_refused(args: list[str], words: str, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        precompile.main(args)
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
 
 
 class Process:
@@ -144,7 +182,7 @@ def test_no_process_is_started_where_it_has_nothing_to_do(why, processes, monkey
     elif why == "few cores":
         monkeypatch.setattr(ahead, "cores", lambda: 2)
     elif why == "done before":
-        path = ahead.marker(json.dumps(ahead.request(config, VECTOR, DISCRETE, 90), sort_keys=True))
+        path = ahead.marker(ahead.request(config, VECTOR, DISCRETE, 90))
         path.parent.mkdir(exist_ok=True)
         path.touch()
     else:
@@ -155,7 +193,7 @@ def test_no_process_is_started_where_it_has_nothing_to_do(why, processes, monkey
 
 def test_a_request_is_another_where_other_kernels_may_be_launched_and_there_alone():
     def name(config: Config, obs: Spaces = VECTOR, capability: int = 90) -> str:
-        return ahead.marker(json.dumps(ahead.request(config, obs, DISCRETE, capability), sort_keys=True)).name
+        return ahead.marker(ahead.request(config, obs, DISCRETE, capability)).name
 
     config = settings("dreamer_v3")
     same = replace(config, seed=7, steps=5, logdir="elsewhere", replay=ReplayConfig(capacity=7_000))

@@ -41,7 +41,7 @@ LAYERS = {
     "integrations": {"integrations"},
     "process": {"allocator"},
     "top": {
-        *("run", "train", "summary", "eval", "config", "ahead"),
+        *("run", "train", "summary", "eval", "config", "ahead", "precompile"),
         "presets",
         "presets_dreamer_v1",
         "presets_dreamer_v2",

@@ -12,6 +12,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,8 @@ def command() -> list[bool]:
     request = sys.stdin.read()
     sys.stdin, wanted = io.StringIO(request), json.loads(request)
     ahead.learn = lambda *_: None
-    ahead.main()
+    with redirect_stdout(sys.stderr):
+        ahead.main()
     hits: list[bool] = []
     library.run = lambda kernel, grid, args, constants: kernel.warmup(*args, grid=grid, **constants)
     triton.knobs.runtime.jit_cache_hook = None

@@ -57,7 +57,7 @@ OPS = tuple(_FILES)
 
 def available(device: torch.device) -> str | None:
     """Why these ops cannot serve tensors on `device`, with the remedy; None if they can."""
-    if problem := _triton_problem():
+    if problem := missing():
         return problem
     if device.type == "cpu":
         return (
@@ -73,7 +73,8 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _triton_problem() -> str | None:
+def missing() -> str | None:
+    """Why Triton itself cannot be used, with the remedy; None if it can."""
     remedy = f"`pip install 'triton>={OLDEST[0]}.{OLDEST[1]}'` on Linux, x86-64, adds it"
     try:
         version = metadata.version("triton")
