@@ -74,6 +74,12 @@ def test_kernels_are_compiled_for_a_gpu_that_is_not_here(monkeypatch, capsys, tm
     assert stopped.value.code == 1 and "not compiled" in capsys.readouterr().err
 
 
+def test_by_hand_another_command_is_named(monkeypatch):
+    monkeypatch.setattr(ahead.sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    with pytest.raises(SystemExit, match="by hand, use python -m fastdream.precompile"):
+        ahead.main()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
