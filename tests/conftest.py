@@ -32,7 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
 LONGEST = "test_triton_compile.py", "test_gpu_bench.py"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    repeated = [item for item in items if repeats(item)]
+    if repeated:
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if not repeats(item)]
     # The longest first, so that of several processes none is left alone with one at the end.
     items.sort(key=lambda item: item.path.name not in LONGEST)
     if torch.cuda.is_available():
@@ -40,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
+
+
+def repeats(item: pytest.Item) -> bool:
+    """Whether a test does what the same one does of another instruction set: double is compiled for one alone."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("isa", "portable") != "portable" and any(x is torch.float64 for x in params.values())
 
 
 @pytest.fixture(autouse=True)
