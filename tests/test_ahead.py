@@ -54,6 +54,15 @@ def test_the_command_fills_tritons_cache_and_says_so(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.glob("fastdream-*")] == [ahead.marker(given).name]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("agent", ["dreamer_v3", "dreamer_v2", "dreamer_v1"])
+def test_a_gpu_finds_all_that_was_compiled_beside_it(agent: str, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    major, minor = torch.cuda.get_device_capability()
+    given = ahead.request(settings(agent), IMAGE, CONTINUOUS, 10 * major + minor)
+    assert run("triton_ahead", "device", given=given) == []
+
+
 def test_kernels_are_compiled_for_a_gpu_that_is_not_here(monkeypatch, capsys, tmp_path):
     asked: list[str] = []
 

@@ -4,12 +4,15 @@
                leads to, and the names of those that acting and learning on real tensors launches beyond these.
     command    fulfils the request there as `python -m fastdream.ahead` does, but for learning; writes for each kernel
                that acting on real tensors launches whether Triton found it in its cache.
+    device     fulfils the request as a run does, then acts and learns on this machine's GPU; writes the names of the
+               kernels that Triton did not find in its cache.
 
 Runs in a process of its own, where Triton does not interpret.
 """
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -19,9 +22,11 @@ import numpy as np
 import triton
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastdream import ahead
+from fastdream import agents, ahead
+from fastdream import config as configs
 from fastdream.ops.triton import library
 from fastdream.ops.triton.ahead import Work, pretend
+from fastdream.spaces import spaces_from_json
 
 from . import agent_tools, dreamer_tools
 
@@ -68,6 +73,30 @@ def command() -> list[bool]:
     return hits
 
 
+def device() -> list[str]:
+    request = sys.stdin.read()
+    done = subprocess.run(
+        ahead.COMMAND, input=request, text=True, env=ahead.environment(), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    wanted, missed = json.loads(request), []
+
+    def look(*, src: Any, cache_hit: bool, **_: Any) -> None:
+        missed.extend([src.fn.__name__] * (not cache_hit))
+
+    triton.knobs.compilation.listener = look
+    spaces = [spaces_from_json(wanted[key]) for key in ("obs", "act")]
+    dreamer = configs.from_dict(agents.settings(wanted["agent"]).Config, wanted["dreamer"])
+    agent = agents.find(wanted["agent"])(*spaces, dreamer, device="cuda")
+    tools, (rows, length) = agent_tools if agent.replay_context else dreamer_tools, wanted["batch"]
+    agent.update(
+        agent.init_train(rows), {k: x.to("cuda") for k, x in tools.batch(agent, rows, length).items()}
+    )
+    act(agent, wanted)
+    return missed
+
+
 if __name__ == "__main__":
+    modes = {"found": found, "command": command, "device": device}
     with np.errstate(all="ignore"):  # of results that nobody computed
-        json.dump({"found": found, "command": command}[sys.argv[1]](), sys.stdout)
+        json.dump(modes[sys.argv[1]](), sys.stdout)
