@@ -11,6 +11,7 @@ temporary name, brought to the disk and renamed: a process that is killed at any
 To go back by hand, write the name of an older generation into `latest`.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -68,6 +69,12 @@ class Checkpoint:
         for leftover in self.directory.glob(_TEMPORARY + "*"):
             shutil.rmtree(leftover)
 
+    def require(self, tree: dict[str, Any]) -> None:
+        """Raise CheckpointError if the disk has no place for one generation with this tree."""
+        needed = _nbytes(tree_files.pack(tree)[1])
+        if shutil.disk_usage(self.directory).free < needed:
+            raise rundir.refusal(self.directory, OSError(errno.ENOSPC, ""), CheckpointError, needed)
+
     def save(
         self,
         tree: dict[str, Any],
@@ -89,7 +96,7 @@ class Checkpoint:
         final = self.directory / f"{serial:06d}-step{step:09d}"
         temporary = self.directory / (_TEMPORARY + final.name)
         outline, groups = tree_files.pack(tree)
-        needed = sum(tree_files.nbytes(t) for tensors in groups.values() for t in tensors.values())
+        needed = _nbytes(groups)
         try:
             temporary.mkdir()
             about: dict[str, Any] = {
@@ -142,6 +149,11 @@ class Checkpoint:
         for path in generations:
             if path not in keep:
                 shutil.rmtree(path.rename(self.directory / (_TEMPORARY + path.name)))
+
+
+def _nbytes(groups: dict[str, tree_files.Tensors]) -> int:
+    """Bytes that tensors take in a generation."""
+    return sum(tree_files.nbytes(t) for tensors in groups.values() for t in tensors.values())
 
 
 def load(

@@ -85,6 +85,7 @@ def train(config: Config, command: str = "") -> None:
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
             parts = assemble(config, driver, agent, device, logdir, replay)
+            parts.checkpoint.require(agent.state_dict())  # now, and not when there is something to lose
             print(header(config, parts, why), flush=True)
             describe(config, parts, command)
             voice.say = parts.logger.print

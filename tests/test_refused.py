@@ -31,6 +31,22 @@ def test_a_disk_without_place_for_the_replay(
     assert in_order(error, "--replay.on-disk", str(tmp_path / "run"), "0.00 GiB free", "--replay.capacity")
 
 
+@pytest.mark.parametrize("agent", ["dreamer_v3", "world_models"])
+def test_a_disk_without_place_for_a_checkpoint(
+    agent: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**30, 2**30, 1000))
+    with pytest.raises(SystemExit) as stopped:
+        train.main(
+            ["--agent", agent, "--task", "dummy_image", "--preset", "debug", "--logdir", str(tmp_path)]
+        )
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert in_order(error, "cannot write", str(tmp_path / "ckpt"), "the disk is full (needs", "0.0 MB free")
+    assert not (tmp_path / "config.json").exists()
+
+
 @pytest.fixture
 def two_runs(tmp_path: Path) -> Callable[[], tuple[Path, Path]]:
     """Makes runs of two agents that observe the same."""

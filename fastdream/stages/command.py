@@ -61,6 +61,7 @@ def train(config: Config, command: str = "") -> None:
             if config.dreamer.start and not checkpoint.any_in(logdir / "ckpt"):
                 begin_from(Path(config.dreamer.start).expanduser(), cast(WorldModels, agent), logdir)
             parts, models, recording = assemble(config, driver, agent, device, logdir)
+            parts.checkpoint.require(agent.state_dict())
             print(header(config, parts, why), flush=True)
             describe(config, parts, command)
             voice.say = parts.logger.print
