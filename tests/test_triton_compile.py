@@ -48,7 +48,7 @@ def run(module: str, *args: str, given: str = "", interpreted: bool = False) -> 
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_INTERPRET": "1"} if interpreted else {}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    command = [sys.executable, "-c", START, str(Path(__file__).parent), f"tests.{module}", *args]
+    command = [sys.executable, "-P", "-c", START, str(Path(__file__).parent), f"tests.{module}", *args]
     done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
