@@ -39,13 +39,18 @@ def request(capability: str, flags: Sequence[str]) -> str:
         raise ValueError(
             f"{capability!r} is no compute capability: give one such as 8.0 (A100), 9.0 (H100, H200) or 8.9 (L4)"
         )
+    number = int(capability.replace(".", ""))
+    if number < 80:
+        raise ValueError(f"kernels need compute capability 8.0, asked for is {capability}")
     if problem := triton.missing():
         raise ValueError(problem)
     config = cli.parse(flags).config
+    if config.ops not in ahead.BY_TRITON:
+        raise ValueError(f"--ops {config.ops} takes no kernels of Triton: leave it out")
     if config.agent in agents.STAGED:
         raise ValueError(f"--agent {config.agent}: it has few kernels, which are compiled as it goes")
     with make_driver(config, Voice()) as driver:
-        return ahead.request(config, driver.obs_space, driver.act_space, int(capability.replace(".", "")))
+        return ahead.request(config, driver.obs_space, driver.act_space, number)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,12 @@ def test_by_hand_another_command_is_named(monkeypatch):
     [
         (["90"], "'90' is no compute capability: give one such as"),
         (["--task", "dummy_vector"], "'--task' is no compute capability"),
+        (["7.5", "--task", "dummy_vector"], "kernels need compute capability 8.0, asked for is 7.5"),
         (["9.0", "--task", "dummy_vectro"], "dummy_vectro"),
+        (
+            ["9.0", "--task", "dummy_vector", "--ops", "reference"],
+            "--ops reference takes no kernels of Triton",
+        ),
         (
             ["9.0", "--agent", "world_models", "--task", "dummy_image"],
             "--agent world_models: it has few kernels",
