@@ -11,23 +11,50 @@ SIGNED: dict[str, Any] = {"s16": np.int16, "s32": np.int32, "s64": np.int64}
 TYPES: dict[str, Any] = {
     **SIGNED, "u8": np.uint8, "b8": np.uint8, "u16": np.uint16, "b16": np.uint16, "u32": np.uint32, "b32": np.uint32,
     "u64": np.uint64, "b64": np.uint64, "f32": np.float32, "pred": np.bool_,
+    "f16": np.uint16, "bf16": np.uint16, "f16x2": np.uint32, "bf16x2": np.uint32,
 }  # fmt: skip
 
 
+def _rounded(x: Lanes) -> Lanes:
+    """The upper halves of float32, to the nearest, of two as near to the even one."""
+    bits = x.astype(np.float32).view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(x), 0x7FFF, nearest).astype(np.uint16)
+
+
+# A number of 16 bits as float32, and back.
+HALVES: dict[str, tuple[Callable[[Lanes], Lanes], Callable[[Lanes], Lanes]]] = {
+    "bf16": (lambda x: (x.astype(np.uint32) << np.uint32(16)).view(np.float32), _rounded),
+    "f16": (lambda x: x.view(np.float16).astype(np.float32), lambda x: x.astype(np.float16).view(np.uint16)),
+}
+
+
+def to_tf32(x: Lanes) -> Lanes:
+    """Ten bits of mantissa; of two as near the larger."""
+    return (x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+
+
+def parted(x: Lanes) -> tuple[Lanes, Lanes]:
+    """The lower and the upper half of 32 bits."""
+    return x.astype(np.uint16), (x >> np.uint32(16)).astype(np.uint16)
+
+
+def paired(low: Lanes, high: Lanes) -> Lanes:
+    return low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16)
+
+
 def converted(x: Lanes, words: tuple[str, ...]) -> Lanes:
-    to = words[-2]
-    if "f32" in (to, words[-1]) and to not in ("f32", "s32") or words[-1] in ("bf16", "f16"):
-        raise NotImplementedError(".".join(words))
-    rounded = (
-        np.floor(x)
-        if "rmi" in words
-        else np.rint(x)
-        if "rni" in words
-        else np.trunc(x)
-        if "rzi" in words
-        else x
+    to, origin = words[-2].removesuffix("x2"), words[-1]
+    if to == "tf32" and "rna" in words:
+        return to_tf32(x)
+    x = HALVES[origin][0](x) if origin in HALVES else x
+    rounding = next(
+        (r for w, r in {"rmi": np.floor, "rni": np.rint, "rzi": np.trunc}.items() if w in words), None
     )
-    return rounded.astype(TYPES[to])
+    x = x if rounding is None else rounding(x)
+    if x.dtype == np.float32 and to not in (*HALVES, "f32", "s32"):
+        raise NotImplementedError(".".join(words))
+    return HALVES[to][1](x) if to in HALVES else x.astype(TYPES[to])
 
 
 def field(x: Lanes, start: int, length: int, kind: str) -> Lanes:
@@ -45,6 +72,17 @@ def permuted(low: Lanes, high: Lanes, choice: int) -> Lanes:
         byte = np.where(byte > 127, 255, 0).astype(np.uint8) if digit > 7 else byte
         found |= byte.astype(np.uint32) << np.uint32(8 * i)
     return found
+
+
+def arithmetic_of_halves(words: tuple[str, ...], values: list[Lanes]) -> Lanes:
+    """In float32, rounded at the end; where registers hold two numbers, of both."""
+    kind = words[-1].removesuffix("x2")
+    decode, encode = HALVES[kind]
+    if kind == words[-1]:
+        return encode(arithmetic((*words[:-1], "f32"), [decode(x) for x in values]))
+    return paired(
+        *(arithmetic_of_halves((*words[:-1], kind), list(x)) for x in zip(*map(parted, values), strict=True))
+    )
 
 
 def arithmetic(words: tuple[str, ...], values: list[Lanes]) -> Lanes:
@@ -72,6 +110,7 @@ def _quotient(a: Lanes, b: Lanes) -> Lanes:
 COMPARISONS: dict[str, Callable[..., Lanes]] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
     "neu": np.not_equal, "nan": lambda a, b: np.isnan(a) | np.isnan(b),
+    "num": lambda a, b: ~(np.isnan(a) | np.isnan(b)),
 }  # fmt: skip
 ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "and": np.bitwise_and, "or": np.bitwise_or,
@@ -85,6 +124,7 @@ ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     "ex2": lambda x: np.where(np.exp2(x) < np.finfo(np.float32).tiny, 0, np.exp2(x)),
     "lg2": np.log2,
     "rcp": np.reciprocal,
+    "popc": np.bitwise_count,
     "sqrt": np.sqrt,
     "rsqrt": lambda x: 1 / np.sqrt(x.astype(np.float64)),
 }  # fmt: skip

@@ -7,42 +7,61 @@ import torch
 from fastdream.ops.triton.layers import WHOLE
 
 from .parity_tools import FLOOR
-from .ptx_machine import BASE, Memory, Threads, parse
+from .ptx_machine import BASE, Memory, Threads
+from .ptx_text import parse
 from .test_triton import HERE
 from .test_triton_compile import run
+from .triton_cases import FULL_PRECISION
 
-CASES = {
-    "norm_act": ("rms-silu", "layer-elu"),
-    "categorical_kl": ("mean-1.0-0.01",),
-    "mlp": ("rms-silu",),
-    "observe": ("block-classes-False",),
-    "imagine": ("gru-softplus-mixed-True", "gru_block_cell-softplus-mixed-True"),
-    "policy_step": ("block-classes-mixed-True",),
+GPUS = "80", "90"
+PRECISIONS = "float32", "bfloat16"
+CASES = (
+    ("90", "float32", "norm_act", ("rms-silu", "layer-elu")),
+    ("90", "float32", "categorical_kl", ("mean-1.0-0.01",)),
+    ("90", "float32", "mlp", ("rms-silu",)),
+    ("90", "float32", "observe", ("block-classes-False",)),
+    ("90", "float32", "imagine", ("gru-softplus-mixed-True", "gru_block_cell-softplus-mixed-True")),
+    ("90", "float32", "policy_step", ("block-classes-mixed-True",)),
+    ("80", "float32", "laprop_", ("0.3-True-False-0.1",)),
+    ("80", "float32", "lstm_mdn_step", ("True-1.0",)),
+    ("80", "bfloat16", "observe", ("block-classes-False",)),
+    ("80", "bfloat16", "imagine", ("block-classes-mixed",)),
+    ("90", "bfloat16", "imagine_step", ("block-classes@1m",)),  # of 1,024 rows, for which it takes wgmma
+)
+# Where the truth is on the other side of a limit, which no rule for errors allows for.
+CUT = {
+    ("bfloat16", "conv_pool", "4-layer-relu"): "the convolution rounds otherwise, and a maximum passes zero",
 }
-# Of tables of addresses, of an instruction of its own, of tensor cores.
-NOT_EXECUTED = {"laprop_", "percentiles", "lstm_mdn_step", "lstm_mdn_dream", "lstm_scan"}
 
 
-def check(op: str, names: tuple[str, ...]) -> None:
-    for name, found in zip(names, run("triton_execute", op, *names), strict=True):
+def check(capability: str, precision: str, op: str, names: tuple[str, ...]) -> None:
+    floor = FLOOR[getattr(torch, precision)]
+    for name, found in zip(names, run("triton_execute", capability, precision, op, *names), strict=True):
+        assert found
         for i, (ours, theirs, largest) in enumerate(found):
-            assert ours <= 3 * theirs + FLOOR[torch.float32] * (1 + largest), (name, i, ours, theirs, largest)
+            assert ours <= 3 * theirs + floor * (1 + largest), (name, i, ours, theirs, largest)
 
 
-@pytest.mark.parametrize("op", CASES)
-def test_compiled_code_agrees_with_reference(op: str):
-    check(op, CASES[op])
+@pytest.mark.parametrize(("capability", "precision", "op", "names"), CASES)
+def test_compiled_code_agrees_with_reference(
+    capability: str, precision: str, op: str, names: tuple[str, ...]
+):
+    check(capability, precision, op, names)
 
 
 @pytest.mark.slow
 def test_compiled_code_of_rows_in_pieces_agrees_with_reference():
-    check("norm_act", tuple(f"{name}@{WHOLE + 1}" for name in CASES["norm_act"]))
+    check("90", "float32", "norm_act", tuple(f"{name}@{WHOLE + 1}" for name in ("rms-silu", "layer-elu")))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", [op for op in HERE if op not in NOT_EXECUTED])
-def test_compiled_code_of_every_case_agrees_with_reference(op: str):
-    check(op, tuple(HERE[op]))
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("capability", GPUS)
+@pytest.mark.parametrize("op", HERE)
+def test_compiled_code_of_every_case_agrees_with_reference(op: str, capability: str, precision: str):
+    if precision != "float32" and op in FULL_PRECISION:
+        pytest.skip("it computes in float32 alone")
+    check(capability, precision, op, tuple(name for name in HERE[op] if (precision, op, name) not in CUT))
 
 
 PROGRAM = """
@@ -77,7 +96,7 @@ def execute(opcode: str) -> np.ndarray:
     memory.views[4][:65] = np.arange(65)
     memory.known[64 * 4 :] = False
     program = parse(PROGRAM.replace("OPCODE", opcode))
-    Threads(program, memory, 64, 0, [BASE, 7], (0, 0, 0), (1, 1, 1)).run()
+    Threads(program, memory, 64, 0, [BASE, 7], [(0, 0, 0)], (1, 1, 1)).run()
     return memory.views[4][:65]
 
 
@@ -97,4 +116,4 @@ def test_what_is_wrong_is_an_error():
     ):
         memory = Memory(64 * 4, BASE)
         with pytest.raises(RuntimeError, match=wrong):
-            Threads(parse(source.replace(*change)), memory, 64, 0, [BASE, 7], (0, 0, 0), (1, 1, 1)).run()
+            Threads(parse(source.replace(*change)), memory, 64, 0, [BASE, 7], [(0, 0, 0)], (1, 1, 1)).run()
