@@ -33,6 +33,7 @@ LEARNED = {
     "planet": EARLIER["planet"],
     "v2": Earlier("layernorm", "classes", Sizes(600, 600, 32, 32, 1536, units=400), 50),
 }
+LENGTH = 50  # of these sequences, from each step of which there is a dream
 
 
 def scan(function: Callable[..., Arguments], name: str, m: Maker, n: int) -> Arguments:
@@ -45,14 +46,14 @@ def scan(function: Callable[..., Arguments], name: str, m: Maker, n: int) -> Arg
 def dream(name: str, m: Maker, n: int) -> Arguments:
     """From every state of a batch, two steps, with actor and nets as those agents have them."""
     core, family, m.sizes, batch = EARLIER[name]
-    rssm, actor, *rest = ops.imagine(core, family, "tanh_normal", m, 50 * batch)
+    rssm, actor, *rest = ops.imagine(core, family, "tanh_normal", m, LENGTH * batch)
     return rssm._replace(prior=_plain(rssm.prior), post=()), _deep(actor), *rest
 
 
 def learned(name: str, m: Maker, n: int) -> Arguments:
     """The same, from which the actor learns and the model does not."""
     core, family, m.sizes, batch = LEARNED[name]
-    arguments = ops.learned(core, family, "trunc_normal", True, m, 50 * batch)
+    arguments = ops.learned(core, family, "trunc_normal", True, m, LENGTH * batch)
     rssm, actor, deter, stoch, *rest = ops.mapped(lambda x: x.detach(), arguments)
     rssm, actor = rssm._replace(prior=_plain(rssm.prior), post=()), _deep(actor)
     return rssm, ops.mapped(lambda x: x.requires_grad_(), actor), deter, stoch, *rest

@@ -20,7 +20,7 @@ from fastdream.ops import reference
 from fastdream.ops import triton as backend
 from fastdream.ops.triton import library
 
-from . import triton_cases
+from . import triton_cases, triton_earlier
 from .ops_tools import Maker
 from .parity_cases import CASES
 from .parity_tools import SIZES, cast, changed, error, results
@@ -30,6 +30,7 @@ from .triton_agents import on_tensors_of_the_host
 from .triton_compile import Launch, compile_launch, specialised, target
 
 ROWS = 17
+MANY = 150  # where sizes are a preset's: a whole tile, and a part of one, as there are no smaller ones for many rows
 LANES = 2**13  # threads that are executed at once
 APART = 512  # bytes from where one tensor's memory may begin to the next
 
@@ -129,6 +130,7 @@ def main(capability: str, precision: str, op: str, *names: str) -> None:
     from fastdream.ops.triton import optim, posterior
 
     optim.addresses = addresses
+    triton_cases.ROWS, triton_earlier.LENGTH = MANY, MANY // triton_earlier.EARLIER["v1"].batch
     posterior.MANY = 1  # programs have as many rows as they take, as where there are hundreds of states
     with np.errstate(all="ignore"):
         json.dump([errors(op, name, dtype) for name in names], sys.stdout)
