@@ -1,5 +1,9 @@
 """Running statistics where they are at their edges, and when slow networks move; golden_lambda.py has their values."""
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -36,3 +40,24 @@ def test_slow_networks_move_at_the_first_update_and_every_so_many(every):
         torch.testing.assert_close(slow.weight, expected)
     assert moved == [step % every == 0 for step in range(7)] and int(moving.count) == 7
     assert not any(p.requires_grad for p in slow.parameters())
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copied", "pickled"]
+)
+def test_a_copy_of_networks_and_what_moves_them_is_on_its_own(copied: Callable):
+    fast, slow = nn.Linear(2, 3), nn.Linear(2, 3)
+    moving, before = Slow(fast, slow, SlowConfig(rate=1)), slow.weight.clone()
+    other_fast, other_slow, other = copied((fast, slow, moving))
+    other.update()
+    assert torch.equal(other_slow.weight, other_fast.weight) and torch.equal(slow.weight, before)
+    moving.update()
+    assert torch.equal(slow.weight, fast.weight)
+
+
+def test_slow_networks_move_in_another_precision():
+    fast, slow = nn.Linear(2, 3), nn.Linear(2, 3)
+    moving = Slow(fast, slow, SlowConfig(rate=1))
+    fast.double(), slow.double()
+    moving.update()
+    assert torch.equal(slow.weight, fast.weight)
