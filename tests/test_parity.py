@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from fastdream import ops
 from fastdream.ops import native as native_ops
@@ -53,6 +54,16 @@ def test_two_threads_and_two_calls_agree(native: ModuleType, op: str, name: str,
     first = check(function, op, case, changed(lambda x: x, args), torch.float32)
     second = results(function, args, case.gradients)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("op", [op for op in COMPILED if any(case.gradients for case in CASES[op].values())])
+def test_is_computed_again_instead_of_being_kept(native: ModuleType, op: str):
+    """As torch.utils.checkpoint does, which gives what a backward pass saved only once."""
+    function, case = getattr(native, op), [case for case in CASES[op].values() if case.gradients][-1]
+    args = arguments(case, "small", 3, torch.float32)
+    again = results(lambda *given: checkpoint(function, *given, use_reentrant=False), args, gradients=True)
+    kept = results(function, args, gradients=True)
+    assert all(torch.equal(a, b) for a, b in zip(again, kept, strict=True))
 
 
 @pytest.mark.parametrize("op", [op for op in COMPILED if op not in ("lambda_return", "gather_sequences")])

@@ -101,7 +101,8 @@ def register_convolution(
         ctx.set_materialize_grads(False)  # those of what is kept never come
 
     def gradient(ctx: Any, grad: Tensor, *_: Optional) -> tuple[Optional, ...]:
-        params, others = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        saved = ctx.saved_tensors  # read once: checkpointing does not give them twice
+        params, others = saved[:5], saved[5:]
         want_x = ctx.needs_input_grad[0]
         gradients = call(*params, *ctx.statics, *others, grad, want_x)
         d_params = spread(gradients, [p is not None for p in params[1:]])

@@ -168,7 +168,8 @@ def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:
 
 
 def _gradient(ctx: Any, d_deter: Tensor, d_stoch: Tensor, d_logit: Tensor, *_: None) -> tuple:
-    inputs, params = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
+    saved = ctx.saved_tensors  # read once: checkpointing does not give them twice
+    inputs, params = saved[:9], saved[9:]
     needs = ctx.needs_input_grad
     wanted = [int(need) for need in (*needs[0], *needs[5:9])]
     grads = torch.ops.fastdream.observe_backward(

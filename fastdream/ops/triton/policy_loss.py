@@ -172,7 +172,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
 
 
 def _gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    outs, tensors = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+    saved = ctx.saved_tensors  # read once: checkpointing does not give them twice
+    outs, tensors = saved[: ctx.count], saved[ctx.count :]
     gradients = torch.ops.fastdream.triton_reinforce_backward(grad, outs, *tensors, *ctx.statics)
     return gradients, *[None] * 6
 

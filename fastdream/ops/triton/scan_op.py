@@ -170,8 +170,9 @@ def _setup(ctx: Any, inputs: tuple, output: Results) -> None:
 
 def _gradient(ctx: Any, d_deter: Tensor, d_stoch: Tensor, d_logit: Tensor, *_: None) -> tuple:
     inputs, saved = ctx.counts
-    tensors, outputs = ctx.saved_tensors[:inputs], ctx.saved_tensors[inputs : inputs + 4]
-    kept, params = ctx.saved_tensors[inputs + 4 :][:saved], ctx.saved_tensors[inputs + 4 + saved :]
+    every = ctx.saved_tensors  # read once: checkpointing does not give them twice
+    tensors, outputs = every[:inputs], every[inputs : inputs + 4]
+    kept, params = every[inputs + 4 :][:saved], every[inputs + 4 + saved :]
     needs = ctx.needs_input_grad
     wanted = [int(need) for need in (*needs[0], *needs[5:9])]
     given = d_deter, d_stoch, d_logit

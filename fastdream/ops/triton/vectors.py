@@ -240,7 +240,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _gradient(ctx: Any, grads: Sequence[Tensor]) -> tuple[list[Tensor], list[None], None]:
-    outs, targets = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+    saved = ctx.saved_tensors  # read once: checkpointing does not give them twice
+    outs, targets = saved[: ctx.count], saved[ctx.count :]
     backward = torch.ops.fastdream.triton_vector_losses_backward
     return backward(list(outs), list(targets), ctx.squish, list(grads)), [None] * ctx.count, None
 
