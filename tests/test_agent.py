@@ -184,6 +184,21 @@ def test_imagination_from_the_last_states_only() -> None:
     assert torch.equal(trace["dream"].deter[:, 0], trace["post"].deter[:, -2:].flatten(0, 1))
 
 
+@pytest.mark.parametrize("ops", ["reference", "auto"])
+@pytest.mark.parametrize(("last", "steps"), [(0, 1), (1, 6)])
+def test_a_replayed_return_of_nothing_is_refused(ops: str, last: int, steps: int) -> None:
+    """Of one state there is no return, and a mean over none would be NaN."""
+
+    def loss(scales: LossScales) -> Tensor:
+        config = replace(size(Config(), "debug"), imag_last=last, loss_scales=scales)
+        agent = DreamerV3(VECTOR, DISCRETE, config, fd.load(ops))
+        return agent.update(agent.init_train(2), batch(agent, T=steps))[2]["opt/loss"]
+
+    assert loss(LossScales(repval=0.0)).isfinite()
+    with pytest.raises(ValueError, match=r"two states of a sequence .* loss_scales.repval=0"):
+        loss(LossScales())
+
+
 def test_report_leaves_the_agent_as_it_was() -> None:
     agent = make(IMAGE | VECTOR, DISCRETE)
     state = {k: v.clone() for k, v in agent.nets.state_dict().items()}

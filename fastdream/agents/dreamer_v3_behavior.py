@@ -88,7 +88,13 @@ def replay_critic_loss(
 
     batch: reward, is_last, is_terminal [B, K]; boot [B, K] what to bootstrap from; value the raw output of the
     critic, slow the slow critic's prediction, both on the same states. A trace gets what nothing else needs.
+    Raises ValueError for one state of each sequence alone.
     """
+    if boot.shape[1] < 2:
+        raise ValueError(
+            "the critic's loss on replayed states needs two states of a sequence to imagine from, has "
+            f"{boot.shape[1]}: give longer sequences or a larger imag_last, or leave it out by loss_scales.repval=0"
+        )
     last, disc = batch["is_last"], 1 - 1 / config.horizon
     ret = replayed_return(ops, batch["reward"], last, batch["is_terminal"], boot, disc, config.replay_lam)
     weight = 1 - last.float()
