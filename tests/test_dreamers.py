@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdream import agents
-from fastdream.spaces import Spaces
+from fastdream.spaces import Space, Spaces
 
 from .dreamer_tools import (
     CONTINUOUS,
@@ -61,6 +61,17 @@ def test_learns_and_acts_in_any_spaces(name: str, obs: Spaces, act: Spaces, end:
             assert inside.all()
     with pytest.raises(ValueError, match="mode='best'"):
         agent.policy(agent.init_policy(3), observation(agent, 3), mode="best")
+
+
+def test_an_action_without_a_choice_is_not_random() -> None:
+    """Its least entropy is its largest, too."""
+    for name in ("dreamer_v2", "dreamer_v3"):
+        agent = make(name, VECTOR, {"stay": Space("discrete", (), 1)})
+        data = batch(agent, T=7)
+        if latents := agent.latent_spec:
+            data |= {key: torch.zeros(2, 7, *shape) for key, (shape, _) in latents.items()}
+        _, _, metrics = agent.update(agent.init_train(2), data)
+        assert metrics["rand/stay"] == 0, name
 
 
 def modules(agent: Any) -> dict[str, nn.Module]:

@@ -121,7 +121,7 @@ class Behavior:
             metrics["adv"] = adv.mean()
         for key, (low, high) in pol.entropy_range().items():
             mean = entropies[key].mean()
-            metrics |= {f"ent/{key}": mean, f"rand/{key}": (mean - low) / (high - low)}
+            metrics |= {f"ent/{key}": mean, f"rand/{key}": (mean - low) / ((high - low) or 1.0)}
         return -(weight[:, :-2] * objective).mean(), metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def numbers(ops: Ops, nets: Networks, shown: Shown) -> dict[str, Tensor]:
     tensors, kinds = zip(*shown.values(), strict=True)
     found = dict(zip(shown, ops.summarize(tensors, kinds), strict=True))
     for key, (low, high) in nets.pol.entropy_range().items():
-        found[f"rand/{key}"] = (found[f"ent/{key}"] - low) / (high - low)
+        found[f"rand/{key}"] = (found[f"ent/{key}"] - low) / ((high - low) or 1.0)
     return found
 
 
