@@ -11,7 +11,7 @@ from fastdream import ops
 from fastdream.ops import auto, auto_cpu, auto_cuda, reference
 from fastdream.ops.params import ActionKind, Gaussian
 
-from .ops_tools import A, D, H, Maker, S
+from .ops_tools import A, D, E, H, Maker, S
 
 
 def served(op: str, *args: Any, **kwargs: Any) -> str:
@@ -242,3 +242,15 @@ def test_compiles_as_one_graph(native: Any):
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.linspace(-3, 3, 7, dtype=dtype)
         torch.testing.assert_close(compiled(x), reference.symlog(x) * 2)
+
+
+def test_a_policy_step_compiles_as_one_graph_after_another_model_acted(native: Any):
+    """For any number of environments."""
+    m, chosen = Maker(dtype=torch.float32), ops.load()
+    actor, draws = m.actor(), (torch.full((3, S), 0.5), torch.full((3, 2), 0.5))
+    inputs = *m.state(3), m.normal(3, A), m.normal(3, D), torch.zeros(3, dtype=torch.bool), *draws
+    compiled = torch.compile(chosen.policy_step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows, model in ((3, m.rssm()), (2, m.rssm()), (3, m.rssm("layernorm"))):
+        args = (m.layer(D, E),), model, actor, *(x[:rows].detach() for x in inputs)
+        expected, given = chosen.policy_step(*args)[1], compiled(*args)[1]
+        torch.testing.assert_close(given, expected)

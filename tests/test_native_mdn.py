@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdream.ops import MDNRNN, Layer, reference
+from fastdream.ops import MDNRNN, Control, Layer, reference
 
 from .ops_tools import Maker, mapped
 
@@ -93,6 +93,18 @@ def test_opcheck_and_one_graph(native: ModuleType, monkeypatch: pytest.MonkeyPat
     native.lstm_mdn_step(model, *args)
     monkeypatch.undo()
     torch.library.opcheck(original.default, *calls)
+
+
+def test_a_dream_is_one_graph_for_any_number_of_rows(native: ModuleType):
+    """And for any sizes, which such a graph takes for unknown."""
+    m = Maker(7)
+    model, dream = mapped(Tensor.detach, memory(m)), native.lstm_mdn_dream
+    compiled = torch.compile(dream, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (3, 5):
+        hidden, cell, latent, _, restart, *_ = inputs(m, n)
+        control = Control(m.normal(n, Z + D, A).detach(), None)
+        args = model, control, hidden, cell, latent, restart, m.uniform(n, 2, Z), m.normal(n, 2, Z).detach()
+        assert_close(compiled(*args), dream(*args))
 
 
 @pytest.mark.parametrize(
