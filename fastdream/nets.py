@@ -226,7 +226,7 @@ def encode_action(
 
 
 class ActionDecoder:
-    """Flat actions [..., A] -> dictionaries of int32 classes and float32 values, entries [..., *space.shape].
+    """Flat actions [..., A] -> dictionaries of int32 classes and float32 values, entries [..., *space.shape], copies.
 
     What the spaces say is asked once: their keys' order and widths take longer to find than a few numbers to convert.
     """
@@ -245,5 +245,5 @@ class ActionDecoder:
         batch, action = flat.shape[:-1], {}
         for key, part, shape, discrete in self._parts:
             x = flat[..., part].reshape(batch + shape)
-            action[key] = x.argmax(-1).astype(np.int32) if discrete else x.astype(np.float32, copy=False)
+            action[key] = x.argmax(-1).astype(np.int32) if discrete else x.astype(np.float32)
         return action

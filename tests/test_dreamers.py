@@ -74,6 +74,17 @@ def test_an_action_without_a_choice_is_not_random() -> None:
         assert metrics["rand/stay"] == 0, name
 
 
+@pytest.mark.parametrize("name", [*AGENTS, "dreamer_v3"])
+def test_an_action_may_be_changed_in_place_without_changing_what_the_agent_did(name: str) -> None:
+    """As whoever scales it to the bounds of an environment does."""
+    agent = make(name, VECTOR, MIXED)
+    carry, action, latents = agent.policy(agent.init_policy(2), observation(agent, 2))
+    before = {key: value.clone() for key, value in carry.items()}
+    for value in (*action.values(), *latents.values()):
+        value[...] = 3
+    assert all(torch.equal(value, before[key]) for key, value in carry.items())
+
+
 def modules(agent: Any) -> dict[str, nn.Module]:
     """The networks by what they are for, those of the dynamics apart."""
     model, dyn = agent.model, agent.model.dyn
