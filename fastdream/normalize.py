@@ -127,7 +127,7 @@ class Slow:
     def __init__(self, fast: nn.Module, slow: nn.Module, config: SlowConfig) -> None:
         self.config = config
         # Themselves, not views of them, which a copy or a module that moves elsewhere would leave behind.
-        self.fast, self.slow = list(fast.parameters()), list(slow.parameters())
+        self.fast, self.slow = list[Tensor](fast.parameters()), list[Tensor](slow.parameters())
         slow.requires_grad_(False)
         self.count = torch.zeros((), dtype=torch.int64, device=self.slow[0].device)
 
