@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from fastdream import ops
@@ -64,6 +65,22 @@ def test_is_computed_again_instead_of_being_kept(native: ModuleType, op: str):
     again = results(lambda *given: checkpoint(function, *given, use_reentrant=False), args, gradients=True)
     kept = results(function, args, gradients=True)
     assert all(torch.equal(a, b) for a, b in zip(again, kept, strict=True))
+
+
+@pytest.mark.parametrize("op", COMPILED)
+def test_forward_mode_is_refused(native: ModuleType, op: str):
+    """Where torch would leave out tangents without a word; the reference has them."""
+    function, case = getattr(native, op), list(CASES[op].values())[-1]
+    with forward_ad.dual_level(), torch.no_grad():
+        dual = changed(lambda x: x, arguments(case, "small", 3, torch.float32))
+        with pytest.raises(RuntimeError, match="has no derivative in forward mode .* the reference has"):
+            function(*dual)
+
+
+def test_transformed_elementwise_ops_are_the_same(native: ModuleType):
+    x = torch.linspace(-3, 3, 6).view(2, 3)
+    for op in (native.symlog, native.symexp):
+        assert torch.equal(torch.func.vmap(op)(x), op(x))
 
 
 @pytest.mark.parametrize("op", [op for op in COMPILED if op not in ("lambda_return", "gather_sequences")])

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import fastdream
 
@@ -171,7 +172,18 @@ def plain(x: Tensor) -> bool:
 
     Not where gradients or a compiler must see the call, nor for subclasses of Tensor, which stand for something else.
     """
-    return type(x) is Tensor and x.is_cpu and not x.requires_grad and not torch.compiler.is_compiling()
+    seen = x.requires_grad or torch.compiler.is_compiling() or _forward_mode() or _transformed()
+    return type(x) is Tensor and x.is_cpu and not seen
+
+
+def _forward_mode() -> bool:
+    """Whether tensors may have tangents: of torch.autograd.forward_ad, torch.func.jvp and what is made of it."""
+    return forward_ad._current_level >= 0
+
+
+def _transformed() -> bool:
+    """Whether a transformation of torch.func looks on."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 LIBRARY = torch.library.Library("fastdream", "DEF")
@@ -180,9 +192,19 @@ LIBRARY = torch.library.Library("fastdream", "DEF")
 def register(schema: str, kernel: Callable, fake: Callable, devices: Sequence[str] = ("CPU",)) -> str:
     """Tell torch of an op `name(...) -> ...`: what computes it and what its results look like. Returns its name."""
     name = schema.partition("(")[0]
+
+    def guarded(*args: Any) -> Any:
+        if _forward_mode():  # torch would leave out tangents without a word
+            op, backend = named(name)
+            raise RuntimeError(
+                f"{backend} {op} has no derivative in forward mode (torch.func.jvp, torch.autograd.forward_ad); "
+                'the reference has: fastdream.ops.load("reference")'
+            )
+        return kernel(*args)
+
     LIBRARY.define(schema)
     for device in devices:
-        LIBRARY.impl(name, kernel, device)
+        LIBRARY.impl(name, guarded, device)
     torch.library.register_fake(f"fastdream::{name}", fake, lib=LIBRARY)
     return f"fastdream::{name}"
 
@@ -262,6 +284,6 @@ def register_gradient(
 
 
 def named(name: str) -> tuple[str, str]:
-    """The op and the backend of what `register` returned."""
-    name = name.partition("::")[2]
+    """The op and the backend of what was registered by this name, or of what `register` returned."""
+    name = name.rpartition("::")[2]
     return name.removeprefix("triton_"), "triton" if name.startswith("triton_") else "native"
