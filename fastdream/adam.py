@@ -53,7 +53,7 @@ class Adam(Optimiser):
 
         lr   0-d float64, instead of the configured one.
         """
-        config, params, grads = self.config, list[Tensor](self.params), self.gradients(self.params)
+        config, params, grads = self.config, list[Tensor](self.params), self.gradients()
         norm = torch.stack(torch._foreach_norm(grads)).norm()
         if config.clip:
             torch._foreach_mul_(grads, config.clip / norm.clamp_min(config.clip))
@@ -70,6 +70,5 @@ class Adam(Optimiser):
         update = list(torch._foreach_div(self.mean, denom))
         torch._foreach_mul_(update, -rate.to(norm.dtype))
         torch._foreach_add_(params, update)
-        for param in self.params:
-            param.grad = None
+        self.clear()
         return {"grad_norm": norm, "grad_rms": norm / math.sqrt(self.param_count)}

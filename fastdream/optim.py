@@ -1,7 +1,7 @@
 """LaProp with adaptive gradient clipping, and its learning-rate schedules: DreamerV3's one optimiser."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,17 +56,23 @@ class Optimiser:
     def __init__(self, params: Mapping[str, nn.Parameter], *means: str) -> None:
         self.names, self.params = list(params), list(params.values())
         self.means = {name: [torch.zeros_like(p) for p in self.params] for name in means}
+        self.leaves: list[Tensor] = list(self.params)  # what has the gradients
         self.count = torch.zeros((), dtype=torch.int64, device=self.params[0].device)
 
     @property
     def param_count(self) -> int:
         return sum(p.numel() for p in self.params)
 
-    def gradients(self, leaves: Sequence[Tensor]) -> list[Tensor]:
-        """Those of all parameters, which `leaves` have; every one must be there."""
-        missing = [name for name, x in zip(self.names, leaves, strict=True) if x.grad is None]
+    def clear(self) -> None:
+        """Forget all gradients: after a step, and before a loss, as someone else may have left some."""
+        for leaf in self.leaves:
+            leaf.grad = None
+
+    def gradients(self) -> list[Tensor]:
+        """Those of all parameters; every one must be there."""
+        missing = [name for name, x in zip(self.names, self.leaves, strict=True) if x.grad is None]
         assert not missing, f"no gradient reached {missing}"
-        return [x.grad for x in leaves if x.grad is not None]
+        return [x.grad for x in self.leaves if x.grad is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Running means by parameter name, and the number of steps."""
@@ -110,7 +116,7 @@ class LaProp(Optimiser):
     @torch.no_grad()
     def step(self) -> dict[str, Tensor]:
         """Apply and clear the gradients; every parameter must have one. Returns metrics, 0-d tensors."""
-        config, grads, lr = self.config, self.gradients(self.leaves), self.learning_rate()
+        config, grads, lr = self.config, self.gradients(), self.learning_rate()
         self.count += 1
         update_norm, grad_norm, param_norm = self.ops.laprop_(
             self.params,
@@ -128,8 +134,7 @@ class LaProp(Optimiser):
             momentum=config.momentum,
             nesterov=config.nesterov,
         )
-        for leaf in self.leaves:
-            leaf.grad = None
+        self.clear()
         norms = grad_norm, update_norm, param_norm
         rms = torch._foreach_div(norms, math.sqrt(self.param_count))
         named = dict(zip(("grad_rms", "update_rms", "param_rms"), rms, strict=True))

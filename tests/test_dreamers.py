@@ -74,6 +74,21 @@ def test_an_action_without_a_choice_is_not_random() -> None:
         assert metrics["rand/stay"] == 0, name
 
 
+@pytest.mark.parametrize("name", [*AGENTS, "dreamer_v3", "offline_dv2"])
+def test_gradients_that_someone_looked_at_are_not_learned_from(name: str) -> None:
+    """They lie there still, as after a backward pass of one's own, or after an update that was interrupted."""
+    learned = []
+    for left in (False, True):
+        agent = make(name, VECTOR, MIXED)
+        for parameter in agent.nets.parameters() if left else ():
+            parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+        data = batch(agent, T=7) | {k: torch.zeros(2, 7, *s) for k, (s, _) in agent.latent_spec.items()}
+        for _ in range(2):  # the learning rate is 0 at the first
+            agent.update(agent.init_train(2), data)
+        learned.append([p.detach() for p in agent.nets.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*learned, strict=True))
+
+
 @pytest.mark.parametrize("name", [*AGENTS, "dreamer_v3"])
 def test_an_action_may_be_changed_in_place_without_changing_what_the_agent_did(name: str) -> None:
     """As whoever scales it to the bounds of an environment does."""

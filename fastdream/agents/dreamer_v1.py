@@ -78,6 +78,8 @@ class DreamerV1(Dreamer):
         refuse_missing(batch, self.obs_space, self.act_space)
         B, T = batch["is_first"].shape
         loss, metrics = self.loss(carry, batch, self.nets.draw(B, T, self.generators["train"]))
+        for opt in self.opts.values():
+            opt.clear()
         loss.backward()
         for name, opt in self.opts.items():
             metrics |= {f"opt/{name}_{k}": v for k, v in opt.step().items()}

@@ -85,6 +85,7 @@ class DreamerV2(Dreamer):
         B, T = batch["is_first"].shape
         draws = self.nets.draw(B, T, self.generators["train"])
         loss, post, metrics = self.model_loss(carry, batch, draws)
+        self.model_opt.clear()
         loss.backward()
         metrics |= {f"opt/model_{k}": v for k, v in self.model_opt.step().items()}
         start = self.start(post, batch)

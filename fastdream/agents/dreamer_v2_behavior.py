@@ -67,6 +67,8 @@ class Behavior:
     def update(self, start: Start, draws: Draws) -> Metrics:
         """One step of actor and critic, and of the target critic where it is due."""
         losses, metrics = self.loss(start, draws)
+        self.policy_opt.clear()
+        self.value_opt.clear()
         (losses["policy"] + losses["value"]).backward()
         metrics |= {f"opt/policy_{k}": v for k, v in self.policy_opt.step().items()}
         metrics |= {f"opt/value_{k}": v for k, v in self.value_opt.step().items()}

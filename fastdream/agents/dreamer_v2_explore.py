@@ -46,6 +46,7 @@ class Plan2Explore:
     def update(self, feat: fd.Feat, action: Tensor, start: Start, draws: Draws) -> Metrics:
         """One step of the ensemble on replayed features and actions [B, T, ...], then one of the behaviour."""
         loss = self.loss(feat.detach(), action)
+        self.opt.clear()
         loss.backward()
         metrics = {"loss/ensemble": loss.detach()}
         metrics |= {f"opt/ensemble_{k}": v for k, v in self.opt.step().items()}

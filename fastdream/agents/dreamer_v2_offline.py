@@ -106,6 +106,7 @@ class OfflineDV2(DreamerV2):
         B, T = batch["is_first"].shape
         draws = self.nets.draw(B, T, self.generators["train"])
         loss, _, metrics = self.model_loss(carry, batch, draws)
+        self.model_opt.clear()
         loss.backward()
         metrics |= {f"opt/model_{k}": v for k, v in self.model_opt.step().items()}
         return metrics | {"opt/loss": metrics["loss/model"]}

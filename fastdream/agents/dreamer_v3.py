@@ -145,6 +145,7 @@ class DreamerV3:
         draws = self.nets.draw(B, T, self.generators["train"])
         with self.casts:
             loss, post, metrics = self.loss(carry, batch, action, draws)
+        self.opt.clear()
         loss.backward()
         metrics |= {f"opt/{k}": v for k, v in self.opt.step().items()}
         self.slow.update()
