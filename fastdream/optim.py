@@ -84,10 +84,10 @@ class Optimiser:
         """Copy a state of the same parameters into place."""
         for mean, ours in self.means.items():
             saved = state[mean]
-            if saved.keys() != set(self.names):
-                raise ValueError(
-                    f"optimiser state is of other parameters: {sorted(saved.keys() ^ set(self.names))}"
-                )
+            known = {name: x.shape for name, x in zip(self.names, ours, strict=True)}
+            found = {name: x.shape for name, x in saved.items()}
+            if other := sorted({name for name, _ in known.items() ^ found.items()}):
+                raise ValueError(f"optimiser state is of other parameters: {other}")
             for name, tensor in zip(self.names, ours, strict=True):
                 tensor.copy_(saved[name])
         self.count.copy_(state["count"])

@@ -102,3 +102,7 @@ def test_what_cannot_be_is_refused() -> None:
     other = Adam({"other": params["bias"]}, AdamConfig())
     with pytest.raises(ValueError, match="of other parameters"):
         opt.load_state_dict(other.state_dict())
+    state = opt.state_dict()
+    short = state | {"mean": state["mean"] | {"bias": torch.zeros(1)}}  # which would be copied to every place
+    with pytest.raises(ValueError, match=r"of other parameters: \['bias'\]"):
+        opt.load_state_dict(short)
