@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import getitem, is_
+from operator import is_
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -132,26 +132,36 @@ def frozen(tree: T) -> T:
 
 
 class Kept(Generic[T]):
-    """The value of `make`, made again only after a parameter of the modules was replaced by another.
+    """The value of `make`, made again only after a parameter or a module was replaced by another.
+
+    module, paths   of which: of the modules at these dotted names in it, those on the way included, or of all of it.
 
     Collecting parameters from modules takes longer than a small model takes to act. Changes in place, as by an
     optimiser or by load_state_dict, replace nothing.
     """
 
-    def __init__(self, make: Callable[[], T], *modules: nn.Module) -> None:
-        self._make, self._modules = make, modules
-        self._seen: tuple[tuple, ...] = (), (), ()  # owners, names and the parameters that these had
+    def __init__(self, make: Callable[[], T], module: nn.Module, *paths: str) -> None:
+        self._make, self._module, self._paths = make, module, paths
+        self._seen: tuple[tuple, ...] = (), (), ()  # owners, names, and what these had there
         self._value: T | None = None
 
     def get(self) -> T:
         """The value."""
-        owners, names, parameters = self._seen
-        if self._value is None or not all(map(is_, map(getitem, owners, names), parameters)):
-            parts = (part._parameters for module in self._modules for part in module.modules())
-            seen = [(owner, name, parameter) for owner in parts for name, parameter in owner.items()]
-            self._seen = tuple(zip(*seen, strict=True)) or ((), (), ())
+        owners, names, parts = self._seen
+        if self._value is None or not all(map(is_, map(dict.get, owners, names), parts)):
+            self._seen = tuple(zip(*self._look(), strict=True)) or ((), (), ())
             self._value = self._make()
         return self._value
+
+    def _look(self) -> Iterator[tuple[dict[str, Any], str, Any]]:
+        for path in self._paths or ("",):
+            module = self._module
+            for name in filter(None, path.split(".")):
+                yield module._modules, name, module._modules[name]
+                module = getattr(module, name)
+            for part in module.modules():
+                for owner in (part._parameters, part._modules):
+                    yield from ((owner, name, x) for name, x in owner.items())
 
 
 class Children(nn.Module):

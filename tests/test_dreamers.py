@@ -1,5 +1,6 @@
 """What the first two Dreamers promise alike: spaces, reproducibility, checkpoints, backends, who learns from what."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -87,6 +88,40 @@ def test_gradients_that_someone_looked_at_are_not_learned_from(name: str) -> Non
             agent.update(agent.init_train(2), data)
         learned.append([p.detach() for p in agent.nets.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*learned, strict=True))
+
+
+@pytest.mark.parametrize("name", [*AGENTS, "dreamer_v3", "offline_dv2"])
+@pytest.mark.parametrize("acted", [False, True])
+def test_a_copy_acts_and_learns_on_its_own(name: str, acted: bool) -> None:
+    original, alike = make(name, VECTOR, MIXED), make(name, VECTOR, MIXED)
+    data = batch(alike, T=7) | {k: torch.zeros(2, 7, *s) for k, (s, _) in alike.latent_spec.items()}
+    for agent in (original, alike) if acted else ():
+        agent.policy(agent.init_policy(2), observation(agent, 2))
+    other = copy.deepcopy(original)
+    for parameter in original.nets.parameters():
+        parameter.detach().zero_()
+    for agent in (other, alike):
+        for _ in range(2):
+            agent.update(agent.init_train(2), data)
+    acts = [agent.policy(agent.init_policy(2), observation(agent, 2))[0] for agent in (other, alike)]
+    assert all(torch.equal(value, acts[1][key]) for key, value in acts[0].items())
+    assert not any(parameter.any() for parameter in original.nets.parameters())
+
+
+@pytest.mark.parametrize("name", [*AGENTS, "dreamer_v3"])
+def test_an_agent_acts_by_the_networks_that_it_has_now(name: str) -> None:
+    agent, other = make(name, VECTOR, MIXED), make(name, VECTOR, MIXED, seed=1)
+    agent.policy(agent.init_policy(2), observation(agent, 2))
+    for key in ("task", "model", "pol", "dyn", "enc"):
+        if key in agent.nets._modules:
+            setattr(agent.nets, key, getattr(other.nets, key))
+    agent.generators = other.generators
+    state = {name: generator.get_state() for name, generator in other.generators.items()}
+    acts = []
+    for one in (agent, other):
+        one.generators["policy"].set_state(state["policy"])
+        acts.append(one.policy(one.init_policy(2), observation(one, 2))[0])
+    assert all(torch.equal(value, acts[1][key]) for key, value in acts[0].items())
 
 
 @pytest.mark.parametrize("name", [*AGENTS, "dreamer_v3"])

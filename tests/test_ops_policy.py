@@ -87,3 +87,21 @@ def test_kept_values_follow_replaced_parameters():
     assert kept.get()[-1] is net[1].bias and len(made) == 2
     net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()}, assign=True)
     assert all(a is b for a, b in zip(kept.get(), net.parameters(), strict=True)) and len(made) == 3
+
+
+def test_kept_values_follow_replaced_modules():
+    """Those on the way to what they are made of, and those in it."""
+
+    def dense(width: int) -> Dense:
+        return Dense(fd.load("reference"), width, width)
+
+    net = nn.Module()
+    net.used, net.other = nn.Sequential(nn.Sequential(dense(2)), dense(3)), dense(4)
+    kept = Kept(lambda: net.used[0][0].weight, net, "used.0")
+    first = kept.get()
+    net.other, net.used[1] = dense(4), dense(3)
+    assert kept.get() is first is net.used[0][0].weight
+    net.used[0][0] = dense(2)
+    assert kept.get() is net.used[0][0].weight
+    net.used = nn.Sequential(nn.Sequential(dense(2)))
+    assert kept.get() is net.used[0][0].weight

@@ -123,7 +123,7 @@ class Networks(nn.Module):
         self.val = RegressionHead(ops, feat, head_config(config.value), (), "normal", generator)
         keras_defaults(self.pol, generator)
         keras_defaults(self.val, generator)
-        self._acting = Kept(self._policy_params, self.model.enc, self.model.dyn, self.pol)
+        self._acting = Kept(self._policy_params, self, "model.enc", "model.dyn", "pol")
 
     def _policy_params(self) -> tuple[fd.Layers, fd.RSSM, fd.Actor]:
         # Images go through convolutions, which are no layers of an op: the embedding is then its input.

@@ -1,6 +1,7 @@
 """The networks of DreamerV2, and one step of acting with them."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -137,16 +138,15 @@ class Networks(nn.Module):
             width = self.model.latent.width
             self.ensemble = Ensemble(ops, feat + self.action_width, width, config, generator)
             names.append("explore")
-        self._acting = {name: self._kept(getattr(self, name).pol) for name in names}
+        self._acting = {
+            name: Kept(partial(self._policy_params, name), self, "model.enc", "model.dyn", f"{name}.pol")
+            for name in names
+        }
 
-    def _kept(self, pol: ActorHeads) -> Kept[tuple[fd.Layers, fd.RSSM, fd.Actor]]:
-        model = self.model
-
-        def params() -> tuple[fd.Layers, fd.RSSM, fd.Actor]:
-            # Images go through convolutions, which are no layers of an op: the embedding is then its input.
-            return () if model.enc.images else model.enc.vector_layers, model.dyn.params, pol.params
-
-        return Kept(params, model.enc, model.dyn, pol)
+    def _policy_params(self, behavior: str) -> tuple[fd.Layers, fd.RSSM, fd.Actor]:
+        # Images go through convolutions, which are no layers of an op: the embedding is then its input.
+        encoder = () if self.model.enc.images else self.model.enc.vector_layers
+        return encoder, self.model.dyn.params, getattr(self, behavior).pol.params
 
     def act(
         self,

@@ -1,6 +1,6 @@
 """The networks of DreamerV3, by the names that the official code gives them, and one step of acting with them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,16 @@ class Draws(NamedTuple):
     post_index: Tensor | None = None  # [B, T, S]
     prior_index: Tensor | None = None  # [N, H, S]
     action_flat: Tensor | None = None  # [N, H+1, A]
+
+
+class Acting(NamedTuple):
+    """What acting looks at in every step: a module looks its parts up slowly."""
+
+    encoder: fd.Layers
+    rssm: fd.RSSM
+    actor: fd.Actor
+    raw: Callable[..., tuple[Tensor, tuple[int, ...]]]
+    noise: Callable[..., Tensor]
 
 
 class Networks(nn.Module):
@@ -86,13 +96,12 @@ class Networks(nn.Module):
         self.retnorm = Normalize(config.retnorm, ops.percentiles)
         self.valnorm = Normalize(config.valnorm, ops.percentiles)
         self.advnorm = Normalize(config.advnorm, ops.percentiles)
-        self._acting = Kept(self._policy_params, self.enc, self.dyn, self.pol)
-        # Acting calls these at every step, and a module looks its parts up slowly.
-        self._raw, self._action_noise = self.enc.raw, self.pol.noise
+        self._acting = Kept(self._policy_params, self, "enc", "dyn", "pol")
 
-    def _policy_params(self) -> tuple[fd.Layers, fd.RSSM, fd.Actor]:
+    def _policy_params(self) -> Acting:
         # Images go through convolutions, which are no layers of an op: the embedding is then its input.
-        return () if self.enc.images else self.enc.vector_layers, self.dyn.params, self.pol.params
+        encoder = () if self.enc.images else self.enc.vector_layers
+        return Acting(encoder, self.dyn.params, self.pol.params, self.enc.raw, self.pol.noise)
 
     @property
     def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -148,9 +157,9 @@ class Networks(nn.Module):
         reset = obs["is_first"].bool()
         n = reset.shape[0]
         noise = self.latent.noise(n, generator=generator)
-        action_noise = None if greedy else self._action_noise(n, generator=generator)
-        encoder, rssm, actor = self._acting.get()
-        features, vectors = self._raw(obs) if encoder else (self._embed(obs), ())
+        encoder, rssm, actor, raw, draw = self._acting.get()
+        action_noise = None if greedy else draw(n, generator=generator)
+        features, vectors = raw(obs) if encoder else (self._embed(obs), ())
         state = carry["deter"], carry["stoch"], carry["action"], features, reset
         draws = noise, action_noise, None
         step, action = self.ops.policy_step(encoder, rssm, actor, *state, *draws, vectors)
