@@ -236,6 +236,14 @@ def test_auto_computes_what_native_does_not(native: Any):
     assert row.backend == "native" and row.reason.startswith("reference for half and double precision")
 
 
+def test_says_what_it_computes(native: Any):
+    """help(table.mlp) is that of the op."""
+    for op in auto.RULES:
+        if op in ops.OPS:
+            chosen = getattr(ops.load(), op)
+            assert chosen.__name__ == op and chosen.__doc__ == getattr(reference, op).__doc__
+
+
 def test_compiles_as_one_graph(native: Any):
     chosen = ops.load()
     compiled = torch.compile(lambda x: chosen.symlog(x) * 2, fullgraph=True, backend="aot_eager")

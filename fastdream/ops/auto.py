@@ -5,6 +5,7 @@ loses: a few numbers, for which telling torch of a call takes longer than the ar
 """
 
 from collections.abc import Callable
+from functools import wraps
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -68,6 +69,7 @@ def route(
     least, name = limits.least.get(op, 0), list(signature(reference).parameters)[at or 0]
     precisions = limits.precisions
 
+    @wraps(reference)  # whose signature and words it has
     def routed(*args: Any, **kwargs: Any) -> Any:
         if at is None:
             return (ours if serves(*args, **kwargs) else reference)(*args, **kwargs)
@@ -77,6 +79,5 @@ def route(
         fits = x is not None and x.dtype in precisions and x.numel() >= least
         return (ours if fits and serves(*args, **kwargs) else reference)(*args, **kwargs)
 
-    routed.__wrapped__ = reference  # type: ignore[attr-defined]  # whose signature it has
     turned_down = limits.but, but, f"less than {least} elements" if least else ""
     return routed, f"{other} for " + ", ".join(filter(None, turned_down))
