@@ -86,11 +86,17 @@ def seen(
 
 
 def refuse_missing(batch: Mapping[str, Any], obs_space: Spaces, act_space: Spaces, *others: str) -> None:
-    """ValueError naming the first entry that a batch lacks, of those that an agent with these spaces learns from."""
+    """ValueError naming the first entry that a batch lacks as a tensor, of those that an agent with these spaces
+    learns from.
+    """
     for key in (*obs_space, *(f"action/{name}" for name in act_space), "reward", "is_first", *others):
         if key not in batch:
             raise ValueError(
                 f"the batch has no {key!r}, only {', '.join(sorted(batch))}: fastdream/replay.py says what it holds"
+            )
+        if isinstance(batch[key], np.ndarray):
+            raise ValueError(
+                f"batch[{key!r}] is a NumPy array; agent.inputs(batch) gives tensors on the agent's device"
             )
 
 
