@@ -67,7 +67,11 @@ def test_a_batch_without_an_entry_names_it(agent: Any, missing: str) -> None:
 def test_a_batch_as_replay_samples_it_names_what_makes_tensors_of_it(agent: Any) -> None:
     if not hasattr(agent, "update"):
         pytest.skip("world_models learns from rollouts on disk")
-    batch = {key: np.zeros((2, 3), np.float32) for key in (*NEEDED, "is_terminal", "is_last", "deter", "stoch")}
-    with pytest.raises(ValueError, match=r"batch\['image'\] is a NumPy array; agent.inputs\(batch\) gives tensors"):
+    batch = {
+        key: np.zeros((2, 3), np.float32) for key in (*NEEDED, "is_terminal", "is_last", "deter", "stoch")
+    }
+    with pytest.raises(
+        ValueError, match=r"batch\['image'\] is a NumPy array; agent.inputs\(batch\) gives tensors"
+    ):
         agent.update(agent.init_train(2), batch)
     assert all(torch.is_tensor(x) for x in agent.inputs(batch).values())
