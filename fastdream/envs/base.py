@@ -16,6 +16,9 @@ Action = dict[str, np.ndarray]
 # Bounds of this size say "no bounds" (float32's largest number is a habit of many environments).
 NO_BOUND = 1e30
 
+# The largest number of float32, in which observations and rewards are kept.
+LARGEST = float(np.finfo(np.float32).max)
+
 
 class EnvError(ValueError):
     """An environment that cannot be made or does not keep its promises; the text names task, key and value."""
@@ -173,7 +176,8 @@ class Checked(Wrapper):
     """Holds an environment to its spaces, and gives every value the dtype that its space names.
 
     Raises EnvError for a missing, unknown or misshapen key, for a class out of range, and for numbers that are not
-    finite. A vector of nothing but -inf, and a discrete entry of nothing but -1, mean "not available" and pass.
+    finite in float32. A vector of nothing but -inf, and a discrete entry of nothing but -1, mean "not available" and
+    pass.
     """
 
     def __init__(self, env: Env, task: str) -> None:
@@ -203,7 +207,7 @@ class Checked(Wrapper):
         checked: Obs = {
             key: self._entry(key, np.asarray(obs[key]), space) for key, space in self.obs_space.items()
         }
-        checked["reward"] = np.float32(self._number("the reward", obs["reward"]))
+        checked["reward"] = np.float32(self._number("the reward", obs["reward"], LARGEST))
         for key in RESERVED[1:]:
             checked[key] = np.bool_(obs[key])
         for key in obs.keys() - checked.keys():
@@ -212,11 +216,13 @@ class Checked(Wrapper):
             checked[key] = self._number(repr(key), obs[key])
         return checked
 
-    def _number(self, name: str, value: Any) -> float:
+    def _number(self, name: str, value: Any, most: float = np.inf) -> float:
         array = np.asarray(value)
         if array.size != 1 or array.dtype.kind not in "fiub" or not np.isfinite(array).all():
             raise self._error(f"{name} is {value}; it must be one finite number")
-        return float(array.reshape(()))
+        if abs(number := float(array.reshape(()))) > most:
+            raise self._error(f"{name} is {value}, more than float32 holds; scale it")
+        return number
 
     def _entry(self, key: str, value: np.ndarray, space: Space) -> np.ndarray:
         kinds = {"image": "u", "vector": "fiub", "discrete": "iub"}[space.kind]
@@ -226,9 +232,12 @@ class Checked(Wrapper):
             raise self._error(
                 f"observation {key!r} is {got}, its space says {space.dtype} {list(space.shape)}"
             )
-        if space.kind == "vector" and not np.isfinite(value).all() and not (value == -np.inf).all():
-            bad = value[~np.isfinite(value)].flat[0]
-            raise self._error(f"observation {key!r} contains {bad}: {value}")
+        # Not finite, or not in float32. The least and the most tell, as NaN passes no comparison.
+        if space.kind == "vector" and not (-LARGEST <= float(value.min()) and float(value.max()) <= LARGEST):
+            bad = value[~(np.abs(value.astype(np.float64)) <= LARGEST)].flat[0]
+            if not (value == -np.inf).all():
+                much = ", more than float32 holds" if np.isfinite(bad) else ""
+                raise self._error(f"observation {key!r} contains {bad}{much}: {value}")
         if space.kind == "discrete" and value.size and (value.min() < -1 or value.max() >= space.classes):
             raise self._error(
                 f"observation {key!r} is {value}, its space has the classes 0 to {space.classes - 1}"
