@@ -38,10 +38,11 @@ class Tally:
             self.length += 1
             self.score += float(obs["reward"])
         for key in [key for key in obs if key.startswith("log/")]:
-            name, value = key.removeprefix("log/"), float(obs.pop(key))
-            self.extras[f"{name}/sum"] = self.extras.get(f"{name}/sum", 0.0) + value
-            self.extras[f"{name}/max"] = max(self.extras.get(f"{name}/max", value), value)
-            self.extras[f"{name}/last"] = value
+            name, given = key.removeprefix("log/"), obs.pop(key)
+            for value in map(float, given if isinstance(given, tuple) else (given,)):
+                self.extras[f"{name}/sum"] = self.extras.get(f"{name}/sum", 0.0) + value
+                self.extras[f"{name}/max"] = max(self.extras.get(f"{name}/max", value), value)
+                self.extras[f"{name}/last"] = value
 
     def finish(self, worker: int, crashed: bool, frames: list[np.ndarray] | None) -> Episode:
         """The episode that was counted."""

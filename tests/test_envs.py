@@ -11,6 +11,7 @@ import pytest
 from fastdream.envs import describe, make, options_of
 from fastdream.envs.base import Checked, EnvError, Repeat, Wrapper, need
 from fastdream.envs.dummy import TASKS, Dummy, Options
+from fastdream.episodes import Tally
 from fastdream.spaces import RESERVED, Space
 
 
@@ -212,6 +213,20 @@ class Corridor(gymnasium.Env):
             self.count >= 5,
             {"log/place": self.place},
         )
+
+
+def test_a_repeated_action_loses_nothing_that_is_logged():
+    class Events(Lying):
+        def step(self, action):
+            self.count = getattr(self, "count", 0) + 1
+            return {**self.env.step(action), "log/hit": float(self.count == 1), "log/at": self.count}
+
+    env, tally = Checked(Repeat(Events({}), 3), "events"), Tally()
+    tally.add(env.reset(0))
+    for _ in range(2):  # three steps, and the two until the episode ends
+        tally.add(env.step(act(env, np.random.default_rng(0))))
+    assert [tally.extras[f"hit/{name}"] for name in ("sum", "max", "last")] == [1, 1, 0]
+    assert [tally.extras[f"at/{name}"] for name in ("sum", "max", "last")] == [15, 5, 5]
 
 
 @pytest.mark.parametrize(("actions", "terminal"), [([1, 1, 1], True), ([0, 1, 0, 1, 0], False)])

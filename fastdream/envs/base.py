@@ -28,7 +28,8 @@ class Env(Protocol):
     """One environment.
 
     obs_space      what `reset` and `step` return beside reward (float32), is_first, is_last and is_terminal (bool).
-                   Keys that start with "log/" are single numbers that are only logged, and not listed.
+                   Keys that start with "log/" are single numbers that are only logged, and not listed; or tuples
+                   of such, where a step was several of the environment inside.
     act_space      what `step` takes. Vectors are in [-1, 1] where the environment's own bounds are finite.
     deterministic  whether the seed of `reset` and the actions since then decide everything, so that replaying
                    them leads to the same state, whatever happened before the reset.
@@ -162,14 +163,16 @@ class Repeat(Wrapper):
         self._times = times
 
     def step(self, action: Action) -> Obs:
-        """Repeats the action until the episode is over."""
-        reward = 0.0
+        """Repeats the action until the episode is over. Of what is only logged, the numbers of all steps are given."""
+        reward, logs = 0.0, dict[str, tuple[float, ...]]()
         for _ in range(self._times):
             obs = self.env.step(action)
             reward += obs["reward"]
+            for key in [key for key in obs if key.startswith("log/")]:
+                logs[key] = (*logs.get(key, ()), obs[key])
             if obs["is_last"]:
                 break
-        return {**obs, "reward": reward}
+        return {**obs, **logs, "reward": reward}
 
 
 class Checked(Wrapper):
@@ -213,7 +216,11 @@ class Checked(Wrapper):
         for key in obs.keys() - checked.keys():
             if not key.startswith("log/"):
                 raise self._error(f"observation {key!r} is not in the observation space")
-            checked[key] = self._number(repr(key), obs[key])
+            name, given = repr(key), obs[key]
+            several = isinstance(given, tuple)
+            checked[key] = (
+                tuple(self._number(name, x) for x in given) if several else self._number(name, given)
+            )
         return checked
 
     def _number(self, name: str, value: Any, most: float = np.inf) -> float:
@@ -233,7 +240,7 @@ class Checked(Wrapper):
                 f"observation {key!r} is {got}, its space says {space.dtype} {list(space.shape)}"
             )
         # Not finite, or not in float32. The least and the most tell, as NaN passes no comparison.
-        if space.kind == "vector" and not (-LARGEST <= float(value.min()) and float(value.max()) <= LARGEST):
+        if space.kind == "vector" and not (float(value.min()) >= -LARGEST and float(value.max()) <= LARGEST):
             bad = value[~(np.abs(value.astype(np.float64)) <= LARGEST)].flat[0]
             if not (value == -np.inf).all():
                 much = ", more than float32 holds" if np.isfinite(bad) else ""
