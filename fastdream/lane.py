@@ -167,13 +167,21 @@ class Lane:
         self._steps += 1
         self._tally.add(obs)
         self._obs = obs
-        if self._frames is not None and isinstance(picture, np.ndarray):
-            self._frames.append(picture)
-        elif isinstance(picture, str):
-            warnings.warn(f"no video: {picture}", stacklevel=2)
-            self._frames = None
+        if self._frames is not None and picture is not None:
+            self._show(picture)
         if obs["is_last"]:
             self._finished.append(self._tally.finish(self._index, crashed, self._frames))
+
+    def _show(self, picture: np.ndarray | str) -> None:
+        """Adds a picture to the video; says why there will be none if there is none, or one of another size."""
+        assert self._frames is not None
+        if isinstance(picture, np.ndarray) and self._frames and picture.shape != self._frames[0].shape:
+            picture = f"its pictures are first {list(self._frames[0].shape)} and then {list(picture.shape)}"
+        if isinstance(picture, str):
+            warnings.warn(f"no video: {picture}", stacklevel=2)
+            self._frames = None
+        else:
+            self._frames.append(picture)
 
     def _recover(self, died: Died) -> None:
         """Restarts the worker; closes an open episode as cut short, or asks for the reset again."""

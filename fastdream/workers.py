@@ -25,6 +25,7 @@ import numpy as np
 
 from fastdream.died import Died, died_of
 from fastdream.envs.base import Env, EnvError, Obs
+from fastdream.envs.images import drawn
 from fastdream.spaces import RESERVED, Spaces
 
 MakeEnv = Callable[[int], Env]
@@ -46,12 +47,7 @@ def carry_out(env: Env, command: str, args: tuple[Any, ...]) -> Answer:
         return obs, None
     what, picture = args
     obs = env.reset(what) if command == "reset" else env.step(what)
-    if not picture:
-        return obs, None
-    try:
-        return obs, env.render()
-    except EnvError as error:
-        return obs, str(error)
+    return obs, drawn(env) if picture else None
 
 
 def promises(env: Env) -> tuple[Spaces, Spaces, bool]:

@@ -1,5 +1,8 @@
 """Batches of environments: layout, equality of serial and parallel, statistics, and coming back to a state."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 
@@ -113,6 +116,36 @@ def test_the_largest_of_negative_numbers_is_one_of_them():
     for value in (-3.0, -2.0, -5.0):
         tally.add({"reward": 0.0, "is_first": False, "log/depth": value})
     assert tally.extras == {"depth/sum": -10.0, "depth/max": -2.0, "depth/last": -5.0}
+
+
+@pytest.mark.parametrize(
+    ("give", "shape", "said"),
+    [
+        (lambda _: np.full((8, 9, 4), 7, np.uint8), (4, 8, 9, 3), ""),
+        (lambda _: np.full((8, 9), 7, np.uint8), (4, 8, 9, 1), ""),
+        (
+            lambda _: np.full((8, 9, 3), 0.5),
+            None,
+            r"render gave float64 \[8, 9, 3\]; .* uint8 \[height, width",
+        ),
+        (lambda _: None, None, "the environment draws no pictures"),
+        (lambda _: 1 / 0, None, "render raised ZeroDivisionError: division by zero"),
+        (lambda t: np.zeros((8 + t, 9, 3), np.uint8), None, r"first \[8, 9, 3\] and then \[9, 9, 3\]"),
+    ],
+)
+def test_pictures_of_any_kind_cost_no_score(give, shape, said, rng, monkeypatch):
+    monkeypatch.setattr("fastdream.envs.dummy.Dummy.render", lambda self: give(self._step))
+    with driver("dummy_vector", n=1, length=3) as drv, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        drv.record = True
+        drv.recv()
+        roll(drv, 3, rng)
+        (episode,) = drv.episodes()
+    assert episode.length == 3 and not episode.crashed
+    assert (None if episode.frames is None else episode.frames.shape) == shape
+    assert [re.search(f"no video: .*{said}", str(w.message)) is not None for w in caught] == [True] * bool(
+        said
+    )
 
 
 def test_an_environment_without_pictures_leaves_videos_out(rng, monkeypatch):

@@ -78,7 +78,8 @@ class FromGymnasium:
             frame = self._env.render()
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise EnvError(f"{self._task} cannot be rendered: {error}") from error
-        return None if frame is None else np.asarray(frame, np.uint8)
+        # A list where the mode is one of all pictures since the last call.
+        return frame[-1] if isinstance(frame, list) and frame else frame  # type: ignore[return-value]
 
     def close(self) -> None:
         """Frees what the environment holds."""

@@ -20,6 +20,27 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.stack([np.asarray(p.resize((size, size), Image.Resampling.BILINEAR)) for p in planes], -1)
 
 
+def drawn(env: Env) -> np.ndarray | str:
+    """A picture of the environment's state, uint8 [H, W, 1 or 3]; or why there is none, in words."""
+    try:
+        frame = env.render()
+    except EnvError as error:
+        return str(error)
+    except Exception as error:  # whatever a user's own code raises: the scores are worth more than the video
+        return f"render raised {type(error).__name__}: {error}"
+    if frame is None:
+        return "the environment draws no pictures (gymnasium's: 'rgb_array' among metadata['render_modes'])"
+    frame = np.asarray(frame)
+    if (
+        frame.dtype != np.uint8
+        or frame.ndim not in (2, 3)
+        or (frame.ndim == 3 and frame.shape[2] not in (1, 3, 4))
+    ):
+        got = f"{frame.dtype} {list(frame.shape)}"
+        return f"render gave {got}; a picture is uint8 [height, width, 3]"
+    return frame[..., None] if frame.ndim == 2 else frame[..., :3]  # without what says how opaque it is
+
+
 class Resize(Wrapper):
     """Gives every picture of the observation this height and width."""
 
