@@ -1,5 +1,6 @@
 """A look at the whole of a dataset before anything learns from it: what it holds, and what is wrong with it."""
 
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdream.datasets.infer import Inference
-from fastdream.datasets.layout import Arrays, DatasetError, Source, records, standard
+from fastdream.datasets.layout import Arrays, DatasetError, Raw, Source, foreign, records, standard
 from fastdream.spaces import Spaces
 
 SHOWN = 10  # problems that are listed; of the others only the number is said
@@ -60,14 +61,17 @@ def survey(source: Source, spaces: tuple[Spaces, Spaces] | None = None) -> Surve
     returns: list[float] = []
     lengths: list[int] = []
     digest = steps = 0
+    shifted = True
     for raw in source.episodes():
         data, found = standard(raw)
+        found = found or foreign(raw, known)
         if not found:
             clip = source.spaces is not None
             found = records(raw.place, data, *known, clip)[1] if known else inference.add(raw.place, data)
         if found:
             problems += found
             continue
+        shifted &= _acts_at_reset(raw)
         steps += len(data["reward"])
         digest = _digest(data, digest)
         for reward in _rewards(data):
@@ -79,8 +83,23 @@ def survey(source: Source, spaces: tuple[Spaces, Spaces] | None = None) -> Surve
         raise DatasetError(f"the dataset cannot be learned from:\n  {listed}")
     if not returns:
         raise DatasetError("the dataset holds no episode")
+    if shifted:
+        warnings.warn(
+            "every episode has an action beside its first observation. Here the action at t is the one that led to the "
+            "observation at t, with its reward, and that of a reset is zero: shift yours if they are others",
+            stacklevel=2,
+        )
     obs, act = known or inference.spaces()
     return Survey(obs, act, steps, tuple(returns), tuple(lengths), digest)
+
+
+def _acts_at_reset(raw: Raw) -> bool:
+    """Whether an action, neither zeros nor NaN, stands beside the first record."""
+    return any(
+        np.any(np.nan_to_num(value[0]) != 0)
+        for key, value in raw.data.items()
+        if key.split("/")[0] == "action"
+    )
 
 
 def _rewards(data: Arrays) -> Iterator[np.ndarray]:

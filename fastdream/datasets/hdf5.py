@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastdream.datasets.layout import DatasetError, Raw
+from fastdream.datasets.npz import shown
 from fastdream.envs.base import need
 from fastdream.spaces import Spaces
 
@@ -22,7 +23,8 @@ class Hdf5:
     spaces: tuple[Spaces, Spaces] | None = None
 
     def __init__(self, path: Path) -> None:
-        self.files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
+        found = path.rglob("*") if path.is_dir() else [path]
+        self.files = sorted(p for p in found if p.suffix in SUFFIXES and (shown(p) or p == path))
 
     def episodes(self) -> Iterator[Raw]:
         """Each episode of each file, read when it is its turn."""
@@ -31,7 +33,7 @@ class Hdf5:
             try:
                 with h5py.File(path, "r") as file:
                     yield from self._of(path, file)
-            except OSError as error:
+            except (OSError, KeyError) as error:  # KeyError: a link to a file that is not there
                 raise DatasetError(f"{path} cannot be read: {error}") from error
 
     def _of(self, path: Path, file: Any) -> Iterator[Raw]:
@@ -40,6 +42,8 @@ class Hdf5:
                 f"{path}: {missing[0]!r} is missing; it has {', '.join(sorted(file)) or 'nothing'}"
             )
         keys = [key for key in (*KEYS, "discount") if key in file]
+        if odd := [key for key in keys if not getattr(file[key], "shape", ())]:
+            raise DatasetError(f"{path}: {odd[0]!r} is no array with an entry for every step")
         lengths = {key: len(file[key]) for key in keys}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{key} {length}" for key, length in lengths.items())

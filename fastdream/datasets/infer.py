@@ -4,10 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdream.datasets.layout import ACTION_SLACK, Array, Arrays, action_keys, observation_keys, onehot
+from fastdream.datasets.layout import (
+    ACTION_SLACK,
+    SMALLEST_PICTURE,
+    Array,
+    Arrays,
+    action_keys,
+    is_picture,
+    observation_keys,
+    onehot,
+)
 from fastdream.spaces import Space, Spaces
-
-SMALLEST_PICTURE = 16
 
 
 @dataclass
@@ -27,8 +34,8 @@ class Inference:
     """Takes in standard episodes and says what the spaces are that hold all of them.
 
     Observations: uint8 [T+1, height, width, channels] of at least 16 x 16 pixels are images, all others vectors.
-    Actions: whole numbers are classes, and so are floats of which every step holds one 1 among zeros; other floats
-    are vectors.
+    Actions: numbers of which every step holds one 1 among zeros are classes, and so are whole numbers; other floats are
+    vectors.
     """
 
     def __init__(self) -> None:
@@ -66,6 +73,11 @@ class Inference:
                     min(seen.least, float(taken.min())),
                     max(seen.most, float(taken.max())),
                 )
+            if kind == "i" and seen.least < 0:
+                least, seen.least = seen.least, np.inf
+                return (
+                    f"{place}: {name!r} holds {least:.0f}; classes count from 0, and amounts must be floats"
+                )
             seen.onehot &= len(shape) == 1 and shape[0] > 1 and onehot(taken) and bool(taken.any(-1).all())
         return ""
 
@@ -82,15 +94,10 @@ class Inference:
         return obs, act
 
 
-def is_picture(value: Array) -> bool:
-    """Whether these are images [T+1, height, width, channels]."""
-    return value.dtype == np.uint8 and value.ndim == 4 and min(value.shape[1:3]) >= SMALLEST_PICTURE
-
-
 def _action(seen: Seen) -> Space:
-    if seen.kind == "i":
-        return Space("discrete", seen.shape, max(2, int(seen.most) + 1))
     if seen.onehot:
         return Space("discrete", (), seen.shape[0])
+    if seen.kind == "i":
+        return Space("discrete", seen.shape, max(2, int(seen.most) + 1))
     scaled = max(-seen.least, seen.most) <= 1 + ACTION_SLACK
     return Space("vector", seen.shape, low=-1.0, high=1.0) if scaled else Space("vector", seen.shape)

@@ -5,12 +5,14 @@ reward and flags that arrived with it, and the action that led to it (see replay
 and reward are zero.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdream.envs.base import LARGEST
 from fastdream.spaces import FLAGS, Space, Spaces
 
 Array = NDArray[np.generic]
@@ -18,6 +20,11 @@ Arrays = dict[str, Array]
 
 # Beside these, names that begin with "log" and names with a slash other than "action/..." are no observations.
 NOT_OBSERVED = ("discount", "step_type")
+SMALLEST_PICTURE = 16
+# Names that other code gives to what is called is_terminal, is_last and the next observation here.
+FOREIGN = re.compile(
+    r"(dones?|(terminal|timeout|terminated|truncated|termination|truncation)s?|next_.*)", re.I
+)
 ACTION_SLACK = 1e-3  # what rounding may add to an action at its bound
 
 
@@ -47,15 +54,32 @@ class Source(Protocol):
 
 def standard(raw: Raw) -> tuple[Arrays, list[str]]:
     """The episode with all keys that replay wants, dtypes as they came; and what is wrong with it, if anything is."""
-    data = {key: value for key, value in raw.data.items() if _kept(key)}
+    data = {key: planes(value) for key, value in raw.data.items() if _kept(key)}
     if "action" in data:
         data["action/action"] = data.pop("action")
     discount = {"discount": raw.data["discount"]} if "discount" in raw.data else {}
     problems = _missing(raw, data) or _misshapen(raw.place, data | discount)
     if not problems:
         data |= _flags(data, discount.get("discount"))
+        # What stands beside a reset means nothing, whatever it is.
+        data |= {key: _blank(data[key], data["is_first"]) for key in data if key.startswith("action/")}
         problems = _not_finite(raw.place, data)
     return data, problems
+
+
+def _blank(value: Array, where: Array) -> Array:
+    """The value [T+1, ...] with zeros there."""
+    return np.where(where.reshape(-1, *[1] * (value.ndim - 1)), np.zeros((), value.dtype), value)
+
+
+def is_picture(value: Array) -> bool:
+    """Whether these are images [T+1, height, width, channels]."""
+    return value.dtype == np.uint8 and value.ndim == 4 and min(value.shape[1:3]) >= SMALLEST_PICTURE
+
+
+def planes(value: Array) -> Array:
+    """Pictures [T+1, height, width] with an axis of one channel, as environments' have it; all else as it is."""
+    return value[..., None] if value.ndim == 3 and is_picture(value[..., None]) else value
 
 
 def _kept(key: str) -> bool:
@@ -74,6 +98,20 @@ def _missing(raw: Raw, data: Arrays) -> list[str]:
     if not observation_keys(data):
         problems.append(f"{raw.place}: there is no observation; {have}")
     return problems
+
+
+def foreign(raw: Raw, known: tuple[Spaces, Spaces] | None) -> list[str]:
+    """Where ends of episodes or next observations would be learned from as observations, or be passed over."""
+    found = [key for key in raw.data if FOREIGN.fullmatch(key) and not (known and key in known[0])]
+    if known and "is_terminal" in raw.data:
+        return []
+    return [
+        f"{raw.place}: {key!r} would be an observation; leave it out: the next observation is that of the next record"
+        if key.lower().startswith("next_")
+        else f"{raw.place}: {key!r} would be an observation; call it is_terminal (nothing follows) or is_last (cut "
+        "off, or the end), at the record that it arrived with, or leave it out"
+        for key in found
+    ]
 
 
 def _misshapen(place: str, data: Arrays) -> list[str]:
@@ -114,15 +152,17 @@ def _flags(data: Arrays, discount: Array | None) -> Arrays:
 def _not_finite(place: str, data: Arrays) -> list[str]:
     problems = []
     for key, value in data.items():
-        if value.dtype.kind != "f" or np.isfinite(value).all():
+        if value.dtype.kind != "f" or (np.abs(value, dtype=float) <= LARGEST).all():
             continue
         rows = value.reshape(len(value), -1)
         # A vector of nothing but -inf says "not available"; no reward or action may be that.
         absent = (rows == -np.inf).all(1) & (key != "reward" and not key.startswith("action/"))
-        bad = np.flatnonzero(~np.isfinite(rows).all(1) & ~absent)
+        wrong = ~(np.abs(rows, dtype=float) <= LARGEST)
+        bad = np.flatnonzero(wrong.any(1) & ~absent)
         if len(bad):
-            number = rows[bad[0]][~np.isfinite(rows[bad[0]])][0]
-            problems.append(f"{place}: {key!r} contains {number} at record {bad[0]}")
+            number = rows[bad[0]][wrong[bad[0]]][0]
+            much = ", more than float32 holds," if np.isfinite(number) else ""
+            problems.append(f"{place}: {key!r} contains {number}{much} at record {bad[0]}")
     return problems
 
 

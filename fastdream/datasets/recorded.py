@@ -49,7 +49,7 @@ class Recorded:
                 number += bool(first)
                 if chosen is not None and number not in chosen:
                     continue
-                replay.add(0, {key: value[t] for key, value in data.items()} | blank)
+                replay.add(0, blank | {key: value[t] for key, value in data.items()})
 
     def recv(self) -> dict[str, Array]:
         """No observations."""

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastdream.datasets.infer import is_picture
-from fastdream.datasets.layout import Array, Raw, Source
+from fastdream.datasets.layout import Array, Raw, Source, is_picture, planes
 from fastdream.envs.images import resize
 from fastdream.spaces import Spaces
 
@@ -31,6 +30,7 @@ class Resized:
             yield Raw(place, {key: self._resized(value) for key, value in data.items()})
 
     def _resized(self, value: Array) -> Array:
+        value = planes(value)
         if not is_picture(value):
             return value
         return np.stack([resize(picture, self._size) for picture in value])
