@@ -47,7 +47,11 @@ class Agent(Protocol):
 
 
 def step_spec(obs_space: Spaces, act_space: Spaces, agent: Agent) -> Spec:
-    """What replay keeps of a step: key -> (shape, dtype)."""
+    """What replay keeps of a step: key -> (shape, dtype). ValueError for observations with the names of latents."""
+    if taken := sorted(obs_space.keys() & agent.latent_spec.keys()):
+        raise ValueError(
+            f"observation keys {taken} are names of what the agent keeps beside them; rename them in the environment"
+        )
     flags = {key: ((), np.dtype(bool)) for key in FLAGS}
     obs = {key: (space.shape, space.dtype) for key, space in obs_space.items()}
     act = {f"action/{key}": (space.shape, space.dtype) for key, space in act_space.items()}

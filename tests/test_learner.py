@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fastdream.learner import Learner, Metrics, NonFinite
+from fastdream.learner import Learner, Metrics, NonFinite, step_spec
+from fastdream.spaces import Space
 
 from .replay_tools import fill, make
 from .run_tools import CPU, CountingAgent, parts_of, tiny
@@ -17,6 +19,15 @@ NAN = float("nan")
 
 def update(loss: float, other: float = 0.0) -> dict[str, Tensor]:
     return {"loss/a": torch.tensor(loss), "opt/updates": torch.tensor(3), "x": torch.tensor(other).bfloat16()}
+
+
+def test_observations_do_not_take_the_place_of_latents():
+    """Whose shape and values they would have in replay."""
+    agent: Any = CountingAgent({})
+    obs = {"vector": Space("vector", (2,)), "deter": Space("vector", (2,))}
+    with pytest.raises(ValueError, match=r"observation keys \['deter'\] are names of what the agent keeps"):
+        step_spec(obs, {}, agent)
+    assert step_spec({"vector": obs["vector"]}, {}, agent)["deter"] == ((2,), np.dtype(np.float16))
 
 
 def test_means_since_the_last_call():
