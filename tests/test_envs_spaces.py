@@ -103,6 +103,12 @@ def test_a_picture_of_floats_is_served_with_a_warning():
     assert spaces == {"vector": Space("vector", (3072,), low=0, high=1)}
 
 
+def test_a_stack_of_pictures_is_served_with_a_warning():
+    with pytest.warns(UserWarning, match="vector of 49152 numbers; leave frame stacking to the world model"):
+        spaces, _ = observation(gs.Box(shape=(4, 64, 64, 3), **U8))
+    assert spaces == {"vector": Space("vector", (49152,), low=0, high=255)}
+
+
 ACTIONS = [
     (gs.Discrete(4, start=3), {"action": Space("discrete", (), 4)}),
     (gs.MultiDiscrete([3, 3]), {"action": Space("discrete", (2,), 3)}),

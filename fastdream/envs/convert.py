@@ -104,10 +104,11 @@ def _box_observation(space: gs.Box, name: str) -> tuple[Spaces, Encode]:
             return {key: Space("image", picture)}, lambda value: {key: _shaped(value, shape, picture)}
     key = name or "vector"
     flat = shape if len(shape) <= 2 else (int(np.prod(shape)),)
-    if len(shape) == 3 and min(shape[:2]) >= SMALLEST_PICTURE:
+    sides = {3: shape[:2], 4: shape[1:3]}.get(len(shape))  # of a picture, of a stack of them
+    if sides and min(sides) >= SMALLEST_PICTURE:
+        wanted = "a picture must be uint8" if len(shape) == 3 else "leave frame stacking to the world model"
         warnings.warn(
-            f"the observation {key!r} is {space.dtype} {list(shape)} and becomes a vector of {flat[0]} numbers; "
-            "a picture must be uint8",
+            f"the observation {key!r} is {space.dtype} {list(shape)} and becomes a vector of {flat[0]} numbers; {wanted}",
             stacklevel=2,
         )
     low, high = float(np.min(space.low, initial=0)), float(np.max(space.high, initial=0))
