@@ -73,11 +73,12 @@ class EverySeconds:
 class Stop:
     """Becomes true at the first SIGINT or SIGTERM; the second one has the default effect and aborts.
 
+    And at SIGHUP, unless that is ignored (nohup): the terminal is gone. It never aborts, for it comes more than once.
     Use as a context manager in the main thread; the former handlers come back at its end. Elsewhere (a training
     loop in a worker thread) signals cannot be caught, and it stays false.
     """
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.reason = ""
@@ -88,7 +89,9 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         try:
-            self._former = {number: signal.signal(number, self._handle) for number in self.signals}
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            wanted = self.signals[:2] if ignored else self.signals
+            self._former = {number: signal.signal(number, self._handle) for number in wanted}
         except ValueError:  # not the main thread
             self._former = {}
         return self

@@ -108,7 +108,8 @@ def _box_observation(space: gs.Box, name: str) -> tuple[Spaces, Encode]:
     if sides and min(sides) >= SMALLEST_PICTURE:
         wanted = "a picture must be uint8" if len(shape) == 3 else "leave frame stacking to the world model"
         warnings.warn(
-            f"the observation {key!r} is {space.dtype} {list(shape)} and becomes a vector of {flat[0]} numbers; {wanted}",
+            f"the observation {key!r} is {space.dtype} {list(shape)} and becomes a vector of {flat[0]} numbers; "
+            f"{wanted}",
             stacklevel=2,
         )
     low, high = float(np.min(space.low, initial=0)), float(np.max(space.high, initial=0))
