@@ -178,6 +178,9 @@ class Config:
                 f"agent {self.agent} takes settings of {wanted.__module__}, got {type(self.dreamer).__module__}"
             )
         refuse_less("", self, steps=1, seed=0, threads=0)
+        for name, value in flatten(dataclasses.asdict(self)).items():
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be a number")
         if self.seed >= SEEDS:
             raise ValueError(f"--seed {self.seed}: it must be less than {SEEDS:,}")
         if self.dataset and self.agent in agents.STAGED:

@@ -134,7 +134,8 @@ class Store(Rings):
             check_disk(directory, self.nbytes, "replay")
         try:
             self.arrays = {key: self._allocate(shape, dtype) for key, (shape, dtype) in self.spec.items()}
-        except MemoryError as error:  # the system refuses outright what is far above its RAM
+        # The system refuses outright what is far above its RAM, and NumPy what is beyond all addresses.
+        except (MemoryError, ValueError) as error:
             raise ValueError(self._too_large_for_ram(available_memory())) from error
 
     def write(self, worker: int, index: int, values: Mapping[str, Array]) -> None:

@@ -269,8 +269,9 @@ def dry_run(config: Config) -> None:
     """
     device, why = choose_device(config.device)
     set_up(config)
-    # Sequences may come from anywhere here, so that no episode need end.
-    sources = replace(config.replay, windows="stream"), replace(config.train, prefill=0, pretrain=1)
+    # Sequences may come from anywhere here, so that no episode need end; and an update is made in any case.
+    once = replace(config.train, prefill=0, pretrain=1, ratio=max(config.train.ratio, 1.0))
+    sources = replace(config.replay, windows="stream"), once
     config = replace(config, log=replace(config.log, outputs=()), replay=sources[0], train=sources[1])
     with (
         tempfile.TemporaryDirectory() as folder,

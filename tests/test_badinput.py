@@ -183,6 +183,7 @@ def test_cuda_that_is_absent(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--task", "dummy_vectr"], "did you mean 'dummy_vector'"),
         (["--replay.capacity", "10"], "--replay.capacity 10 is too small for one batch"),
         (["--replay.capacity", "1000000000000"], "or keep it on disk with --replay.on-disk"),
+        (["--replay.capacity", "1e18"], "or keep it on disk with --replay.on-disk"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_work(

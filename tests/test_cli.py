@@ -71,6 +71,13 @@ def test_help_shows_every_setting_with_its_default(capsys: pytest.CaptureFixture
     assert flat.count("(default: ") >= len(names)
 
 
+@pytest.mark.parametrize("flag", ["--dreamer.lam", "--dreamer.opt.lr", "--dreamer.loss-scales.rew"])
+def test_what_is_no_number_is_no_setting(flag: str, capsys: pytest.CaptureFixture[str]):
+    """No comparison with a bound finds it."""
+    text, code = output_of(capsys, flag, "nan")
+    assert code == 2 and f"{flag} nan: it must be a number" in text
+
+
 def test_short_help_fits_a_screen(capsys: pytest.CaptureFixture[str]):
     text, code = output_of(capsys, "-h")
     assert code == 0 and len(text.splitlines()) < 50

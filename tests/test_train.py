@@ -70,11 +70,13 @@ def test_a_run_without_a_logdir_gets_one_and_is_the_latest(tmp_path: Path, monke
     assert run.name.startswith("debug-s0-") and (tmp_path / "runs" / "latest").resolve() == run
 
 
+@pytest.mark.parametrize("ratio", ["32", "0", "1e-12"])
 def test_dry_run_makes_one_update_and_leaves_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ratio: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    """Also of a run that would make none, or none for very long."""
     monkeypatch.chdir(tmp_path)
-    train.main(["--task", "dummy_mixed", "--preset", "debug", "--dry-run"])
+    train.main(["--task", "dummy_mixed", "--preset", "debug", "--train.ratio", ratio, "--dry-run"])
     text = capsys.readouterr().out
     assert "parameters" in text and "one update: loss" in text and "MB" in text
     assert "run       tried out; nothing is kept" in text
