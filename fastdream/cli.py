@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from fastdream import agents, checkpoint, presets
+from fastdream import agents, checkpoint, presets, rundir
 from fastdream import config as configs
 from fastdream.config import Config
 from fastdream.datasets import shows_pictures
@@ -136,7 +136,7 @@ def saved_config(logdir: str) -> Config | None:
     path = Path(logdir).expanduser()
     if not logdir:
         return None
-    if (path / "config.json").exists():
+    if rundir.there(path / "config.json"):
         return configs.load(path)
     if checkpoint.any_in(path / "ckpt"):
         raise ValueError(

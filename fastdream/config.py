@@ -268,9 +268,9 @@ def save(config: Config, logdir: Path, **extra: Any) -> None:
 def load(logdir: Path) -> Config:
     """Read the settings of a run; ValueError if there is none or it cannot be read."""
     path = logdir / "config.json"
-    if not path.is_file():
+    if not rundir.there(path):
         raise ValueError(f"{logdir} holds no run: there is no {path.name} in it")
     try:
         return from_dict(Config, json.loads(path.read_text())["config"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -1,5 +1,6 @@
 """How a command runs for whoever stands before it: warnings in words, and a quiet end where they have had enough."""
 
+import io
 import os
 import sys
 import warnings
@@ -13,8 +14,14 @@ PIPE_CLOSED, INTERRUPTED = 128 + 13, 128 + 2
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command. Ends without a traceback when its output is no longer read (`| head`), and on Ctrl-C."""
+    """Run a command. Ends without a traceback when its output is no longer read (`| head`), and on Ctrl-C.
+
+    What the terminal's encoding does not have is shown as '?', instead of ending the command.
+    """
     plain_warnings()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         try:
             main()

@@ -54,6 +54,14 @@ def existing(path: Path) -> Path:
     return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
 
 
+def there(path: Path) -> bool:
+    """Whether there is such a file; StorageError where the system cannot tell: too long a name, a locked folder."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise StorageError(f"cannot look for {path}: {error.strerror}; choose another --logdir") from error
+
+
 def writable(directory: Path) -> Path:
     """Make the folder if need be and return it; StorageError with the remedy if it takes no files."""
     try:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,34 @@ def test_output_that_nobody_reads_on_is_no_error(command: str, tmp_path: Path):
     )  # fmt: skip
     os.close(write)
     assert done.returncode == 128 + signal.SIGPIPE and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "command", ["train --task dummy_vector --preset debug --dry-run", "train -h", "doctor"]
+)
+def test_a_terminal_without_our_letters_shows_others(command: str, tmp_path: Path):
+    module, *args = command.split()
+    done = subprocess.run(
+        [sys.executable, "-m", f"fastdream.{module}", *args],
+        capture_output=True, text=True, cwd=tmp_path, env=ELSEWHERE | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+    assert "--dry-run" not in args or "steps ? " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("main", "args"),
+    [
+        (train.main, ["--logdir", "x" * 300]),
+        (evaluation.main, ["--logdir", "x" * 300]),
+        (train.main, ["--dataset", "x" * 300]),
+    ],
+)
+def test_a_name_that_no_disk_takes(main: Any, args: list[str], capsys: Capture):
+    with pytest.raises(SystemExit) as exit:
+        main(args)
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and in_order(error, "error: cannot look for ", "xxx", "File name too long")
 
 
 def test_ctrl_c_before_a_run_has_begun(capsys: Capture):

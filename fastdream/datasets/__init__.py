@@ -28,7 +28,11 @@ def find(dataset: str) -> Source:
     if dataset.startswith(minari.PREFIX):
         return minari.Minari(dataset)
     path = Path(dataset).expanduser()
-    if not path.exists():
+    try:
+        found = path.exists()
+    except OSError as error:  # too long a name, a folder that is locked
+        raise DatasetError(f"cannot look for the dataset {path}: {error.strerror}") from error
+    if not found:
         raise DatasetError(f"there is no dataset {path}; it may be {LAYOUTS}")
     if path.is_dir() and runs.is_folder(path.resolve()):
         return runs.Run(path.resolve())
