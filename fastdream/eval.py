@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -118,11 +119,12 @@ def run(command: Command) -> None:
         check_videos()
     logdir = Path(command.logdir).expanduser().resolve()
     agent, config, loaded = load_agent(logdir, command.device, command.checkpoint)
-    config = playing(config, command.task, agent, command.suite)
-    set_up(config)
     for note in loaded.notes:
         say(note)
-    with Stop() as stop:
+    # What an environment prints is not the result either.
+    with redirect_stdout(sys.stderr), Stop() as stop:
+        config = playing(config, command.task, agent, command.suite)
+        set_up(config)
         result = evaluate.evaluate(
             agent,
             environment(config),

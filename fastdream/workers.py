@@ -198,6 +198,7 @@ class ProcessWorker:
             [sys.executable, "-c", f"{code}serve({fds[0]}, {fds[1]}, {os.getpid()})"],
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
+            stdout=2,  # what it prints is no result of the command, and goes where warnings go
             process_group=0,
             # One thread is enough for an environment, and all workers together share the machine.
             env={"OMP_NUM_THREADS": "1", **os.environ, "FASTDREAM_WORKER": "1"},

@@ -55,6 +55,26 @@ def test_what_learned_from_a_dataset_is_played_as_it_was_recorded(
     assert lengths(capsys, tmp_path / "run", *task, "--suite.length", "6") == {6}
 
 
+@pytest.mark.parametrize("parallel", ["yes", "no"])
+def test_what_an_environment_prints_is_no_result(
+    parallel: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / f"loud_{parallel}.py").write_text(
+        "from fastdream.envs import make\n"
+        "def loud(seed):\n"
+        "    env, step = make('dummy_vector', seed, length=4), None\n"
+        "    step, env.step = env.step, lambda action: (print('physics begins'), step(action))[1]\n"
+        "    return env\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = ["--task", f"loud_{parallel}:loud", "--env.parallel", parallel, "--steps", "8"]
+    train.main([*SMALL, *task, "--logdir", str(tmp_path / "run")])
+    capfd.readouterr()
+    evaluation.main(["--logdir", str(tmp_path / "run"), "--episodes", "1", "--json"])
+    out, err = capfd.readouterr()
+    assert json.loads(out)["lengths"] == [4] and err.count("physics begins") == 4
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
