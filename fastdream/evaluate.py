@@ -11,6 +11,7 @@ from fastdream.driver import Driver, warn_restart
 from fastdream.episodes import Episode
 from fastdream.lane import Restart
 from fastdream.learner import Agent
+from fastdream.progress import tenths
 from fastdream.replay_store import Array
 from fastdream.schedule import Stop
 from fastdream.workers import MakeEnv
@@ -35,7 +36,7 @@ class Scores:
         return float(np.std(self.scores)) if self.scores else math.nan
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f} over {counted(len(self.scores))}"
+        return f"{tenths(self.mean)} ± {tenths(self.std)} over {counted(len(self.scores))}"
 
     def summary(self) -> dict[str, Any]:
         """Everything but the pictures, as JSON holds it."""

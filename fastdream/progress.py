@@ -170,3 +170,8 @@ def number(value: float) -> str:
     if size >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
+
+
+def tenths(value: float) -> str:
+    """A score as a result is said: '495.8'; and '0.253', '1e-05' where a decimal would say little or nothing."""
+    return f"{value:.3g}" if 0 < abs(value) < 1 else f"{value:.1f}"

@@ -34,7 +34,7 @@ from fastdream.learner import Agent, NonFinite, step_spec
 from fastdream.logger import Logger
 from fastdream.offline import dataset_replay, recorded, refuse_other_data
 from fastdream.outputs import WandbOptions
-from fastdream.progress import Goal
+from fastdream.progress import Goal, tenths
 from fastdream.replay import Replay
 from fastdream.run import EnvironmentFailed, Training, loop_of
 from fastdream.rundir import RunLock, StorageError
@@ -129,7 +129,7 @@ def final_evaluation(config: Config, training: Training, stop: Stop) -> str:
     facts = {"step": training.loop.step, **result.summary(), "mode": config.eval.mode}
     rundir.store(training.parts.logdir / "eval.json", json.dumps(facts, indent=1).encode())
     data = training.parts.driver
-    beside = f"; mean return of the dataset: {data.survey.mean:.1f}" if isinstance(data, Recorded) else ""
+    beside = f"; mean return of the dataset: {tenths(data.survey.mean)}" if isinstance(data, Recorded) else ""
     return f"{done}\nevaluation: {result} ({config.eval.mode} actions){beside}"
 
 

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdream.console import Console, can_be_live, rows, sparkline
-from fastdream.progress import Goal, Progress, Trend, duration, number
+from fastdream.evaluate import Scores
+from fastdream.progress import Goal, Progress, Trend, duration, number, tenths
 
 GOAL = Goal("gym_CartPole-v1", 1000, 0, "cpu", "runs/x", "native: 1, reference: 21")
 
@@ -227,3 +228,10 @@ def test_the_live_panel_in_a_terminal_that_changes_its_size() -> None:
     assert max(map(len, wide.splitlines())) == 90
     assert any(row.startswith("╭─ gym_CartPole-v1 ─") and len(row) == 50 for row in narrow.splitlines())
     assert bare.rstrip().endswith("after the panel")
+
+
+def test_scores_below_one_keep_their_digits() -> None:
+    """Success rates, and the sums of small rewards."""
+    told = [tenths(value) for value in (0.0, 0.2531, -0.05, 1e-5, 1.0, -161.82, float("nan"))]
+    assert told == ["0.0", "0.253", "-0.05", "1e-05", "1.0", "-161.8", "nan"]
+    assert str(Scores([0.0, 0.5], [3, 3])) == "0.25 ± 0.25 over 2 episodes"

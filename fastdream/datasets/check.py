@@ -9,6 +9,7 @@ import numpy as np
 
 from fastdream.datasets.infer import Inference
 from fastdream.datasets.layout import Arrays, DatasetError, Raw, Source, foreign, records, standard
+from fastdream.progress import tenths
 from fastdream.spaces import Spaces
 
 SHOWN = 10  # problems that are listed; of the others only the number is said
@@ -46,8 +47,9 @@ class Survey(NamedTuple):
         return facts | {"return": spread, "digest": self.digest}
 
     def __str__(self) -> str:
-        std, low, high = np.std(self.returns), min(self.returns), max(self.returns)
-        spread = f"return {self.mean:.1f} ± {std:.1f} ({low:.1f} to {high:.1f})"
+        facts = self.mean, float(np.std(self.returns)), min(self.returns), max(self.returns)
+        mean, std, low, high = map(tenths, facts)
+        spread = f"return {mean} ± {std} ({low} to {high})"
         return f"{self.episodes:,} episodes of {np.mean(self.lengths):,.0f} steps, {spread}"
 
 

@@ -9,6 +9,7 @@ from fastdream.agents.world_models import WorldModels
 from fastdream.build import Parts
 from fastdream.config import Config
 from fastdream.driver import Driver
+from fastdream.progress import tenths
 from fastdream.recording import Recording
 from fastdream.replay_store import Array
 
@@ -120,7 +121,7 @@ class Collect:
         kept = len(self.recording.lengths())
         return (
             f"recorded {self.recording.rows:,} steps in {kept:,} of {len(scores):,} episodes; the random policy "
-            f"scored {np.mean(scores):.1f} ± {np.std(scores):.1f}"
+            f"scored {tenths(float(np.mean(scores)))} ± {tenths(float(np.std(scores)))}"
         )
 
 
