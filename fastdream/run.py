@@ -179,6 +179,8 @@ class Training:
         with self.saved_if_environments_fail():
             obs = self.loop.driver.recv()
         for episode in self.loop.driver.episodes():
+            if episode.crashed:  # was said, and its score is one of the environment's death
+                continue
             self.log.episode(self.loop.step, episode.score, episode.length, episode.extras)
         return obs
 

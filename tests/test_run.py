@@ -16,6 +16,7 @@ from fastdream.envs.base import Wrapper
 from fastdream.eval import Command
 from fastdream.evaluate import evaluate
 from fastdream.learner import NonFinite
+from fastdream.run import Training
 from fastdream.schedule import EverySteps, Ratio, Stop
 
 from .run_tools import CountingAgent, parts_of, tiny, train
@@ -186,6 +187,18 @@ def test_episodes_whose_environment_died_are_played_again(tmp_path: Path):
 
     result = evaluate(parts.agent, mortal, 2, count=1, on_restart=restarts.append)
     assert result.lengths == [20, 20] and len(restarts) == 1
+
+
+def test_an_episode_whose_environment_died_has_no_score(tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    """Each environment plays 20 steps, dies in the 5th of its next episode, and plays 20 more."""
+    lengths: list[int] = []
+    config = tiny("dummy_raise", steps=100, suite=dict(at=25))
+    parts = parts_of(config, tmp_path)
+    parts.logger.episode = lambda step, score, length, extras: lengths.append(length)  # type: ignore[method-assign]
+    training = Training(config, parts)
+    training.run(Stop())
+    training.close()
+    assert lengths == [20] * 4 and sum("was restarted" in str(w.message) for w in recwarn) == 2
 
 
 def test_evaluation_draws_the_same_whatever_was_drawn_before(tmp_path: Path):

@@ -92,7 +92,8 @@ class Collect:
         steps, self.steps[worker] = self.steps[worker], []
         long = len(steps) >= self.agent.config.collect.shortest and not crashed
         episode = {key: np.stack([step[key] for step in steps]) for key in steps[0]} if long else None
-        self.recording.add(episode, worker=worker, score=score, length=length)
+        dead = {"crashed": True} if crashed else {}
+        self.recording.add(episode, worker=worker, score=score, length=length, **dead)
         if not self.recording.rows and len(self.recording.episodes) >= HOPELESS:
             longest = 1 + max(episode["length"] for episode in self.recording.episodes)  # with the first one
             raise ValueError(
@@ -101,7 +102,8 @@ class Collect:
             )
         self.finished[worker] += 1
         self.policies[worker] = self.policy(worker)
-        self.parts.logger.episode(min(self.done, self.units), score, length)
+        if not crashed:
+            self.parts.logger.episode(min(self.done, self.units), score, length)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: what is recorded is on the disk."""
@@ -110,17 +112,20 @@ class Collect:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What is recorded was read already."""
 
+    def scores(self) -> list[float]:
+        """Scores of the episodes that no environment's death ended."""
+        return [episode["score"] for episode in self.recording.episodes if not episode.get("crashed")]
+
     def metrics(self) -> dict[str, float]:
         """How the random policy does."""
-        scores = [episode["score"] for episode in self.recording.episodes]
+        scores = self.scores()
         return {"collect/score": float(np.mean(scores))} if scores else {}
 
     def finish(self) -> str:
         """What came of it."""
-        scores = [episode["score"] for episode in self.recording.episodes]
-        kept = len(self.recording.lengths())
+        scores, kept, all_of = self.scores(), len(self.recording.lengths()), len(self.recording.episodes)
         return (
-            f"recorded {self.recording.rows:,} steps in {kept:,} of {len(scores):,} episodes; the random policy "
+            f"recorded {self.recording.rows:,} steps in {kept:,} of {all_of:,} episodes; the random policy "
             f"scored {tenths(float(np.mean(scores)))} ± {tenths(float(np.std(scores)))}"
         )
 
