@@ -1,5 +1,7 @@
 """Replays and other datasets as Minari datasets, and back."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,26 @@ def test_an_id_that_is_none_is_answered_with_one(
     assert exit.value.code == 2
     error = capsys.readouterr().err
     assert f"error: {name!r} is no id of Minari's" in error and f"such as {meant}\n" in error
+
+
+def test_a_disk_that_refuses_leaves_the_id_free(
+    minari: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    args = ["export", str(save_npz(tmp_path / "set", episode(5, 0))), "my/set-v0", "--root"]
+
+    def full(name: str, *_: Any, **__: Any) -> None:
+        (tmp_path / "root" / name / "data").mkdir(parents=True)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(minari, "create_dataset_from_buffers", full)
+        with pytest.raises(SystemExit):
+            command.main([*args, str(tmp_path / "root")])
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot write {tmp_path}/root/my/set-v0: ") and "No space left" in error
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        command.main([*args, str(tmp_path / "file")])
+    assert capsys.readouterr().err.startswith(f"error: cannot write {tmp_path}/file/my/set-v0: ")
+    command.main([*args, str(tmp_path / "root")])
+    assert "wrote 1 episodes" in capsys.readouterr().out

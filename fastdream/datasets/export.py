@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import gymnasium.spaces as gs
 import numpy as np
 
 from fastdream.datasets.check import Survey, survey
-from fastdream.datasets.layout import Array, Arrays, Source, episodes
+from fastdream.datasets.layout import Array, Arrays, DatasetError, Source, episodes
 from fastdream.envs.base import need
 from fastdream.spaces import Space, Spaces
 
@@ -43,7 +44,7 @@ def export(
         _buffer(minari, episode, obs, act) for data in episodes(source, obs, act) for episode in _each(data)
     ]
     about = f"{source.layout}{f' of {task}' * bool(task)}, written by fastdream: {facts}"
-    with _kept_in(root), warnings.catch_warnings():
+    with _kept_in(root), _whole_or_not_at_all(name), warnings.catch_warnings():
         # About an author, a link and an algorithm that nobody named.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"minari(\..*)?")
         minari.create_dataset_from_buffers(
@@ -75,6 +76,23 @@ def _kept_in(root: Path | None) -> Iterator[None]:
             os.environ[ROOT] = before
         elif root is not None:
             del os.environ[ROOT]
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(name: str) -> Iterator[None]:
+    """Remove what was begun of a dataset that was not finished, so that its id is not taken; say what the disk said."""
+    folder = Path(os.environ.get(ROOT) or Path.home() / ".minari" / "datasets") / name
+    taken, done = os.path.exists(folder), False
+    try:
+        yield
+        done = True
+    except (OSError, RuntimeError) as error:  # RuntimeError: as HDF5 says it when it closes a file
+        raise DatasetError(
+            f"cannot write {folder}: {error}; free some space, or choose another --root"
+        ) from error
+    finally:
+        if not done and not taken:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _each(data: Arrays) -> Iterator[Arrays]:
