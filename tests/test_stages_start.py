@@ -1,6 +1,7 @@
 """A run of World Models that goes on from another one's rollouts, V and M."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from fastdream import checkpoint, train
 from fastdream.agents import load
 from fastdream.recording import Recording
 from fastdream.stages import command
+from fastdream.stages.session import Session
+
+from .stages_tools import opened, tiny
 
 COMMAND = [
     "--agent",
@@ -75,3 +79,23 @@ def test_what_cannot_be_begun_from_is_refused(
     # Nothing of it stays, so that the same command with another run begins with that one's rollouts.
     assert not checkpoint.any_in(tmp_path / "second" / "ckpt")
     assert not list((tmp_path / "second").glob("rollouts*"))
+
+
+def test_an_episode_whose_environment_died_has_no_score(tmp_path: Path):
+    """What the random policy scores is what a controller is held against."""
+
+    def play(session: Session) -> list[float]:
+        stage: Any = session.stage
+        for score, crashed in ((5.0, True), (7.0, False)):
+            stage.advance()
+            stage.finish_episode(0, score, 1, crashed)
+        assert (
+            f"of {len(stage.recording.episodes):,} episodes; the random policy scored 7.0 ± 0.0"
+            in stage.finish()
+        )
+        return stage.scores()
+
+    assert opened(tiny(), tmp_path, play) == [7.0]
+    again = opened(tiny(), tmp_path, lambda session: (session.stage.scores(), session.stage.finished[0]))
+    assert again == ([7.0], 2)
+    assert (tmp_path / "scores.jsonl").read_text().count("episode/score") == 1
