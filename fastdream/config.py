@@ -29,6 +29,12 @@ def refuse_less(group: str, settings: Any, **least: int) -> None:
             raise ValueError(f"{flag} {value}: it must be a number of at least {bound}")
 
 
+def refuse_seed(seed: int) -> None:
+    """Raise ValueError for a seed that no generator takes."""
+    if seed >= SEEDS:
+        raise ValueError(f"--seed {seed}: it must be less than {SEEDS:,}")
+
+
 @dataclass(frozen=True)
 class EnvConfig:
     """Environments."""
@@ -181,8 +187,7 @@ class Config:
         for name, value in flatten(dataclasses.asdict(self)).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"--{name.replace('_', '-')} {value}: it must be a number")
-        if self.seed >= SEEDS:
-            raise ValueError(f"--seed {self.seed}: it must be less than {SEEDS:,}")
+        refuse_seed(self.seed)
         if self.dataset and self.agent in agents.STAGED:
             raise ValueError(
                 f"{self.agent} records rollouts of its own; give it --task, and other agents --dataset"

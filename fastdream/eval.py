@@ -56,6 +56,7 @@ class Command:
 
     def __post_init__(self) -> None:
         configs.refuse_less("", self, episodes=1, count=1, seed=0)
+        configs.refuse_seed(self.seed)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -86,7 +87,9 @@ def parse(args: Sequence[str]) -> Command:
             "Command", [field], bases=(Command,), namespace=namespace, frozen=True
         )
     default = kind(mode=config.eval.mode) if config else kind()
-    command: Command = tyro.cli(kind, args=list(args), default=default, prog="python -m fastdream.eval")
+    command: Command = tyro.cli(
+        kind, args=list(args), default=default, prog="python -m fastdream.eval", registry=cli.numbers()
+    )
     return command
 
 

@@ -84,6 +84,8 @@ def test_what_an_environment_prints_is_no_result(
         (["--task", "dumy_slow"], "unknown task 'dumy_slow'; did you mean 'dummy_slow'"),
         (["--task", "dummy_image", "--suite.size", "32"], "the agent observes"),
         (["--episodes", "0"], "--episodes 0: it must be a number of at least 1"),
+        (["--episodes", "0e3"], "--episodes 0: it must be a number of at least 1"),
+        (["--seed", "9" * 23], "99999: it must be less than"),
         (["--replay.online"], "--replay.online"),
         (["--logdir", "nowhere"], "nowhere holds no run"),
         (["--logdir", "nowhere", "--suite.length", "4"], "--suite.length"),
