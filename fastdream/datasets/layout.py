@@ -22,9 +22,8 @@ Arrays = dict[str, Array]
 NOT_OBSERVED = ("discount", "step_type")
 SMALLEST_PICTURE = 16
 # Names that other code gives to what is called is_terminal, is_last and the next observation here.
-FOREIGN = re.compile(
-    r"(dones?|(terminal|timeout|terminated|truncated|termination|truncation)s?|next_.*)", re.I
-)
+ENDS = re.compile(r"dones?|(terminal|timeout|terminated|truncated|termination|truncation)s?", re.I)
+NEXT = re.compile(r"next_(obs|observation|state)s?", re.I)
 ACTION_SLACK = 1e-3  # what rounding may add to an action at its bound
 
 
@@ -102,16 +101,22 @@ def _missing(raw: Raw, data: Arrays) -> list[str]:
 
 def foreign(raw: Raw, known: tuple[Spaces, Spaces] | None) -> list[str]:
     """Where ends of episodes or next observations would be learned from as observations, or be passed over."""
-    found = [key for key in raw.data if FOREIGN.fullmatch(key) and not (known and key in known[0])]
     if known and "is_terminal" in raw.data:
         return []
-    return [
-        f"{raw.place}: {key!r} would be an observation; leave it out: the next observation is that of the next record"
-        if key.lower().startswith("next_")
-        else f"{raw.place}: {key!r} would be an observation; call it is_terminal (nothing follows) or is_last (cut "
-        "off, or the end), at the record that it arrived with, or leave it out"
-        for key in found
-    ]
+    problems = []
+    for key in raw.data.keys() - (known[0] if known else {}).keys():
+        following = NEXT.fullmatch(key) or key.removeprefix("next_") in raw.data.keys() - {key}
+        if following and not known:
+            remedy = "leave it out: the next observation is that of the next record"
+        elif ENDS.fullmatch(key):
+            remedy = (
+                "call it is_terminal (nothing follows) or is_last (cut off, or the end), at the record that it arrived "
+                "with, or leave it out"
+            )
+        else:
+            continue
+        problems.append(f"{raw.place}: {key!r} would be an observation; {remedy}")
+    return sorted(problems)
 
 
 def _misshapen(place: str, data: Arrays) -> list[str]:
