@@ -1,6 +1,7 @@
 """The loop that only evaluates an agent."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from fastdream.progress import tenths
 from fastdream.replay_store import Array
 from fastdream.schedule import Stop
 from fastdream.workers import MakeEnv
+
+PATIENCE = 100_000  # steps without an episode's end, after which it is said that there may never be one
 
 
 @dataclass
@@ -74,7 +77,8 @@ def evaluate(
 
     Each environment plays its share, so that short episodes do not count more often than long ones. The same
     seed and parameters give the same scores, and the agent's own random numbers stay where they were. Episodes
-    whose environment died are played again. Ends early, with what there is, when `stop` becomes true. For
+    whose environment died are played again. Warns where none ends for a long time. Ends early, with what there
+    is, when `stop` becomes true. For
     `on_restart` and `task` see Driver.
     """
     count = min(count, episodes)
@@ -93,12 +97,20 @@ def evaluate(
             task=task,
         ) as driver:
             driver.record = video
-            carry, obs = agent.init_policy(count), driver.recv()
+            carry, obs, waited = agent.init_policy(count), driver.recv(), 0
             while left.any() and not stop:
                 carry, action, _ = agent.policy(carry, obs, mode)
                 obs = driver.step(action)
+                waited += 1
                 for episode in driver.episodes():
                     _count(result, left, episode)
+                    waited = 0
+                if waited == PATIENCE:
+                    warnings.warn(
+                        f"{task or 'the environment'} has played {PATIENCE:,} steps without an episode's end, "
+                        "for which evaluation waits: limit them, as gymnasium.wrappers.TimeLimit does",
+                        stacklevel=2,
+                    )
     finally:
         generator.set_state(state)
     return result

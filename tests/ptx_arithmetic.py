@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Lanes = NDArray[Any]  # a number for every thread
-SIGNED: dict[str, Any] = {"s16": np.int16, "s32": np.int32, "s64": np.int64}
+SIGNED: dict[str, Any] = {"s8": np.int8, "s16": np.int16, "s32": np.int32, "s64": np.int64}
 TYPES: dict[str, Any] = {
     **SIGNED, "u8": np.uint8, "b8": np.uint8, "u16": np.uint16, "b16": np.uint16, "u32": np.uint32, "b32": np.uint32,
     "u64": np.uint64, "b64": np.uint64, "f32": np.float32, "pred": np.bool_,

@@ -217,6 +217,21 @@ def test_evaluation_draws_the_same_whatever_was_drawn_before(tmp_path: Path):
     assert drawn[0] == drawn[1] and drawn[0] != drawn[2]
 
 
+@pytest.mark.parametrize(("patience", "told"), [(15, True), (25, False)])
+def test_evaluation_tells_of_episodes_that_do_not_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+    patience: int,
+    told: bool,
+):
+    monkeypatch.setattr("fastdream.evaluate.PATIENCE", patience)
+    parts = parts_of(tiny(), tmp_path)
+    evaluate(parts.agent, parts.make_env, 2, count=1, task="dummy_vector")
+    words = [str(w.message) for w in recwarn if "without an episode's end" in str(w.message)]
+    assert bool(words) == told and all("dummy_vector has played 15 steps" in line for line in words)
+
+
 def test_evaluation_takes_pictures_of_the_first_environment(tmp_path: Path):
     parts = parts_of(tiny(), tmp_path)
     frames = evaluate(parts.agent, parts.make_env, 2, count=2, video=True).frames
