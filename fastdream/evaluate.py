@@ -78,8 +78,7 @@ def evaluate(
     Each environment plays its share, so that short episodes do not count more often than long ones. The same
     seed and parameters give the same scores, and the agent's own random numbers stay where they were. Episodes
     whose environment died are played again. Warns where none ends for a long time. Ends early, with what there
-    is, when `stop` becomes true. For
-    `on_restart` and `task` see Driver.
+    is, when `stop` becomes true. For `on_restart` and `task` see Driver.
     """
     count = min(count, episodes)
     left = np.array([episodes // count + (i < episodes % count) for i in range(count)])
