@@ -238,9 +238,11 @@ def test_sdist_builds_isolated_and_loads_without_torch(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_cmake_alone_builds_and_passes_its_tests(tmp_path: Path):
-    if not shutil.which("cmake"):
-        pytest.skip("cmake not found")
+@pytest.mark.parametrize(("compiler", "cuda"), [("c++", "AUTO"), ("clang++", "OFF")])
+def test_cmake_alone_builds_and_passes_its_tests(tmp_path: Path, compiler: str, cuda: str):
+    for tool in ("cmake", compiler):
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} not found")
     configure = [
         "cmake",
         "-S",
@@ -248,6 +250,8 @@ def test_cmake_alone_builds_and_passes_its_tests(tmp_path: Path):
         "-B",
         tmp_path,
         f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DCMAKE_CXX_COMPILER={compiler}",
+        f"-DFASTDREAM_CUDA={cuda}",
         "-DFASTDREAM_WERROR=ON",
     ]
     for command in (configure, ["cmake", "--build", tmp_path], ["ctest", "--test-dir", tmp_path]):

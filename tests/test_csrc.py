@@ -41,10 +41,10 @@ def test_an_instruction_set_defines_nothing_that_others_could_be_given(objects: 
     found = {path: path.parents[3].stem.removeprefix("fastdream_") for path in objects.rglob("kernels/*.o")}
     assert "portable" in found.values()
     for path, isa in found.items():
-        command = ["nm", "-C", "--defined-only", str(path)]
+        command = ["nm", "--defined-only", str(path)]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         names = re.findall(r"^[0-9a-f]+ ([A-Za-z]) (?!DW\.ref\.)(.*)$", listed, re.MULTILINE)
-        own = f"fastdream::cpu::{isa}::"
+        own = f"9fastdream3cpu{len(isa)}{isa}"  # as compilers write fastdream::cpu::isa; nm cannot read all of clang's
         assert any(own in name for _, name in names), (path.name, isa)
         # Lower case is for what this object alone knows; but v, w and u are for what the linker shares.
         shared = [name for kind, name in names if (kind.isupper() or kind in "vwu") and own not in name]

@@ -30,7 +30,7 @@ inline Vec<T> sums_of(Vec<T> (&x)[kLanes<T>]) {
   for (int half = n / 2; half > 0; half /= 2) {
 #pragma GCC unroll 8
     for (int i = 0; i < half; ++i) {
-      x[i] = __builtin_shuffle(x[i], x[i + half], low) + __builtin_shuffle(x[i], x[i + half], high);
+      x[i] = shuffle<T>(x[i], x[i + half], low) + shuffle<T>(x[i], x[i + half], high);
     }
   }
   return x[0];

@@ -7,6 +7,19 @@
 // the left: as many rounds as Vectors has bits bring a matrix [Vectors, lanes] to [lanes, Vectors]. `separate` goes back.
 namespace fastdream::cpu::FD_ISA {
 
+// Elements index[i] of a and b, counted through. clang has it for indices that are literals alone, and makes the same
+// instructions of a loop whose indices it can compute.
+template <typename T>
+inline Vec<T> shuffle(Vec<T> a, Vec<T> b, IntVec<T> index) {
+#if defined(__clang__)
+  Vec<T> out = {};
+  for (int i = 0; i < kLanes<T>; ++i) out[i] = index[i] < kLanes<T> ? a[index[i]] : b[index[i] - kLanes<T>];
+  return out;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
 template <typename T, int Vectors, bool Separate>
 inline void rotate(const T* in, int64_t in_row, T* out, int64_t out_row) {
   constexpr int n = kLanes<T>;
@@ -23,8 +36,8 @@ inline void rotate(const T* in, int64_t in_row, T* out, int64_t out_row) {
 #pragma GCC unroll 16
     for (int i = 0; i < Vectors / 2; ++i) {
       const Vec<T> a = Separate ? rows[2 * i] : rows[i], b = Separate ? rows[2 * i + 1] : rows[i + Vectors / 2];
-      next[Separate ? i : 2 * i] = __builtin_shuffle(a, b, one);
-      next[Separate ? i + Vectors / 2 : 2 * i + 1] = __builtin_shuffle(a, b, other);
+      next[Separate ? i : 2 * i] = shuffle<T>(a, b, one);
+      next[Separate ? i + Vectors / 2 : 2 * i + 1] = shuffle<T>(a, b, other);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < Vectors; ++i) rows[i] = next[i];

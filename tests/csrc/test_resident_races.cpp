@@ -242,7 +242,7 @@ bool check(const char* name) {
 }  // namespace
 
 int main() {
-  const bool good = check<Tiny>("tiny") & check<Size1m>("1m");
+  const bool tiny = check<Tiny>("tiny"), larger = check<Size1m>("1m"), good = tiny && larger;
   if (good) std::puts("ok");
   return good ? 0 : 1;
 }

@@ -2,6 +2,7 @@
 #include "cpu/instantiate.h"
 #include "cpu/simd.h"
 #include "cpu/team.h"
+#include "cpu/transpose.h"
 
 // Regression over bins: cross-entropy of rows of logits [bins] with two-hot targets, and the mean of the distribution.
 namespace fastdream::cpu::FD_ISA {
@@ -91,7 +92,7 @@ struct Mirrored {
     for (int i = 0; i < kLanes<T>; ++i) mirror[i] = kLanes<T> - 1 - i;
     Vec<T> total = {};
     for (int64_t k = 0; k < half; k += kLanes<T>) {
-      const Vec<T> one = load(p + k), other = __builtin_shuffle(load(p + bins - k - kLanes<T>), mirror);
+      const Vec<T> one = load(p + k), far = load(p + bins - k - kLanes<T>), other = shuffle<T>(far, far, mirror);
       total += (one - other) * load(left + k) + other * load(both + k);
     }
     return sum<T>(total) + (bins % 2 ? p[half] * b[half] : T(0));
