@@ -26,7 +26,7 @@ constexpr int kVectorBytes = 32;
 constexpr int kMaxRows = 6;  // of 16 registers
 #else
 constexpr int kVectorBytes = 16;
-constexpr int kMaxRows = 6;
+constexpr int kMaxRows = 6;  // of 16 registers; aarch64 has 32, but more rows have not been measured there
 #endif
 
 template <typename T>
