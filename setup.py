@@ -25,9 +25,9 @@ MODE = os.environ.get("FASTDREAM_BUILD", "auto")
 
 def missing_tool() -> str:
     """What any compilation needs and is not here; empty if all is."""
-    compilers = (os.environ.get("CXX", "c++").split()[0], "c++", "g++", "clang++")
-    if not any(map(shutil.which, compilers)):
-        return "no C++ compiler found"
+    named = os.environ.get("CXX", "")  # a path, or a command with options
+    if not any(map(shutil.which, (named, *named.split()[:1]) if named else ("c++", "g++", "clang++"))):
+        return f"CXX={named} not found" if named else "no C++ compiler found"
     if not shutil.which("cmake"):
         return "cmake not found"
     return "" if importlib.util.find_spec("pybind11") else "pybind11 not found"
@@ -38,9 +38,9 @@ def run(*command: str) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, flush=True)
     if done.returncode:
-        lines = done.stdout.splitlines()
-        first = next((i for i, line in enumerate(lines) if "error" in line.lower()), -3)
-        raise RuntimeError(" ".join(" ".join(lines[first : first + 3]).split())[:300])
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        first = next((i for i, line in enumerate(lines) if "error" in line.lower()), -4)
+        raise RuntimeError(" ".join(" ".join(lines[first : first + 4]).split())[:300])
 
 
 def compile_with(cuda: str, target: Path) -> dict[str, str]:

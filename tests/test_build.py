@@ -33,6 +33,7 @@ SOURCES = (
 
 def setup_module_for(monkeypatch: pytest.MonkeyPatch, mode: str | None, **tools: bool) -> ModuleType:
     """setup.py as it is read with FASTDREAM_BUILD=mode on a machine that lacks the tools given as False."""
+    monkeypatch.delenv("CXX", raising=False)
     if mode is None:
         monkeypatch.delenv("FASTDREAM_BUILD", raising=False)
     else:
@@ -63,6 +64,24 @@ def test_what_is_planned(monkeypatch: pytest.MonkeyPatch, mode, tools, extension
     setup = setup_module_for(monkeypatch, mode, **tools)
     assert len(setup.EXTENSIONS) == extensions
     assert why == setup.WHY_NOT
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ("", ""),
+        ("clang++", ""),
+        ("clang++ --gcc-toolchain=/opt/gcc", ""),
+        ("/opt/my tools/c++", ""),
+        ("g++-99 -m64", "CXX=g++-99 -m64 not found"),
+        (" ", "CXX=  not found"),
+    ],
+)
+def test_the_compiler_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch, named: str, why: str):
+    setup = setup_module_for(monkeypatch, "auto")
+    monkeypatch.setattr(shutil, "which", lambda name: name in ("clang++", "/opt/my tools/c++", "cmake"))
+    monkeypatch.setenv("CXX", named)
+    assert setup.missing_tool() == why
 
 
 def test_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -107,8 +126,9 @@ def test_what_was_asked_for_must_work(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_a_failure_is_told_by_its_error_lines(monkeypatch: pytest.MonkeyPatch):
     setup = setup_module_for(monkeypatch, "auto")
-    script = "print('fine'); print('x.cpp:3: error: no'); print('  such thing'); raise SystemExit(1)"
-    with pytest.raises(RuntimeError, match=r"^x.cpp:3: error: no such thing$"):
+    lines = ["fine", "x.cpp:3: error:", "", "  no such", "", "  thing", "", "as this", "nor that"]
+    script = f"print(*{lines}, sep='\\n'); raise SystemExit(1)"
+    with pytest.raises(RuntimeError, match=r"^x.cpp:3: error: no such thing as this$"):
         setup.run(sys.executable, "-c", script)
 
 
