@@ -75,7 +75,7 @@ def interpreted() -> bool:
 
 def missing() -> str | None:
     """Why Triton itself cannot be used, with the remedy; None if it can."""
-    remedy = f"`pip install 'triton>={OLDEST[0]}.{OLDEST[1]}'` on Linux, x86-64, adds it"
+    remedy = f"`pip install 'triton>={OLDEST[0]}.{OLDEST[1]}'` on Linux (x86-64, aarch64) adds it"
     try:
         version = metadata.version("triton")
     except metadata.PackageNotFoundError:
