@@ -6,6 +6,7 @@ import torch
 
 from fastdream.ops.triton.layers import WHOLE
 
+from . import triton_cases, triton_earlier
 from .parity_tools import FLOOR
 from .ptx_machine import BASE, Memory, Threads
 from .ptx_text import parse
@@ -28,6 +29,8 @@ CASES = (
     ("80", "bfloat16", "imagine", ("block-classes-mixed",)),
     ("90", "bfloat16", "imagine_step", ("block-classes@1m",)),  # of 1,024 rows, for which it takes wgmma
 )
+# What has weights, norms or pictures, whose tiles depend on how wide they are.
+SIZED = "norm_act", "conv_pool", "conv_spread", "mlps", "prior", "observe_step", "imagine_step", "policy_step"
 # Where the truth is on the other side of a limit, which no rule for errors allows for.
 CUT = {
     ("bfloat16", "conv_pool", "4-layer-relu"): "the convolution rounds otherwise, and a maximum passes zero",
@@ -62,6 +65,28 @@ def test_compiled_code_of_every_case_agrees_with_reference(op: str, capability: 
     if precision != "float32" and op in FULL_PRECISION:
         pytest.skip("it computes in float32 alone")
     check(capability, precision, op, tuple(name for name in HERE[op] if (precision, op, name) not in CUT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", GPUS)
+@pytest.mark.parametrize(("op", "preset"), [(op, preset) for preset in triton_cases.PRESETS for op in SIZED])
+def test_compiled_code_of_every_size_agrees_with_reference(op: str, preset: str, capability: str):
+    """As agents compute on a GPU. Those of one size alone are under the first one."""
+    every = triton_cases.names(precisions=(torch.bfloat16,))
+    names = tuple(f"{case}@{size}" for found, case, size, _ in every if (found, size) == (op, preset))
+    if not names:
+        pytest.skip("it computes the same at every size")
+    check(capability, "bfloat16", op, names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("capability", GPUS)
+@pytest.mark.parametrize("name", triton_earlier.dreams())
+def test_compiled_code_of_dreams_that_are_learned_from_agrees_with_reference(
+    name: str, capability: str, precision: str
+):
+    check(capability, precision, "imagine", (f"{name}@1m",))
 
 
 PROGRAM = """
