@@ -72,7 +72,7 @@ def evolved(
     """Evolve a controller at a temperature; mean and standard deviation of how long the dreams of it last."""
     control = replace(agent.config.control, temperature=temperature, generations=generations)
     agent.config = replace(agent.config, control=control)
-    recording = Recording(logdir / "rollouts", recording_spec(agent))
+    recording = Recording(logdir / "rollouts", recording_spec(agent), appends=False)
     latents = Latents(logdir / "latents.npy", recording.rows)
     dreams = Dreams(config, agent, latents, recording.starts())
     evolve, began = Evolve(config, agent, dreams), time.monotonic()

@@ -21,12 +21,16 @@ Spec = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 class Recording:
     """Appends episodes, and gives all of them as arrays that the system reads from the disk as they are used.
 
-    spec  entries of a step: key -> (shape, dtype).
+    spec     entries of a step: key -> (shape, dtype).
+    appends  False changes no file: for whoever only reads, perhaps beside a run that goes on recording.
     Raises StorageError when the folder cannot be read or written.
     """
 
-    def __init__(self, directory: Path, spec: Spec) -> None:
-        self.directory, self.spec = rundir.writable(Path(directory)), dict(spec)
+    def __init__(self, directory: Path, spec: Spec, appends: bool = True) -> None:
+        self.directory, self.spec = Path(directory), dict(spec)
+        self._appends = appends
+        if appends:
+            rundir.writable(self.directory)
         self._index = self.directory / "episodes.jsonl"
         self.episodes: list[dict[str, Any]] = []
         try:
@@ -38,7 +42,7 @@ class Recording:
             raise rundir.refusal(self.directory, error, rundir.StorageError) from error
 
     def _read(self) -> None:
-        """The lines that were finished; another one is cut off."""
+        """The lines that were finished; another one is cut off, or left to whoever writes it."""
         if not self._index.exists():
             return
         whole = self._index.read_text().rpartition("\n")[0]
@@ -50,7 +54,8 @@ class Recording:
                     f"line {number} of {self._index} is damaged: {error}; restore the file, or remove "
                     f"{self.directory} to record anew"
                 ) from error
-        rundir.write_atomic(self._index, (whole + "\n" if whole else "").encode())
+        if self._appends:
+            rundir.write_atomic(self._index, (whole + "\n" if whole else "").encode())
 
     def _truncate(self, key: str) -> None:
         """Cut off rows of an episode without a line. Raises StorageError if there are less than the lines say."""
@@ -61,8 +66,9 @@ class Recording:
                 f"{path} holds {held:,} bytes, and the episodes in {self._index.name} have {wanted:,}: "
                 f"restore the file, or remove {self.directory} to record anew"
             )
-        with path.open("ab") as file:
-            file.truncate(wanted)
+        if self._appends:
+            with path.open("ab") as file:
+                file.truncate(wanted)
 
     def _path(self, key: str) -> Path:
         return self.directory / f"{key}.bin"
@@ -74,6 +80,7 @@ class Recording:
 
     def add(self, episode: Mapping[str, Array] | None, **facts: Any) -> None:
         """Append an episode, entries [T, ...]; or only the facts of one that is not kept."""
+        assert self._appends, self.directory
         rows = 0 if episode is None else len(next(iter(episode.values())))
         try:
             if episode is not None:

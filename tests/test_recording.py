@@ -51,6 +51,27 @@ def test_what_was_not_finished_is_cut_off(tmp_path: Path) -> None:
     assert np.array_equal(Recording(tmp_path, SPEC)["image"][4:], episode(2, 2)["image"])
 
 
+def test_who_only_reads_cuts_nothing_off_that_another_process_is_writing(tmp_path: Path) -> None:
+    recording = Recording(tmp_path, SPEC)
+    recording.add(episode(4, 1), score=1.0)
+    # An episode whose line is still to come, and half of a line.
+    with (tmp_path / "image.bin").open("ab") as file:
+        file.write(episode(2, 2)["image"].tobytes())
+    with (tmp_path / "episodes.jsonl").open("a") as file:
+        file.write('{"rows": 2, "sc')
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in tmp_path.iterdir()}
+    tmp_path.chmod(0o500)
+    try:
+        reader = Recording(tmp_path, SPEC, appends=False)
+    finally:
+        tmp_path.chmod(0o700)
+    assert np.array_equal(reader["image"], episode(4, 1)["image"]) and len(reader.episodes) == 1
+    assert {path: (path.stat().st_ino, path.read_bytes()) for path in tmp_path.iterdir()} == before
+    with pytest.raises(AssertionError):
+        reader.add(episode(2, 2))
+    assert not Recording(tmp_path / "none", SPEC, appends=False).rows and not (tmp_path / "none").exists()
+
+
 def test_missing_rows_are_an_error_that_names_the_file(tmp_path: Path) -> None:
     Recording(tmp_path, SPEC).add(episode(4))
     (tmp_path / "x.bin").write_bytes(b"1234")

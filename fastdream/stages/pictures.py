@@ -70,7 +70,8 @@ def open_loop(agent: WorldModels, recording: Recording, seed: int) -> Array:
 
 def of_run(logdir: Path, agent: Any, seed: int) -> dict[str, Array]:
     """`open_loop` of what a run has recorded, by observation key; ValueError if that is too little."""
-    return {agent.key: open_loop(agent, Recording(logdir / "rollouts", recording_spec(agent)), seed)}
+    recording = Recording(logdir / "rollouts", recording_spec(agent), appends=False)
+    return {agent.key: open_loop(agent, recording, seed)}
 
 
 def real_and_dream(agent: WorldModels, make_env: MakeEnv, dreams: Dreams, seed: int) -> Array:
