@@ -24,11 +24,11 @@ LONGEST = 600  # steps of an episode or a dream
 
 @torch.no_grad()
 def reconstructions(agent: WorldModels, recording: Recording) -> Array:
-    """Pictures from all over the rollouts above what V makes of them: uint8 [2 * 64 + gap, 8 * 64 + gaps, 3]."""
+    """Pictures from all over the rollouts above what V makes of them: uint8 [2 * 64 + gap, 8 * 64 + gaps, 1 or 3]."""
     rows = np.linspace(0, recording.rows - 1, 8).astype(int)
     image = torch.from_numpy(recording["image"][rows]).to(agent.device)
     seen = to_pixels(agent.vision.decode(agent.vision.encode(image)[0]))
-    return np.concatenate([beside(recording["image"][rows]), blank(GAP, seen), beside(seen)], 0)
+    return visible(np.concatenate([beside(recording["image"][rows]), blank(GAP, seen), beside(seen)], 0))
 
 
 @torch.no_grad()
@@ -75,14 +75,14 @@ def of_run(logdir: Path, agent: Any, seed: int) -> dict[str, Array]:
 
 
 def real_and_dream(agent: WorldModels, make_env: MakeEnv, dreams: Dreams, seed: int) -> Array:
-    """A real episode of the controller beside a dream of it, as a clip [T, 64, 2 * 64 + gap, C].
+    """A real episode of the controller beside a dream of it, as a clip [T, 64, 2 * 64 + gap, 1 or 3].
 
     The dream of a memory that knows no end lasts as long as the episode.
     """
     real = episode(agent, make_env, seed)
     config = agent.config
     length = min(LONGEST, config.control.length) if config.memory.ends else len(real)
-    return side_by_side(real, dream(agent, dreams, seed, length))
+    return visible(side_by_side(real, dream(agent, dreams, seed, length)))
 
 
 @torch.no_grad()
@@ -129,6 +129,12 @@ def side_by_side(left: Array, right: Array) -> Array:
     length = max(len(left), len(right))
     both = [x[np.minimum(np.arange(length), len(x) - 1)] for x in (left, right)]
     return np.concatenate([both[0], np.zeros_like(both[0][:, :, :GAP]), both[1]], 2)
+
+
+def visible(images: Array) -> Array:
+    """[..., C] -> [..., 1 or 3]: the first three channels of more, as `openloop.clip` shows them."""
+    images = images[..., :3]
+    return np.pad(images, [*[(0, 0)] * (images.ndim - 1), (0, images.shape[-1] == 2)])
 
 
 def to_pixels(image: torch.Tensor) -> Array:
