@@ -1,6 +1,8 @@
-"""Own environments in training by stages: pictures of any number of channels."""
+"""Own environments in training by stages: pictures of any number of channels, and environments that die."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +12,12 @@ import numpy as np
 import pytest
 
 from fastdream import eval, train
+from fastdream.driver import Driver
+from fastdream.lane import MOST_RESTARTS, RestartedTooOften
+from fastdream.stages.evolve import Races
+
+from .run_tools import CPU
+from .stages_tools import tiny
 
 
 class Pictures(gymnasium.Env):
@@ -49,3 +57,55 @@ def test_pictures_of_any_channels_are_learned_and_drawn(
     assert {"reconstructions", "real_dream"} <= media
     eval.main(["--logdir", str(tmp_path), "--episodes", "1", "--video"])
     assert "1 episode" in capsys.readouterr().out
+
+
+class Dying(Pictures):
+    """Dies at its third step so many times, counted for all of them."""
+
+    left = 0
+
+    def step(self, action: Any) -> Any:
+        if self.steps == 2 and Dying.left:
+            Dying.left -= 1
+            raise RuntimeError("died")
+        return super().step(action)
+
+
+def raced(deaths: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Scores of two controllers, of which one acts always and one never, and how often somebody died."""
+    from fastdream.envs.from_gymnasium import FromGymnasium
+
+    monkeypatch.setattr(Dying, "left", deaths)
+    config, told = tiny(where="real", length=100), []
+    make: Callable[[int], Any] = lambda seed: FromGymnasium(Dying(3), "mine")  # noqa: E731
+    with Driver(make, 2, on_restart=told.append) as driver:
+        agent: Any = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
+        agent.controller.decode = lambda action: {"action": np.array([1, 0], np.int32)}
+        controls = np.zeros((2, agent.controller.count))
+        return Races(config, agent, driver)(controls, np.arange(2), (4, 0)).tolist(), len(told)
+
+
+def test_an_episode_whose_environment_died_is_no_fitness(monkeypatch: pytest.MonkeyPatch):
+    assert raced(0, monkeypatch) == ([7.0, 0.0], 0)
+    assert raced(1, monkeypatch) == ([7.0, 0.0], 1)
+    assert raced(3, monkeypatch) == ([7.0, 0.0], 3)
+    with pytest.raises(RestartedTooOften):
+        raced(1000, monkeypatch)
+
+
+def test_environments_that_die_after_many_steps_every_time_are_not_raced_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    tries = []
+    config = replace(tiny(where="real"))
+
+    def play(self: Races, controls: Any, seeds: Any) -> Any:
+        tries.append(self.agent.generators["policy"].initial_seed())
+        return np.zeros(2), True
+
+    monkeypatch.setattr(Races, "play", play)
+    with train.make_driver(config, print) as driver:  # type: ignore[arg-type]
+        agent: Any = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
+        with pytest.raises(RestartedTooOften, match="same episodes"):
+            Races(config, agent, driver)(np.zeros((2, agent.controller.count)), np.arange(2), (4, 0))  # type: ignore[arg-type]
+    assert len(tries) == MOST_RESTARTS and len(set(tries)) == 1

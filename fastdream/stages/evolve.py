@@ -17,6 +17,7 @@ from fastdream.config import Config
 from fastdream.driver import Driver
 from fastdream.evolution import Evolution
 from fastdream.graphs import capture_dreams
+from fastdream.lane import MOST_RESTARTS, RestartedTooOften
 from fastdream.replay_store import Array
 from fastdream.stages.fit import Latents, stream
 
@@ -65,26 +66,43 @@ class Races:
         scores, n = np.zeros(len(seeds)), self.driver.n
         for first in range(0, len(seeds), n):
             _, noise = stream(self.config, *key, begin + first)
-            self.agent.generators["policy"].manual_seed(noise.initial_seed())
             # The last environments may have nothing new to do.
             rows = np.minimum(np.arange(first, first + n), len(seeds) - 1)
-            scores[rows] = self.play(controls[rows], episode_seeds[rows])
+            scores[rows] = self.played(controls[rows], episode_seeds[rows], noise.initial_seed())
         return scores
 
-    def play(self, controls: Array, seeds: Array) -> Array:
-        """An episode in each environment, at most `length` steps of it, with a controller of its own: scores [n]."""
+    def played(self, controls: Array, seeds: Array, noise: int) -> Array:
+        """Scores [n] of `play`, once more where an environment died: what it had come to is no fitness.
+
+        Raises RestartedTooOften if one dies every time.
+        """
+        for _ in range(MOST_RESTARTS):
+            self.agent.generators["policy"].manual_seed(noise)
+            scores, died = self.play(controls, seeds)
+            if not died:
+                return scores
+        raise RestartedTooOften(
+            f"environments died {MOST_RESTARTS} times in the same episodes that C is evolved in"
+        )
+
+    def play(self, controls: Array, seeds: Array) -> tuple[Array, bool]:
+        """An episode in each environment, at most `length` steps of it, with a controller of its own.
+
+        Returns scores [n], and whether an environment died.
+        """
         agent, driver, n = self.agent, self.driver, self.driver.n
         weights = torch.from_numpy(controls).to(agent.device, torch.float32)
         carry, obs = agent.init_policy(n), driver.restart(seeds.tolist())
-        scores, playing = np.zeros(n), np.ones(n, bool)
+        scores, playing, died = np.zeros(n), np.ones(n, bool), False
         for _ in range(agent.config.control.length):
             carry, action, _ = agent.control(weights, carry, obs)
             obs = driver.step(action)
             scores += np.where(playing, obs["reward"], 0)
+            died |= any(episode.crashed and playing[episode.worker] for episode in driver.episodes())
             playing &= ~obs["is_last"]
             if not playing.any():
                 break
-        return scores
+        return scores, died
 
 
 @dataclass
