@@ -39,6 +39,10 @@ def load_agent(logdir: Path, device: str = "cpu", which: str = "last") -> tuple[
         raise CheckpointError(
             f"{loaded.path} is of another agent than {logdir / 'config.json'} describes: one of them is not this run's"
         ) from error
+    if settings.agent in agents.STAGED:
+        from fastdream.stages import session
+
+        loaded = replace(loaded, notes=(*loaded.notes, *session.lacking(loaded.tree["session"])))
     return agent, settings, loaded
 
 

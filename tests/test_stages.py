@@ -88,16 +88,6 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(tmp_path: Path, monkeypatch
     assert equal(resumed, whole)
 
 
-def test_looking_at_a_run_that_records_leaves_its_rollouts_alone(tmp_path: Path):
-    run(tiny(), tmp_path, StopIn("collect", 42))
-    image = tmp_path / "rollouts" / "image.bin"
-    with image.open("ab") as file:  # of an episode that is being written
-        file.write(b"more")
-    before = image.read_bytes()
-    opened(tiny(), tmp_path / "another", lambda session: pictures.of_run(tmp_path, session.agent, 0))
-    assert image.read_bytes() == before
-
-
 def test_the_display_counts_what_each_stage_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     goals: list[Goal] = []
     seen: dict[str, list[int]] = {}

@@ -1,5 +1,6 @@
 """A run in stages: which one is next, what is saved, logged and drawn beside it."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -191,3 +192,13 @@ def planned(config: Config) -> dict[str, int]:
         "memory": memory_updates(config),
         "control": config.dreamer.control.generations,
     }
+
+
+def lacking(session: Mapping[str, Any]) -> tuple[str, ...]:
+    """What to know of an agent whose checkpoint was saved before the first test of C chose its weights."""
+    stage = str(session["stage"])
+    if stage == "control" and session["state"]["best"] > -math.inf:
+        return ()
+    return (
+        f"saved in stage {stage}, before C was chosen: its weights are 0, and it takes one action always",
+    )
