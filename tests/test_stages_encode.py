@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastdream import rundir
 from fastdream.config import Config
 from fastdream.recording import Recording
 from fastdream.rundir import StorageError
@@ -87,3 +88,22 @@ def test_a_disk_that_refuses_latents_is_named(tmp_path: Path):
             session.stage.advance()
 
     opened(config, tmp_path, use)
+
+
+def test_what_is_encoded_is_on_the_disk_before_a_checkpoint_counts_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    synced: list[Path] = []
+    monkeypatch.setattr(rundir, "sync", synced.append)
+    counted: list[list[Path]] = []
+
+    class StopInMemory(StopIn):
+        def __bool__(self) -> bool:
+            if stop := super().__bool__():
+                counted.append([*synced])
+            return stop
+
+    # As where no checkpoint was due while pictures were encoded.
+    monkeypatch.setattr(Encode, "state_dict", lambda self: {"done": self.done})
+    run(tiny(), tmp_path, StopInMemory("memory", 0))
+    assert tmp_path / "latents.npy" in counted[0]

@@ -54,6 +54,21 @@ def test_memory_forgets_between_passes_and_learns_in_small_and_falling_steps(tmp
     opened(config, tmp_path, use)
 
 
+@pytest.mark.parametrize("steps", [100, 101, 1000, 3000])
+def test_memory_sees_few_rollouts_as_often_as_it_was_told(steps: int, tmp_path: Path):
+    config = replace(tiny(), steps=steps)
+    memory = replace(config.dreamer.memory, batch=100, length=20, passes=60.0)
+    config = replace(config, dreamer=replace(config.dreamer, memory=memory))
+
+    def use(session: Session) -> None:
+        recording: Any = SimpleNamespace(rows=steps)
+        fit = FitMemory(config, session.agent, recording, None)  # type: ignore[arg-type]
+        assert fit.units * fit.streams * fit.length == pytest.approx(60 * steps, rel=0.02)
+        assert session.planned[3] == fit.units
+
+    opened(config, tmp_path, use)
+
+
 def test_the_best_mean_is_kept_and_the_last_generation_tested(tmp_path: Path):
     config = tiny(generations=3, test_every=2)
 

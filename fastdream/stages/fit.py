@@ -129,12 +129,16 @@ class Encode:
         except OSError as error:
             raise rundir.refusal(self.path, error, rundir.StorageError, self.place(self.units)) from error
 
+    def sync(self) -> None:
+        """Wait until the disk has them. Raises StorageError."""
+        with self.refusing():
+            rundir.sync(self.path)
+            rundir.sync(self.path.parent)
+
     def state_dict(self) -> dict[str, Any]:
         """Pictures so far, which are on the disk from now on."""
         if self.done:
-            with self.refusing():
-                rundir.sync(self.path)
-                rundir.sync(self.path.parent)
+            self.sync()
         return {"done": self.done}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -147,7 +151,8 @@ class Encode:
         return {}
 
     def finish(self) -> str:
-        """What came of it."""
+        """What came of it, which the checkpoints of later stages count on."""
+        self.sync()
         return f"encoded {self.done:,} pictures"
 
 
@@ -187,10 +192,8 @@ class FitMemory:
         self.config, self.agent, self.recording, self.latents = config, agent, recording, latents
         self.settings = agent.config.memory
         self.units, self.done = memory_updates(config), 0
-        # Few rollouts make short streams, or few of them.
-        self.streams = max(1, min(self.settings.batch, recording.rows // 2))
-        self.width = recording.rows // self.streams  # steps of each
-        self.length = min(self.settings.length, self.width - 1)
+        self.streams, self.length = memory_batch(config, recording.rows)
+        self.width = recording.rows // self.streams  # steps of each stream
         self.chunks = max(1, (self.width - 1) // self.length)
         self.state = agent.memory.initial(self.streams)
         self.opt = Adam(
@@ -270,7 +273,14 @@ class FitMemory:
         return f"M has seen {steps:,} steps"
 
 
+def memory_batch(config: Config, rows: int) -> tuple[int, int]:
+    """Streams that so many rows make, and steps of each in a batch: few rollouts make short streams, or few."""
+    settings = config.dreamer.memory
+    streams = max(1, min(settings.batch, rows // 2))
+    return streams, max(1, min(settings.length, rows // streams - 1))
+
+
 def memory_updates(config: Config) -> int:
     """Updates that M's passes take."""
-    settings = config.dreamer.memory
-    return max(1, round(settings.passes * config.steps / (settings.batch * settings.length)))
+    streams, length = memory_batch(config, config.steps)
+    return max(1, round(config.dreamer.memory.passes * config.steps / (streams * length)))
