@@ -88,6 +88,7 @@ class Lane:
         self._actions: list[Action] | None = None
         self._frames: list[np.ndarray] | None = None
         self._asked = ""
+        self._given: int | None = None  # the current episode's seed, where it is from elsewhere
         self._obs: Obs = {}
 
     def begin(self, record: bool = False, seed: int | None = None) -> None:
@@ -96,6 +97,7 @@ class Lane:
         self._tally = Tally()
         self._actions = [] if self._keep and seed is None else None
         self._frames = [] if record else None
+        self._given = seed
         if seed is None:
             seed = episode_seed(self._seed, self._index, self._episode)
         self._ask("reset", seed, record)
@@ -201,4 +203,4 @@ class Lane:
             self._actions = None
             self._take({**self._obs, **flags}, None, crashed=True)
         else:
-            self.begin(self._frames is not None)
+            self.begin(self._frames is not None, self._given)

@@ -13,7 +13,10 @@ import pytest
 
 from fastdream import eval, train
 from fastdream.driver import Driver
+from fastdream.envs.from_gymnasium import FromGymnasium
 from fastdream.lane import MOST_RESTARTS, RestartedTooOften
+from fastdream.stages import collect
+from fastdream.stages.command import assemble
 from fastdream.stages.evolve import Races
 
 from .run_tools import CPU
@@ -59,6 +62,31 @@ def test_pictures_of_any_channels_are_learned_and_drawn(
     assert "1 episode" in capsys.readouterr().out
 
 
+class Endless(Pictures):
+    """Never ends."""
+
+    def step(self, action: Any) -> Any:
+        return self.look(), 0.0, False, False, {}
+
+
+def test_episodes_that_do_not_end_are_not_kept_in_memory_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(collect, "ENDLESS", 30)
+    config = replace(tiny(), task="mine")
+    with Driver(lambda seed: FromGymnasium(Endless(3), "mine"), 2) as driver:
+        agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
+        parts, models, recording = assemble(tiny(), driver, agent, CPU, tmp_path)
+        stage = collect.Collect(config, parts, models, recording)
+        for _ in range(30):
+            stage.advance()
+        # Pictures of the other environment are not kept beside them.
+        assert all(step["image"].base is None for steps in stage.steps for step in steps)
+        with pytest.raises(ValueError, match="not ended in 30 steps"):
+            stage.advance()
+        parts.logger.close()
+
+
 class Dying(Pictures):
     """Dies at its third step so many times, counted for all of them."""
 
@@ -71,10 +99,31 @@ class Dying(Pictures):
         return super().step(action)
 
 
+class Failing(Pictures):
+    """Its second reset fails, the first time that somebody asks for it."""
+
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        Failing.resets += 1
+        if Failing.resets == 2:
+            raise RuntimeError("died")
+        return super().reset(seed=seed)
+
+
+def test_an_episode_whose_first_reset_failed_is_the_one_that_was_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Failing, "resets", 0)
+    told: list[Any] = []
+    with Driver(lambda seed: FromGymnasium(Failing(3), "mine"), 1, on_restart=told.append) as driver:
+        driver.recv()
+        first = driver.restart([7])
+        again = driver.restart([7])
+        driver.step({"action": np.zeros(1, np.int32)})
+        assert len(told) == 1 and np.array_equal(first["image"], again["image"])
+
+
 def raced(deaths: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Scores of two controllers, of which one acts always and one never, and how often somebody died."""
-    from fastdream.envs.from_gymnasium import FromGymnasium
-
     monkeypatch.setattr(Dying, "left", deaths)
     config, told = tiny(where="real", length=100), []
     make: Callable[[int], Any] = lambda seed: FromGymnasium(Dying(3), "mine")  # noqa: E731

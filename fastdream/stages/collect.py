@@ -14,6 +14,7 @@ from fastdream.recording import Recording
 from fastdream.replay_store import Array
 
 HOPELESS = 100  # episodes of which none was long enough
+ENDLESS = 108_000  # steps in which an episode did not end: as many frames as the longest of Atari has
 
 
 class RandomActions:
@@ -68,7 +69,7 @@ class Collect:
         return RandomActions(self.agent, np.random.default_rng(seed))
 
     def advance(self) -> None:
-        """One step of every environment."""
+        """One step of every environment. Raises ValueError where episodes do not end."""
         driver, controller = self.driver, self.agent.controller
         obs = driver.recv()
         ended = driver.episodes()
@@ -77,12 +78,19 @@ class Collect:
             steps.append(self.row(obs, worker, actions[worker]))
         for episode in ended:
             self.finish_episode(episode.worker, episode.score, episode.length, episode.crashed)
+        # Whole episodes are recorded, and one is kept in memory until it is over.
+        if max(map(len, self.steps)) > ENDLESS:
+            raise ValueError(
+                f"an episode of a random policy has not ended in {ENDLESS:,} steps, and it is recorded when it ends: "
+                f"give the environment a time limit (gymnasium.wrappers.TimeLimit)"
+            )
         driver.send(controller.decode(actions))
 
     def row(self, obs: Mapping[str, Array], worker: int, action: Array) -> dict[str, Any]:
         """A step as it is recorded: the observation, and the action that follows it."""
         flags = {key: obs[f"is_{key}"][worker] for key in ("first", "terminal")}
-        return {"image": obs[self.agent.key][worker], "action": action, **flags}
+        # A copy, for a view would keep the pictures of all environments until this one's episode ends.
+        return {"image": obs[self.agent.key][worker].copy(), "action": action, **flags}
 
     def finish_episode(self, worker: int, score: float, length: int, crashed: bool) -> None:
         """Record the episode, unless it was too short, and make another policy.
