@@ -20,7 +20,7 @@ from fastdream.stages.command import assemble
 from fastdream.stages.evolve import Races
 
 from .run_tools import CPU
-from .stages_tools import tiny
+from .stages_tools import StopIn, run, tiny
 
 
 class Pictures(gymnasium.Env):
@@ -85,6 +85,19 @@ def test_episodes_that_do_not_end_are_not_kept_in_memory_for_ever(
         with pytest.raises(ValueError, match="not ended in 30 steps"):
             stage.advance()
         parts.logger.close()
+
+
+@pytest.mark.parametrize("where", ["dream", "real"])
+def test_dreams_of_episodes_that_are_only_cut_short_are_refused(where: str, tmp_path: Path):
+    pytest.importorskip("cma", reason="what the last stage is done by")
+    config = tiny(where=where, length=3)
+    config = replace(config, suite=replace(config.suite, terminal=False))
+    if where == "real":
+        assert run(config, tmp_path, StopIn("vision", 1))[1]
+        return
+    for _ in range(2):  # resuming changes nothing about it
+        with pytest.raises(ValueError, match=r"none of the \d+ recorded episodes ended in a terminal state"):
+            run(config, tmp_path)
 
 
 class Dying(Pictures):
