@@ -97,6 +97,14 @@ class Recording:
         self.episodes.append(line)
         self.rows += rows
 
+    def sync(self) -> None:
+        """Wait until the disk has all that was appended. Raises StorageError."""
+        try:
+            for path in (*map(self._path, self.spec), self._index, self.directory):
+                rundir.sync(path)
+        except OSError as error:
+            raise rundir.refusal(self.directory, error, rundir.StorageError) from error
+
     def __getitem__(self, key: str) -> Array:
         """All rows of an entry [rows, ...], read from the disk when they are looked at."""
         shape, dtype = self.spec[key]

@@ -90,14 +90,21 @@ def test_a_disk_that_refuses_latents_is_named(tmp_path: Path):
     opened(config, tmp_path, use)
 
 
-def test_what_is_encoded_is_on_the_disk_before_a_checkpoint_counts_on_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stage", "files"),
+    [
+        ("vision", [f"rollouts/{name}" for name in ("image.bin", "action.bin", "episodes.jsonl", "")]),
+        ("memory", ["latents.npy", ""]),
+    ],
+)
+def test_what_a_stage_made_is_on_the_disk_before_checkpoints_of_the_next_count_on_it(
+    stage: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     synced: list[Path] = []
     monkeypatch.setattr(rundir, "sync", synced.append)
     counted: list[list[Path]] = []
 
-    class StopInMemory(StopIn):
+    class Noting(StopIn):
         def __bool__(self) -> bool:
             if stop := super().__bool__():
                 counted.append([*synced])
@@ -105,5 +112,5 @@ def test_what_is_encoded_is_on_the_disk_before_a_checkpoint_counts_on_it(
 
     # As where no checkpoint was due while pictures were encoded.
     monkeypatch.setattr(Encode, "state_dict", lambda self: {"done": self.done})
-    run(tiny(), tmp_path, StopInMemory("memory", 0))
-    assert tmp_path / "latents.npy" in counted[0]
+    run(tiny(), tmp_path, Noting(stage, 0))
+    assert {tmp_path / file for file in files} <= {*counted[0]}

@@ -130,13 +130,17 @@ class Collect:
         return {"collect/score": float(np.mean(scores))} if scores else {}
 
     def finish(self) -> str:
-        """What came of it. Raises ValueError if C is to be evolved in dreams, and none of them could end."""
+        """What came of it, which the checkpoints of later stages count on.
+
+        Raises ValueError if C is to be evolved in dreams, and none of them could end.
+        """
         if self.agent.config.control.where == "dream" and not self.recording["terminal"].any():
             raise ValueError(
                 f"none of the {len(self.recording.lengths()):,} recorded episodes ended in a terminal state, so M "
                 f"learns no end, every dream lasts as long, and nothing tells one controller from another: begin a "
                 f"run with --dreamer.control.where real, or with episodes that can end"
             )
+        self.recording.sync()
         scores, kept, all_of = self.scores(), len(self.recording.lengths()), len(self.recording.episodes)
         return (
             f"recorded {self.recording.rows:,} steps in {kept:,} of {all_of:,} episodes; the random policy "
