@@ -126,6 +126,11 @@ def action_vector(shape: tuple[int, ...], low: np.ndarray, high: np.ndarray) -> 
     return Space("vector", shape, low=-1, high=1) if bounded else Space("vector", shape)
 
 
+def _copied(action: Action) -> Action:
+    """For an environment to change as it likes: the driver keeps the action, and `Repeat` takes it again."""
+    return {key: np.array(value) for key, value in action.items()}
+
+
 class Wrapper:
     """Passes everything on to the environment inside."""
 
@@ -166,7 +171,7 @@ class Repeat(Wrapper):
         """Repeats the action until the episode is over. Of what is only logged, the numbers of all steps are given."""
         reward, logs = 0.0, dict[str, tuple[float, ...]]()
         for _ in range(self._times):
-            obs = self.env.step(action)
+            obs = self.env.step(_copied(action))
             reward += obs["reward"]
             for key in [key for key in obs if key.startswith("log/")]:
                 logs[key] = (*logs.get(key, ()), obs[key])
@@ -201,7 +206,7 @@ class Checked(Wrapper):
     def step(self, action: Action) -> Obs:
         """Takes one action."""
         self._steps += 1
-        return self._check(self.env.step(action))
+        return self._check(self.env.step(_copied(action)))
 
     def _check(self, obs: Obs) -> Obs:
         missing = [key for key in (*self.obs_space, *RESERVED) if key not in obs]
