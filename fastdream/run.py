@@ -67,7 +67,12 @@ class Online:
         self.action = action
         self.step += self.driver.n
         for left in reversed(range(due)):
-            self.learner.update(more=left > 0)
+            more = left > 0 and len(self.replay) > 0
+            self.learner.update(more)
+            if left and not more:
+                # What was stored took the start of the only whole episode: the rest waits for the next one.
+                self.ratio.done -= left
+                break
 
     def due(self) -> int:
         """Updates to make in this step."""

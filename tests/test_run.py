@@ -98,6 +98,23 @@ def test_several_updates_a_step(tmp_path: Path):
     assert agent.updates == 1 + (40 - 18) * 16 // 8
 
 
+@pytest.mark.parametrize("pretrain", [1, 9])
+def test_updates_wait_while_there_is_no_whole_episode(tmp_path: Path, pretrain: int):
+    """Episodes of 21 steps, of which replay holds one and a part of the next: at times none is whole."""
+    replay, learning = dict(capacity=30, online=False, windows="episode"), dict(ratio=32.0, pretrain=pretrain)
+    agent = train(tiny(steps=90, train=learning, replay=replay, env=dict(count=1)), tmp_path).loop.agent
+    updates = [0]  # before each step
+    for event in agent.events:
+        if event == "policy":
+            updates.append(updates[-1])
+        else:
+            updates[-1] += 1
+    assert updates[21:24] == [0, pretrain, pretrain + 4]
+    # The tenth step after an episode takes its start; what was due until the next is whole is made then.
+    assert updates[31] == updates[32] == updates[42] == pretrain + 4 * 8 + 1
+    assert updates[43] == pretrain + 4 * 21 and updates[90] == pretrain + 4 * 68
+
+
 def test_batches_keep_the_time_convention(tmp_path: Path):
     """The action stored with a step is the one that led to it, and none led to an episode's first."""
     agent = train(tiny(steps=300), tmp_path).loop.agent
