@@ -1,5 +1,6 @@
 """Windows that each lie within one finished episode, chosen by episode: short episodes count as much as long ones."""
 
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ class EpisodeWindows:
     """As `Windows`, over episodes: first one of them, uniformly, then a start in it.
 
     An episode counts from its last step on, or from the first step of the next where none was marked, until its
-    first step is overwritten. One that is shorter than a window is left out.
+    first step is overwritten. One that is shorter than a window is left out; so is one that is longer than its ring,
+    of which the first one warns.
 
     sizes   steps that each worker's ring keeps.
     extra   starts beyond the last possible one, which stand for that: 0 draws starts uniformly, `length` draws the
@@ -30,6 +32,7 @@ class EpisodeWindows:
             None  # worker, first step and length of all of them, until something changes
         )
         self._rng = np.random.default_rng(seed)
+        self._warned = False
 
     def __len__(self) -> int:
         return int((self._all()[:, 2] - self._length + 1 + min(self._extra, 0)).sum())
@@ -43,12 +46,22 @@ class EpisodeWindows:
         if first:
             self._finish(worker)
         self.counts[worker] += 1
+        if not self._warned and self.counts[worker] - self._begun[worker] > self._sizes[worker]:
+            self._warn(worker)
         if last:
             self._finish(worker)
         episodes, oldest = self._episodes[worker], self.counts[worker] - self._sizes[worker]
         while episodes and episodes[0][0] < oldest:
             episodes.popleft()
             self._table = None
+
+    def _warn(self, worker: int) -> None:
+        self._warned = True
+        warnings.warn(
+            f"an episode is longer than the {self._sizes[worker]} steps that replay keeps of each environment, so "
+            "nothing of it is ever sampled: choose a larger --replay.capacity, or --replay.windows stream",
+            stacklevel=4,
+        )
 
     def _finish(self, worker: int) -> None:
         begin, end = self._begun[worker], self.counts[worker]

@@ -64,9 +64,15 @@ def test_an_episode_goes_with_its_first_step() -> None:
     assert len(replay) == 14 and min(starts(replay)) == 10
     whole = episodes(10, 10, windows="episode", capacity=20)  # as that of a dataset, full to the last step
     assert len(whole) == 14 and min(starts(whole)) == 0
-    assert len(episodes(30, 10, windows="episode", capacity=25)) == 7  # never stored as a whole
     fresh = episodes(10, 10, 10, 6, windows="episode", capacity=25)
     assert min(starts(fresh)) == 20
+
+
+def test_an_episode_that_its_ring_cannot_hold_is_warned_about_once() -> None:
+    episodes(25, 25, windows="ends", capacity=25)
+    with pytest.warns(UserWarning, match="longer than the 25 steps.*--replay.capacity") as caught:
+        replay = episodes(26, 40, 10, windows="episode", capacity=25)
+    assert len(caught) == 1 and len(replay) == 7
 
 
 def test_every_window_is_within_one_episode() -> None:
