@@ -204,3 +204,8 @@ def random_actions(act_space: Spaces, n: int, rng: np.random.Generator) -> dict[
         else rng.uniform(-1, 1, (n, *space.shape)).astype(np.float32)
         for key, space in act_space.items()
     }
+
+
+def no_actions(act_space: Spaces, n: int) -> dict[str, np.ndarray]:
+    """Zeros for n environments: what led to an episode's first observation."""
+    return {key: np.zeros((n, *space.shape), space.dtype) for key, space in act_space.items()}

@@ -18,6 +18,9 @@ from fastdream.transfer import Copies, Downloaded, Uploads, copies_for
 
 Tensors = dict[str, Tensor]
 
+# Updates between looks at the losses; on a CPU looking costs nothing.
+CHECK_EVERY = {"cpu": 1, "cuda": 100}
+
 
 class Agent(Protocol):
     """What the loops need of an agent; see agents/dreamer_v3.py for what each does."""

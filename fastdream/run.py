@@ -11,18 +11,15 @@ import torch
 from fastdream.build import Parts, in_processes, min_windows
 from fastdream.checkpoint import Damaged, Loaded
 from fastdream.config import Config
-from fastdream.driver import Driver, Voice, random_actions
+from fastdream.driver import Driver, Voice, no_actions, random_actions
 from fastdream.envs.base import EnvError
 from fastdream.evaluate import Scores, evaluate
 from fastdream.lane import RestartedTooOften
-from fastdream.learner import Learner
+from fastdream.learner import CHECK_EVERY, Learner
 from fastdream.offline import Updates
 from fastdream.replay import CorruptReplay, Replay
 from fastdream.replay_store import Array
 from fastdream.schedule import EverySeconds, EverySteps, Ratio, Stop
-
-# Updates between looks at the losses; on a CPU looking costs nothing.
-CHECK_EVERY = {"cpu": 1, "cuda": 100}
 
 
 class EnvironmentFailed(RuntimeError):
@@ -49,7 +46,7 @@ class Online:
             parts.agent, parts.replay, train.batch_size, parts.device, CHECK_EVERY[parts.device.type]
         )
         self.carry = self.agent.init_policy(self.driver.n)
-        self.action = no_action(self.driver)
+        self.action = no_actions(self.driver.act_space, self.driver.n)
         self.filling = np.full(self.driver.n, train.prefill > 0)  # environments that still act at random
         self.step = 0
 
@@ -94,7 +91,7 @@ class Online:
         if not self.filling.all():
             self.carry, action, latents = self.agent.policy(self.carry, obs)
         else:
-            action = no_action(self.driver)
+            action = no_actions(self.driver.act_space, n)
             latents = {
                 k: np.zeros((n, *shape), dtype) for k, (shape, dtype) in self.agent.latent_spec.items()
             }
@@ -166,7 +163,8 @@ class Training:
         log = config.log
         self.log_due, self.save_due = EverySeconds(log.every), EverySeconds(log.save_every)
         self.report_due = EverySteps(log.report_every, self.loop.step)
-        self.eval_due = EverySteps(config.eval.every, self.loop.step)
+        extra = self.resumed_from.extra if self.resumed_from else {}
+        self.eval_due = EverySteps(config.eval.every, extra.get("evaluated", self.loop.step))
 
     def run(self, stop: Stop) -> None:
         """Train until `config.steps` or until `stop`; then save. Raises NonFinite, and saves nothing then."""
@@ -206,10 +204,13 @@ class Training:
             self.write_metrics()
         if self.report_due(step):
             self.report()
+        before = self.eval_due.last
         if self.eval_due(step):
             result = self.evaluate(self.config.eval.episodes, stop)
-            # One that was stopped has the short episodes alone: it says nothing of the agent.
-            if result.scores and not stop:
+            # One that was stopped has the short episodes alone: it is made again when the run goes on.
+            if stop:
+                self.eval_due.last = before
+            elif result.scores:
                 self.log.scalars(step, result.metrics())
                 self.save(result.mean)
         if self.save_due():
@@ -255,8 +256,12 @@ class Training:
         loop, checkpoint = self.loop, self.parts.checkpoint
         loop.learner.metrics.check()
         folder = self.parts.logdir / "replay"
+        extra = {"evaluated": self.eval_due.last}
         checkpoint.save(
-            loop.state(), step=loop.step, score=score, extra=lambda _: {"replay": loop.replay.save(folder)}
+            loop.state(),
+            step=loop.step,
+            score=score,
+            extra=lambda _: extra | {"replay": loop.replay.save(folder)},
         )
         self.log.saved()
         # The best generation is for acting; only the last ones are continued from.
@@ -285,11 +290,6 @@ class Training:
     def close(self) -> None:
         """End the learner's thread."""
         self.loop.learner.close()
-
-
-def no_action(driver: Driver) -> dict[str, Array]:
-    """Zeros for every environment: what led to the first observation."""
-    return {key: np.zeros((driver.n, *space.shape), space.dtype) for key, space in driver.act_space.items()}
 
 
 def _where_not(flag: Array, value: Array) -> Array:

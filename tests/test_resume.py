@@ -102,6 +102,29 @@ def first_state(logdir: Path) -> dict[str, Any]:
     return loaded.tree
 
 
+def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(tmp_path: Path):
+    config, stop = tiny(steps=60, eval=dict(every=20, count=1, episodes=2)), Stop()
+    parts = parts_of(config, tmp_path)
+    policy = parts.agent.policy
+
+    def stopping(carry: Any, obs: Any, mode: str = "sample") -> Any:
+        if len(obs["is_first"]) == 1:  # of the evaluation; the run has two environments
+            stop.reason = "SIGINT"
+        return policy(carry, obs, mode)
+
+    parts.agent.policy = stopping  # type: ignore[method-assign]
+    training = Training(config, parts)
+    training.run(stop)
+    training.close()
+    assert training.loop.step == 20 and not evaluated(training)
+    assert evaluated(train(config, tmp_path)) == [20, 40, 60] == evaluated(train(config, tmp_path / "whole"))
+
+
+def evaluated(training: Training) -> list[int]:
+    """Steps at which a run was evaluated."""
+    return [step for step, values in training.log.values if "eval/score" in values]  # type: ignore[attr-defined]
+
+
 def test_a_run_that_is_done_makes_no_more_steps(tmp_path: Path):
     train(tiny(steps=60), tmp_path)
     again = train(tiny(steps=60), tmp_path)
