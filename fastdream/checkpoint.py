@@ -127,8 +127,11 @@ class Checkpoint:
         return load(self.directory, which, restore, self._damaged)
 
     def kept(self) -> list[dict[str, Any]]:
-        """The `extra` of every generation that is there, oldest first: what must not be removed elsewhere."""
-        return [about["extra"] for about in map(_about, _generations(self.directory)) if about]
+        """The `extra` of every sound generation, oldest first: what must not be removed elsewhere."""
+        return [about["extra"] for about in map(_about, self._sound()) if about]
+
+    def _sound(self) -> list[Path]:
+        return [path for path in _generations(self.directory) if path.name not in self._damaged]
 
     def _point(self, name: str, score: float | None) -> None:
         rundir.sync(self.directory)
@@ -143,12 +146,9 @@ class Checkpoint:
 
     def _prune(self) -> None:
         """Remove all but the last few and the best. Renamed first: nobody ever sees half a generation."""
-        generations = _generations(self.directory)
-        sound = [path for path in generations if path.name not in self._damaged]
-        keep = {*sound[-self.keep :], _pointed(self.directory, "best")}
-        for path in generations:
-            if path not in keep:
-                shutil.rmtree(path.rename(self.directory / (_TEMPORARY + path.name)))
+        keep = {*self._sound()[-self.keep :], _pointed(self.directory, "best")}
+        for path in {*_generations(self.directory)} - keep:
+            shutil.rmtree(path.rename(self.directory / (_TEMPORARY + path.name)))
 
 
 def _nbytes(groups: dict[str, tree_files.Tensors]) -> int:

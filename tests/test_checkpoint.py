@@ -151,6 +151,22 @@ def test_restoring_may_refuse_and_gets_an_older_one(tmp_path: Path) -> None:
     assert loaded is not None and loaded.step == 1 and "deter-3" in loaded.notes[0]
 
 
+def test_what_is_kept_are_those_that_can_be_restored(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, keep=2)
+    for step, score in [(1, None), (2, 9.0)]:
+        checkpoint.save(small(step), step=step, score=score, extra=lambda _, step=step: {"of": step})
+
+    def restore(loaded: Loaded) -> None:
+        if loaded.step == 2:
+            raise Damaged("replay file deter-3 is missing")
+
+    checkpoint.load(restore=restore)
+    checkpoint.save(small(3), step=3, extra=lambda _: {"of": 3})
+    # The best can be acted by, but it is none of the last two that a run goes on from.
+    assert [name[-1] for name in generations(tmp_path)] == ["1", "2", "3"]
+    assert checkpoint.kept() == [{"of": 1}, {"of": 3}]
+
+
 def test_one_generation_by_its_folder_and_by_the_pointer(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     first = checkpoint.save(small(1), step=1)
