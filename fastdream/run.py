@@ -256,16 +256,14 @@ class Training:
         loop, checkpoint = self.loop, self.parts.checkpoint
         loop.learner.metrics.check()
         folder = self.parts.logdir / "replay"
-        extra = {"evaluated": self.eval_due.last}
-        checkpoint.save(
-            loop.state(),
-            step=loop.step,
-            score=score,
-            extra=lambda _: extra | {"replay": loop.replay.save(folder)},
-        )
+
+        def extra(_: object) -> dict[str, Any]:
+            return {"evaluated": self.eval_due.last, "replay": loop.replay.save(folder)}
+
+        checkpoint.save(loop.state(), step=loop.step, score=score, extra=extra)
         self.log.saved()
         # The best generation is for acting; only the last ones are continued from.
-        Replay.prune(folder, [extra["replay"] for extra in checkpoint.kept()[-checkpoint.keep :]])
+        Replay.prune(folder, [kept["replay"] for kept in checkpoint.kept()[-checkpoint.keep :]])
 
     def restore(self) -> Loaded | None:
         """Continue from the last checkpoint that is sound, if there is one."""

@@ -181,30 +181,6 @@ def test_observations_do_not_share_memory_with_the_environment():
     assert (obs["vector"] == 0).all()
 
 
-class Scaling(Wrapper):
-    """An environment that scales its action where it lies, and remembers what it was."""
-
-    def __init__(self):
-        super().__init__(Dummy("continuous", 0, Options(length=20)))
-        self.got = []
-
-    def step(self, action):
-        self.got.append(action["action"].copy())
-        action["action"] *= 3
-        return self.env.step(action)
-
-
-@pytest.mark.parametrize("wrap", [lambda env: Checked(env, "scaling"), lambda env: Repeat(env, 2)])
-def test_an_environment_may_change_its_action_in_place(wrap):
-    scaling = Scaling()
-    env = wrap(scaling)
-    env.reset(0)
-    action = {"action": np.full(2, 0.5, np.float32)}
-    for _ in range(3):
-        env.step(action)
-    assert (np.array(scaling.got) == 0.5).all() and (action["action"] == 0.5).all()
-
-
 def test_a_repeated_action_sums_rewards_and_stops_at_the_end():
     env = Repeat(Dummy("discrete", 0, Options(length=5)), 3)
     cue = int(env.reset(0)["discrete"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fastdream.envs import gym, make
-from fastdream.envs.base import Checked, EnvError
+from fastdream.envs.base import Checked, EnvError, Repeat, Wrapper
+from fastdream.envs.dummy import Dummy, Options
 from fastdream.envs.from_gymnasium import FromGymnasium
 
 ACTION = {"action": np.array(1)}
@@ -123,3 +124,27 @@ def test_half_a_name(task: str):
 def test_an_id_without_its_version():
     with pytest.raises(EnvError, match="unknown task 'gym_CartPole'; did you mean 'gym_CartPole-v1'"):
         gym.make("CartPole", 0, gym.Options())
+
+
+class Scaling(Wrapper):
+    """An environment that scales its action where it lies, and remembers what it was."""
+
+    def __init__(self):
+        super().__init__(Dummy("continuous", 0, Options(length=20)))
+        self.got = []
+
+    def step(self, action):
+        self.got.append(action["action"].copy())
+        action["action"] *= 3
+        return self.env.step(action)
+
+
+@pytest.mark.parametrize("wrap", [lambda env: Checked(env, "scaling"), lambda env: Repeat(env, 2)])
+def test_an_environment_may_change_its_action_in_place(wrap):
+    scaling = Scaling()
+    env = wrap(scaling)
+    env.reset(0)
+    action = {"action": np.full(2, 0.5, np.float32)}
+    for _ in range(3):
+        env.step(action)
+    assert (np.array(scaling.got) == 0.5).all() and (action["action"] == 0.5).all()

@@ -131,7 +131,7 @@ class TestCarRacing:
         assert obs[-1]["is_last"] and not obs[-1]["is_terminal"]
 
 
-TINY = "--preset debug --env.parallel no --steps 40 --dreamer.collect.shortest 5 --eval.final-episodes 1"
+TINY = "--preset debug --env.parallel no --dreamer.collect.shortest 5 --eval.final-episodes 1"
 TINY += " --log.outputs jsonl"
 TINY += " --dreamer.control.generations 1 --dreamer.control.rollouts 1 --dreamer.control.test-rollouts 2"
 REAL = (
@@ -142,8 +142,8 @@ REAL = (
 @pytest.mark.parametrize(
     ("package", "args"),
     [
-        ("vizdoom", "--task vizdoom_take_cover --suite.length 40"),
-        ("Box2D", "--task car_racing --suite.length 25 --dreamer.collect.actions networks" + REAL),
+        ("vizdoom", "--task vizdoom_take_cover --steps 900"),
+        ("Box2D", "--task car_racing --steps 40 --suite.length 25 --dreamer.collect.actions networks" + REAL),
     ],
 )
 def test_world_models_goes_through_all_stages_in_it(package, args, tmp_path, monkeypatch, capsys):

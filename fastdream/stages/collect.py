@@ -134,7 +134,8 @@ class Collect:
 
         Raises ValueError if C is to be evolved in dreams, and none of them could end.
         """
-        if self.agent.config.control.where == "dream" and not self.recording["terminal"].any():
+        dreams = self.agent.config.control.where == "dream"
+        if dreams and self.recording.rows and not self.recording["terminal"].any():
             raise ValueError(
                 f"none of the {len(self.recording.lengths()):,} recorded episodes ended in a terminal state, so M "
                 f"learns no end, every dream lasts as long, and nothing tells one controller from another: begin a "
