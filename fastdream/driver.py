@@ -207,5 +207,8 @@ def random_actions(act_space: Spaces, n: int, rng: np.random.Generator) -> dict[
 
 
 def no_actions(act_space: Spaces, n: int) -> dict[str, np.ndarray]:
-    """Zeros for n environments: what led to an episode's first observation."""
-    return {key: np.zeros((n, *space.shape), space.dtype) for key, space in act_space.items()}
+    """What led to an episode's first observation, for n environments: zeros, and no class, which is -1."""
+    return {
+        key: np.full((n, *space.shape), -1 if space.kind == "discrete" else 0, space.dtype)
+        for key, space in act_space.items()
+    }

@@ -14,7 +14,8 @@ it, and the action that LED TO it:
     deter, stoch   the model's state after it saw o_t: as when acting, or as update() last wrote it
 
 A worker's steps are one stream: index 4 above belongs to the next episode of the same worker, and a window
-may hold both. Where is_first is True the action and the state before it mean nothing: the model zeroes them.
+may hold both. Where is_first is True the action and the state before it mean nothing: the model zeroes them. No action
+is 0 for numbers and -1 for classes, of which 0 is one.
 
 A window has `length` steps. With a replay context of one, step 0 only gives the state to start from (deter
 and stoch), steps 1 … length-1 are trained on, and their new states go back through `update(ids[:, 1:], …)`.

@@ -46,7 +46,7 @@ class Online:
             parts.agent, parts.replay, train.batch_size, parts.device, CHECK_EVERY[parts.device.type]
         )
         self.carry = self.agent.init_policy(self.driver.n)
-        self.action = no_actions(self.driver.act_space, self.driver.n)
+        self.none = self.action = no_actions(self.driver.act_space, self.driver.n)
         self.filling = np.full(self.driver.n, train.prefill > 0)  # environments that still act at random
         self.step = 0
 
@@ -91,7 +91,7 @@ class Online:
         if not self.filling.all():
             self.carry, action, latents = self.agent.policy(self.carry, obs)
         else:
-            action = no_actions(self.driver.act_space, n)
+            action = self.none
             latents = {
                 k: np.zeros((n, *shape), dtype) for k, (shape, dtype) in self.agent.latent_spec.items()
             }
@@ -104,7 +104,8 @@ class Online:
 
     def store(self, obs: Mapping[str, Array], latents: Mapping[str, Array]) -> None:
         """Add the observations, the actions that led to them, and what the agent made of them."""
-        led_here = {f"action/{key}": _where_not(obs["is_first"], value) for key, value in self.action.items()}
+        begins, none = obs["is_first"], self.none
+        led_here = {f"action/{key}": _where(begins, none[key], value) for key, value in self.action.items()}
         batch = {**obs, **led_here, **latents}
         for worker in range(self.driver.n):
             self.replay.add(worker, {key: value[worker] for key, value in batch.items()})
@@ -288,11 +289,6 @@ class Training:
     def close(self) -> None:
         """End the learner's thread."""
         self.loop.learner.close()
-
-
-def _where_not(flag: Array, value: Array) -> Array:
-    """Zeros where the flag [n] is set, the value [n, ...] elsewhere."""
-    return _where(flag, np.zeros((), value.dtype), value)
 
 
 def _where(flag: Array, chosen: Array, other: Array) -> Array:

@@ -96,7 +96,7 @@ def test_classes_are_inferred_from_all_episodes(tmp_path: Path):
         data["action"] = onehot
     source = find(str(save_npz(tmp_path / "b", few, more)))
     assert survey(source).act_space == {"action": Space("discrete", (), 4)}
-    assert read(source)[1]["action/action"].tolist() == [0, 3, 1, 1, 0, 1, 1]
+    assert read(source)[1]["action/action"].tolist() == [-1, 3, 1, 1, 0, 1, 1]
 
 
 def test_an_action_that_was_always_the_same_had_another_beside_it(tmp_path: Path):
@@ -158,7 +158,7 @@ def test_minari_s_actions_are_scaled_and_counted_from_zero(minari: Any):
     create(minari, "test/car-v0", [buffer], gs.Box(-np.inf, np.inf, (3,), np.float32), act_space)
     (found,) = read(find("minari:test/car-v0"))
     assert found["action/torque"].ravel().tolist() == [0, -1, 0, 0.5]
-    assert found["action/gear"].tolist() == [0, 0, 2, 1]
+    assert found["action/gear"].tolist() == [-1, 0, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -135,10 +135,15 @@ def test_whole_numbers_below_zero_are_no_classes(tmp_path: Path):
 
 def test_what_stands_beside_a_reset_is_no_action(tmp_path: Path):
     data = episode()
-    data["action"] = np.array([-1, *np.resize([0, 1, 2], 12)])
-    with pytest.warns(UserWarning, match="has an action beside its first observation"):
-        assert look(tmp_path, data).act_space == {"action": Space("discrete", (), 3)}
-        assert filled(tmp_path, data)["action/action"].tolist() == [0, *np.resize([0, 1, 2], 12)]
+    taken = np.resize([0, 1, 2], 12).tolist()
+    for beside, said in ((5, 2), (0, 0), (-1, 0)):
+        data["action"] = np.array([beside, *taken])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert look(tmp_path, data).act_space == {"action": Space("discrete", (), 3)}
+            assert filled(tmp_path, data)["action/action"].tolist() == [-1, *taken]
+        about = [str(warning.message) for warning in caught]
+        assert len(about) == said and all("has an action beside its first" in text for text in about), about
     data["action"] = np.where(data["is_first"], np.nan, 0.5)[:, None]
     assert filled(tmp_path, data)["action/action"].tolist() == [[0.0]] + [[0.5]] * 12
 
@@ -148,7 +153,7 @@ def test_one_hots_of_whole_numbers_are_those_of_floats(tmp_path: Path):
     data["action"] = np.eye(4, dtype=np.int64)[np.resize([0, 1, 3], 13)]
     data["action"][0] = 0
     assert look(tmp_path, data).act_space == {"action": Space("discrete", (), 4)}
-    assert filled(tmp_path, data)["action/action"].tolist() == [0, *np.resize([1, 3, 0], 12)]
+    assert filled(tmp_path, data)["action/action"].tolist() == [-1, *np.resize([1, 3, 0], 12)]
     data["action"][3] = 1  # several at once: these are switches
     assert look(tmp_path, data).act_space == {"action": Space("discrete", (4,), 2)}
 

@@ -12,7 +12,8 @@ from fastdream.adam import AdamConfig
 from fastdream.agents.dreamer_v1 import Config, DreamerV1, size
 from fastdream.agents.dreamer_v1_config import PolicyConfig
 from fastdream.agents.dreamer_v1_nets import Networks
-from fastdream.spaces import Space
+from fastdream.driver import no_actions
+from fastdream.spaces import Space, Spaces
 
 from . import dreamer_tools
 from .dreamer_tools import (
@@ -67,6 +68,22 @@ def test_a_sequence_starts_with_the_action_that_led_to_it_and_later_episodes_wit
         [False] * 4,
         [False] * 3 + [True],
     ]
+
+
+@pytest.mark.parametrize("act", [DISCRETE, MIXED], ids=["discrete", "mixed"])
+def test_an_episode_begins_with_no_class_in_training_as_in_acting(act: Spaces) -> None:
+    agent = make(VECTOR, act)
+    data, first = batch(agent, T=3), observation(agent, 2) | {"is_first": np.ones(2, bool)}
+    led = {f"action/{key}": torch.from_numpy(x) for key, x in no_actions(act, 2).items()}
+    for key, x in led.items():
+        data[key][:, 0] = x
+    acted, _ = agent.act(agent.init_policy(2), agent.inputs(first))
+    deter = agent.model_loss(agent.init_train(2), data, draws(agent, T=3))[1].deter[:, 0]
+    torch.testing.assert_close(deter, acted["deter"], rtol=1e-6, atol=1e-7)
+    for key, x in led.items():
+        data[key][:, 0] = x.clamp_min(0)
+    other = agent.model_loss(agent.init_train(2), data, draws(agent, T=3))[1].deter[:, 0]
+    assert (other - deter).abs().amax(1).min() > 1e-3  # class 0 is an action
 
 
 def test_optimisers_are_those_of_the_official_code() -> None:

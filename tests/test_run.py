@@ -123,7 +123,7 @@ def test_batches_keep_the_time_convention(tmp_path: Path):
         cue, action = batch["vector"].argmax(-1).numpy(), batch["action/action"].numpy()
         first, reward = batch["is_first"].numpy(), batch["reward"].numpy()
         firsts = first[:, 1:]
-        assert (action[:, 1:][firsts] == 0).all() and (reward[:, 1:][firsts] == 0).all()
+        assert (action[:, 1:][firsts] == -1).all() and (reward[:, 1:][firsts] == 0).all()
         # dummy_vector rewards an action that equals the cue shown before it.
         right = action[:, 1:] == cue[:, :-1]
         assert (reward[:, 1:] == right)[~firsts].all()

@@ -96,9 +96,9 @@ def survey(source: Source, spaces: tuple[Spaces, Spaces] | None = None) -> Surve
 
 
 def _acts_at_reset(raw: Raw) -> bool:
-    """Whether an action, neither zeros nor NaN, stands beside the first record."""
+    """Whether an action, neither zeros nor NaN nor a class of -1, stands beside the first record."""
     return any(
-        np.any(np.nan_to_num(value[0]) != 0)
+        not np.isin(np.nan_to_num(value[0]), [0, -1] if value.dtype.kind == "i" else 0).all()
         for key, value in raw.data.items()
         if key.split("/")[0] == "action"
     )

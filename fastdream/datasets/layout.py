@@ -1,8 +1,8 @@
 """Episodes of a dataset in replay's layout, whatever they were stored as, and what can be wrong with them.
 
 All layouts are brought to one: arrays of equal length T+1 for T transitions, where index t holds an observation, the
-reward and flags that arrived with it, and the action that led to it (see replay.py); index 0 is the reset, whose action
-and reward are zero.
+reward and flags that arrived with it, and the action that led to it (see replay.py); index 0 is the reset, whose
+reward is zero, and whose action is none.
 """
 
 import re
@@ -201,8 +201,10 @@ def records(
             value = np.clip(value, -1, 1)
         if text := _unfit(value, space, action):
             problems.append(f"{place}: {name!r} {text}")
-        else:
-            out[name] = value.astype(space.dtype)
+            continue
+        out[name] = value.astype(space.dtype)
+        if action and space.kind == "discrete":
+            out[name][data["is_first"]] = -1  # class 0 is an action
     out["reward"] = data["reward"].astype(np.float32)
     return out | {key: data[key].astype(bool) for key in FLAGS}, problems
 
