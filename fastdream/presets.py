@@ -30,6 +30,7 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("dmc_vision", "current"): dict(obs="vision"),
     ("dmc_vision", "nature2024"): dict(obs="vision", repeat=2),
     ("dmc_proprio", "nature2024"): dict(repeat=2),
+    ("atari", "nature2024"): dict(noops=0),
     ("atari100k", "nature2024"): dict(actions="all", noops=0, length=100_000),
     ("offline_vision", "current"): dict(obs="vision", repeat=2),  # as V-D4RL has it
 }
@@ -260,8 +261,8 @@ def nature(config: Config, preset: str) -> Config:
         train = replace(train, ratio=128.0)
     if preset in ("dmc_proprio", "dmc_vision"):
         train = replace(train, ratio=512.0)
-        # The same steps of the environment, each action twice.
-        steps = config.steps // 2
+        # Each action twice; the scores are of 500 k and of 1 M frames.
+        steps = 300_000 if preset == "dmc_proprio" else 600_000
         config = replace(config, size="12m", steps=steps, replay=replace(config.replay, capacity=steps))
     if preset == "minecraft":
         env = replace(env, count=64)

@@ -251,9 +251,12 @@ def test_the_published_settings_differ_where_the_paper_did():
         0,
         "200m",
     )
-    for preset in ("dmc_proprio", "dmc_vision"):
+    grey = published("atari")
+    assert (grey.suite.noops, grey.suite.size, grey.suite.actions, grey.suite.sticky) == (0, 96, "all", 0.25)
+    for preset, steps in (("dmc_proprio", 3e5), ("dmc_vision", 6e5)):
         config = published(preset)
         assert (config.train.ratio, config.suite.repeat, config.size) == (512, 2, "12m")
+        assert config.steps == config.replay.capacity == steps
     assert published("minecraft").env.count == 64
     assert published("crafter").dreamer.enc.strided and published("crafter").dreamer.policy.unimix == 0.01
 
