@@ -14,7 +14,7 @@ from fastdream.presets_dataset import from_dataset, tiny
 
 # Options of the suite that differ from its defaults, by preset and variant.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
-    ("atari", "current"): dict(size=64, gray=True, sticky=0.25, noops=30, actions="needed"),
+    ("atari", "current"): dict(size=64, actions="needed"),
     ("dmc_vision", "current"): dict(obs="vision", repeat=2),
     ("dmc_proprio", "current"): dict(repeat=2),
     ("offline_vision", "current"): dict(obs="vision", repeat=2),
@@ -59,6 +59,8 @@ def crafter() -> Config:
     config = official("crafter_reward", 1e8, "31m", 5, 10_000, 1e5)
     nets = ("dyn", "enc", "dec", "rewhead", "dishead", "policy", "value")
     normed = {name: replace(getattr(config.dreamer, name), norm="layer") for name in nets}
+    explore = config.dreamer.explore
+    normed["explore"] = replace(explore, net=replace(explore.net, norm="layer"))
     dreamer = replace(config.dreamer, discount=0.999, actent="3e-3", **normed)
     return replace(config, dreamer=learning(dreamer, 1e-4, 1e-4, 1e-4))
 

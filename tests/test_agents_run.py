@@ -10,7 +10,7 @@ import pytest
 
 from fastdream import agents, cli, config, presets, train
 from fastdream.agents import load
-from fastdream.config import Config
+from fastdream.config import Config, flatten
 from fastdream.run import Training
 from fastdream.schedule import Stop
 
@@ -88,7 +88,10 @@ def test_what_differs_between_the_tasks_of_dreamer_v2():
     assert [d.kl.free for d in (atari, crafter, control)] == [0, 0, 1.0]
     assert [d.reward for d in (atari, crafter, control)] == ["tanh", "tanh", "identity"]
     assert [d.pred_discount for d in (atari, crafter, control)] == [True, True, False]
-    assert [d.dyn.norm for d in (atari, crafter, control)] == ["none", "layer", "none"]
+    # The official file sets every setting that is called norm, the ensemble's too.
+    for d, norm in ((atari, "none"), (crafter, "layer"), (control, "none")):
+        norms = {k: v for k, v in flatten(dataclasses.asdict(d)).items() if k.endswith("norm")}
+        assert set(norms.values()) == {norm} and len(norms) == 8, norms
     assert control.grad_heads == ("decoder", "reward")
     assert (atari.dyn.stoch, atari.dyn.classes, atari.enc.depth, atari.policy.layers) == (32, 32, 48, 4)
 
@@ -124,6 +127,8 @@ def test_suite_options():
     assert (grey.size, grey.gray, grey.sticky, grey.noops, grey.actions, grey.repeat) == (
         64, True, 0.25, 30, "needed", 4,
     )  # fmt: skip
+    hundred = suite("dreamer_v2", "atari100k_pong")
+    assert (hundred.size, hundred.gray, hundred.sticky, hundred.actions) == (64, False, 0.0, "needed")
     colour = suite("dreamer_v1", "atari_pong")
     assert (colour.size, colour.gray, colour.lives) == (64, False, "reset")
 
