@@ -111,10 +111,26 @@ class GRU(nn.Module):
         super().__init__()
         self.ops, self.deter, self.reset_after = ops, deter, reset_after
         self.inputs = Dense(ops, stoch_width + action_width, hidden, act=act, generator=generator)
-        self.weight_ih = nn.Parameter(_glorot_uniform(3 * deter, hidden, generator))
-        self.weight_hh = nn.Parameter(_orthogonal(3 * deter, deter, generator))
+        self.weight_ih = nn.Parameter(torch.empty(3 * deter, hidden))
+        self.weight_hh = nn.Parameter(torch.empty(3 * deter, deter))
         self.bias_ih = nn.Parameter(torch.zeros(3 * deter))
         self.bias_hh = nn.Parameter(torch.zeros(3 * deter))
+        with torch.no_grad():
+            (self._as_keras if reset_after else self._as_block_cell)(generator)
+
+    def _as_keras(self, generator: torch.Generator | None) -> None:
+        limit = math.sqrt(6 / sum(self.weight_ih.shape))
+        self.weight_ih.uniform_(-limit, limit, generator=generator)
+        nn.init.orthogonal_(self.weight_hh, generator=generator)
+
+    def _as_block_cell(self, generator: torch.Generator | None) -> None:
+        """One matrix of input and state for both gates, whose biases are 1, and another for candidates."""
+        gates, inputs = 2 * self.deter, self.weight_ih.shape[1] + self.deter
+        for weight in (self.weight_ih, self.weight_hh):
+            for rows in weight.split([gates, self.deter]):
+                limit = math.sqrt(6 / (inputs + len(rows)))
+                rows.uniform_(-limit, limit, generator=generator)
+        self.bias_ih[:gates] = 1
 
     @property
     def params(self) -> fd.GRU:
@@ -124,12 +140,3 @@ class GRU(nn.Module):
     def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
         """One step: deter [B, D], stoch [B, S], flat action [B, A] -> deter' [B, D]."""
         return self.ops.gru(self.params, deter, stoch, action)
-
-
-def _glorot_uniform(out: int, inp: int, generator: torch.Generator | None) -> Tensor:
-    limit = math.sqrt(6 / (inp + out))
-    return torch.empty(out, inp).uniform_(-limit, limit, generator=generator)
-
-
-def _orthogonal(out: int, inp: int, generator: torch.Generator | None) -> Tensor:
-    return nn.init.orthogonal_(torch.empty(out, inp), generator=generator)

@@ -1,5 +1,6 @@
 """DreamerV1 as a whole: sizes, spaces, exploration, reproducibility, who learns from what; losses are tested apart."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from .dreamer_tools import (
     MIXED,
     VECTOR,
     batch,
+    double,
     observation,
 )
 
@@ -84,6 +86,27 @@ def test_an_episode_begins_with_no_class_in_training_as_in_acting(act: Spaces) -
         data[key][:, 0] = x.clamp_min(0)
     other = agent.model_loss(agent.init_train(2), data, draws(agent, T=3))[1].deter[:, 0]
     assert (other - deter).abs().amax(1).min() > 1e-3  # class 0 is an action
+
+
+def test_the_gru_of_tensorflow_1_begins_as_there() -> None:
+    D, H, after = 24, 40, make(VECTOR, CONTINUOUS).config.dyn
+    for reset_after in (True, False):
+        dyn = replace(after, deter=D, hidden=H, reset_after=reset_after)
+        core = make(VECTOR, CONTINUOUS, dyn=dyn).model.dyn.core
+        # Keras: one input matrix of all gates, an orthogonal recurrent one, biases 0. GRUBlockCell: Glorot's limits of
+        # [input, state] to both gates, with biases 1, and of [input, state] to the candidate.
+        bias = np.zeros(3 * D)
+        bias[: 2 * D] = not reset_after
+        assert double(core.bias_ih).tolist() == bias.tolist() and not core.bias_hh.any()
+        gates, cand = (np.sqrt(6 / (H + D + outs)) for outs in (2 * D, D))
+        if reset_after:
+            limits = [(core.weight_ih, gates)]
+            np.testing.assert_allclose(double(core.weight_hh.T @ core.weight_hh), np.eye(D), atol=1e-5)
+        else:
+            weights = core.weight_ih, core.weight_hh
+            limits = [x for w in weights for x in ((w[: 2 * D], gates), (w[2 * D :], cand))]
+        for weight, limit in limits:
+            assert 0.97 * limit < weight.abs().max() <= limit and abs(weight.mean()) < 0.1 * limit
 
 
 def test_optimisers_are_those_of_the_official_code() -> None:
