@@ -15,6 +15,8 @@ Where ours departs on purpose, and what is compared there:
   the environment takes is compared, and M with the actions that theirs was given.
 - z's deviation is computed in float32 from what is kept in float16; theirs in float16.
 - Pictures of V's batches are drawn with replacement, not shuffled.
+- Rollouts of the random policy end where their episodes do; the authors' cars drive on for 1000 frames. An action is
+  held for 1 to 10 steps; theirs gives way at the next multiple of such a number, which is sooner.
 - Dreams have temperature 1.15, as in the paper; the authors' repository has 1.25.
 - CMA-ES is told scores alone; theirs takes 0.01 of the mean square of a controller's parameters from its cost, which
   rewards large ones.
