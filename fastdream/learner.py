@@ -235,7 +235,8 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.updates = int(state["updates"])
-        self.carry = {key: torch.as_tensor(value).to(self.device) for key, value in state["carry"].items()}
+        # In the precision of this device's agent, which may be another than that of the device where it was saved.
+        self.carry = {key: torch.as_tensor(state["carry"][key]).to(x) for key, x in self.carry.items()}
         self.write_back.load_state_dict(state.get("write_back", {}))
 
     def close(self) -> None:
