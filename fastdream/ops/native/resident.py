@@ -144,9 +144,12 @@ def _scale(layer: Layer) -> Tensor:
     return _filled(layer.scale, layer.weight, 1.0)
 
 
+TRITON = triton.missing() is None  # asked once: the answer is read from files
+
+
 def _fused(device: torch.device) -> bool:
-    """Whether Triton's kernels run there."""
-    return device.type == "cuda" and triton.available(device) is None
+    """Whether Triton's kernels run there, where these do."""
+    return device.type == "cuda" and TRITON
 
 
 def _dense(x: Tensor, layer: Layer) -> Tensor:
