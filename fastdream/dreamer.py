@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdream import generators
 from fastdream import ops as fd
 from fastdream.nets import ActionDecoder
 from fastdream.openloop import open_loop
@@ -112,14 +113,13 @@ class Dreamer(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs: parameters, optimisers, generators."""
         parts = {name: part.state_dict() for name, part in self.stateful().items()}
-        return parts | {"generators": {k: g.get_state() for k, g in self.generators.items()}}
+        return parts | {"generators": generators.states(self.generators)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a `state_dict` of an agent with the same spaces and configuration."""
         for name, part in self.stateful().items():
             part.load_state_dict(state[name])
-        for name, generator in self.generators.items():
-            generator.set_state(state["generators"][name].cpu())
+        generators.restore(self.generators, state["generators"])
 
     @property
     @abstractmethod

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdream import ops
 from fastdream.ops import Ops
 from fastdream.replay import Replay
 from fastdream.replay_device import DeviceReplay, Gathering
@@ -226,16 +227,20 @@ class Learner:
         return self.agent.report(self.agent.init_train(self.batch_size), self.batch)
 
     def state_dict(self) -> dict[str, Any]:
+        """Raises RuntimeError if an update has failed on the device: what came of it must not be saved."""
         assert self.prefetch.pending == 0, self.prefetch.pending
-        return {
+        state = {
             "updates": self.updates,
             "carry": {key: value.cpu() for key, value in self.carry.items()},
             "write_back": self.write_back.state_dict(),
         }
+        ops.check(self.device)  # which has been waited for by now
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.updates = int(state["updates"])
-        self.carry = {key: torch.as_tensor(value).to(self.device) for key, value in state["carry"].items()}
+        # In the precision of this device's agent, which may be another than that of the device where it was saved.
+        self.carry = {key: torch.as_tensor(state["carry"][key]).to(x) for key, x in self.carry.items()}
         self.write_back.load_state_dict(state.get("write_back", {}))
 
     def close(self) -> None:

@@ -137,7 +137,7 @@ class Online:
         loop = state["loop"]
         self.step = int(loop["step"])
         self.ratio.load_state_dict(loop["ratio"])
-        self.carry = {key: torch.as_tensor(v).to(self.parts.device) for key, v in loop["carry"].items()}
+        self.carry = {key: torch.as_tensor(loop["carry"][key]).to(x) for key, x in self.carry.items()}
         self.action = {key: np.asarray(value) for key, value in loop["action"].items()}
         self.filling = np.asarray(loop.get("filling", np.zeros_like(self.filling)))
         self.driver.load_state_dict(state["driver"])

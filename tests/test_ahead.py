@@ -54,6 +54,23 @@ def test_the_command_fills_tritons_cache_and_says_so(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.glob("fastdream-*")] == [ahead.marker(given).name]
 
 
+@pytest.mark.parametrize(("capability", "compiled"), [(90, [4]), (89, [4, 3, 2])])
+def test_a_gpu_of_little_memory_gets_kernels_of_as_many_stages_as_fit(capability, compiled, monkeypatch):
+    from fastdream.ops.triton import ahead as kernels
+    from fastdream.ops.triton import library, pointwise
+
+    found: list[int] = []
+
+    def warmup(x: int, *, grid: tuple[int], num_stages: int) -> Any:
+        found.append(num_stages)
+        return SimpleNamespace(metadata=SimpleNamespace(shared=48 * 1024 * num_stages))
+
+    monkeypatch.setattr(library, "capability", lambda device: capability)
+    monkeypatch.setattr(pointwise, "pointwise_fwd_kernel", SimpleNamespace(warmup=warmup))
+    kernels.compile_kernel(kernels.Work(pointwise.__name__, "pointwise_fwd_kernel", (1,), {"num_stages": 4}))
+    assert found == compiled
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("agent", ["dreamer_v3", "dreamer_v2", "dreamer_v1"])
 def test_a_gpu_finds_all_that_was_compiled_beside_it(agent: str, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdream.learner import Learner, Metrics, NonFinite, step_spec
+from fastdream.ops.native import resident_op
 from fastdream.spaces import Space
 
 from .replay_tools import fill, make
@@ -39,6 +40,21 @@ def test_means_since_the_last_call():
     assert metrics.fetch() == {}
     metrics.add(update(7.0), 5)
     assert metrics.fetch()["loss/a"] == 7.0
+
+
+def test_what_a_failed_launch_left_is_not_saved(tmp_path: Path):
+    """The next update would say so: after the last checkpoint has what it learned from."""
+    parts = parts_of(tiny(), tmp_path)
+    learner = Learner(parts.agent, parts.replay, 2, CPU, 1)
+    failed = resident_op._failed(CPU).fill_(1)
+    try:
+        with pytest.raises(RuntimeError, match="an earlier launch gave up waiting"):
+            learner.state_dict()
+    finally:
+        failed.zero_()
+        parts.driver.close()
+    assert learner.state_dict()["updates"] == 0
+    learner.close()
 
 
 def test_many_small_numbers_are_summed_without_loss():

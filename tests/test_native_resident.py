@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdream.ops import reference
+from fastdream.ops import reference, triton
 from fastdream.ops.native import resident, resident_op
 from fastdream.ops.native.resident_pack import (
     Params,
@@ -257,6 +257,13 @@ def test_refuses_what_it_cannot_do(native: ModuleType):
         resident.observe(*case.trees, case.reset, case.noise[..., :3])
     with pytest.raises(ValueError, match="noise is on meta, expected cpu like deter"):
         resident.observe(*case.trees, case.reset, case.noise.to("meta"))
+
+
+def test_no_call_asks_again_for_triton(monkeypatch: pytest.MonkeyPatch):
+    """That takes as long as observing does."""
+    monkeypatch.setattr(triton, "missing", None)
+    assert not resident._fused(torch.device("cpu"))
+    assert resident._fused(torch.device("cuda:0")) == resident.TRITON
 
 
 def test_a_barrier_that_failed_is_an_error_at_the_next_call(native: ModuleType):

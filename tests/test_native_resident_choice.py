@@ -11,7 +11,7 @@ import torch
 
 from fastdream import ops
 from fastdream.ops import reference
-from fastdream.ops.native import resident
+from fastdream.ops.native import resident, resident_op
 from fastdream.ops.params import BlockGRU
 
 from .test_native_resident import Case
@@ -32,6 +32,18 @@ def test_a_device_that_cannot_run_the_clusters_says_so(native: ModuleType, monke
     clusters = "8 clusters of 16 CTAs or 8 clusters of 8 CTAs"
     assert reason == f"cuda:0, which cannot run {clusters} at once: operation not supported"
     assert "torch.float32" in resident.why_not(case.rssm, torch.float32, 2, device)
+
+
+def test_a_launch_that_gave_up_is_said_of_the_device_without_its_number(monkeypatch: pytest.MonkeyPatch):
+    """As `--device cuda` names it; kernels know the numbers of their tensors' devices alone."""
+    words = {torch.device("cuda", i): torch.zeros((), dtype=torch.int32) for i in range(2)}
+    monkeypatch.setattr(resident_op, "_failed", words.__getitem__)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    words[torch.device("cuda", 1)].fill_(1)
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(RuntimeError, match="an earlier launch gave up waiting"):
+            ops.check(torch.device(name))
+    ops.check(torch.device("cuda:0"))
 
 
 def test_auto_on_cuda_says_and_gives_the_rest_to_the_reference(

@@ -96,6 +96,31 @@ def test_all_counters_come_back(tmp_path: Path):
         second.close()
 
 
+def test_what_was_saved_on_a_gpu_goes_on_on_a_cpu(tmp_path: Path):
+    """There a generator's state is of another kind, seed and offset alone, and a model's half as precise."""
+    config = tiny(steps=40, train=dict(ratio=4.0))
+    Losses(tmp_path).run(config)
+    state = first_state(tmp_path)
+    kept = state["agent"]["generators"]
+    kept |= {name: torch.full((16,), i, dtype=torch.uint8) for i, name in enumerate(kept)}
+    for part in (state["learner"], state["loop"]):
+        part["carry"] = {key: value.bfloat16() for key, value in part["carry"].items()}
+    more = Training(replace(config, steps=44), parts_of(config, tmp_path, "real"))
+    try:
+        loop = more.loop
+        loop.load_state(state)
+        assert {x.dtype for x in (*loop.carry.values(), *loop.learner.carry.values())} == {torch.float32}
+        seeds = [generator.initial_seed() for generator in loop.agent.generators.values()]
+        assert len({*seeds, config.seed + 1, config.seed + 2, config.seed + 3}) == 6
+        loop.agent.load_state_dict(state["agent"])
+        assert [generator.initial_seed() for generator in loop.agent.generators.values()] == seeds
+        more.run(Stop())
+        assert {x.dtype for x in loop.carry.values()} == {torch.float32}
+    finally:
+        more.close()
+        more.parts.driver.close()
+
+
 def first_state(logdir: Path) -> dict[str, Any]:
     loaded = parts_of(tiny(), logdir).checkpoint.load()
     assert loaded is not None

@@ -35,6 +35,7 @@ LAYERS = {
         "keras",
         "strided",
         "pages",
+        "generators",
     },
     "model": {"rssm", "behavior", "openloop", "official", "dreamer"},
     "agents": {"agents"},
@@ -85,9 +86,7 @@ MODEL_CODE = ("ops", "parts", "model", "agents")
 MAY_SYNC = {
     ("transfer.py", "back"): "actions leave for the environments",
     ("transfer.py", "arrays"): "what has arrived in host memory",
-    ("agents/dreamer_v3.py", "load_state_dict"): "a checkpoint is loaded before training",
-    ("dreamer.py", "load_state_dict"): "likewise",
-    ("agents/world_models.py", "load_state_dict"): "likewise",
+    ("generators.py", "restore"): "a checkpoint is loaded before training",
     ("openloop.py", "open_loop"): "a report is pictures for people, outside of training",
     ("openloop.py", "clip"): "likewise",
     ("official.py", "to_official"): "conversion of checkpoints",

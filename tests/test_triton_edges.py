@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from fastdream.ops import reference, twohot_bins
 from fastdream.ops import triton as backend
+from fastdream.ops.triton import library
+from fastdream.ops.triton.pointwise import pointwise_fwd_kernel
 
 from .ops_tools import Maker
 from .parity_tools import changed, results
@@ -255,3 +259,28 @@ def test_single_vectors_are_compared_too():
         losses = ops.vector_losses(leaves, targets, True)
         found.append((*losses, *torch.autograd.grad(sum(losses), leaves)))
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("room", [2, 0])
+def test_a_kernel_runs_in_as_many_stages_as_the_gpu_has_memory_for(
+    room: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of RTX, L4 and L40 have 99 KiB for a program, where a product of many rows takes 128 in five stages."""
+    asked: list[int] = []
+
+    def run(kernel: Any, grid: Any, args: Any, constants: dict[str, Any]) -> None:
+        asked.append(constants["num_stages"])
+        if asked[-1] > room:
+            raise OutOfResources(131072, 101376, "shared memory")
+
+    monkeypatch.setattr(library, "run", run)
+    monkeypatch.setattr(library, "FEWER", {})
+    launch = library.launch, pointwise_fwd_kernel, (1,), torch.ones(2), torch.empty(2), 2
+    if not room:
+        with pytest.raises(OutOfResources):
+            launch[0](*launch[1:], BN=2, num_stages=4)
+        assert asked == [4, 3, 2, 1]
+        return
+    for columns in (2, 2, 4):
+        launch[0](*launch[1:], BN=columns, num_stages=4)
+    assert asked == [4, 3, 2, 2, 4, 3, 2]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdream import generators
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v3_behavior import (
     Shown,
@@ -285,7 +286,7 @@ class DreamerV3:
             "nets": self.nets.state_dict(),
             "opt": self.opt.state_dict(),
             "slow_count": self.slow.count,
-            "generators": {k: g.get_state() for k, g in self.generators.items()},
+            "generators": generators.states(self.generators),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -293,5 +294,4 @@ class DreamerV3:
         self.nets.load_state_dict(state["nets"])
         self.opt.load_state_dict(state["opt"])
         self.slow.count.copy_(state["slow_count"])
-        for name, generator in self.generators.items():
-            generator.set_state(state["generators"][name].cpu())
+        generators.restore(self.generators, state["generators"])

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdream import generators
 from fastdream import ops as fd
 from fastdream.agents.world_models_config import SIZES, Config, size
 from fastdream.agents.world_models_nets import Controller, Memory, State, Vision, draw, picture_key
@@ -222,7 +223,7 @@ class WorldModels:
             "vision": self.vision.state_dict(),
             "memory": self.memory.state_dict(),
             "controls": self.controls,
-            "generators": {k: g.get_state() for k, g in self.generators.items()},
+            "generators": generators.states(self.generators),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -230,5 +231,4 @@ class WorldModels:
         self.vision.load_state_dict(state["vision"])
         self.memory.load_state_dict(state["memory"])
         self.controls.copy_(state["controls"])
-        for name, generator in self.generators.items():
-            generator.set_state(state["generators"][name].cpu())
+        generators.restore(self.generators, state["generators"])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdream.ops import triton
 from fastdream.ops.native.library import C
-from fastdream.ops.native.resident_op import ROWS
+from fastdream.ops.native.resident_op import ROWS, numbered
 from fastdream.ops.native.resident_pack import Params, Shape
 from fastdream.ops.params import RSSM, BlockGRU, Categorical, Layer, Step
 from fastdream.ops.reference.cells import BlockCell
@@ -34,9 +34,8 @@ def unavailable(device: torch.device) -> str | None:
         return "compiled without code for compute capability 9.0; FASTDREAM_ARCHITECTURES must have 90a-real"
     if (capability := torch.cuda.get_device_capability(device)) != (9, 0):
         return f"it needs compute capability 9.0, {device} has {capability[0]}.{capability[1]}"
-    index = torch.cuda.current_device() if device.index is None else device.index
     for shape in SHAPES.values():
-        _teams(shape, torch.device("cuda", index))
+        _teams(shape, numbered(device))
     return None
 
 
@@ -145,9 +144,12 @@ def _scale(layer: Layer) -> Tensor:
     return _filled(layer.scale, layer.weight, 1.0)
 
 
+TRITON = triton.missing() is None  # asked once: the answer is read from files
+
+
 def _fused(device: torch.device) -> bool:
-    """Whether Triton's kernels run there."""
-    return device.type == "cuda" and triton.available(device) is None
+    """Whether Triton's kernels run there, where these do."""
+    return device.type == "cuda" and TRITON
 
 
 def _dense(x: Tensor, layer: Layer) -> Tensor:

@@ -36,9 +36,18 @@ PLAYED_ORDER = 0
 CLOCKS: Tensor | None = None
 
 
+def numbered(device: torch.device) -> torch.device:
+    """The device as tensors name it: "cuda" is the current one."""
+    known = device.type != "cuda" or device.index is not None
+    return device if known else torch.device("cuda", torch.cuda.current_device())
+
+
 @cache
 def _failed(device: torch.device) -> Tensor:
-    """A word that kernels on the device set when they waited in vain, and that the host reads without waiting."""
+    """A word that kernels on the device set when they waited in vain, and that the host reads without waiting.
+
+    device: as `numbered`.
+    """
     return torch.zeros((), dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
 
 
@@ -47,7 +56,7 @@ def check_earlier(device: torch.device) -> None:
 
     Every call asks; whoever replays a captured graph, in which there are no calls, may ask for it.
     """
-    if _failed(device):
+    if _failed(numbered(device)):
         raise RuntimeError(
             f"observe on {device}: an earlier launch gave up waiting for one of its CTAs, and what it returned is"
             ' wrong; restart, with fastdream.ops.load(observe="reference") if it happens again'

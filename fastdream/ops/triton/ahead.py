@@ -8,11 +8,13 @@ begins and on a few properties of numbers, never on what is in memory: tensors w
 CPU, lead to the same kernels.
 """
 
+import math
 from collections.abc import Callable
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -22,6 +24,9 @@ from fastdream.ops import triton as backend
 from fastdream.ops.triton import library
 
 WARP = 32
+CUDA = torch.device("cuda")
+# Bytes of shared memory that a program may have, by capability, where kernels may want more.
+SHARED = dict.fromkeys((86, 89, 120, 121), 99 * 1024)
 
 
 class Memory:
@@ -80,7 +85,13 @@ def compile_kernel(work: Work) -> None:
     """Compile a kernel for the GPU that this process, or the one that it was forked from, pretends to have."""
     triton.knobs.runtime.jit_cache_hook = None
     kernel = getattr(import_module(work.module), work.name)
-    kernel.warmup(*work.args, grid=(1,), **work.constants)
+    room = SHARED.get(library.capability(CUDA), math.inf)
+    for stages in range(
+        work.constants["num_stages"], 0, -1
+    ):  # as `library.launch` finds how many there can be
+        made = kernel.warmup(*work.args, grid=(1,), **work.constants | {"num_stages": stages})
+        if made.metadata.shared <= room:
+            break
 
 
 def _register_for_fakes(schema: str, kernel: Callable, fake: Callable) -> str:

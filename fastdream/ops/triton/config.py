@@ -1,6 +1,7 @@
 """How kernels are cut into programs: plain functions of shapes and of the GPU, importable without Triton.
 
-capability is `library.capability`. A GPU without an entry of its own gets the first entry, which every GPU can run.
+capability is `library.capability`. A GPU without an entry of its own gets the first entry, which every GPU can run,
+if perhaps in fewer stages: see `library.launch`.
 Nothing is tuned at run time: results do not depend on timing, and tests compile exactly what will be launched.
 """
 

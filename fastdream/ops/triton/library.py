@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from fastdream.ops.native import library as native
 from fastdream.ops.native.library import check_shape, contiguous, empty_like, register_gradient, rows_of
@@ -18,13 +19,15 @@ from fastdream.ops.triton.config import Tile
 
 DEVICES = ("CPU", "CUDA") if interpreted() else ("CUDA",)
 OVERLAPPING = True  # kernels that can, with the one before; see `overlap`
+FEWER: dict[tuple[Any, ...], int] = {}  # stages of launches for which this GPU has too little memory
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Run a kernel on the device of its first tensor, in the current stream; a grid without programs runs nothing.
 
-    constants: constexpr arguments, and Triton's options num_warps, num_stages, enable_fp_fusion, launch_pdl.
+    constants: constexpr arguments, and Triton's options num_warps, num_stages, enable_fp_fusion, launch_pdl. There are
+    fewer stages where the GPU has too little memory for so many.
     """
     flat = (x for arg in args for x in (arg if isinstance(arg, tuple) else (arg,)))
     device = next(x.device for x in flat if isinstance(x, Tensor))
@@ -32,12 +35,30 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
         overlaps = OVERLAPPING and capability(device) >= 90
         constants |= {"PDL": overlaps} | ({"launch_pdl": True} if overlaps else {})
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        run(kernel, grid, args, {"enable_fp_fusion": True, "num_stages": 1} | constants)
+        _run_in_stages(kernel, grid, args, {"enable_fp_fusion": True, "num_stages": 1} | constants)
 
 
 def launch_tiles(kernel: Any, grid: tuple[int, ...], tile: Tile, *args: Any, **constants: Any) -> None:
     """As `launch`, of programs that have such a tile [BM, BN] at a time."""
     launch(kernel, grid, *args, BM=tile.rows, BN=tile.cols, num_warps=tile.warps, **constants)
+
+
+def _run_in_stages(
+    kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
+    """Run a kernel in as many stages as fit: RTX, L4 and L40 have not half the shared memory of A100 and H100.
+
+    How many stages there are changes no bit of what is computed.
+    """
+    key, stages = (kernel.fn.__name__, *constants.items()), constants["num_stages"]
+    stages = FEWER.get(key, stages) if FEWER else stages
+    while True:
+        try:
+            return run(kernel, grid, args, constants | {"num_stages": stages})
+        except OutOfResources:
+            if stages == 1:
+                raise
+        FEWER[key] = stages = stages - 1
 
 
 def run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any]) -> None:
