@@ -105,10 +105,11 @@ def command_of(options: type, dreamer: type) -> type:
     """`Config` with the options of one suite and of one agent, and what a command takes beside a run's settings."""
     import tyro
 
-    suite = Annotated[options, tyro.conf.arg(help="Environments of the task's suite.")]  # type: ignore[valid-type]
+    suite = Annotated[options, tyro.conf.arg(help="Options of the task's suite.")]  # type: ignore[valid-type]
+    agent = Annotated[dreamer, tyro.conf.arg(help="The agent's own settings.")]  # type: ignore[valid-type]
     fields = [
         ("suite", suite, dataclasses.field(default_factory=options)),
-        ("dreamer", dreamer, dataclasses.field(default_factory=dreamer)),
+        ("dreamer", agent, dataclasses.field(default_factory=dreamer)),
         ("dry_run", Annotated[bool, tyro.conf.arg(help=DRY_RUN)], dataclasses.field(default=False)),
     ]
     namespace = {"__doc__": Config.__doc__}
