@@ -120,7 +120,7 @@ class LogConfig:
     )
     """Where metrics go."""
     every: float = 10.0
-    """Seconds between lines of metrics; 0 leaves it at the last."""
+    """Seconds between lines of metrics; 0 writes the last one alone."""
     report_every: int = 50_000
     """Steps between open-loop predictions (videos of truth, dream and error); 0 makes none."""
     save_every: float = 300.0
