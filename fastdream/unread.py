@@ -87,7 +87,7 @@ def unread(config: Config) -> dict[str, str]:
             why = f"--dreamer.{off.setting.replace('_', '-')} is {value}"
             found |= {f"dreamer.{name}": why for name in off.unread}
     if not config.eval.every and "eval" not in found:
-        found.setdefault("eval.episodes", "--eval.every is 0, and the one at the end has --eval.final-episodes")
+        found.setdefault("eval.episodes", "--eval.every is 0; the last one has --eval.final-episodes")
     if not config.log.report_every:
         found["holdout"] = "losses on what is held out are reported, and --log.report-every is 0"
     if "wandb" not in config.log.outputs:
