@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import inspect
+import os
 import re
 import shutil
 import sys
@@ -57,7 +58,13 @@ def parse(args: Sequence[str]) -> Parsed:
     )
     config = Config(**{name: getattr(command, name) for name in shallow(base)})
     refuse_unread(base, config)
-    return Parsed(config, command.dry_run)
+    return Parsed(dataclasses.replace(config, dataset=lasting(config.dataset)), command.dry_run)
+
+
+def lasting(dataset: str) -> str:
+    """A dataset's path without links, as runs/latest is soon another run; as it was given if there is no such path."""
+    path = os.path.expanduser(dataset)
+    return os.path.realpath(path) if dataset and os.path.exists(path) else dataset
 
 
 def numbers() -> Any:
