@@ -1,11 +1,11 @@
-"""From which size on the native ops take less time than the reference: the table LEAST of fastdream/ops/auto.py.
+"""From which size on the native ops take less time than the reference: the table LEAST of fastdream/ops/auto_cpu.py.
 
     python benchmarks/crossover.py [OP...]
 
 Each op is called as in `calls`, at all presets that are timed there by default, for batches from one state to a whole
 one (of the first preset), forward and with gradients, both backends in turn. Its size is that of the tensor that its
-rule looks at. Written into the table is the least size from which native
-was never the slower one; ops that win at every size are not in it. What native loses at the largest size is said.
+rule looks at. Written into the table is the least size from which native was never the slower one; ops that win at
+every size are not in it. What native loses at the largest size is said.
 """
 
 import sys

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import inspect
+import os
 import re
 import shutil
 import sys
@@ -57,7 +58,13 @@ def parse(args: Sequence[str]) -> Parsed:
     )
     config = Config(**{name: getattr(command, name) for name in shallow(base)})
     refuse_unread(base, config)
-    return Parsed(config, command.dry_run)
+    return Parsed(dataclasses.replace(config, dataset=lasting(config.dataset)), command.dry_run)
+
+
+def lasting(dataset: str) -> str:
+    """A dataset's path without links, as runs/latest is soon another run; as it was given if there is no such path."""
+    path = os.path.expanduser(dataset)
+    return os.path.realpath(path) if dataset and os.path.exists(path) else dataset
 
 
 def numbers() -> Any:
@@ -105,10 +112,11 @@ def command_of(options: type, dreamer: type) -> type:
     """`Config` with the options of one suite and of one agent, and what a command takes beside a run's settings."""
     import tyro
 
-    suite = Annotated[options, tyro.conf.arg(help="Environments of the task's suite.")]  # type: ignore[valid-type]
+    suite = Annotated[options, tyro.conf.arg(help="Options of the task's suite.")]  # type: ignore[valid-type]
+    agent = Annotated[dreamer, tyro.conf.arg(help="The agent's own settings.")]  # type: ignore[valid-type]
     fields = [
         ("suite", suite, dataclasses.field(default_factory=options)),
-        ("dreamer", dreamer, dataclasses.field(default_factory=dreamer)),
+        ("dreamer", agent, dataclasses.field(default_factory=dreamer)),
         ("dry_run", Annotated[bool, tyro.conf.arg(help=DRY_RUN)], dataclasses.field(default=False)),
     ]
     namespace = {"__doc__": Config.__doc__}

@@ -120,7 +120,7 @@ class LogConfig:
     )
     """Where metrics go."""
     every: float = 10.0
-    """Seconds between lines of metrics; 0 leaves it at the last."""
+    """Seconds between lines of metrics; 0 writes the last one alone."""
     report_every: int = 50_000
     """Steps between open-loop predictions (videos of truth, dream and error); 0 makes none."""
     save_every: float = 300.0
@@ -160,7 +160,8 @@ class Config:
     seed: int = 0
     """Of everything that is random."""
     logdir: str = ""
-    """Directory of the run; runs/<task>/<preset>-s<seed>-<time> if not given, and runs/latest points there."""
+    """Directory of the run; runs/<task>/<preset>-s<seed>-<time> if not given, without a task
+    runs/dataset_<name>/..., and runs/latest points there."""
     device: str = "auto"
     """auto (CUDA if it is there), cpu, cuda or cuda:<n>."""
     ops: Literal["auto", "reference", "native", "triton"] = "auto"

@@ -53,7 +53,7 @@ def kinds() -> list[str]:
 
 def devices() -> list[str]:
     """One line a device; memory in GiB."""
-    lines = [f"cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
+    lines = [f"cpu: {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}"]
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
         lines.append(f"cuda:{i}: {gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB")

@@ -52,7 +52,7 @@ class Command:
     json: bool = False
     """Print the scores as one JSON object."""
     suite: Any = None
-    """Options of the task's suite: an instance of envs.options_of(task), None for those of the run."""
+    """Options of the task's suite (envs.options_of); those of the run if not given. Listed if --logdir is a run."""
 
     def __post_init__(self) -> None:
         configs.refuse_less("", self, episodes=1, count=1, seed=0)

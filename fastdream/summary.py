@@ -32,10 +32,11 @@ def header(config: Config, parts: Parts, why: str, kept: bool = True) -> str:
         from_what["task"] = (
             f"{config.task}, for evaluation" if config.task else "none, so no evaluation (--task)"
         )
+    variant = f" {config.variant}" * (config.agent == "dreamer_v3")  # the others have none
     facts = from_what | {
         "observes": spoken(driver.obs_space),
         "acts": spoken(driver.act_space),
-        "agent": f"{config.agent} {config.variant}, preset {config.preset}, size {config.size}, "
+        "agent": f"{config.agent}{variant}, preset {config.preset}, size {config.size}, "
         f"{agent.param_count:,} parameters",
         "device": f"{parts.device} ({why}), {str(agent.dtype).removeprefix('torch.')} matrix products, "
         f"{threads} thread{'s' * (threads != 1)}{', CUDA graphs' * graphs.captured(parts.agent)}",

@@ -161,7 +161,7 @@ def directory(config: Config) -> Path:
     """The run's directory, made if need be; StorageError if it cannot be written."""
     if config.logdir:
         return rundir.writable(Path(config.logdir).expanduser().resolve())
-    name = config.task or Path(config.dataset).name
+    name = config.task or f"dataset_{Path(config.dataset).name}"  # beside runs/NAME, which it may be
     return rundir.run_dir(Path("runs"), name, config.preset or "custom", config.seed).resolve()
 
 

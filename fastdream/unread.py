@@ -1,5 +1,6 @@
 """Settings that nothing reads as others are: who asks for one is told so, instead of waiting for what never comes."""
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from fastdream import agents
@@ -24,12 +25,26 @@ class Off(NamedTuple):
 
     agents: tuple[str, ...]
     setting: str
-    values: tuple[object, ...]
+    values: Container[object]
     unread: tuple[str, ...]
 
 
-V2 = ("dreamer_v2", "offline_dv2")
+def _norm(name: str) -> tuple[Off, Off]:
+    setting = f"{name}.impl"
+    return (
+        Off(V3, setting, ("none",), tuple(f"{name}.{key}" for key in ("rate", "limit", "debias"))),
+        Off(V3, setting, ("none", "meanstd"), (f"{name}.perclo", f"{name}.perchi")),
+    )
+
+
+V3, V2 = ("dreamer_v3",), ("dreamer_v2", "offline_dv2")
 OFF = (
+    *(off for name in ("retnorm", "valnorm", "advnorm") for off in _norm(name)),
+    Off(V3, "opt.schedule", ("const",), ("opt.anneal",)),
+    Off(V3, "opt.momentum", (False,), ("opt.beta1", "opt.nesterov")),
+    Off(V3, "loss_scales.repval", (0.0,), ("replay_lam", "replay_slowreg", "repval_grad")),
+    Off(V2, "dyn.classes", range(1, 257), ("dyn.min_std",)),
+    Off(V2, "kl.free", (0.0,), ("kl.clamp",)),
     Off(("dreamer_v1",), "pcont", (False,), ("pconthead", "pcont_scale")),
     Off(V2, "pred_discount", (False,), ("dishead", "loss_scales.dis")),
     Off(V2, "actor_grad", ("auto", "reinforce", "dynamics"), ("actor_mix",)),
@@ -71,6 +86,8 @@ def unread(config: Config) -> dict[str, str]:
         if config.agent in off.agents and (value := now[f"dreamer.{off.setting}"]) in off.values:
             why = f"--dreamer.{off.setting.replace('_', '-')} is {value}"
             found |= {f"dreamer.{name}": why for name in off.unread}
+    if not config.eval.every and "eval" not in found:
+        found.setdefault("eval.episodes", "--eval.every is 0; the last one has --eval.final-episodes")
     if not config.log.report_every:
         found["holdout"] = "losses on what is held out are reported, and --log.report-every is 0"
     if "wandb" not in config.log.outputs:

@@ -210,7 +210,7 @@ def test_a_run_ends_goes_on_and_can_be_loaded(
     args += ["--train.batch-size", "2", "--train.batch-length", "4", "--log.report-every", "60"]
     train.main([*args, "--steps", "80"])
     text = capsys.readouterr().out
-    assert f"agent     {agent} current, preset debug, size debug" in text and "evaluation: " in text
+    assert f"agent     {agent}, preset debug, size debug" in text and "evaluation: " in text
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert any("train/loss/policy" in entry for entry in metrics)
     assert all(np.isfinite(v) for e in metrics for k, v in e.items() if "loss" in k)

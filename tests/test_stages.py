@@ -40,7 +40,7 @@ def test_the_command_goes_through_all_stages_and_can_be_loaded(
 ):
     train.main([*COMMAND, "--logdir", str(tmp_path), "--log.every", "0", "--device", device])
     text = capsys.readouterr().out
-    assert "agent     world_models current, preset debug, size debug" in text and "evaluation: " in text
+    assert "agent     world_models, preset debug, size debug" in text and "evaluation: " in text
     for stage in (
         "collect: recorded",
         "vision: V has",

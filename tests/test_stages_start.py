@@ -59,6 +59,17 @@ def test_it_begins_with_what_the_other_had(first: Path, tmp_path: Path, monkeypa
     ]
 
 
+def test_it_begins_with_what_was_the_latest_run(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    latest = tmp_path / "runs" / "latest"
+    latest.parent.mkdir()
+    latest.symlink_to(first)
+    train.main([*COMMAND, "--dreamer.start", "runs/latest"])
+    assert latest.resolve().parent == tmp_path / "runs" / "dummy_image"
+    one, two = (Recording(folder / "rollouts", {}).episodes for folder in (first, latest))
+    assert two[: len(one)] == one
+
+
 @pytest.mark.parametrize(
     ("start", "size", "message"),
     [

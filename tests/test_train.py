@@ -70,6 +70,25 @@ def test_a_run_without_a_logdir_gets_one_and_is_the_latest(tmp_path: Path, monke
     assert run.name.startswith("debug-s0-") and (tmp_path / "runs" / "latest").resolve() == run
 
 
+@pytest.mark.parametrize("given", ["runs/latest", "runs/recorded"])
+def test_what_the_latest_run_recorded_is_learned_from(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """By a run of its own, beside that one, which is the latest from then on and can be resumed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    train.main(["--task", "dummy_vector", "--steps", "60", "--logdir", "runs/recorded", *SMALL])
+    (tmp_path / "runs" / "latest").symlink_to("recorded")
+    before = sorted(x.name for x in (tmp_path / "runs" / "recorded").iterdir())
+    train.main(["--dataset", given, "--steps", "10", *SMALL[:6]])
+    (run,) = (tmp_path / "runs" / "dataset_recorded").iterdir()
+    assert (tmp_path / "runs" / "latest").resolve() == run
+    assert sorted(x.name for x in (tmp_path / "runs" / "recorded").iterdir()) == before
+    capsys.readouterr()
+    train.main(["--logdir", "runs/latest", "--steps", "20"])
+    assert "resumed at step 10" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("ratio", ["32", "0", "1e-12"])
 def test_dry_run_makes_one_update_and_leaves_nothing(
     ratio: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

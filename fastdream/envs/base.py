@@ -87,7 +87,7 @@ def need(package: str, extra: str) -> ModuleType:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise EnvError(
-            f"this task needs the package {error.name!r}, which is not installed: pip install 'fastdream[{extra}]'"
+            f"this needs the package {error.name!r}, which is not installed: pip install 'fastdream[{extra}]'"
         ) from error
 
 

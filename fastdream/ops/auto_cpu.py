@@ -107,7 +107,7 @@ def tensors(tree: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
-_CHAINS = f"block layers, more than {dense.MAX_LAYERS}"
+_CHAINS = f"block layers, more than {dense.MAX_LAYERS} layers"
 _DEEP = f"nets deeper than {MAX_LAYERS}"
 ACTORS = f"{_DEEP}, actors of over {MAX_HEADS} heads"
 FORWARD = f"{_DEEP}, gradients"
@@ -135,7 +135,9 @@ RULES: dict[str, Rule] = {
     "prior": Rule(1, _prior, _CHAINS),
     "imagine_step": Rule(1, forward, FORWARD),
     "imagine": Rule(
-        2, dreaming, f"with gradients {_DEEP}, fewer than {LEAST_LEARNED} rows; without {ACTORS}"
+        2,
+        dreaming,
+        f"{_DEEP}; with gradients: fewer than {LEAST_LEARNED} rows; without: actors of over {MAX_HEADS} heads",
     ),
     "rollout": Rule(1, forward, FORWARD),
     "policy_step": Rule(3, acting, ACTORS),

@@ -106,7 +106,7 @@ CUDA_RULES = {"observe": Rule(1, _resident, f"all but the block GRU at sizes {_O
 
 
 _WIDE = f"rows of over {WIDEST}"
-_CHAINS = f"block layers, more than {dense.MAX_LAYERS}, {_WIDE}"
+_CHAINS = f"block layers, more than {dense.MAX_LAYERS} layers, {_WIDE}"
 _MODELS = f"nets deeper than {MAX_LAYERS}"
 _ACTORS = f"actors of no layer, over {MAX_HEADS} heads"
 _PRIORS = f"{_MODELS}, priors of one layer, over {CLASSES} classes"

@@ -54,12 +54,13 @@ def train(config: Config, command: str = "") -> None:
     with environments(config, voice) as driver:
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
+        start = Path(config.dreamer.start).expanduser().resolve()  # runs/latest is another run from here on
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
             refuse_other_spaces(logdir, driver)
             refuse_other_steps(config, logdir)
             if config.dreamer.start and not checkpoint.any_in(logdir / "ckpt"):
-                begin_from(Path(config.dreamer.start).expanduser(), cast(WorldModels, agent), logdir)
+                begin_from(start, cast(WorldModels, agent), logdir)
             parts, models, recording = assemble(config, driver, agent, device, logdir)
             parts.checkpoint.require(agent.state_dict())
             print(header(config, parts, why), flush=True)
