@@ -143,6 +143,7 @@ def test_a_run_that_is_done_makes_no_more_steps(tmp_path: Path):
     train(tiny(steps=60), tmp_path)
     again = train(tiny(steps=60), tmp_path)
     assert again.loop.step == 60 and again.loop.agent.events == []
+    assert again.log.values == []  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("victim", ["checkpoint", "replay"])
