@@ -91,7 +91,13 @@ class Driver:
         kind = ProcessWorker if parallel else LocalWorker
         try:
             for index in range(n):
-                self._workers.append(kind(make_env, episode_seed(seed, index, 0)))
+                try:
+                    self._workers.append(kind(make_env, episode_seed(seed, index, 0)))
+                except OSError as error:
+                    raise EnvError(
+                        f"no process for environment {index} of {n}: {error.strerror}; use fewer environments, or "
+                        "run them in one process (--env.parallel no)"
+                    ) from error
             self.obs_space, self.act_space, deterministic = self._agree()
         except BaseException:
             self.close()

@@ -147,6 +147,16 @@ def test_a_number_that_is_too_small_names_its_flag_alone(flag: str, value: str, 
     assert f"{flag} {value}: it must be a number of at least {least}" in error and "Config(" not in error
 
 
+@pytest.mark.parametrize(
+    "flag, most", [("--env.count", "10,000"), ("--eval.count", "10,000"), ("--threads", "1,024")]
+)
+def test_a_number_that_no_machine_has_a_use_for(flag: str, most: str, capsys: Capture):
+    with pytest.raises(SystemExit) as exit:
+        train.main([flag, "99999999"])
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert exit.value.code == 2 and f"{flag} 99999999: it must be at most {most}" in error
+
+
 def test_a_seed_that_no_generator_takes():
     with pytest.raises(ValueError, match="--seed 99999999999999999999: it must be less than 4,611"):
         Config(seed=99999999999999999999)
