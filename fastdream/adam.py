@@ -49,11 +49,13 @@ class Adam(Optimiser):
 
     @torch.no_grad()
     def step(self, lr: Tensor | None = None) -> dict[str, Tensor]:
-        """Apply and clear the gradients; every parameter must have one. Returns metrics, 0-d tensors.
+        """Apply and clear the gradients; all that is not frozen must have one. Returns metrics, 0-d tensors.
 
         lr   0-d float64, instead of the configured one.
         """
-        config, params, grads = self.config, list[Tensor](self.params), self.gradients()
+        config, places = self.config, self.learning()
+        params, grads = list[Tensor](self.params[i] for i in places), self.gradients(places)
+        mean, square = ([x[i] for i in places] for x in (self.mean, self.square))
         norm = torch.stack(torch._foreach_norm(grads)).norm()
         if config.clip:
             torch._foreach_mul_(grads, config.clip / norm.clamp_min(config.clip))
@@ -62,12 +64,12 @@ class Adam(Optimiser):
         rate = (config.lr if lr is None else lr) * (1 - config.beta2**t).sqrt() / (1 - config.beta1**t)
         if config.wd:
             torch._foreach_mul_(params, 1 - config.wd)
-        torch._foreach_lerp_(self.mean, grads, 1 - config.beta1)
-        torch._foreach_mul_(self.square, config.beta2)
-        torch._foreach_addcmul_(self.square, grads, grads, 1 - config.beta2)
-        denom = torch._foreach_sqrt(self.square)
+        torch._foreach_lerp_(mean, grads, 1 - config.beta1)
+        torch._foreach_mul_(square, config.beta2)
+        torch._foreach_addcmul_(square, grads, grads, 1 - config.beta2)
+        denom = torch._foreach_sqrt(square)
         torch._foreach_add_(denom, config.eps)
-        update = list(torch._foreach_div(self.mean, denom))
+        update = list(torch._foreach_div(mean, denom))
         torch._foreach_mul_(update, -rate.to(norm.dtype))
         torch._foreach_add_(params, update)
         self.clear()

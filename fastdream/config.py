@@ -17,6 +17,8 @@ from fastdream.replay_windows import WindowKind
 
 T = TypeVar("T")
 
+# What no machine has a use for, and some break at.
+MOST_ENVS, MOST_THREADS = 10_000, 1024
 SEEDS = 2**62  # what PyTorch's generators take, with room for the seeds that are made of one
 
 
@@ -27,6 +29,14 @@ def refuse_less(group: str, settings: Any, **least: int) -> None:
         if not bound <= value < math.inf:
             flag = f"--{group}{name.replace('_', '-')}"
             raise ValueError(f"{flag} {value}: it must be a number of at least {bound}")
+
+
+def refuse_more(group: str, settings: Any, **most: int) -> None:
+    """Raise ValueError that names the flag, `--<group><name>`, of a setting that is more than that."""
+    for name, bound in most.items():
+        value = getattr(settings, name)
+        if value > bound:
+            raise ValueError(f"--{group}{name.replace('_', '-')} {value}: it must be at most {bound:,}")
 
 
 def refuse_seed(seed: int) -> None:
@@ -46,6 +56,7 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         refuse_less("env.", self, count=1)
+        refuse_more("env.", self, count=MOST_ENVS)
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         refuse_less("eval.", self, every=0, episodes=1, final_episodes=0, count=1)
+        refuse_more("eval.", self, count=MOST_ENVS)
 
 
 @dataclass(frozen=True)
@@ -185,6 +197,7 @@ class Config:
                 f"agent {self.agent} takes settings of {wanted.__module__}, got {type(self.dreamer).__module__}"
             )
         refuse_less("", self, steps=1, seed=0, threads=0)
+        refuse_more("", self, threads=MOST_THREADS)
         for name, value in flatten(dataclasses.asdict(self)).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"--{name.replace('_', '-')} {value}: it must be a number")

@@ -13,7 +13,7 @@ from fastdream import ops as fd
 from fastdream.nets import ActionDecoder
 from fastdream.openloop import open_loop
 from fastdream.ops import Ops
-from fastdream.spaces import Spaces, seen, shapes_seen
+from fastdream.spaces import Spaces, refuse_short, seen, shapes_seen
 from fastdream.transfer import Inputs
 
 Carry = dict[str, Tensor]
@@ -103,6 +103,7 @@ class Dreamer(ABC):
 
         Returns losses and the like, and for each observation key an open-loop prediction: see `openloop.open_loop`.
         """
+        refuse_short(batch, 2)  # one to observe, and one to dream
         generator, nets, (B, T) = self.generators["report"], self.nets, batch["is_first"].shape
         with torch.no_grad():
             metrics = self.metrics(carry, batch, nets.draw(B, T, generator))

@@ -91,7 +91,13 @@ class Driver:
         kind = ProcessWorker if parallel else LocalWorker
         try:
             for index in range(n):
-                self._workers.append(kind(make_env, episode_seed(seed, index, 0)))
+                try:
+                    self._workers.append(kind(make_env, episode_seed(seed, index, 0)))
+                except OSError as error:
+                    raise EnvError(
+                        f"no process for environment {index} of {n}: {error.strerror}; use fewer environments, or "
+                        "run them in one process (--env.parallel no)"
+                    ) from error
             self.obs_space, self.act_space, deterministic = self._agree()
         except BaseException:
             self.close()
@@ -153,7 +159,7 @@ class Driver:
         return episodes
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers of the episodes, their tallies, and their actions where replaying these brings them back.
+        """Numbers of the episodes, their tallies, what was received last, and the actions that may bring them back.
 
         May be taken at any time; best between `send` and `recv`, so that a resumed loop goes on with `recv`.
         Taken after `recv`, the first `recv` of the resumed loop gives the same observations once more.
@@ -163,7 +169,7 @@ class Driver:
         return {str(i): lane.state_dict() for i, lane in enumerate(self._lanes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a state. Environments that cannot be brought back begin their next episode (is_first)."""
+        """Goes back to a state. Episodes that cannot be brought back are cut short with what was received last."""
         if len(state) != self.n:
             raise ValueError(f"the state is one of {len(state)} environments, and there are {self.n}")
         if not self._fresh:

@@ -56,6 +56,7 @@ class Command:
 
     def __post_init__(self) -> None:
         configs.refuse_less("", self, episodes=1, count=1, seed=0)
+        configs.refuse_more("", self, count=configs.MOST_ENVS)
         configs.refuse_seed(self.seed)
 
 

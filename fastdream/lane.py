@@ -126,7 +126,7 @@ class Lane:
         return self._obs
 
     def state_dict(self) -> dict[str, Any]:
-        """The episode's number, its tally, and its actions where they can bring it back."""
+        """The episode's number, its tally, its actions where they can bring it back, and what was given last."""
         actions = self._actions or []
         columns = {
             key: np.stack([action[key] for action in actions]) for key in (actions[0] if actions else ())
@@ -137,28 +137,49 @@ class Lane:
             "exact": int(self._actions is not None),
             "tally": self._tally.state_dict(),
             "actions": columns,
+            # Where something was asked, whoever takes the state has used the observation already.
+            "obs": {} if self._asked else {key: np.array(value) for key, value in self._obs.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any], timeout: float) -> None:
-        """Goes back to the state, or begins the next episode where the environment cannot be brought back.
+        """Goes back to the state.
 
         Afterwards `receive` gives what it would have given next when the state was taken: the answer to what had
-        been asked, or else the observation that had been given last.
+        been asked, or else the observation that had been given last. Where the environment cannot be brought back,
+        that observation ends its episode, which is cut short; without one the next episode begins.
         """
         assert not self._asked, "loading a state in the middle of a step"
-        self._episode = episode = int(state["episode"])
-        if not (self._keep and state["exact"]):
-            self.begin()
+        self._episode = int(state["episode"])
+        self._frames = None
+        given = {key: np.asarray(value) for key, value in state.get("obs", {}).items()}
+        if self._keep and state["exact"] and self._brought_back(state, given, timeout):
             return
+        if given:
+            self._actions = None
+            self._obs = {**given, "is_last": np.array(True)}
+        else:
+            self.begin()
+
+    def _brought_back(self, state: dict[str, Any], given: Obs, timeout: float) -> bool:
+        """Repeats the actions of the state's episode; whether they led to what was given last, if that is known."""
+        episode = self._episode
         columns = {key: np.asarray(column) for key, column in state.get("actions", {}).items()}
         count = len(next(iter(columns.values()), ()))
         self._actions = [{key: column[t] for key, column in columns.items()} for t in range(count)]
-        self._frames = None
         self._ask("replay", episode_seed(self._seed, self._index, episode), self._actions)
         if not state["pending"]:
             self.receive(timeout)
-        if self._episode == episode:
-            self._tally.load_state_dict(state["tally"])
+        if self._episode != episode:  # it died on the way, which was said
+            return False
+        if any(not np.array_equal(value, self._obs[key]) for key, value in given.items()):
+            warnings.warn(
+                f"environment {self._index} calls itself deterministic, but the same actions led elsewhere: its "
+                "episode ends here, and the run does not go on to the bit",
+                stacklevel=2,
+            )
+            return False
+        self._tally.load_state_dict(state["tally"])
+        return True
 
     def _ask(self, command: str, *args: Any) -> None:
         self._asked = command

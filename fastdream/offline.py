@@ -27,7 +27,9 @@ UNSEEN = 10
 class Updates:
     """Learns: one `advance` is a block of updates on batches of the dataset, and a step of the run is an update.
 
-    A run is saved between blocks alone, wherever it is stopped, so that a resumed one computes the same losses.
+    A run is saved between blocks alone, wherever it is stopped, so that a resumed one computes the same losses. Blocks
+    end at multiples of their size, and the last one where the run does: to go on from there with more steps is to cut
+    a block in two, and the batch after the cut may begin from newer latents than that of a run which was not.
     """
 
     def __init__(self, config: Config, parts: Parts, check_every: int) -> None:
@@ -41,7 +43,7 @@ class Updates:
     def advance(self, _: Mapping[str, Array]) -> None:
         """Make the updates of a block."""
         self.learner.request()
-        for left in reversed(range(BLOCK)):
+        for left in reversed(range(min(BLOCK - self.step % BLOCK, self.config.steps - self.step))):
             if self.phase != self._phase():
                 # Another phase of learning has other losses.
                 self.learner.metrics.check()

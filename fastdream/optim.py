@@ -1,7 +1,7 @@
 """LaProp with adaptive gradient clipping, and its learning-rate schedules: DreamerV3's one optimiser."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +50,8 @@ class OptConfig:
 class Optimiser:
     """Parameters by name, running means for each of them, and the number of steps, all on the device.
 
+    What is frozen, by `requires_grad_(False)`, stays as it is; not all may be.
+
     means   what the running means are called.
     """
 
@@ -64,15 +66,29 @@ class Optimiser:
         return sum(p.numel() for p in self.params)
 
     def clear(self) -> None:
-        """Forget all gradients: after a step, and before a loss, as someone else may have left some."""
+        """Forget all gradients: after a step, and before a loss, as someone else may have left some.
+
+        Raises ValueError if everything is frozen, as the loss then has no gradient at all.
+        """
+        if not any(p.requires_grad for p in self.params):
+            raise ValueError(
+                f"all {len(self.params)} parameters that are learned together are frozen, {self.names[0]} and others: "
+                "leave some of them as they are (requires_grad_(True))"
+            )
         for leaf in self.leaves:
             leaf.grad = None
 
-    def gradients(self) -> list[Tensor]:
-        """Those of all parameters; every one must be there."""
-        missing = [name for name, x in zip(self.names, self.leaves, strict=True) if x.grad is None]
+    def learning(self) -> list[int]:
+        """Places of the parameters that are not frozen, all of which have a gradient."""
+        places = [i for i, p in enumerate(self.params) if p.requires_grad]
+        missing = [self.names[i] for i in places if self.leaves[i].grad is None]
         assert not missing, f"no gradient reached {missing}"
-        return [x.grad for x in self.leaves if x.grad is not None]
+        return places
+
+    def gradients(self, places: Iterable[int]) -> list[Tensor]:
+        """Those of the parameters in these places that have one."""
+        grads = (self.leaves[i].grad for i in places)
+        return [x for x in grads if x is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Running means by parameter name, and the number of steps."""
@@ -115,14 +131,14 @@ class LaProp(Optimiser):
 
     @torch.no_grad()
     def step(self) -> dict[str, Tensor]:
-        """Apply and clear the gradients; every parameter must have one. Returns metrics, 0-d tensors."""
-        config, grads, lr = self.config, self.gradients(), self.learning_rate()
+        """Apply and clear the gradients; all that is not frozen must have one. Returns metrics, 0-d tensors."""
+        config, places, lr = self.config, self.learning(), self.learning_rate()
         self.count += 1
         update_norm, grad_norm, param_norm = self.ops.laprop_(
-            self.params,
-            grads,
-            self.nu,
-            self.mu,
+            [self.params[i] for i in places],
+            self.gradients(places),
+            [self.nu[i] for i in places],
+            [self.mu[i] for i in places],
             self.count,
             lr,
             agc=config.agc,
@@ -130,7 +146,7 @@ class LaProp(Optimiser):
             beta2=config.beta2,
             eps=config.eps,
             decay=config.wd,
-            decay_mask=self.decay_mask,
+            decay_mask=[self.decay_mask[i] for i in places],
             momentum=config.momentum,
             nesterov=config.nesterov,
         )

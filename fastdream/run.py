@@ -160,12 +160,12 @@ class Training:
         self.loop = loop_of(config, parts)
         self.voice = Voice(lambda text: self.log.print(f"in evaluation, {text}"))
         self.resumed_from = self.restore()
-        self.log.resume(self.loop.step)
-        log = config.log
-        self.log_due, self.save_due = EverySeconds(log.every), EverySeconds(log.save_every)
-        self.report_due = EverySteps(log.report_every, self.loop.step)
+        self.logged = step = self.loop.step
+        self.log.resume(step)
+        self.log_due, self.save_due = EverySeconds(config.log.every), EverySeconds(config.log.save_every)
+        self.report_due = EverySteps(config.log.report_every, step)
         extra = self.resumed_from.extra if self.resumed_from else {}
-        self.eval_due = EverySteps(config.eval.every, extra.get("evaluated", self.loop.step))
+        self.eval_due = EverySteps(config.eval.every, extra.get("evaluated", step))
 
     def run(self, stop: Stop) -> None:
         """Train until `config.steps` or until `stop`; then save. Raises NonFinite, and saves nothing then."""
@@ -183,9 +183,8 @@ class Training:
         with self.saved_if_environments_fail():
             obs = self.loop.driver.recv()
         for episode in self.loop.driver.episodes():
-            if episode.crashed:  # was said, and its score is one of the environment's death
-                continue
-            self.log.episode(self.loop.step, episode.score, episode.length, episode.extras)
+            if not episode.crashed:  # which was said, and its score is one of the environment's death
+                self.log.episode(self.loop.step, episode.score, episode.length, episode.extras)
         return obs
 
     @contextmanager
@@ -218,10 +217,13 @@ class Training:
             self.save()
 
     def write_metrics(self) -> None:
-        """Means since the last call. Raises NonFinite if a loss is not finite."""
-        values = {f"train/{key}": value for key, value in self.loop.learner.metrics.fetch().items()}
-        replay = {"replay/steps": self.loop.replay.steps, "replay/windows": len(self.loop.replay)}
-        self.log.scalars(self.loop.step, {**values, **replay})
+        """Means since the last call, once for a step. Raises NonFinite if a loss is not finite."""
+        loop = self.loop
+        if loop.step > self.logged:
+            values = {f"train/{key}": value for key, value in loop.learner.metrics.fetch().items()}
+            replay = {"replay/steps": loop.replay.steps, "replay/windows": len(loop.replay)}
+            self.log.scalars(loop.step, {**values, **replay})
+            self.logged = loop.step
 
     def report(self) -> None:
         """Open-loop predictions on the batch that was learned from last."""
@@ -254,9 +256,8 @@ class Training:
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint, unless a loss is not finite: then raise NonFinite."""
-        loop, checkpoint = self.loop, self.parts.checkpoint
+        loop, checkpoint, folder = self.loop, self.parts.checkpoint, self.parts.logdir / "replay"
         loop.learner.metrics.check()
-        folder = self.parts.logdir / "replay"
 
         def extra(_: object) -> dict[str, Any]:
             return {"evaluated": self.eval_due.last, "replay": loop.replay.save(folder)}
@@ -268,8 +269,7 @@ class Training:
 
     def restore(self) -> Loaded | None:
         """Continue from the last checkpoint that is sound, if there is one."""
-        loaded = self.parts.checkpoint.load("last", self.restore_replay)
-        if loaded is not None:
+        if (loaded := self.parts.checkpoint.load("last", self.restore_replay)) is not None:
             self.loop.load_state(loaded.tree)
         return loaded
 

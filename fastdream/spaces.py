@@ -100,6 +100,15 @@ def refuse_missing(batch: Mapping[str, Any], obs_space: Spaces, act_space: Space
             )
 
 
+def refuse_short(batch: Mapping[str, Any], steps: int) -> None:
+    """ValueError where a batch has no sequences, or sequences of fewer than so many steps, replay context included."""
+    count, length = batch["is_first"].shape[:2]
+    if count < 1 or length < steps:
+        raise ValueError(
+            f"the batch has the shape [{count}, {length}] of sequences and steps: expected [1, {steps}] at least"
+        )
+
+
 def alike(left: Spaces, right: Spaces) -> bool:
     """Whether entries of one are entries of the other, whatever bounds they name."""
 

@@ -10,6 +10,7 @@ from fastdream import lane
 from fastdream.driver import Driver, random_actions
 from fastdream.envs import make
 from fastdream.envs.base import EnvError
+from fastdream.envs.dummy import Dummy
 from fastdream.episodes import Tally
 from fastdream.lane import episode_seed
 
@@ -202,23 +203,54 @@ def test_a_state_can_be_taken_while_an_episode_begins_or_before_anything(rng):
         assert alike([second], [drv.recv()]) and second["is_first"].all()
 
 
+@pytest.mark.parametrize("sent", [True, False])
 @pytest.mark.parametrize("how", ["not asked for", "not deterministic", "too long"])
-def test_what_cannot_be_brought_back_begins_its_next_episode(how, rng, monkeypatch):
+def test_what_cannot_be_brought_back_is_cut_short(how, sent, rng, monkeypatch):
+    """With the observation that was received last; the next episode begins where that had been answered already."""
     if how == "not deterministic":
         monkeypatch.setattr("fastdream.envs.dummy.Dummy.deterministic", False)
     if how == "too long":
         monkeypatch.setattr("fastdream.lane.LONGEST_REPLAY", 5)
     with driver("dummy_vector", exact_resume=how != "not asked for", length=50) as drv:
         drv.recv()
-        roll(drv, 8, rng)
+        given = roll(drv, 8, rng)[-1]
+        if sent:
+            drv.send(random_actions(drv.act_space, 2, rng))
         state = drv.state_dict()
         assert [lane["exact"] for lane in state.values()] == [0, 0]
         drv.load_state_dict(state)
+        if not sent:
+            assert alike([drv.recv()], [{**given, "is_last": np.ones(2, bool)}])
+            drv.send(random_actions(drv.act_space, 2, rng))
         obs = drv.recv()
         assert obs["is_first"].all() and not obs["reward"].any()
         assert [lane["episode"] for lane in drv.state_dict().values()] == [2, 2]
         roll(drv, 50, rng)
         assert [e.length for e in drv.episodes()] == [50, 50]
+
+
+def test_an_end_is_received_once_more_where_nothing_can_be_brought_back(rng):
+    with driver("dummy_vector", exact_resume=False, length=4) as drv:
+        drv.recv()
+        end = roll(drv, 4, rng)[-1]
+        assert end["is_terminal"].all() and len(drv.episodes()) == 2
+        state = drv.state_dict()
+    with driver("dummy_vector", exact_resume=False, length=4) as other:
+        other.load_state_dict(state)
+        assert alike([other.recv()], [end]) and not other.episodes()
+        assert roll(other, 1, rng)[0]["is_first"].all()
+
+
+def test_an_environment_that_is_not_as_deterministic_as_it_says_is_cut_short(rng, monkeypatch):
+    with driver("dummy_vector", n=1, length=50) as drv:
+        drv.recv()
+        given = roll(drv, 8, rng)[-1]
+        state = drv.state_dict()
+        monkeypatch.setattr(Dummy, "reset", lambda self, seed, reset=Dummy.reset: reset(self, seed + 2))
+        with pytest.warns(UserWarning, match="environment 0 calls itself deterministic, but"):
+            drv.load_state_dict(state)
+        assert alike([drv.recv()], [{**given, "is_last": np.ones(1, bool)}])
+        assert roll(drv, 1, rng)[0]["is_first"].all()
 
 
 def test_a_driver_that_is_still_stepping_can_go_back_too(rng):

@@ -1,5 +1,6 @@
 """Environments that crash, hang, raise or lie; processes that must not stay behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from fastdream.envs import make
 from fastdream.envs.base import EnvError
 from fastdream.lane import NotStarted, Restart, RestartedTooOften
 from fastdream.spaces import Space
+from fastdream.workers import ProcessWorker
 
 from .driver_tools import alive, driver, pids, roll
 
@@ -125,6 +127,20 @@ def test_an_environment_that_cannot_be_made_is_an_error_at_once(parallel):
         driver("dummy_vectr", parallel=parallel)
     with pytest.raises(NotStarted, match="environment 'mine' did not start: ZeroDivisionError: .* by zero"):
         Driver(lambda seed: 1 // 0, 1, parallel=parallel, task="mine")
+
+
+def test_more_processes_than_the_system_has_room_for(monkeypatch):
+    started = []
+
+    def start(self):
+        if len(started) == 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        started.append(start_worker(self))
+
+    start_worker = ProcessWorker._start
+    monkeypatch.setattr(ProcessWorker, "_start", start)
+    with pytest.raises(EnvError, match="no process for environment 2 of 3: Too many open files; use fewer"):
+        driver("dummy_vector", n=3, parallel=True)
 
 
 @pytest.mark.parametrize("parallel", [False, True])

@@ -51,7 +51,8 @@ def test_an_episode_that_was_cut_short_is_not_brought_back(rng):
         state = drv.state_dict()
     with driver("dummy_raise", n=1, at=7, on_restart=restarts.append) as drv:
         drv.load_state_dict(state)
-        assert drv.recv()["is_first"].all() and len(restarts) == 1
+        assert drv.recv()["is_last"].all() and len(restarts) == 1
+        assert roll(drv, 1, rng)[0]["is_first"].all()
 
 
 def test_an_episode_that_dies_while_it_is_brought_back_counts_for_nothing(rng):
@@ -72,8 +73,8 @@ def test_an_episode_that_dies_while_it_is_brought_back_counts_for_nothing(rng):
         state = drv.state_dict()
         dies[:] = [True]
         drv.load_state_dict(state)
-        assert drv.recv()["is_first"].all() and len(restarts) == 1
-        roll(drv, 6, rng)
+        assert drv.recv()["is_last"].all() and len(restarts) == 1
+        roll(drv, 7, rng)
         assert [episode.length for episode in drv.episodes()] == [6]
 
 

@@ -75,6 +75,25 @@ def test_ctrl_c_before_a_run_has_begun(capsys: Capture):
     assert exit.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.parametrize("module", ["train", "integrations"])
+def test_ctrl_c_while_a_command_imports_what_it_needs(module: str, tmp_path: Path):
+    """Also where the import that it comes in swallows a KeyboardInterrupt, as some do."""
+    (tmp_path / "torch.py").write_text(
+        textwrap.dedent("""
+            import os, signal
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:
+                print("went on")
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", f"fastdream.{module}"],
+        capture_output=True, text=True, cwd=tmp_path, env=ELSEWHERE,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def test_our_warnings_are_lines_and_those_of_others_are_as_they_were(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     entry.plain_warnings()
@@ -126,6 +145,16 @@ def test_a_number_that_is_too_small_names_its_flag_alone(flag: str, value: str, 
     error = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert exit.value.code == 2
     assert f"{flag} {value}: it must be a number of at least {least}" in error and "Config(" not in error
+
+
+@pytest.mark.parametrize(
+    "flag, most", [("--env.count", "10,000"), ("--eval.count", "10,000"), ("--threads", "1,024")]
+)
+def test_a_number_that_no_machine_has_a_use_for(flag: str, most: str, capsys: Capture):
+    with pytest.raises(SystemExit) as exit:
+        train.main([flag, "99999999"])
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert exit.value.code == 2 and f"{flag} 99999999: it must be at most {most}" in error
 
 
 def test_a_seed_that_no_generator_takes():

@@ -17,7 +17,7 @@ from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
 from fastdream.datasets import DatasetError
 from fastdream.learner import step_spec
-from fastdream.offline import BLOCK, Updates, dataset_replay, recorded
+from fastdream.offline import BLOCK, dataset_replay, recorded
 from fastdream.run import Training
 from fastdream.schedule import Stop
 
@@ -177,10 +177,13 @@ def test_a_run_keeps_no_copy_of_the_dataset(folder: Path, tmp_path: Path):
     assert names == {"latents"}
 
 
-def test_updates_come_in_blocks_that_do_not_depend_on_where_a_run_stopped(folder: Path, tmp_path: Path):
-    training = Run(tmp_path)(settings(folder, "dreamer_v3", steps=13))
-    loop = training.loop
-    assert isinstance(loop, Updates) and loop.step == 2 * BLOCK == loop.learner.updates
+def test_a_run_makes_as_many_updates_as_it_was_told_and_then_ends_its_blocks_as_others_do(
+    folder: Path, tmp_path: Path
+):
+    one, config = Run(tmp_path), settings(folder, "dreamer_v3", steps=13)
+    assert one(config).loop.learner.updates == len(one.metrics) == 13
+    assert one(replace(config, steps=40), interrupt=15).loop.step == 2 * BLOCK == len(one.metrics)
+    assert one(replace(config, steps=23)).loop.step == 23
 
 
 def test_a_dataset_may_move_but_not_change(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

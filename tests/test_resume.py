@@ -150,10 +150,25 @@ def evaluated(training: Training) -> list[int]:
     return [step for step, values in training.log.values if "eval/score" in values]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_replay_has_every_end_that_was_scored(
+    deterministic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where a run was stopped in that moment; and an episode that was cut short ends without a score."""
+    monkeypatch.setattr("fastdream.envs.dummy.Dummy.deterministic", deterministic)
+    parts = [train(tiny(steps=steps), tmp_path) for steps in (40, 66, 120)]
+    scored = [len(part.log.scores) for part in parts]  # type: ignore[attr-defined]
+    stream = parts[-1].loop.replay.stream(0)
+    assert scored[0] == 2 and sum(scored) == 2 * stream["is_terminal"].sum()
+    assert stream["is_last"].sum() == stream["is_terminal"].sum() + (not deterministic)
+    assert (np.flatnonzero(stream["is_last"]) + 1 == np.flatnonzero(stream["is_first"])[1:]).all()
+
+
 def test_a_run_that_is_done_makes_no_more_steps(tmp_path: Path):
     train(tiny(steps=60), tmp_path)
     again = train(tiny(steps=60), tmp_path)
     assert again.loop.step == 60 and again.loop.agent.events == []
+    assert again.log.values == []  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("victim", ["checkpoint", "replay"])

@@ -18,6 +18,8 @@ from .run_tools import CPU
 from .stages_tools import opened, run, tiny
 from .test_resume import equal
 
+KEYS = ("mean", "best", "sigma", "test")
+
 
 @pytest.fixture(autouse=True)
 def _package() -> None:
@@ -72,6 +74,22 @@ def test_it_stops_within_a_generation_and_within_a_test_and_goes_on_to_the_same_
     assert places == [(0, False, 6), (0, True, 4), (1, False, 4)]
     done, resumed = run(config, tmp_path / "parts")
     assert done and equal(resumed, whole)
+
+
+def test_a_generation_is_logged_once_with_its_test(tmp_path: Path):
+    """Also one that ended before a checkpoint that was saved within its test, where nothing had been logged."""
+    config = tiny(where="real", rollouts=1, test_rollouts=4, generations=3, test_every=1, length=3)
+    logged: list[tuple[int, set[str]]] = []
+
+    def use(session: Session, pieces: int = 100) -> None:
+        session.log.scalars = lambda step, values: logged.append((step, {*values}))  # type: ignore[method-assign]
+        session.run(StopAfter(session, pieces))
+
+    opened(config, tmp_path, lambda session: use(session, 3))
+    opened(replace(config, log=replace(config.log, every=1e-9)), tmp_path, use)
+    generations = [entry for entry in logged if "control/mean" in entry[1]]
+    first = generations[0][0]
+    assert generations == [(first + i, {f"control/{key}" for key in KEYS}) for i in range(3)]
 
 
 def test_episodes_that_c_is_evolved_in_are_broken_off(tmp_path: Path):

@@ -21,7 +21,7 @@ from fastdream.agents.dreamer_v2_penalties import PENALTIES
 from fastdream.keras import keras_defaults
 from fastdream.nets import Dense, frozen
 from fastdream.ops import Ops
-from fastdream.spaces import Spaces, refuse_missing
+from fastdream.spaces import Spaces, refuse_missing, refuse_short
 
 __all__ = ["OfflineDV2", "Priors"]
 
@@ -91,6 +91,7 @@ class OfflineDV2(DreamerV2):
     def update(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Carry, dict[str, Tensor], Metrics]:
         """One gradient step of what this phase learns; else as DreamerV2's."""
         refuse_missing(batch, self.obs_space, self.act_space)
+        refuse_short(batch, 1)
         phase, metrics = self.phase, Metrics()
         self.made += 1
         if phase == "model":

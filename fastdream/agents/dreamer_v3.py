@@ -30,7 +30,7 @@ from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.optim import LaProp
 from fastdream.pages import use_large_pages
-from fastdream.spaces import Spaces, refuse_missing, seen, shapes_seen
+from fastdream.spaces import Spaces, refuse_missing, refuse_short, seen, shapes_seen
 from fastdream.transfer import Inputs
 
 __all__ = ["Config", "Draws", "DreamerV3", "size", "variant"]
@@ -141,6 +141,7 @@ class DreamerV3:
         """
         latents = self.latent_spec if self.replay_context else ()
         refuse_missing(batch, self.obs_space, self.act_space, "is_terminal", *latents)
+        refuse_short(batch, 1 + self.replay_context)
         carry, batch, action = self.nets.context(carry, batch)
         B, T = action.shape[:2]
         draws = self.nets.draw(B, T, self.generators["train"])
@@ -272,6 +273,7 @@ class DreamerV3:
         Returns losses and the like, and for each observation key an open-loop prediction: see `openloop.open_loop`.
         """
         generator = self.generators["report"]
+        refuse_short(batch, 2 + self.replay_context)  # one to observe, and one to dream
         carry, batch, action = self.nets.context(carry, batch)
         with torch.no_grad():
             draws = self.nets.draw(action.shape[0], action.shape[1], generator)

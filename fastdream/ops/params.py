@@ -18,6 +18,12 @@ Kind = Literal["mean", "std", "min", "max", "size", "large"]  # of number that `
 ActionKind = Literal["categorical", "score", "bounded_normal", "trunc_normal", "tanh_normal"]
 
 
+def need_steps(op: str, steps: int) -> None:
+    """Raise ValueError for a recursion over time without a step, which has no result."""
+    if steps < 1:
+        raise ValueError(f"{op}: there are {steps} time steps, expected 1 or more")
+
+
 class Layer(NamedTuple):
     """Linear map, then norm over the whole last axis, then activation."""
 

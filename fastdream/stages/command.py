@@ -163,9 +163,11 @@ def final_evaluation(config: Config, session: Session, stop: Stop) -> str:
     if stop:
         return f"{stopped(stop, done)}; {resume_hint(logdir)}"
     session.save(result.mean)
-    session.log.scalars(session.step, result.metrics())
     facts = {"step": session.step, **result.summary(), "mode": config.eval.mode}
-    rundir.store(logdir / "eval.json", json.dumps(facts, indent=1).encode())
+    path, text = logdir / "eval.json", json.dumps(facts, indent=1).encode()
+    if not path.exists() or path.read_bytes() != text:  # a finished run that is resumed comes to the same
+        session.log.scalars(session.step, result.metrics())
+        rundir.store(path, text)
     return f"{done}\nevaluation: {result} ({config.eval.mode} actions)"
 
 

@@ -186,6 +186,7 @@ class Evolve:
             "evolution": self.evolution.state_dict(),
             "testing": self.testing,
             "scores": self.trial.scores[: self.trial.done],
+            "recent": self.recent,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -196,9 +197,15 @@ class Evolve:
         self.trial = self.test() if self.testing else self.generation()
         scores = np.asarray(state["scores"])
         self.trial.scores[: len(scores)], self.trial.done = scores, len(scores)
+        self.recent = dict(state.get("recent", {}))
 
     def metrics(self) -> dict[str, float]:
-        """Fitness in the last generation and in the last test, of those that ended since the last call."""
+        """Fitness in the last generation and in the last test, of those that ended since the last call.
+
+        None in a test, which belongs to its generation.
+        """
+        if self.testing:
+            return {}
         recent, self.recent = self.recent, {}
         return {f"control/{key}": float(value) for key, value in recent.items()}
 

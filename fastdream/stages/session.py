@@ -63,6 +63,8 @@ class Session:
             self.stage = self.restored(self.resumed_from)
         else:
             self.stage = self.makers[self.names[0]]()
+        self.finished = self.resumed_from is not None and self.resumed_from.extra.get("finished", False)
+        self.logged = self.step
         self.log.resume(self.step)
 
     def restored(self, loaded: Loaded) -> Stage:
@@ -103,7 +105,9 @@ class Session:
         )
 
     def run(self, stop: Stop) -> bool:
-        """All that is left to do; whether it is done, which it is not if `stop` came before. Saves in any case."""
+        """All that is left to do; whether it is done, which it is not if `stop` came before. Saves what it did."""
+        if self.finished:
+            return True
         while True:
             name = self.names[self.at]
             while self.stage.done < self.stage.units and not stop:
@@ -115,6 +119,7 @@ class Session:
             self.log.print(f"{name}: {self.stage.finish()}")
             self.draw(name)
             if self.at == len(self.names) - 1:
+                self.finished = True
                 break
             self.at += 1
             self.stage = self.makers[self.names[self.at]]()
@@ -122,7 +127,7 @@ class Session:
             self.save()
         self.write_metrics()
         self.save()
-        return not stop
+        return self.finished
 
     def aside(self) -> None:
         """What is due between two pieces of work and changes nothing of what is learned."""
@@ -133,9 +138,10 @@ class Session:
             self.save()
 
     def write_metrics(self) -> None:
-        """How the stage is doing. Raises NonFinite if a loss is not finite."""
-        if values := self.stage.metrics():
+        """How the stage is doing, once for a step. Raises NonFinite if a loss is not finite."""
+        if self.step > self.logged and (values := self.stage.metrics()):
             self.log.scalars(self.step, values)
+            self.logged = self.step
 
     def draw(self, name: str) -> None:
         """Pictures of what a stage has learned."""
@@ -171,7 +177,8 @@ class Session:
         """Write a checkpoint, unless a loss is not finite: then raise NonFinite."""
         session = {"stage": self.names[self.at], "state": self.stage.state_dict()}
         tree = {"agent": self.agent.state_dict(), "session": session}
-        self.parts.checkpoint.save(tree, step=self.step, score=score)
+        finished = {"finished": self.finished}
+        self.parts.checkpoint.save(tree, step=self.step, score=score, extra=lambda _: finished)
         self.log.saved()
 
     def notes(self) -> list[str]:

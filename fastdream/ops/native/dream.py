@@ -9,7 +9,7 @@ from fastdream.ops.native.actor import add_actor, add_latent_net
 from fastdream.ops.native.dense import mlp
 from fastdream.ops.native.library import check_float, check_shape, register, run
 from fastdream.ops.native.params import Flat, LatentShape, add_core, check_params, latent_shape, with_gaps
-from fastdream.ops.params import RSSM, Actor, Dream, Step
+from fastdream.ops.params import RSSM, Actor, Dream, Step, need_steps
 from fastdream.ops.reference.layers import match
 from fastdream.ops.reference.state import shaped
 
@@ -48,6 +48,7 @@ def imagine(
     Parameters have deter's dtype; the other floats are cast to it. Has no gradient: raises ValueError where one
     would be needed, and naming what does not fit.
     """
+    need_steps("imagine", length)
     if action is None and action_noise is None:
         raise ValueError("actor needs noise to draw with, or the action that it should replay")
     flat, latent = _flatten("imagine", rssm, deter, _width("imagine", actor, action))
@@ -97,6 +98,7 @@ def _rollout(
     noise: Tensor | None,
     index: Tensor | None,
 ) -> Step:
+    need_steps(op, action.shape[1])
     flat, latent = _flatten(op, rssm, deter, action.shape[-1])
     layout = Layout(action.shape[1], 0, *latent[:3], action.shape[-1], 0, 0)
     deter, stoch, logit, _, index = _run(op, flat, latent, layout, deter, stoch, noise, index, None, action)

@@ -17,7 +17,7 @@ from fastdream.ops.native.params import (
     latent_shape,
     padded,
 )
-from fastdream.ops.params import GRU, RSSM, BlockGRU, Core, Latent, LayerNormGRU, Layers, Step
+from fastdream.ops.params import GRU, RSSM, BlockGRU, Core, Latent, LayerNormGRU, Layers, Step, need_steps
 from fastdream.ops.reference.layers import match
 
 
@@ -118,6 +118,7 @@ def _observe(
     noise: Tensor | None,
     index: Tensor | None,
 ) -> Step:
+    need_steps(op, action.shape[1])
     dtype, latent = deter.dtype, latent_shape(op, rssm.latent)
     noise, index = latent.draws(op, noise, index)
     model = flatten(op, rssm.core, rssm.post, latent, rssm.absolute, deter, action.shape[-1])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import MDNRNN, Control, MDNDream, MDNStep
+from fastdream.ops.params import MDNRNN, Control, MDNDream, MDNStep, need_steps
 from fastdream.ops.reference.categorical import inverse_cdf
 from fastdream.ops.reference.layers import linear, match, upcast
 
@@ -33,6 +33,7 @@ def lstm_scan(
     hidden, restart [N, T] bool; hidden, cell [N, D] from before. Returns (hidden [N, T, D], the last cell [N, D]) in
     entered's dtype.
     """
+    need_steps("lstm_scan", entered.shape[1])
     dtype = entered.dtype
     weight, hidden, cell = (match(x, dtype) for x in (weight, hidden, cell))
     keep, outputs = match(~restart[..., None], dtype), []
@@ -149,6 +150,7 @@ def dreamt(
     temperature: float,
 ) -> MDNDream:
     """`lstm_mdn_dream` by any backend's `lstm_mdn_step`."""
+    need_steps("lstm_mdn_dream", uniform.shape[1])
     latents, ends = [], []
     with torch.no_grad():
         for draws in zip(uniform.unbind(1), normal.unbind(1), strict=True):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastdream.ops.params import need_steps
 from fastdream.ops.reference.layers import upcast
 
 
@@ -15,6 +16,7 @@ def lambda_return(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> T
     discount[:, :-1], value[:, 1:]; DreamerV1 the same over its H states without the start.
     Returns [B, T] in float32 at least, differentiable in all four. Source: DreamerV1 eq. 6, V3 eq. 7.
     """
+    need_steps("lambda_return", reward.shape[-1])
     reward, live, mix, value = upcast(reward), upcast(live), upcast(mix), upcast(value)
     carried = (live * mix).unbind(-1)
     fresh = (reward + live * (1 - mix) * value).unbind(-1)

@@ -8,7 +8,7 @@ core's product with known actions. Everything runs in deter.dtype: the other flo
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import RSSM, Actor, Dream, Step
+from fastdream.ops.params import RSSM, Actor, Dream, Step, need_steps
 from fastdream.ops.reference.actor import action_width, bind_actor
 from fastdream.ops.reference.actor import actor as act
 from fastdream.ops.reference.layers import match, mlp
@@ -75,6 +75,7 @@ def observe(
     Returns Step with [B, T, ...]. Source: DreamerV3 `rssm.observe`.
     """
     dtype, length = deter.dtype, action.shape[1]
+    need_steps("observe", length)
     model = Posterior.bind(rssm, dtype, deter.shape[-1], action.shape[-1])
     action = match(action, dtype).masked_fill(reset.unsqueeze(-1), 0.0)
     actions = model.cell.enter(action).unbind(1)
@@ -120,6 +121,7 @@ def rollout(
     action [N, H, A]; noise and index [N, H, S]. Returns Step with [N, H, ...].
     """
     dtype, length = deter.dtype, action.shape[1]
+    need_steps("rollout", length)
     model = Prior.bind(rssm, dtype, action.shape[-1])
     actions = model.cell.enter(match(action, dtype)).unbind(1)
     stoch = match(stoch, dtype)
@@ -151,6 +153,7 @@ def imagine(
     Source: DreamerV1 algorithm 1, DreamerV3 `rssm.imagine`.
     """
     dtype = deter.dtype
+    need_steps("imagine", length)
     model = Prior.bind(rssm, dtype, action_width(actor))
     policy = bind_actor(actor, dtype)
     action_noises, given = _over_time(action_noise, length + 1), _over_time(action, length + 1)
