@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fastdream
-
 PACKAGE = Path(__file__).parent
 # What a shell says of a program that SIGPIPE or SIGINT ended.
 PIPE_CLOSED, INTERRUPTED = 128 + 13, 128 + 2
@@ -20,7 +18,6 @@ def run(main: Callable[[], None]) -> None:
 
     What the terminal's encoding does not have is shown as '?', instead of ending the command.
     """
-    fastdream.after_imports()
     plain_warnings()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -75,25 +75,6 @@ def test_ctrl_c_before_a_run_has_begun(capsys: Capture):
     assert exit.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("module", ["train", "integrations"])
-def test_ctrl_c_while_a_command_imports_what_it_needs(module: str, tmp_path: Path):
-    """Also where the import that it comes in swallows a KeyboardInterrupt, as some do."""
-    (tmp_path / "torch.py").write_text(
-        textwrap.dedent("""
-            import os, signal
-            try:
-                os.kill(os.getpid(), signal.SIGINT)
-            except BaseException:
-                print("went on")
-        """)
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", f"fastdream.{module}"],
-        capture_output=True, text=True, cwd=tmp_path, env=ELSEWHERE,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
-
-
 def test_our_warnings_are_lines_and_those_of_others_are_as_they_were(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     entry.plain_warnings()

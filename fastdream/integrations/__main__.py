@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-import fastdream
 from fastdream import integrations
 from fastdream.allocator import keep_freed_memory
 
@@ -24,7 +23,6 @@ def codebases() -> list[str]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command. Exits with 2 after a mistake of its user; else as the other command does."""
-    fastdream.after_imports()
     args = list(sys.argv[1:] if args is None else args)
     if args[:1] in (["-h"], ["--help"]):
         print(f"{USAGE}\n\n{integrations.__doc__}\nCodebases: {', '.join(codebases())}")
