@@ -8,13 +8,16 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from fastdream import ops
 from fastdream.ops import native as native_ops
 from fastdream.ops import reference
 
+from .ops_tools import Maker, leaves, mapped, rebuilt
 from .parity_cases import CASES
 from .parity_tools import SIZES, arguments, changed, check, results, strided
 
@@ -81,6 +84,23 @@ def test_transformed_elementwise_ops_are_the_same(native: ModuleType):
     x = torch.linspace(-3, 3, 6).view(2, 3)
     for op in (native.symlog, native.symexp):
         assert torch.equal(torch.func.vmap(op)(x), op(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.parametrize("op", [op for op in COMPILED if op != "laprop_"])
+def test_recorded_calls_are_in_the_record(native: ModuleType, op: str):
+    """And so depend on what comes in."""
+    function, case = getattr(native, op), list(CASES[op].values())[-1]
+    args, others = (mapped(torch.Tensor.detach, case.make(Maker(seed, torch.float32), 3)) for seed in (0, 1))
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(leaves(function(*rebuilt(args, iter(tensors)))))
+
+    recorded, given = make_fx(call)(*leaves(args)), tuple(leaves(others))
+    if op == "symlog":  # of the sizes of others it warns
+        traced = torch.jit.trace(call, tuple(leaves(args)), check_trace=False)
+        assert all(torch.equal(a, b) for a, b in zip(traced(*given), call(*given), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(recorded(*given), call(*given), strict=True))
 
 
 @pytest.mark.parametrize("op", [op for op in COMPILED if op not in ("lambda_return", "gather_sequences")])
