@@ -4,6 +4,7 @@ strided inputs into poisoned memory, with every gradient; and what it refuses.
 The error against float64 is at most twice (of gradients three times) the reference's own at the same precision.
 """
 
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -78,6 +79,29 @@ def test_forward_mode_is_refused(native: ModuleType, op: str):
         dual = changed(lambda x: x, arguments(case, "small", 3, torch.float32))
         with pytest.raises(RuntimeError, match="has no derivative in forward mode .* the reference has"):
             function(*dual)
+
+
+@pytest.mark.parametrize("op", [op for op in COMPILED if any(case.gradients for case in CASES[op].values())])
+def test_transforms_are_served_under_auto(native: ModuleType, op: str):
+    """Gradients of each of two samples at once, which torch has of no compiled op: the reference's."""
+    case = [case for case in CASES[op].values() if case.gradients][-1]
+    args = case.make(Maker(0, torch.float32), 3)
+    given = [x.detach() for x in leaves(args)]
+    places = [i for i, x in enumerate(given) if x.is_floating_point()]
+
+    def loss(table: ops.Ops, *chosen: Tensor) -> Tensor:
+        tensors = dict(enumerate(given)) | dict(zip(places, chosen, strict=True))
+        outputs = leaves(getattr(table, op)(*rebuilt(args, iter(tensors.values()))))
+        return torch.stack([y.square().sum() for y in outputs if y.is_floating_point()]).sum()
+
+    samples = [torch.stack([given[i], 0.5 * given[i]]) for i in places]
+    ours, theirs = (
+        torch.func.vmap(torch.func.grad(partial(loss, ops.load(backend)), tuple(range(len(places)))))(
+            *samples
+        )
+        for backend in ("auto", "reference")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_transformed_elementwise_ops_are_the_same(native: ModuleType):

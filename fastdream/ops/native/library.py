@@ -172,7 +172,7 @@ def plain(x: Tensor) -> bool:
 
     Not where gradients or a compiler must see the call, nor for subclasses of Tensor, which stand for something else.
     """
-    seen = x.requires_grad or torch.compiler.is_compiling() or _forward_mode() or _transformed() or _watched()
+    seen = x.requires_grad or torch.compiler.is_compiling() or transformed() or _watched()
     return type(x) is Tensor and x.is_cpu and not seen
 
 
@@ -181,9 +181,9 @@ def _forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def _transformed() -> bool:
-    """Whether a transformation of torch.func looks on."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def transformed() -> bool:
+    """Whether a transformation of torch.func looks on, such as grad or vmap, or tensors may have tangents."""
+    return _forward_mode() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _watched() -> bool:
