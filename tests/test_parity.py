@@ -127,6 +127,19 @@ def test_recorded_calls_are_in_the_record(native: ModuleType, op: str):
     assert all(torch.equal(a, b) for a, b in zip(recorded(*given), call(*given), strict=True))
 
 
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("op", [op for op in COMPILED if op != "laprop_"])
+def test_autocast_changes_no_type(native: ModuleType, op: str, backend: str):
+    """It may round products; the gradient of a pool then comes to other pixels."""
+    function, case = getattr(ops.load(backend), op), list(CASES[op].values())[-1]
+    args = arguments(case, "small", 3, torch.float32)
+    plain = results(function, changed(lambda x: x, args), case.gradients)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = results(function, args, case.gradients)
+    assert [x.dtype for x in mixed] == [x.dtype for x in plain]
+    torch.testing.assert_close(mixed[0], plain[0], atol=0.05, rtol=0.05)
+
+
 @pytest.mark.parametrize("op", [op for op in COMPILED if op not in ("lambda_return", "gather_sequences")])
 def test_half_precision_is_refused_by_name_and_served_under_auto(native: ModuleType, op: str):
     function, case = getattr(native, op), next(iter(CASES[op].values()))
