@@ -127,6 +127,27 @@ def test_recorded_calls_are_in_the_record(native: ModuleType, op: str):
     assert all(torch.equal(a, b) for a, b in zip(recorded(*given), call(*given), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("op", ["observe", "imagine", "policy_step", "lstm_mdn_step", "lstm_mdn_dream"])
+def test_one_graph_serves_any_number_of_rows(native: ModuleType, op: str):
+    """Where torch is told which axes have other sizes; it refuses a graph that has the size of one in it."""
+    function, case = getattr(native, op), next(iter(CASES[op].values()))
+    few, many = (mapped(torch.Tensor.detach, case.make(Maker(0, torch.float32), rows)) for rows in (3, 5))
+    for x, y in zip(leaves(few), leaves(many), strict=True):
+        for axis in range(x.dim()):
+            if x.shape[axis] != y.shape[axis]:
+                torch._dynamo.mark_dynamic(x, axis)
+
+    def call(*tensors: Tensor) -> list[Tensor]:
+        return list(leaves(function(*rebuilt(few, iter(tensors)))))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for args in (few, many):
+        for a, b in zip(compiled(*leaves(args)), call(*leaves(args)), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("backend", ["auto", "native", "reference"])
 @pytest.mark.parametrize("op", [op for op in COMPILED if op != "laprop_"])
 def test_autocast_changes_no_type(native: ModuleType, op: str, backend: str):

@@ -209,7 +209,7 @@ def _check(params: list[Tensor], layout: list[int], vectors: Sequence[int], inpu
     check_params("policy_step", params[:1], deter, "deter")
     if vectors and (sum(vectors) != n.features or min(vectors) < 0):
         raise ValueError(f"policy_step: vectors of {list(vectors)} are not {n.features} features")
-    dtype, rows = deter.dtype, len(deter)
+    dtype, rows = deter.dtype, deter.shape[0]
     expected = {
         "deter": ((rows, n.width), dtype),
         "stoch": ((rows, n.stoch, n.classes) if n.classes else (rows, n.stoch), dtype),
@@ -257,7 +257,7 @@ def _fake(
     *inputs: Any,
 ) -> Outputs:
     _check(params, layout, vectors, inputs)
-    deter, stoch, logit, index, action = _empty(_shapes(layout, len(inputs[0])), inputs[0])
+    deter, stoch, logit, index, action = _empty(_shapes(layout, inputs[0].shape[0]), inputs[0])
     return deter, stoch, logit, deter.new_empty(0, dtype=torch.int64) if index is None else index, action
 
 
