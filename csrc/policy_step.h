@@ -50,10 +50,16 @@ struct Wanted {
 // 4 us, of 75 that a small model takes to act.
 class PolicyStep {
  public:
-  // The arguments of the kernel after inputs and outputs; all sizes.
-  PolicyStep(int itemsize, std::vector<uintptr_t> pointers, Sizes sizes, Scalars scalars)
-      : itemsize_(itemsize), pointers_(std::move(pointers)), sizes_(std::move(sizes)), scalars_(std::move(scalars)) {
+  // The parameters (None for one that is not there), which are the kernel's arguments after inputs and outputs; all
+  // sizes.
+  PolicyStep(int itemsize, const py::list& params, Sizes sizes, Scalars scalars)
+      : itemsize_(itemsize), sizes_(std::move(sizes)), scalars_(std::move(scalars)) {
     if (sizes_.size() < 9) throw py::value_error("PolicyStep: too few sizes");
+    for (const py::handle param : params) {
+      dlpack::Tensor x = {};
+      if (!look(param.ptr(), &x)) throw py::value_error("PolicyStep: a parameter is no tensor that can be looked at");
+      params_.push_back({py::reinterpret_borrow<py::object>(param), address(x), {x.type, {x.shape, x.shape + x.ndim}}});
+    }
     const int64_t rows = sizes_[0], width = sizes_[1], stoch = sizes_[2], classes = sizes_[3], action = sizes_[5],
                   features = sizes_[6], elements = sizes_[8];
     const dlpack::Type real = {dlpack::kFloat, uint8_t(8 * itemsize), 1}, flag = {dlpack::kBool, 8, 1},
@@ -67,25 +73,22 @@ class PolicyStep {
 
   // Inputs and outputs in the kernel's order. May be called by several threads at once.
   int operator()(const py::tuple& tensors, int threads) const {
-    if (tensors.size() != wanted_.size() || !exchange) return kMisfit;
+    if (tensors.size() != wanted_.size()) return kMisfit;
     std::vector<uintptr_t> pointers;
-    pointers.reserve(wanted_.size() + pointers_.size());
+    pointers.reserve(wanted_.size() + params_.size());
     for (size_t i = 0; i < wanted_.size(); ++i) {
       PyObject* const object = PyTuple_GET_ITEM(tensors.ptr(), Py_ssize_t(i));
       dlpack::Tensor x = {};
-      if (object == Py_None) {
-        if (i < kRequired) return kMisfit;
-      } else {
-        if (!PyObject_TypeCheck(object, tensor_type)) return kMisfit;
-        if (exchange->view(object, &x)) {
-          PyErr_Clear();  // on no device that the interface knows
-          return kMisfit;
-        }
-        if (!wanted_[i].fits(x)) return kMisfit;
-      }
-      pointers.push_back(reinterpret_cast<uintptr_t>(x.data) + uintptr_t(x.offset));
+      if (!look(object, &x) || (object == Py_None ? i < kRequired : !wanted_[i].fits(x))) return kMisfit;
+      pointers.push_back(address(x));
     }
-    pointers.insert(pointers.end(), pointers_.begin(), pointers_.end());
+    // A parameter may have got other memory, and the same memory in another shape or order.
+    for (const Param& param : params_) {
+      dlpack::Tensor x = {};
+      if (!look(param.tensor.ptr(), &x) || address(x) != param.address) return kMisfit;
+      if (!param.tensor.is_none() && !param.wanted.fits(x)) return kMisfit;
+      pointers.push_back(param.address);
+    }
     const py::gil_scoped_release no_gil;
     cpu::Call call(pointers.data(), int64_t(pointers.size()), sizes_.data(), int64_t(sizes_.size()), scalars_.data(),
                    int64_t(scalars_.size()), threads);
@@ -99,8 +102,27 @@ class PolicyStep {
   // deter, stoch, action, features and reset: the inputs that cannot be absent.
   static constexpr size_t kRequired = 5;
 
+  struct Param {
+    py::object tensor;
+    uintptr_t address;
+    Wanted wanted;
+  };
+
+  // Leaves `x` as it is for None. False for what is no tensor on a device that the interface knows.
+  static bool look(PyObject* object, dlpack::Tensor* x) {
+    if (object == Py_None) return true;
+    if (!exchange || !PyObject_TypeCheck(object, tensor_type)) return false;
+    if (!exchange->view(object, x)) return true;
+    PyErr_Clear();
+    return false;
+  }
+
+  static uintptr_t address(const dlpack::Tensor& x) {
+    return reinterpret_cast<uintptr_t>(x.data) + uintptr_t(x.offset);
+  }
+
   int itemsize_;
-  std::vector<uintptr_t> pointers_;
+  std::vector<Param> params_;
   Sizes sizes_;
   Scalars scalars_;
   std::vector<Wanted> wanted_;
@@ -108,7 +130,7 @@ class PolicyStep {
 
 inline void bind_policy_step(py::module_& m) {
   py::class_<PolicyStep>(m, "PolicyStep")
-      .def(py::init<int, std::vector<uintptr_t>, Sizes, Scalars>())
+      .def(py::init<int, const py::list&, Sizes, Scalars>())
       .def("__call__", &PolicyStep::operator());
   m.def("use_tensors", &use_tensors);
 }

@@ -32,10 +32,11 @@ def __getattr__(
 ) -> Callable[[int, Sequence[int], Sequence[int], Sequence[float], int], int]: ...
 
 # cpu_policy_step of a model; called with inputs and outputs. Its status is not 0, and nothing is done, if one of them
-# has another shape or type than the sizes say, is strided, or is not on the CPU.
+# has another shape or type than the sizes say, is strided, or is not on the CPU; or if a parameter has another shape,
+# type, order or place in memory than when this was made.
 class PolicyStep:
     def __init__(
-        self, itemsize: int, pointers: Sequence[int], sizes: Sequence[int], scalars: Sequence[float]
+        self, itemsize: int, params: list[Tensor | None], sizes: Sequence[int], scalars: Sequence[float]
     ) -> None: ...
     def __call__(self, tensors: tuple[Tensor | None, ...], threads: int) -> int: ...
 

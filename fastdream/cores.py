@@ -4,13 +4,12 @@ A core owns its parameters, hands them to the ops as `params`, and knows nothing
 """
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fastdream import ops as fd
-from fastdream.nets import Dense
+from fastdream.nets import Dense, layers_of
 from fastdream.ops import Ops
 
 
@@ -56,7 +55,7 @@ class BlockGRU(nn.Module):
 
     @property
     def params(self) -> fd.BlockGRU:
-        hidden = tuple(cast(Dense, dense).layer for dense in self.dynhid)
+        hidden = layers_of(self.dynhid)
         return fd.BlockGRU(self.dynin0.layer, self.dynin1.layer, self.dynin2.layer, hidden, self.dyngru.layer)
 
     def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastdream.convs import Conv
 from fastdream.distributions import sum_event, wide
 from fastdream.encoder import check_keys, check_sizes, image_spaces, smallest_map, vector_spaces
-from fastdream.nets import MLP, Children, Dense, NormAct, shaped_vectors, split_images
+from fastdream.nets import MLP, Children, Dense, NormAct, layers_of, shaped_vectors, split_images
 from fastdream.ops import Ops, categorical_log_prob, linear, mlp_outputs
 from fastdream.ops.params import Act, Layers, Norm
 from fastdream.ops.reference.layers import match
@@ -148,8 +148,7 @@ class Decoder(nn.Module):
     @property
     def outs(self) -> Layers:
         """The layers that give vectors, as ops take them."""
-        parts = (part for key in self.vectors for part in self.vec[key].children())
-        return tuple(part.layer for part in parts if isinstance(part, Dense))
+        return layers_of(part for key in self.vectors for part in self.vec[key].children())
 
     def _decode_images(self, deter: Tensor, stoch: Tensor) -> Tensor:
         batch = deter.shape[:-1]

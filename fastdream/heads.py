@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdream.distributions import huber, sum_event, unit_normal_loss, wide
-from fastdream.nets import MLP, Children, Dense, frozen
+from fastdream.nets import MLP, Children, Dense, frozen, layers_of
 from fastdream.ops import Ops, categorical_log_prob, twohot_bins
 from fastdream.ops.params import Act, Feat, Layer, Layers, Norm
 from fastdream.spaces import Space
@@ -65,9 +65,7 @@ class _Head(nn.Module):
     @property
     def layers(self) -> Layers:
         """The parameters as ops take them, the output's last."""
-        (out,) = self.head.children()
-        assert isinstance(out, Dense)
-        return (*self.mlp.layers, out.layer)
+        return (*self.mlp.layers, *layers_of(self.head.children()))
 
     def outputs(self, x: Tensor) -> Tensor:
         """What `layers` gave -> raw output [..., *shape]."""

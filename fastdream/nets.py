@@ -1,7 +1,7 @@
 """Layers that own parameters, and the way from observation and action dictionaries to flat vectors."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import is_
 from typing import Any, Generic, TypeVar, cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdream.ops import Ops, linear, reference
-from fastdream.ops.params import Act, Layer, Layers, Norm
+from fastdream.ops.params import Act, Layer, Layers, Norm, tensors
 from fastdream.spaces import Spaces
 
 T = TypeVar("T")
@@ -82,11 +82,30 @@ class Dense(NormAct):
     @property
     def layer(self) -> Layer:
         """The parameters as ops take them."""
+        if self._forward_pre_hooks:
+            raise RuntimeError(
+                "a dense layer has forward pre-hooks, as from torch.nn.utils.prune, the old weight_norm or fully_shard "
+                "of it alone, which would not run: ops take parameters and call no module; torch.nn.utils.parametrize "
+                "changes what the parameters are"
+            )
         return Layer(self.weight, self.bias, self.scale, self.shift, self.norm, self.act, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inp] -> [..., out] in the dtype of x."""
         return self.normalize(linear(x, self.weight, self.bias))
+
+
+def layers_of(modules: Iterable[nn.Module]) -> Layers:
+    """The parameters of dense layers as ops take them. TypeError for other modules, which no op would call."""
+    layers = []
+    for module in modules:
+        if not isinstance(module, Dense):
+            raise TypeError(
+                f"{type(module).__name__} stands where a Dense has to be: ops take parameters and call no module; "
+                "torch.nn.utils.parametrize changes what the parameters are"
+            )
+        layers.append(module.layer)
+    return tuple(layers)
 
 
 class MLP(nn.Sequential):
@@ -113,7 +132,7 @@ class MLP(nn.Sequential):
     @property
     def layers(self) -> Layers:
         """The parameters as ops take them."""
-        return tuple(dense.layer for dense in self if isinstance(dense, Dense))
+        return layers_of(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inp] -> [..., width] in the dtype of x."""
@@ -137,7 +156,8 @@ class Kept(Generic[T]):
     module, paths   of which: of the modules at these dotted names in it, those on the way included, or of all of it.
 
     Collecting parameters from modules takes longer than a small model takes to act. Changes in place, as by an
-    optimiser or by load_state_dict, replace nothing.
+    optimiser or by load_state_dict, replace nothing. What holds other tensors than parameters, such as weights that
+    torch.nn.utils.parametrize computes from some, is made every time.
     """
 
     def __init__(self, make: Callable[[], T], module: nn.Module, *paths: str) -> None:
@@ -148,10 +168,12 @@ class Kept(Generic[T]):
     def get(self) -> T:
         """The value."""
         owners, names, parts = self._seen
-        if self._value is None or not all(map(is_, map(dict.get, owners, names), parts)):
-            self._seen = tuple(zip(*self._look(), strict=True)) or ((), (), ())
-            self._value = self._make()
-        return self._value
+        if self._value is not None and all(map(is_, map(dict.get, owners, names), parts)):
+            return self._value
+        self._seen = tuple(zip(*self._look(), strict=True)) or ((), (), ())
+        value, known = self._make(), set(map(id, self._seen[2]))
+        self._value = value if all(id(x) in known for x in tensors(value)) else None
+        return value
 
     def _look(self) -> Iterator[tuple[dict[str, Any], str, Any]]:
         for path in self._paths or ("",):

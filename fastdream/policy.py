@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastdream.continuous import BoundedNormal, Continuous, TanhNormal
 from fastdream.distributions import wide
-from fastdream.nets import MLP, Children, Dense
+from fastdream.nets import MLP, Children, Dense, layers_of
 from fastdream.ops import (
     Ops,
     actor_branches,
@@ -106,7 +106,7 @@ class ActorHeads(nn.Module):
 
     def _head(self, key: str) -> ActionHead:
         space, family = self.spaces[key], self.continuous
-        out = tuple(dense.layer for dense in self.head[key].children() if isinstance(dense, Dense))
+        out = layers_of(self.head[key].children())
         kind: ActionKind = self.discrete if space.kind == "discrete" else family.kind
         return ActionHead(kind, space.size, space.classes, out, self.config.unimix, **family.limits)
 

@@ -1,14 +1,12 @@
 """The recurrent state-space model: a core, a latent, a prior and a posterior. It knows no agent and no loss."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
 from fastdream import ops as fd
 from fastdream.cores import GRU, BlockGRU, LayerNormGRU
 from fastdream.latents import Categorical, Latent
-from fastdream.nets import Dense
+from fastdream.nets import Dense, layers_of
 from fastdream.ops import Ops
 
 Core = BlockGRU | LayerNormGRU | GRU
@@ -68,8 +66,7 @@ class RSSM(nn.Module):
     @property
     def params(self) -> fd.RSSM:
         """The parameters as ops take them. Cheap; fetch once an update and pass on."""
-        prior = (*_layers(self.prior), self.priorlogit.layer)
-        post = (*_layers(self.obs), self.obslogit.layer)
+        prior, post = layers_of((*self.prior, self.priorlogit)), layers_of((*self.obs, self.obslogit))
         return fd.RSSM(self.core.params, self.latent.params, prior, post, self.absolute)
 
     def initial(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -84,7 +81,3 @@ class RSSM(nn.Module):
     def flat(self, stoch: Tensor) -> Tensor:
         """[..., S, C] -> [..., S*C]; Gaussian samples are flat already."""
         return stoch.flatten(-2) if isinstance(self.latent, Categorical) else stoch
-
-
-def _layers(modules: nn.ModuleList) -> fd.Layers:
-    return tuple(cast(Dense, module).layer for module in modules)

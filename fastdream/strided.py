@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastdream.convs import Valid
 from fastdream.distributions import sum_event, unit_normal_loss, wide
 from fastdream.encoder import check_keys, image_spaces, vector_spaces
-from fastdream.nets import MLP, Children, Dense, flatten_inputs, shaped_vectors, split_images
+from fastdream.nets import MLP, Children, Dense, flatten_inputs, layers_of, shaped_vectors, split_images
 from fastdream.ops import Ops, categorical_log_prob, mlp_outputs
 from fastdream.ops.params import Act, Layers, Norm
 from fastdream.ops.reference.images import pixels
@@ -202,7 +202,7 @@ class StridedDecoder(nn.Module):
         """deter [..., D], stoch [..., S*C] of one dtype -> raw outputs in it, keys as in obs_space."""
         feat, outputs = torch.cat([deter, stoch], -1), dict[str, Tensor]()
         if self.vectors:
-            outs = [dense.layer for dense in self.vec.children() if isinstance(dense, Dense)]
+            outs = layers_of(self.vec.children())
             flat = mlp_outputs(feat, self.mlp.layers, outs, self.ops.mlps)
             outputs |= shaped_vectors(self.vectors, flat)
         if self.images:

@@ -126,7 +126,9 @@ def test_no_rows(native: ModuleType):
 
 
 def test_parameters_may_change_in_every_way(native: ModuleType):
-    """In place, by other memory under the same tensor, by another dtype, and where they are copied at each call."""
+    """In place, by other memory under the same tensor, by the same memory in another order, by another dtype, and where
+    they are copied at each call.
+    """
     args = list(plain(arguments(2), torch.float32))
     weight = args[1].core.gates.weight
 
@@ -138,6 +140,11 @@ def test_parameters_may_change_in_every_way(native: ModuleType):
     weight.mul_(2)
     check()
     weight.data = weight * 2
+    check()
+    square = args[0][1].weight
+    square.t_()
+    check()
+    square.t_()
     check()
     weight.data = weight.transpose(1, 2).contiguous().transpose(1, 2)
     check()

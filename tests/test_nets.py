@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 from fastdream import ops as fd
 from fastdream.nets import (
@@ -93,6 +94,16 @@ def test_mlp_is_its_layers_one_after_the_other() -> None:
     assert mlp.width == 5 and list(mlp.state_dict()) == [
         f"{i}.{name}" for i in (0, 1) for name in ("scale", "shift", "weight", "bias")
     ]
+
+
+def test_what_no_op_would_call_is_refused() -> None:
+    mlp = MLP(OPS, 3, 3, 2)
+    prune.random_unstructured(mlp[1], "weight", 0.5)
+    with pytest.raises(RuntimeError, match="forward pre-hooks.*would not run"):
+        mlp(torch.randn(2, 3))
+    mlp[1] = nn.Sequential(Dense(OPS, 3, 3))
+    with pytest.raises(TypeError, match="Sequential stands where a Dense has to be"):
+        mlp(torch.randn(2, 3))
 
 
 def test_mlp_without_layers_changes_nothing() -> None:

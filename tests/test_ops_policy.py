@@ -1,10 +1,13 @@
 """The policy step against what it is made of, and the way by which the agent calls it."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from fastdream import ops as fd
 from fastdream.nets import Dense, Kept, flatten_inputs
@@ -12,6 +15,13 @@ from fastdream.ops import reference
 from fastdream.spaces import Space
 
 from .ops_tools import A, E, H, Maker, S
+
+
+def _plain(net: nn.Module) -> None:
+    """A weight that is no parameter any more."""
+    weight = net._parameters.pop("weight")
+    assert weight is not None
+    net.weight = weight.detach().clone()
 
 
 def inputs(n: int, encoder: bool = True) -> tuple:
@@ -87,6 +97,21 @@ def test_kept_values_follow_replaced_parameters():
     assert kept.get()[-1] is net[1].bias and len(made) == 2
     net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()}, assign=True)
     assert all(a is b for a, b in zip(kept.get(), net.parameters(), strict=True)) and len(made) == 3
+
+
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, parametrizations.spectral_norm, _plain])
+def test_values_of_what_is_no_parameter_are_made_anew(change: Callable[[nn.Module], Any]):
+    """It is computed from parameters that change in place, or replaced where nobody looks."""
+    net = Dense(fd.load("reference"), 2, 3)
+    change(net.eval())
+    kept = Kept(lambda: net.layer, net)
+    kept.get()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += torch.rand(parameter.shape)
+    if change is _plain:
+        net.weight = net.weight * 2
+    assert torch.equal(kept.get().weight, net.weight)
 
 
 def test_kept_values_follow_replaced_modules():

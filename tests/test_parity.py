@@ -4,17 +4,21 @@ strided inputs into poisoned memory, with every gradient; and what it refuses.
 The error against float64 is at most twice (of gradients three times) the reference's own at the same precision.
 """
 
+from functools import partial
 from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from fastdream import ops
 from fastdream.ops import native as native_ops
 from fastdream.ops import reference
 
+from .ops_tools import Maker, leaves, mapped, rebuilt
 from .parity_cases import CASES
 from .parity_tools import SIZES, arguments, changed, check, results, strided
 
@@ -77,10 +81,84 @@ def test_forward_mode_is_refused(native: ModuleType, op: str):
             function(*dual)
 
 
+@pytest.mark.parametrize("op", [op for op in COMPILED if any(case.gradients for case in CASES[op].values())])
+def test_transforms_are_served_under_auto(native: ModuleType, op: str):
+    """Gradients of each of two samples at once, which torch has of no compiled op: the reference's."""
+    case = [case for case in CASES[op].values() if case.gradients][-1]
+    args = case.make(Maker(0, torch.float32), 3)
+    given = [x.detach() for x in leaves(args)]
+    places = [i for i, x in enumerate(given) if x.is_floating_point()]
+
+    def loss(table: ops.Ops, *chosen: Tensor) -> Tensor:
+        tensors = dict(enumerate(given)) | dict(zip(places, chosen, strict=True))
+        outputs = leaves(getattr(table, op)(*rebuilt(args, iter(tensors.values()))))
+        return torch.stack([y.square().sum() for y in outputs if y.is_floating_point()]).sum()
+
+    samples = [torch.stack([given[i], 0.5 * given[i]]) for i in places]
+    ours, theirs = (
+        torch.func.vmap(torch.func.grad(partial(loss, ops.load(backend)), tuple(range(len(places)))))(
+            *samples
+        )
+        for backend in ("auto", "reference")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_transformed_elementwise_ops_are_the_same(native: ModuleType):
     x = torch.linspace(-3, 3, 6).view(2, 3)
     for op in (native.symlog, native.symexp):
         assert torch.equal(torch.func.vmap(op)(x), op(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.parametrize("op", [op for op in COMPILED if op != "laprop_"])
+def test_recorded_calls_are_in_the_record(native: ModuleType, op: str):
+    """And so depend on what comes in."""
+    function, case = getattr(native, op), list(CASES[op].values())[-1]
+    args, others = (mapped(torch.Tensor.detach, case.make(Maker(seed, torch.float32), 3)) for seed in (0, 1))
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(leaves(function(*rebuilt(args, iter(tensors)))))
+
+    recorded, given = make_fx(call)(*leaves(args)), tuple(leaves(others))
+    if op == "symlog":  # of the sizes of others it warns
+        traced = torch.jit.trace(call, tuple(leaves(args)), check_trace=False)
+        assert all(torch.equal(a, b) for a, b in zip(traced(*given), call(*given), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(recorded(*given), call(*given), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("op", ["observe", "imagine", "policy_step", "lstm_mdn_step", "lstm_mdn_dream"])
+def test_one_graph_serves_any_number_of_rows(native: ModuleType, op: str):
+    """Where torch is told which axes have other sizes; it refuses a graph that has the size of one in it."""
+    function, case = getattr(native, op), next(iter(CASES[op].values()))
+    few, many = (mapped(torch.Tensor.detach, case.make(Maker(0, torch.float32), rows)) for rows in (3, 5))
+    for x, y in zip(leaves(few), leaves(many), strict=True):
+        for axis in range(x.dim()):
+            if x.shape[axis] != y.shape[axis]:
+                torch._dynamo.mark_dynamic(x, axis)
+
+    def call(*tensors: Tensor) -> list[Tensor]:
+        return list(leaves(function(*rebuilt(few, iter(tensors)))))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for args in (few, many):
+        for a, b in zip(compiled(*leaves(args)), call(*leaves(args)), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("op", [op for op in COMPILED if op != "laprop_"])
+def test_autocast_changes_no_type(native: ModuleType, op: str, backend: str):
+    """It may round products; the gradient of a pool then comes to other pixels."""
+    function, case = getattr(ops.load(backend), op), list(CASES[op].values())[-1]
+    args = arguments(case, "small", 3, torch.float32)
+    plain = results(function, changed(lambda x: x, args), case.gradients)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = results(function, args, case.gradients)
+    assert [x.dtype for x in mixed] == [x.dtype for x in plain]
+    torch.testing.assert_close(mixed[0], plain[0], atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("op", [op for op in COMPILED if op not in ("lambda_return", "gather_sequences")])

@@ -58,7 +58,10 @@ def test_reference_has_every_op():
 
 def test_auto_takes_what_is_compiled(native: ModuleType):
     chosen = ops.load()
-    assert chosen.lambda_return is native.lambda_return
+    with pytest.raises(
+        ValueError, match="lambda_return: reward has shape"
+    ):  # in the words of the compiled one
+        chosen.lambda_return(*torch.zeros(4))
     row = next(row for row in ops.table(chosen) if row.op == "lambda_return")
     assert row == ops.Row("lambda_return", "native", "")
 

@@ -13,6 +13,7 @@ import torch
 
 from fastdream.ops.auto_cpu import LEAST, RULES, Rule
 from fastdream.ops.auto_cuda import CUDA_RULES, FASTER_AT_ONCE, TRITON_RULES, faster_at_once
+from fastdream.ops.native.library import transformed
 
 
 class Limits(NamedTuple):
@@ -61,16 +62,18 @@ def route(
 
     reference  takes the rest: the reference, or what another backend serves by the name `other`.
 
-    An op without a rule is ours at every call.
+    An op without a rule is ours at every call but those under torch.func's transformations and in forward mode, which
+    torch has for its own functions alone.
     """
-    if op not in limits.rules:
-        return ours, ""
-    at, serves, but = limits.rules[op]
+    rule: Rule = limits.rules.get(op, Rule(None))
+    at, serves, but = rule
     least, name = limits.least.get(op, 0), list(signature(reference).parameters)[at or 0]
     precisions = limits.precisions
 
     @wraps(reference)  # whose signature and words it has
     def routed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and transformed():
+            return reference(*args, **kwargs)
         if at is None:
             return (ours if serves(*args, **kwargs) else reference)(*args, **kwargs)
         x = args[at] if at < len(args) else kwargs.get(name)
@@ -79,5 +82,7 @@ def route(
         fits = x is not None and x.dtype in precisions and x.numel() >= least
         return (ours if fits and serves(*args, **kwargs) else reference)(*args, **kwargs)
 
+    if op not in limits.rules:
+        return routed, ""
     turned_down = limits.but, but, f"less than {least} elements" if least else ""
     return routed, f"{other} for " + ", ".join(filter(None, turned_down))

@@ -1,6 +1,6 @@
 """Which calls `auto` gives to native on a CPU: those that it computes and at which it does not lose."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from fastdream.ops.native import dense
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
-from fastdream.ops.params import RSSM, Actor, BlockGRU, Core, Feat, Layers
+from fastdream.ops.params import RSSM, Actor, BlockGRU, Core, Feat, Layers, tensors
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
@@ -97,14 +97,6 @@ def dreaming(rssm: RSSM, actor: Actor, deter: Tensor, *args: Any, **kwargs: Any)
 
 def any_gradient(*tree: Any) -> bool:
     return any(x.requires_grad for x in tensors(tree))
-
-
-def tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, tuple):
-        for item in tree:
-            yield from tensors(item)
 
 
 _CHAINS = f"block layers, more than {dense.MAX_LAYERS} layers"

@@ -6,7 +6,8 @@ mathematics. A kernel reads the static fields once, when it is built, and the te
 Sizes: B batch, D deter, S latent variables, C classes of each, H hidden, A action width, E embed.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -197,3 +198,12 @@ class MDNDream(NamedTuple):
     cell: Tensor  # [N, D]
     latent: Tensor  # [N, T, Z] that the steps led to
     ends: Tensor  # [N, T] logits of the episode's end
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for item in tree:
+            yield from tensors(item)

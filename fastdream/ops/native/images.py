@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.ops.native.layers import spread
@@ -153,13 +152,11 @@ def _conv_pool_fake(
 def _conv_pool(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _conv_pool_fake(*inputs)
     x, weight, bias, scale, shift, norm, act, eps = inputs
-    (batch, height, width, _), (out, *_, kernel) = x.shape, weight.shape
-    x, affine, padding = x.contiguous().permute(0, 3, 1, 2), contiguous(scale, shift), kernel // 2
-    if not kernel % 2:
-        x, padding = F.pad(x, (kernel // 2 - 1, kernel // 2) * 2), 0
+    (batch, height, width, _), out = x.shape, len(weight)
+    x, affine = x.contiguous().permute(0, 3, 1, 2), contiguous(scale, shift)
     chunk = max(1, CHUNK * torch.get_num_threads() // max(1, out * height * width * x.element_size()))
     for i in range(0, batch, chunk):
-        y = F.conv2d(x[i : i + chunk], weight, bias, padding=padding).permute(0, 2, 3, 1).contiguous()
+        y = conv_same(x[i : i + chunk], weight, bias).permute(0, 2, 3, 1).contiguous()
         tensors = y, *affine, *(output[i : i + chunk] for output in outputs)
         run("pool_norm_act", tensors, (norm, act, *y.shape), (eps,))
     return outputs

@@ -172,7 +172,7 @@ def plain(x: Tensor) -> bool:
 
     Not where gradients or a compiler must see the call, nor for subclasses of Tensor, which stand for something else.
     """
-    seen = x.requires_grad or torch.compiler.is_compiling() or _forward_mode() or _transformed()
+    seen = x.requires_grad or torch.compiler.is_compiling() or transformed() or _watched()
     return type(x) is Tensor and x.is_cpu and not seen
 
 
@@ -181,9 +181,14 @@ def _forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def _transformed() -> bool:
-    """Whether a transformation of torch.func looks on."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def transformed() -> bool:
+    """Whether a transformation of torch.func looks on, such as grad or vmap, or tensors may have tangents."""
+    return _forward_mode() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _watched() -> bool:
+    """Whether calls are recorded: by torch.jit.trace, or by a mode such as that of make_fx."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
 
 
 LIBRARY = torch.library.Library("fastdream", "DEF")

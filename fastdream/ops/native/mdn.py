@@ -86,7 +86,7 @@ def check_state(op: str, hidden: Tensor, restart: Tensor) -> None:
     """ValueError unless hidden is [rows, units], and restart [rows] bool beside it."""
     if hidden.dim() != 2:
         raise ValueError(f"{op}: hidden has shape {list(hidden.shape)}, expected [rows, units]")
-    check_shape(op, "restart", restart, len(hidden))
+    check_shape(op, "restart", restart, hidden.shape[0])
     if restart.dtype != torch.bool or restart.device != hidden.device:
         raise ValueError(
             f"{op}: restart is {restart.dtype} on {restart.device}, expected torch.bool on {hidden.device}"

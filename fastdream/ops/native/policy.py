@@ -13,7 +13,6 @@ from fastdream.ops.native.library import (
     TENSORS_SHARED,
     WHY_NOT,
     C,
-    addresses,
     check_shape,
     plain,
     register,
@@ -48,13 +47,11 @@ class _Kernel(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """Parameters as the kernel takes them. They are those of `source` while its tensors are at the same addresses."""
+    """Parameters as the kernel takes them: those of `source` until the kernel finds that one of them has moved."""
 
     source: tuple[Layers, RSSM, Actor]
     params: list[Tensor]  # contiguous, perhaps copies
     original: bool  # they are no copies
-    addresses: list[int]  # of params
-    pointers: list[int]  # these, and 0 for each that is not there; empty where no kernel is called on them
     filled: list[int]
     sizes: list[int]
     scalars: list[float]
@@ -111,7 +108,7 @@ _REQUIRED = "stoch", "action", "features", "reset"
 
 
 def _run(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...]) -> "Outputs":
-    """What the kernel gives that ran last, or, if these inputs do not fit it, one for them."""
+    """What the kernel gives that ran last, or, if inputs or parameters do not fit it, one for them."""
     if inputs[6] is not None:
         check_index("policy_step", inputs[6], model.layout[2])
     for kernel in model.last:
@@ -119,13 +116,16 @@ def _run(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...
             outputs = _empty(kernel.shapes, deter)
             if kernel.run((*inputs, *outputs), torch.get_num_threads()) == 0:
                 return outputs
+    if model.last:
+        model = _anew(*model.source, deter)
     inputs = tuple([x if x is None else x.contiguous() for x in _matched(deter, inputs)])
     _check(model.params, model.layout, vectors, inputs)
     rows = len(deter)
     shapes = _shapes(model.layout, rows)
     assert C is not None, WHY_NOT
     sizes = [rows, *model.layout, len(vectors), *vectors, *model.sizes]
-    step = C.PolicyStep(deter.element_size(), model.pointers, sizes, model.scalars)
+    params = list(with_gaps(model.params, model.filled))
+    step = C.PolicyStep(deter.element_size(), params, sizes, model.scalars)
     model.last[:] = [_Kernel(vectors, shapes, step)]
     outputs = _empty(shapes, deter)
     if (status := step((*inputs, *outputs), torch.get_num_threads())) != 0:
@@ -146,12 +146,15 @@ def _matched(deter: Tensor, inputs: Inputs) -> Inputs:
 
 def _known(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model:
     """The model flattened, as before if it can be."""
-    key = id(encoder), id(rssm), id(actor)
-    model = _MODELS.get(key)
-    if model is None or not model.original or list(map(Tensor.data_ptr, model.params)) != model.addresses:
-        model = _MODELS[key] = _flatten(encoder, rssm, actor, deter)
-        while len(_MODELS) > _MOST_MODELS:
-            _MODELS.popitem(last=False)
+    model = _MODELS.get((id(encoder), id(rssm), id(actor)))
+    return model if model is not None and model.original else _anew(encoder, rssm, actor, deter)
+
+
+def _anew(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model:
+    """The model flattened, to be known from now on."""
+    model = _MODELS[id(encoder), id(rssm), id(actor)] = _flatten(encoder, rssm, actor, deter)
+    while len(_MODELS) > _MOST_MODELS:
+        _MODELS.popitem(last=False)
     return model
 
 
@@ -179,14 +182,11 @@ def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model
     )
     original = all(x.is_contiguous() for x in params)
     params = params if original else [x.detach().contiguous() for x in params]
-    pointers = addresses(with_gaps(params, filled)) if plain(deter) else []
     scalars = [*latent[3:], *flat.scalars]
     return _Model(
         source=(encoder, rssm, actor),
         params=params,
         original=original,
-        addresses=[p for p in pointers if p],
-        pointers=pointers,
         filled=filled,
         sizes=flat.sizes,
         scalars=scalars,
@@ -209,7 +209,7 @@ def _check(params: list[Tensor], layout: list[int], vectors: Sequence[int], inpu
     check_params("policy_step", params[:1], deter, "deter")
     if vectors and (sum(vectors) != n.features or min(vectors) < 0):
         raise ValueError(f"policy_step: vectors of {list(vectors)} are not {n.features} features")
-    dtype, rows = deter.dtype, len(deter)
+    dtype, rows = deter.dtype, deter.shape[0]
     expected = {
         "deter": ((rows, n.width), dtype),
         "stoch": ((rows, n.stoch, n.classes) if n.classes else (rows, n.stoch), dtype),
@@ -257,7 +257,7 @@ def _fake(
     *inputs: Any,
 ) -> Outputs:
     _check(params, layout, vectors, inputs)
-    deter, stoch, logit, index, action = _empty(_shapes(layout, len(inputs[0])), inputs[0])
+    deter, stoch, logit, index, action = _empty(_shapes(layout, inputs[0].shape[0]), inputs[0])
     return deter, stoch, logit, deter.new_empty(0, dtype=torch.int64) if index is None else index, action
 
 

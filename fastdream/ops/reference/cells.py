@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdream.ops.params import GRU, BlockGRU, Core, Layer, LayerNormGRU, Layers
-from fastdream.ops.reference.layers import cast, dense, grouped_linear, linear, match, norm_act
+from fastdream.ops.reference.layers import added, cast, dense, grouped_linear, linear, match, norm_act
 
 
 def _gated(gates: Tensor, deter: Tensor) -> Tensor:
@@ -51,9 +50,9 @@ class BlockCell(NamedTuple):
         # Both input layers are normed and activated together, as [B, 2, H].
         state = torch.stack([linear(deter, *self.deter[:2]), linear(stoch, *self.stoch[:2])], 1)
         state = norm_act(state, self.scale, self.shift, self.deter.norm, self.deter.act, self.deter.eps)
-        x = torch.addmm(entered, state.flatten(1), self.of_state.t())
+        x = added(entered, state.flatten(1), self.of_state)
         grouped = deter.reshape(batch, blocks, width // blocks).transpose(0, 1)  # [g, B, D / g]
-        own = torch.bmm(grouped, self.of_deter).transpose(0, 1)
+        own = grouped_linear(grouped, self.of_deter, None).transpose(0, 1)
         x = (x.view(batch, blocks, width // blocks) + own).reshape(batch, width)
         x = norm_act(x, *self.hidden[2:])
         for layer in self.later:
@@ -106,7 +105,7 @@ class LayerNormCell(NamedTuple):
 
     def step(self, deter: Tensor, stoch: Tensor, entered: Tensor) -> Tensor:
         """deter [B, D], stoch [B, S*C], entered [B, H] -> deter' [B, D]."""
-        x = norm_act(torch.addmm(entered, stoch, self.of_stoch.t()), *self.inputs[2:])
+        x = norm_act(added(entered, stoch, self.of_stoch), *self.inputs[2:])
         x = dense(torch.cat([x, deter], -1), self.gates)
         return _gated(x, deter)
 
@@ -133,7 +132,7 @@ class GRUCell(NamedTuple):
 
     def step(self, deter: Tensor, stoch: Tensor, entered: Tensor) -> Tensor:
         """deter [B, D], stoch [B, S], entered [B, H] -> deter' [B, D]."""
-        x = norm_act(torch.addmm(entered, stoch, self.of_stoch.t()), *self.inputs[2:])
+        x = norm_act(added(entered, stoch, self.of_stoch), *self.inputs[2:])
         width = deter.shape[-1]
         x_gates, x_cand = linear(x, *self.of_input[:2]).split([2 * width, width], -1)
         if self.reset_after:
@@ -143,9 +142,9 @@ class GRUCell(NamedTuple):
         else:
             weight, bias = self.of_deter.weight, self.of_deter.bias
             assert bias is not None
-            h_gates = F.linear(deter, weight[: 2 * width], bias[: 2 * width])
+            h_gates = linear(deter, weight[: 2 * width], bias[: 2 * width])
             reset, update = torch.sigmoid(x_gates + h_gates).chunk(2, -1)
-            cand = torch.tanh(x_cand + F.linear(reset * deter, weight[2 * width :], bias[2 * width :]))
+            cand = torch.tanh(x_cand + linear(reset * deter, weight[2 * width :], bias[2 * width :]))
         return torch.lerp(cand, deter, update)
 
 

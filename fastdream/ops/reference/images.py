@@ -17,10 +17,10 @@ def filters(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def conv_same(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolution of x [B, in, H, W] with SAME padding. weight [out, in, k, k], bias [out], all of one dtype."""
-    kernel = weight.shape[-1]
-    if kernel % 2:
-        return F.conv2d(x, weight, bias, padding=kernel // 2)
-    return F.conv2d(F.pad(x, (kernel // 2 - 1, kernel // 2) * 2), weight, bias)
+    kernel, padding = weight.shape[-1], weight.shape[-1] // 2
+    if kernel % 2 == 0:
+        x, padding = F.pad(x, (kernel // 2 - 1, kernel // 2) * 2), 0
+    return match(F.conv2d(x, weight, bias, padding=padding), x.dtype)
 
 
 def pixels(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -78,12 +78,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in] through a dense weight [out, in] or a block-diagonal one [g, in / g, out / g].
 
     weight and bias [out] are cast to x.dtype. The g blocks of input and output are contiguous.
-    Returns [..., out] in x.dtype.
+    Returns [..., out] in x.dtype, also where autocast multiplies in another.
     """
     weight = match(weight, x.dtype)
     bias = None if bias is None else match(bias, x.dtype)
     if weight.ndim == 2:
-        return F.linear(x, weight, bias)
+        return match(F.linear(x, weight, bias), x.dtype)
     blocks, width, out = weight.shape
     grouped = x.reshape(-1, blocks, width).transpose(0, 1)
     return grouped_linear(grouped, weight, bias).transpose(0, 1).reshape(*x.shape[:-1], blocks * out)
@@ -92,8 +92,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Block-diagonal map with the blocks in front: x [g, N, i], weight [g, i, o], bias [g * o] -> [g, N, o]."""
     if bias is None:
-        return torch.bmm(x, weight)
-    return torch.baddbmm(bias.view(weight.shape[0], 1, -1), x, weight)
+        return match(torch.bmm(x, weight), x.dtype)
+    return match(torch.baddbmm(bias.view(weight.shape[0], 1, -1), x, weight), x.dtype)
+
+
+def added(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """x [N, out] and the product of y [N, in] with weight [out, in], all of one dtype: [N, out] in it."""
+    return match(torch.addmm(x, y, weight.t()), x.dtype)
 
 
 def dense(x: Tensor, layer: Layer) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastdream.ops.params import MDNRNN, Control, MDNDream, MDNStep, need_steps
 from fastdream.ops.reference.categorical import inverse_cdf
-from fastdream.ops.reference.layers import linear, match, upcast
+from fastdream.ops.reference.layers import added, linear, match, upcast
 
 
 def lstm_gates(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def lstm_scan(
     weight, hidden, cell = (match(x, dtype) for x in (weight, hidden, cell))
     keep, outputs = match(~restart[..., None], dtype), []
     for gates, kept in zip(entered.unbind(1), keep.unbind(1), strict=True):
-        hidden, cell = lstm_gates(torch.addmm(gates, hidden * kept, weight.t()), cell * kept)
+        hidden, cell = lstm_gates(added(gates, hidden * kept, weight), cell * kept)
         outputs.append(hidden)
     return torch.stack(outputs, 1), cell
 
@@ -113,7 +113,8 @@ def control_sums(weight: Tensor, latent: Tensor, hidden: Tensor, cell: Tensor) -
     seen = weight.shape[-2] > latent.shape[-1] + hidden.shape[-1]
     feat = upcast(torch.cat([latent, cell, hidden] if seen else [latent, hidden], -1))
     weight = match(weight, feat.dtype)
-    return feat @ weight if weight.dim() == 2 else torch.bmm(feat[:, None], weight)[:, 0]
+    action = feat @ weight if weight.dim() == 2 else torch.bmm(feat[:, None], weight)[:, 0]
+    return match(action, feat.dtype)
 
 
 def lstm_mdn_dream(

@@ -9,7 +9,7 @@ from fastdream.ops.params import RSSM, Categorical, Latent, Layer, Layers, Step
 from fastdream.ops.reference.categorical import categorical_sample
 from fastdream.ops.reference.cells import Cell, bind
 from fastdream.ops.reference.gaussian import gaussian_sample, gaussian_std
-from fastdream.ops.reference.layers import cast, linear, match, mlp, norm_act, upcast
+from fastdream.ops.reference.layers import added, cast, linear, match, mlp, norm_act, upcast
 
 
 def shaped(latent: Latent, logit: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Posterior(NamedTuple):
         reset = reset.unsqueeze(-1)
         stoch = flat(self.latent, stoch).masked_fill(reset, 0.0)
         deter = self.cell.step(deter.masked_fill(reset, 0.0), stoch, action)
-        x = embed if self.of_deter is None else torch.addmm(embed, deter, self.of_deter.t())
+        x = embed if self.of_deter is None else added(embed, deter, self.of_deter)
         logit = mlp(norm_act(x, *self.first[2:]), self.later)
         return _drawn(self.latent, deter, logit, noise, index)
 
