@@ -172,8 +172,7 @@ class Config:
     seed: int = 0
     """Of everything that is random."""
     logdir: str = ""
-    """Directory of the run; runs/<task>/<preset>-s<seed>-<time> if not given, without a task
-    runs/dataset_<name>/..., and runs/latest points there."""
+    """Directory of the run; runs/<task>/<preset>-s<seed>-<time> if not given, and runs/latest points there."""
     device: str = "auto"
     """auto (CUDA if it is there), cpu, cuda or cuda:<n>."""
     ops: Literal["auto", "reference", "native", "triton"] = "auto"
