@@ -30,6 +30,8 @@ class AdamConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.clip < 0 or self.eps <= 0 or not 0 <= self.wd < 1:
             raise ValueError(f"need lr and eps > 0, clip >= 0 and 0 <= wd < 1, got {self}")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError(f"need beta1 and beta2 in [0, 1), got {self}")
 
 
 class Adam(Optimiser):

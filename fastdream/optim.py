@@ -41,6 +41,12 @@ class OptConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"lr={self.lr} is not positive")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1)")
+        for name in ("agc", "eps", "wd", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative")
         if self.schedule != "const" and self.anneal <= self.warmup:
             raise ValueError(
                 f"schedule={self.schedule} needs anneal > warmup, got {self.anneal}, {self.warmup}"

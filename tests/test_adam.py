@@ -95,6 +95,9 @@ def test_what_cannot_be_is_refused() -> None:
         AdamConfig(lr=0.0)
     with pytest.raises(ValueError, match="0 <= wd < 1"):
         AdamConfig(wd=1.0)
+    for wrong in (dict(beta1=1.0), dict(beta2=-0.1)):
+        with pytest.raises(ValueError, match=r"beta1 and beta2 in \[0, 1\)"):
+            AdamConfig(**wrong)
     params = parameters()
     opt = Adam(params, AdamConfig())
     with pytest.raises(AssertionError, match="no gradient reached"):

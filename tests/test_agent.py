@@ -1,6 +1,7 @@
 """DreamerV3 as a whole: sizes, spaces, options, reproducibility. Its numbers are in test_golden.py."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,6 +228,21 @@ def test_observation_called_like_a_loss_is_refused() -> None:
 def test_impossible_settings_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.0}, "lr=0.0 is not positive"),
+        ({"beta1": 1.0}, r"beta1=1.0 is not in \[0, 1\)"),
+        ({"beta2": 1.5}, r"beta2=1.5 is not in \[0, 1\)"),
+        ({"agc": -0.3}, "agc=-0.3 is negative"),
+        ({"schedule": "linear", "anneal": 1000}, "anneal > warmup"),
+    ],
+)
+def test_impossible_settings_of_the_optimiser_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptConfig(**changes)
 
 
 def test_unknown_size_and_variant() -> None:
