@@ -13,7 +13,6 @@ from fastdream.ops.native.library import (
     register,
     register_gradient,
 )
-from fastdream.ops.params import need_steps
 from fastdream.ops.reference.layers import upcast
 
 
@@ -23,7 +22,6 @@ def lambda_return(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> T
     All [..., T], float32 or float64; half precision is widened to float32. Differentiable once.
     Raises ValueError naming the argument that does not fit.
     """
-    need_steps("lambda_return", reward.shape[-1] if reward.dim() else 1)
     return torch.ops.fastdream.lambda_return(upcast(reward), upcast(live), upcast(mix), upcast(value))
 
 

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from fastdream.ops.params import need_steps
 from fastdream.ops.reference.layers import upcast
 
 
@@ -16,13 +15,13 @@ def lambda_return(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> T
     discount[:, :-1], value[:, 1:]; DreamerV1 the same over its H states without the start.
     Returns [B, T] in float32 at least, differentiable in all four. Source: DreamerV1 eq. 6, V3 eq. 7.
     """
-    need_steps("lambda_return", reward.shape[-1])
     reward, live, mix, value = upcast(reward), upcast(live), upcast(mix), upcast(value)
-    carried = (live * mix).unbind(-1)
-    fresh = (reward + live * (1 - mix) * value).unbind(-1)
+    carried, fresh = live * mix, reward + live * (1 - mix) * value
+    if not fresh.shape[-1]:  # of no steps, no returns
+        return fresh
     ret = value[..., -1]
     rets = []
-    for base, weight in zip(reversed(fresh), reversed(carried), strict=True):
+    for base, weight in zip(reversed(fresh.unbind(-1)), reversed(carried.unbind(-1)), strict=True):
         ret = torch.addcmul(base, weight, ret)
         rets.append(ret)
     return torch.stack(rets[::-1], -1)
