@@ -20,34 +20,42 @@ class Normal:
         return self.rng.standard_normal(shape)
 
 
-def require() -> ModuleType:
-    """The package that does it; ValueError, with what installs it, where it is missing."""
+def require() -> tuple[ModuleType, ModuleType]:
+    """The packages that do it; ValueError, with what installs them, where one is missing."""
     try:
-        return importlib.import_module("cma")
+        return importlib.import_module("cma"), importlib.import_module("threadpoolctl")
     except ModuleNotFoundError as error:
-        raise ValueError("evolution needs the package cma: pip install 'fastdream[evolution]'") from error
+        raise ValueError(
+            f"evolution needs the package {error.name}: pip install 'fastdream[evolution]'"
+        ) from error
 
 
 class Evolution:
     """Maximises: `ask` for a generation, `tell` how fit each of it is; `mean` is the centre of what comes next.
 
-    Raises as `require` does.
+    NumPy computes on one thread: on more it rounds otherwise, and the last generations would depend on how many there
+    are. Raises as `require` does.
     """
 
     def __init__(self, size: int, population: int, sigma: float, seed: int) -> None:
         # Without a seed of its own, which would be one of NumPy's global generator.
         options = {"popsize": population, "randn": Normal(seed), "seed": np.nan, "verbose": -9}
-        self._es: Any = require().CMAEvolutionStrategy(np.zeros(size), sigma, options)
+        cma, threadpoolctl = require()
+        self._es: Any = cma.CMAEvolutionStrategy(np.zeros(size), sigma, options)
+        self._threads: Any = threadpoolctl.ThreadpoolController()
         self._asked: list[Array] = []
 
     def ask(self) -> Array:
         """Parameters [population, size]; the same ones until `tell`."""
-        self._asked = self._asked or self._es.ask()
+        if not self._asked:
+            with self._threads.limit(limits=1, user_api="blas"):
+                self._asked = self._es.ask()
         return np.stack(self._asked)
 
     def tell(self, fitness: Array) -> None:
         """How fit each of those that were asked for is [population]; more is better."""
-        self._es.tell(self._asked, list(-np.asarray(fitness, np.float64)))
+        with self._threads.limit(limits=1, user_api="blas"):
+            self._es.tell(self._asked, list(-np.asarray(fitness, np.float64)))
         self._asked = []
 
     @property

@@ -1,11 +1,23 @@
 """CMA-ES: it climbs, it goes on where it was, and it leaves NumPy's global generator alone."""
 
+import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from fastdream.evolution import Evolution, require
+
+# Large enough for NumPy to share its matrix products among threads, and long enough for the covariance to be used.
+CLIMB = """
+import hashlib, numpy as np
+from fastdream.evolution import Evolution
+evolution = Evolution(400, 16, 0.1, seed=0)
+for _ in range(30):
+    evolution.tell(-np.square(evolution.ask() - 1).sum(1))
+print(hashlib.sha256(evolution.mean.tobytes()).hexdigest())
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +57,16 @@ def test_seeds_differ() -> None:
     assert not np.array_equal(Evolution(6, 12, 0.1, seed=0).ask(), Evolution(6, 12, 0.1, seed=1).ask())
 
 
-def test_without_the_package_it_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cma", None)
-    with pytest.raises(ValueError, match=r"pip install 'fastdream\[evolution\]'"):
+def test_threads_of_numpy_change_nothing() -> None:
+    def found(threads: int) -> str:
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+        return subprocess.check_output([sys.executable, "-c", CLIMB], env=env, text=True)
+
+    assert found(1) == found(2)
+
+
+@pytest.mark.parametrize("package", ["cma", "threadpoolctl"])
+def test_without_the_package_it_says_what_installs_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"{package}: pip install 'fastdream\[evolution\]'"):
         require()
