@@ -8,6 +8,7 @@ rule looks at. Written into the table is the least size from which native was ne
 every size are not in it. What native loses at the largest size is said.
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -57,7 +58,7 @@ def least(ratios: list[tuple[int, float]]) -> int | None:
     return next((size for size in sizes if size > max(lost)), None)
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Measure and print."""
     import torch
 
@@ -66,11 +67,20 @@ def main(names: list[str]) -> None:
     from fastdream.ops import native
     from fastdream.ops.auto import RULES
 
+    parser = argparse.ArgumentParser(
+        "crossover.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = [op for op in RULES if hasattr(native, op)]
+    parser.add_argument("ops", nargs="*", metavar="OP", help=", ".join(known))
+    names = parser.parse_args().ops or known
+    if unknown := set(names) - set(known):
+        parser.error(f"no ops: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     keep_freed_memory()  # as training does
     table: dict[str, int] = {}
-    for op in names or [op for op in RULES if hasattr(native, op)]:
+    for op in names:
         ratios = []
         for i, preset in enumerate(PLANS[op].presets):
             batches = ROWS if op in CELLS else BATCHES
@@ -90,4 +100,4 @@ if __name__ == "__main__":
     # As in cpu.py: the folder is no installed package.
     package = sys.modules["benchmarks"] = ModuleType("benchmarks")
     package.__path__ = [str(Path(__file__).parent)]
-    main(sys.argv[1:])
+    main()
