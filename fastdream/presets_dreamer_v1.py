@@ -56,6 +56,7 @@ def atari() -> Config:
         imag_length=10,
         kl_scale=0.1,
         pcont=True,
+        pcont_scale=1.0,  # of the first code, in TensorFlow 1, which alone has settings for Atari
         reward="tanh",
         discrete="score",
         # As fast as from 0.4 to 0 in 200,000 updates, but only down to 0.25.

@@ -98,7 +98,8 @@ def test_what_differs_between_the_tasks_of_dreamer_v2():
 
 def test_discrete_actions_of_dreamer_v1():
     dreamer = presets.resolve("atari_pong", agent="dreamer_v1").dreamer
-    assert (dreamer.imag_length, dreamer.kl_scale, dreamer.pcont, dreamer.reward) == (10, 0.1, True, "tanh")
+    assert (dreamer.imag_length, dreamer.kl_scale, dreamer.pcont_scale) == (10, 0.1, 1.0)
+    assert (dreamer.pcont, dreamer.reward) == (True, "tanh")
     assert (dreamer.expl, dreamer.expl_eval) == ("linear(0.4,0.25,75000)", 0.001)
     assert (dreamer.discrete, agents.settings("dreamer_v1").Config().discrete) == ("score", "categorical")
     control = presets.resolve("dmc_walker_walk", agent="dreamer_v1").dreamer
