@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: metrics, scores, pictures and texts, sent to every output that is chosen.
+"""What a run leaves behind for people: metrics, scores and pictures, sent to every output that is chosen.
 
 In the folder of the run: metrics.jsonl, scores.jsonl (always), media/<name>_<step>.<kind>, TensorBoard's events.
 """
@@ -112,10 +112,6 @@ class Logger:
             lambda: self._scores.scalars(int(step), result),
             *(partial(output.scalars, int(step), result | extra) for output in self._outputs),
         )
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """A text that belongs to a step."""
-        self._each(lambda output: output.text(int(step), name, text))
 
     def video(self, step: int, name: str, frames: np.ndarray) -> Path | None:
         """A clip, uint8 [T, H, W, 1 or 3]: a file in media/, and in every output. Returns the file's path.

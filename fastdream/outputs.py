@@ -1,6 +1,5 @@
 """Where metrics go: JSON lines, TensorBoard, Weights & Biases. One class each, all with the same methods."""
 
-import html
 import json
 import math
 import os
@@ -45,8 +44,6 @@ class Output(Protocol):
     def resume(self, step: int) -> None: ...
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def text(self, step: int, name: str, text: str) -> None: ...
 
     def picture(self, step: int, picture: Picture) -> None: ...
 
@@ -107,9 +104,6 @@ class JsonLines:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._write(step, {k: v if math.isfinite(v) else None for k, v in values.items()})
 
-    def text(self, step: int, name: str, text: str) -> None:
-        self._write(step, {name: text})
-
     def picture(self, step: int, picture: Picture) -> None:
         """The file's name, relative to the folder of the run."""
         self._write(step, {picture.name: os.path.relpath(picture.path, self.path.parent)})
@@ -149,7 +143,7 @@ def _step_of(row: bytes) -> float:
 
 
 class TensorBoard:
-    """An event file: scalars, texts, and clips as animated GIF images (torch's own video writer writes nothing).
+    """An event file: scalars, and clips as animated GIF images (torch's own video writer writes nothing).
 
     Written by us, record by record, so that a full disk is an error here and not in a thread of the library.
     """
@@ -159,7 +153,6 @@ class TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._metadata = summary_pb2.SummaryMetadata
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
         self._writer = RecordWriter(Appender(logdir / name))
         self._add(file_version="brain.Event:2")
@@ -173,14 +166,6 @@ class TensorBoard:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         rows = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(step=step, summary=self._summary(value=rows))
-
-    def text(self, step: int, name: str, text: str) -> None:
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto
-
-        plugin = self._metadata.PluginData(plugin_name="text")
-        tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode()])
-        value = self._summary.Value(tag=name, metadata=self._metadata(plugin_data=plugin), tensor=tensor)
-        self._add(step=step, summary=self._summary(value=[value]))
 
     def picture(self, step: int, picture: Picture) -> None:
         frames = picture.frames
@@ -234,9 +219,6 @@ class Wandb:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._log(step, lambda: dict(values))
-
-    def text(self, step: int, name: str, text: str) -> None:
-        self._log(step, lambda: {name: self._wandb.Html(f"<pre>{html.escape(text)}</pre>")})
 
     def picture(self, step: int, picture: Picture) -> None:
         self._log(step, lambda: {picture.name: self._media(picture)})

@@ -54,13 +54,12 @@ def test_metrics_and_scores_are_valid_json_lines(tmp_path: Path) -> None:
             3, {"a": 0.1, "nan": float("nan"), "inf": -np.inf, "t": torch.tensor(float("nan")), "i": 7}
         )
         logger.episode(5, 21.0, 34, {"log/food/sum": np.float32(2)})
-        logger.text(6, "note", "two\nlines äö")
     metrics = rows(tmp_path / "new/run/metrics.jsonl")
-    assert [row["step"] for row in metrics] == [3, 5, 6] and all(row["time"] > 1e9 for row in metrics)
+    assert [row["step"] for row in metrics] == [3, 5] and all(row["time"] > 1e9 for row in metrics)
     assert {k: metrics[0][k] for k in ["a", "nan", "inf", "t", "i"]} == dict(
         a=0.1, nan=None, inf=None, t=None, i=7
     )
-    assert metrics[1]["episode/log/food/sum"] == 2 and metrics[2]["note"] == "two\nlines äö"
+    assert metrics[1]["episode/log/food/sum"] == 2
     (score,) = rows(tmp_path / "new/run/scores.jsonl")
     assert (
         score.items() >= {"step": 5, "episode/score": 21.0, "episode/length": 34}.items() and len(score) == 4
@@ -127,7 +126,7 @@ def test_a_log_that_needs_no_change_is_not_rewritten(tmp_path: Path) -> None:
 
 
 @needs_tensorboard
-def test_tensorboard_gets_scalars_texts_and_moving_pictures(tmp_path: Path) -> None:
+def test_tensorboard_gets_scalars_and_moving_pictures(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (pip install pillow)")
     with Logger(tmp_path, ("tensorboard",)) as logger:
         logger.scalars(10, {"train/loss/dyn": 0.5, "bad": float("nan")})
@@ -137,7 +136,6 @@ def test_tensorboard_gets_scalars_texts_and_moving_pictures(tmp_path: Path) -> N
             20, "openloop/vector", np.random.default_rng(0).normal(size=(2, 16, 3)).astype(np.float32)
         )
         logger.picture(20, "openloop/rows", clip())
-        logger.text(20, "note", "hello")
     seen = events(tmp_path)
     assert [(e.step, e.value) for e in seen.Scalars("train/loss/dyn")] == [(10, 0.5), (20, 0.25)]
     (event,) = seen.Images("openloop/image")
@@ -145,7 +143,6 @@ def test_tensorboard_gets_scalars_texts_and_moving_pictures(tmp_path: Path) -> N
     assert (gif.format, gif.n_frames, gif.size, event.step) == ("GIF", 5, (32, 24), 20)
     assert seen.Images("openloop/rows")[0].width > 32  # the rows have labels
     assert image.open(io.BytesIO(seen.Images("openloop/vector")[0].encoded_image_string)).format == "PNG"
-    assert seen.Tensors("note")[0].tensor_proto.string_val == [b"hello"]
     assert path is not None and path.parent == tmp_path / "media" and path.stem == "openloop_image_000000020"
     logged = {k: v for row in rows(tmp_path / "metrics.jsonl") for k, v in row.items()}
     assert logged["openloop/image"] == f"media/{path.name}"
@@ -246,7 +243,6 @@ def test_weights_and_biases_without_a_network(
     logger = Logger(tmp_path, ("wandb",), wandb=WandbOptions(project="test"), config={"seed": 1})
     logger.scalars(1, {"x": 1.0})
     logger.video(1, "clip", clip())
-    logger.text(1, "note", "<b>")
     run, logger._outputs[-1]._run = logger._outputs[-1]._run, SimpleNamespace()  # whatever is called fails
     logger.scalars(2, {"x": 2.0})
     logger.scalars(3, {"x": 3.0})
