@@ -43,9 +43,8 @@ class Logger:
         config: Mapping[str, Any] | None = None,
         interval: float = 10.0,
         console: Console | None = None,
-        fps: int = 20,
     ) -> None:
-        self.logdir, self._fps = rundir.writable(Path(logdir)), fps
+        self.logdir = rundir.writable(Path(logdir))
         unknown = sorted(set(outputs) - set(OUTPUTS))
         if unknown:
             raise ValueError(f"unknown outputs {', '.join(unknown)}: choose among {', '.join(OUTPUTS)}")
@@ -162,13 +161,13 @@ class Logger:
         return set(outputs) - missing
 
     def _picture(
-        self, step: int, name: str, frames: np.ndarray, write: Callable[[Path, np.ndarray, int], Path]
+        self, step: int, name: str, frames: np.ndarray, write: Callable[[Path, np.ndarray], Path]
     ) -> Path | None:
         path = self.logdir / "media" / f"{name.replace('/', '_')}_{int(step):09d}"
         try:
             frames = video.as_rgb(frames)
-            path = write(path, frames, self._fps)
-            shown = Picture(name, path, frames, self._fps)
+            path = write(path, frames)
+            shown = Picture(name, path, frames)
             self._each(lambda output: output.picture(int(step), shown))
         except ImportError as error:
             self._missing(error)
@@ -199,8 +198,8 @@ class Logger:
             raise failed[0]
 
 
-def write_png(path: Path, frames: np.ndarray, fps: int = 0) -> Path:
-    """Write the first frame as a PNG file and return its path; `fps` is what makes this a sister of write_video."""
+def write_png(path: Path, frames: np.ndarray) -> Path:
+    """Write the first frame as a PNG file and return its path."""
     path = path.with_name(path.name + ".png")
     data = video.png_bytes(frames[0])
     path.parent.mkdir(parents=True, exist_ok=True)

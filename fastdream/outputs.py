@@ -35,7 +35,6 @@ class Picture:
     name: str
     path: Path
     frames: np.ndarray
-    fps: int
 
 
 class Output(Protocol):
@@ -169,7 +168,7 @@ class TensorBoard:
 
     def picture(self, step: int, picture: Picture) -> None:
         frames = picture.frames
-        data = video.gif_bytes(frames, picture.fps) if len(frames) > 1 else video.png_bytes(frames[0])
+        data = video.gif_bytes(frames) if len(frames) > 1 else video.png_bytes(frames[0])
         image = self._summary.Image(
             height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=data
         )
