@@ -9,7 +9,7 @@ import torch
 
 from fastdream import agents, graphs, ops
 from fastdream.checkpoint import Checkpoint
-from fastdream.config import Config
+from fastdream.config import Config, to_dict
 from fastdream.datasets import Recorded
 from fastdream.driver import Driver
 from fastdream.envs import make
@@ -127,6 +127,26 @@ def make_replay(
         )
     except OSError as error:
         raise StorageError(f"--replay.on-disk in {place}: {error.strerror}") from error
+
+
+def make_parts(
+    config: Config,
+    agent: Agent,
+    replay: Replay,
+    driver: Driver | Recorded,
+    device: torch.device,
+    logdir: Path,
+) -> Parts:
+    """All parts of a run, with what it logs to and where it keeps checkpoints; StorageError if the disk refuses."""
+    logger = Logger(
+        logdir,
+        config.log.outputs,
+        project=config.log.wandb_project,
+        config=to_dict(config),
+        interval=config.log.every,
+    )
+    checkpoint = Checkpoint(logdir / "ckpt")
+    return Parts(agent, replay, driver, environment(config), logger, checkpoint, device, logdir)
 
 
 def min_windows(config: Config) -> int:

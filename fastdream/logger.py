@@ -16,7 +16,7 @@ import torch
 from fastdream import rundir, video
 from fastdream.console import Console
 from fastdream.curves import plot_curves
-from fastdream.outputs import JsonLines, Output, Picture, TensorBoard, Wandb, WandbOptions
+from fastdream.outputs import JsonLines, Output, Picture, TensorBoard, Wandb
 from fastdream.progress import Goal
 from fastdream.rundir import StorageError
 
@@ -30,6 +30,7 @@ class Logger:
 
     outputs   of OUTPUTS; JSON lines are written in any case. Asked for exactly the default ones, it does
               without TensorBoard where that is not installed, and says so.
+    project   of Weights & Biases.
     interval  seconds between lines where there is no terminal; 0 shows the first and the last.
     Raises StorageError when the folder cannot be written, ValueError for an output that is unknown or missing.
     """
@@ -39,7 +40,7 @@ class Logger:
         logdir: Path,
         outputs: Sequence[str] = DEFAULT,
         *,
-        wandb: WandbOptions | None = None,
+        project: str = "fastdream",
         config: Mapping[str, Any] | None = None,
         interval: float = 10.0,
         console: Console | None = None,
@@ -57,7 +58,7 @@ class Logger:
         if "tensorboard" in names:
             self._outputs.append(TensorBoard(self.logdir))
         if "wandb" in names:
-            self._outputs.append(Wandb(self.logdir, wandb or WandbOptions(), config or {}, self.print))
+            self._outputs.append(Wandb(self.logdir, project, config or {}, self.print))
         self._said: set[str] = set()
 
     def resume(self, step: int) -> None:

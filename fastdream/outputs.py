@@ -19,16 +19,6 @@ from fastdream.rundir import StorageError
 
 
 @dataclass(frozen=True)
-class WandbOptions:
-    """Weights & Biases; where and whether it sends is read from its own WANDB_... variables."""
-
-    project: str = "fastdream"
-    """Project that the run belongs to."""
-    name: str = ""
-    """Name of the run; that of its folder if not given."""
-
-
-@dataclass(frozen=True)
 class Picture:
     """A clip (uint8 [T, H, W, 3]) or, when T is 1, a picture, and the file that holds it."""
 
@@ -184,10 +174,13 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases, continued when the folder is. When it fails later on, it says so once and rests."""
+    """A run of Weights & Biases, continued when the folder is. When it fails later on, it says so once and rests.
+
+    Where and whether it sends is read from its own WANDB_... variables.
+    """
 
     def __init__(
-        self, logdir: Path, options: WandbOptions, config: Mapping[str, Any], say: Callable[[str], None]
+        self, logdir: Path, project: str, config: Mapping[str, Any], say: Callable[[str], None]
     ) -> None:
         import wandb
 
@@ -197,8 +190,8 @@ class Wandb:
             rundir.write_atomic(identity, secrets.token_hex(8).encode())
         try:
             self._run: Any = wandb.init(
-                project=options.project,
-                name=options.name or logdir.name,
+                project=project,
+                name=logdir.name,
                 dir=str(logdir),
                 config=dict(config),
                 id=identity.read_text().strip(),

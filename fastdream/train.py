@@ -22,18 +22,16 @@ from fastdream.build import (
     environment,
     in_processes,
     make_agent,
+    make_parts,
     make_replay,
 )
-from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
 from fastdream.datasets import Recorded
 from fastdream.driver import Driver, Voice
 from fastdream.evaluate import counted
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import Agent, NonFinite, step_spec
-from fastdream.logger import Logger
 from fastdream.offline import dataset_replay, recorded, refuse_other_data
-from fastdream.outputs import WandbOptions
 from fastdream.progress import Goal, tenths
 from fastdream.replay import Replay
 from fastdream.run import EnvironmentFailed, Training, loop_of
@@ -204,16 +202,7 @@ def assemble(
     refuse_other_spaces(logdir, driver)
     if replay is None:
         replay = replay_of(config, driver, agent, logdir, device)
-    logger = Logger(
-        logdir,
-        config.log.outputs,
-        wandb=WandbOptions(project=config.log.wandb_project),
-        config=configs.to_dict(config),
-        interval=config.log.every,
-    )
-    return Parts(
-        agent, replay, driver, environment(config), logger, Checkpoint(logdir / "ckpt"), device, logdir
-    )
+    return make_parts(config, agent, replay, driver, device, logdir)
 
 
 def refuse_other_spaces(logdir: Path, driver: Driver | Recorded) -> None:

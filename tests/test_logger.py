@@ -16,7 +16,7 @@ from fastdream import logger as logger_module
 from fastdream import video
 from fastdream.console import Console
 from fastdream.logger import DEFAULT, Logger, fetch
-from fastdream.outputs import JsonLines, WandbOptions, drop_after
+from fastdream.outputs import JsonLines, drop_after
 from fastdream.rundir import StorageError
 
 HAS_TB = importlib.util.find_spec("tensorboard") is not None
@@ -240,7 +240,7 @@ def test_weights_and_biases_without_a_network(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", mode)
     monkeypatch.setenv("WANDB_SILENT", "true")
-    logger = Logger(tmp_path, ("wandb",), wandb=WandbOptions(project="test"), config={"seed": 1})
+    logger = Logger(tmp_path, ("wandb",), project="test", config={"seed": 1})
     logger.scalars(1, {"x": 1.0})
     logger.video(1, "clip", clip())
     run, logger._outputs[-1]._run = logger._outputs[-1]._run, SimpleNamespace()  # whatever is called fails

@@ -12,16 +12,13 @@ import torch
 from fastdream import checkpoint, cli, evolution, rundir
 from fastdream import config as configs
 from fastdream.agents.world_models import WorldModels
-from fastdream.build import Parts, choose_device, environment, make_agent
-from fastdream.checkpoint import Checkpoint
+from fastdream.build import Parts, choose_device, make_agent, make_parts
 from fastdream.config import Config
 from fastdream.driver import Driver, Voice
 from fastdream.envs.base import EnvError
 from fastdream.evaluate import counted
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import Agent, NonFinite
-from fastdream.logger import Logger
-from fastdream.outputs import WandbOptions
 from fastdream.recording import Recording
 from fastdream.replay import Replay
 from fastdream.run import EnvironmentFailed
@@ -126,13 +123,8 @@ def assemble(
     """The parts of a run; recordings stand where the replay of other agents is."""
     models = cast(WorldModels, agent)
     recording = Recording(logdir / "rollouts", recording_spec(models))
-    wandb = WandbOptions(project=config.log.wandb_project)
-    facts = configs.to_dict(config)
-    logger = Logger(logdir, config.log.outputs, wandb=wandb, config=facts, interval=config.log.every)
     kept = cast(Replay, recording)  # of which nothing but its description is asked
-    kept_in = Checkpoint(logdir / "ckpt")
-    parts = Parts(agent, kept, driver, environment(config), logger, kept_in, device, logdir)
-    return parts, models, recording
+    return make_parts(config, agent, kept, driver, device, logdir), models, recording
 
 
 def go_through(config: Config, parts: Parts, agent: WorldModels, recording: Recording, stop: Stop) -> str:
