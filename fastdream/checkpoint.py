@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdream import rundir, tree_files
-from fastdream.rundir import StorageError
+from fastdream.rundir import Damaged, StorageError
 
 FORMAT = 1
 _TEMPORARY = ".tmp-"
@@ -31,10 +31,6 @@ _TEMPORARY = ".tmp-"
 
 class CheckpointError(StorageError):
     """A checkpoint cannot be written, or none can be read. Says which file, and what helps."""
-
-
-class Damaged(ValueError):
-    """One generation cannot be used; raised by what restores from it, too, to ask for an older one."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastdream import rundir
 from fastdream.replay_store import Ids, Rings, check_disk
 
 NAME = re.compile(r"(data|latents)-\d+-\d+-[0-9a-f]{12}\.safetensors")
 
 
-class CorruptReplay(ValueError):
+class CorruptReplay(rundir.Damaged):
     """A saved replay cannot be read back: a file is missing, truncated or altered. Older ones may be good."""
 
 
@@ -136,7 +137,7 @@ class Files:
                 payload = save(rows)
                 write_durably(path, payload)
                 entries[part.name] = {"file": path.name, "bytes": len(payload), "crc32": zlib.crc32(payload)}
-            sync_directory(directory)
+            rundir.sync(directory)
             undo.pop_all()
         return entries
 
@@ -174,12 +175,3 @@ def write_durably(path: Path, payload: bytes) -> None:
         if error.errno == errno.ENOSPC:
             raise OSError(errno.ENOSPC, "the disk is full: the replay was not saved", str(path)) from error
         raise
-
-
-def sync_directory(directory: Path) -> None:
-    """Wait until the names of the files in `directory` are on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

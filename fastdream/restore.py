@@ -9,7 +9,7 @@ import torch
 
 from fastdream import agents, checkpoint, config
 from fastdream.build import Agent, choose_device, make_agent, make_replay
-from fastdream.checkpoint import CheckpointError, Damaged, Loaded
+from fastdream.checkpoint import CheckpointError, Loaded
 from fastdream.config import Config
 from fastdream.learner import step_spec
 from fastdream.offline import dataset_replay, recorded
@@ -78,15 +78,12 @@ def open_loop(
         replay = make_replay(settings, spec, *place)
 
     def fill(saved: Loaded) -> None:
-        try:
-            replay.restore(logdir / "replay", saved.extra["replay"])
-        except CorruptReplay as error:
-            raise Damaged(str(error)) from error
+        replay.restore(logdir / "replay", saved.extra["replay"])
 
     try:
         fill(loaded)
         source: Loaded | None = loaded
-    except Damaged:
+    except CorruptReplay:
         source = newest(logdir, fill)
     if source is None:
         raise ValueError(f"no replay in {logdir} can be used")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fastdream.build import Parts, in_processes, min_windows
-from fastdream.checkpoint import Damaged, Loaded
+from fastdream.checkpoint import Loaded
 from fastdream.config import Config
 from fastdream.driver import Driver, Voice, no_actions, random_actions
 from fastdream.envs.base import EnvError
@@ -17,7 +17,7 @@ from fastdream.evaluate import Scores, evaluate
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import CHECK_EVERY, Learner
 from fastdream.offline import Updates
-from fastdream.replay import CorruptReplay, Replay
+from fastdream.replay import Replay
 from fastdream.replay_store import Array
 from fastdream.schedule import EverySeconds, EverySteps, Ratio, Stop
 
@@ -274,11 +274,8 @@ class Training:
         return loaded
 
     def restore_replay(self, loaded: Loaded) -> None:
-        """Read the replay of a checkpoint; raises Damaged if it cannot be used, so that an older one is tried."""
-        try:
-            self.loop.replay.restore(self.parts.logdir / "replay", loaded.extra["replay"])
-        except CorruptReplay as error:
-            raise Damaged(str(error)) from error
+        """Read the replay of a checkpoint; raises CorruptReplay if it cannot be used, so that an older one is tried."""
+        self.loop.replay.restore(self.parts.logdir / "replay", loaded.extra["replay"])
 
     def notes(self) -> list[str]:
         """What the user should know of how this run begins."""

@@ -16,6 +16,10 @@ class StorageError(RuntimeError):
     """The disk refuses: it is full, read-only, or what it holds is damaged. Says where, and what helps."""
 
 
+class Damaged(ValueError):
+    """One generation of what was saved cannot be used: whoever restores it tries an older one."""
+
+
 Error = TypeVar("Error", bound=StorageError)
 
 _REMEDIES = {

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from fastdream import checkpoint
-from fastdream.checkpoint import CheckpointError, Damaged, Loaded
+from fastdream.checkpoint import CheckpointError, Loaded
 from fastdream.datasets.layout import DatasetError, Raw
-from fastdream.replay import CorruptReplay, Replay
+from fastdream.replay import Replay
 from fastdream.spaces import FLAGS, Spaces, spaces_from_json
 
 
@@ -57,10 +57,7 @@ class Run:
                     "else can learn"
                 )
             replay = _like(loaded.extra["replay"]["replay"])
-            try:
-                replay.restore(self.folder / "replay", loaded.extra["replay"])
-            except CorruptReplay as error:
-                raise Damaged(str(error)) from error
+            replay.restore(self.folder / "replay", loaded.extra["replay"])
             found[:] = [replay]
 
         try:
