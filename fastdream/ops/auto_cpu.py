@@ -9,7 +9,7 @@ from torch import Tensor
 from fastdream.ops.native import dense
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
-from fastdream.ops.params import RSSM, Actor, BlockGRU, Core, Feat, Layers, tensors
+from fastdream.ops.params import RSSM, Actor, BlockGRU, Core, Feat, Layers, any_gradient
 
 # Elements of the tensor that a rule looks at from which native takes less time than the reference, where it is not
 # every number of them. `python benchmarks/crossover.py` measures and prints this table.
@@ -93,10 +93,6 @@ def dreaming(rssm: RSSM, actor: Actor, deter: Tensor, *args: Any, **kwargs: Any)
         return known and acts(actor)
     nets = actor.layers, *(head.out for head in actor.heads)
     return known and all_dense(deter, nets) and len(deter) >= LEAST_LEARNED
-
-
-def any_gradient(*tree: Any) -> bool:
-    return any(x.requires_grad for x in tensors(tree))
 
 
 _CHAINS = f"block layers, more than {dense.MAX_LAYERS} layers"

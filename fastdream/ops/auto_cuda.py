@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdream.ops.auto_cpu import Rule, all_dense, any_gradient
+from fastdream.ops.auto_cpu import Rule, all_dense
 from fastdream.ops.native import dense, resident
 from fastdream.ops.native.actor import MAX_HEADS
 from fastdream.ops.native.params import MAX_LAYERS
-from fastdream.ops.params import MDNRNN, RSSM, Actor, Feat, Layers, tensors
+from fastdream.ops.params import MDNRNN, RSSM, Actor, Feat, Layers, any_gradient, tensors
 from fastdream.ops.triton import scan_limits
 from fastdream.ops.triton.config import WIDEST
 from fastdream.ops.triton.limits import (

@@ -207,3 +207,8 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, tuple):
         for item in tree:
             yield from tensors(item)
+
+
+def any_gradient(*trees: Any) -> bool:
+    """Whether any of their tensors wants one."""
+    return any(x.requires_grad for x in tensors(trees))

@@ -1,7 +1,5 @@
 """Samples of categorical latents and actions."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from fastdream.ops.native.library import (
     empty_like,
     register_gradient,
     register_kernel,
+    rows_of,
 )
 
 Pair = tuple[Tensor, Tensor]
@@ -59,10 +58,6 @@ def drawn_like(logit: Tensor) -> Pair:
     return empty_like(logit), logit.new_empty(logit.shape[:-1], dtype=torch.int64)
 
 
-def _groups(logit: Tensor) -> tuple[int, int]:
-    return math.prod(logit.shape[:-1]), logit.shape[-1]
-
-
 def _sample_fake(logit: Tensor, noise: Tensor | None, index: Tensor | None, unimix: float) -> Pair:
     _check("categorical_sample", logit, {"noise": noise, "index": index}, {})
     return drawn_like(logit)
@@ -77,12 +72,12 @@ register_gradient(
     register_kernel(
         "categorical_sample(Tensor logit, Tensor? noise, Tensor? index, float unimix) -> (Tensor, Tensor)",
         _sample_fake,
-        lambda logit, *_: _groups(logit),
+        lambda logit, *_: rows_of(logit),
     ),
     register_kernel(
         "categorical_sample_backward(Tensor grad, Tensor logit, float unimix) -> Tensor",
         _sample_backward_fake,
-        lambda grad, *_: _groups(grad),
+        lambda grad, *_: rows_of(grad),
     ),
     lambda inputs, output: inputs[:1],
 )
@@ -102,12 +97,12 @@ register_gradient(
     register_kernel(
         "gumbel_sample(Tensor logit, Tensor noise, Tensor? index, float unimix, float tau) -> (Tensor, Tensor)",
         _gumbel_fake,
-        lambda logit, *_: _groups(logit),
+        lambda logit, *_: rows_of(logit),
     ),
     register_kernel(
         "gumbel_sample_backward(Tensor grad, Tensor logit, Tensor noise, float unimix, float tau) -> Tensor",
         _gumbel_backward_fake,
-        lambda grad, *_: _groups(grad),
+        lambda grad, *_: rows_of(grad),
     ),
     lambda inputs, output: inputs[:2],
 )

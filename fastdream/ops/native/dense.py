@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.layers import Flags, Optional, spread
+from fastdream.ops.native.layers import Flags, Optional
 from fastdream.ops.native.library import (
     check_float,
     check_shape,
@@ -18,7 +18,7 @@ from fastdream.ops.native.library import (
     rows_of,
     run,
 )
-from fastdream.ops.native.params import ACTS, NORMS, code
+from fastdream.ops.native.params import ACTS, NORMS, code, with_gaps
 from fastdream.ops.params import Feat, Layers
 
 MAX_LAYERS = 16  # kMaxLayers in csrc/cpu/dense.h
@@ -152,7 +152,7 @@ def _mlps_fake(
     x: Tensor, params: Params, there: Flags, sizes: Sequence[int], eps: Sequence[float], keep: Flags
 ) -> list[Tensor]:
     """The output of every net, then what is kept of each."""
-    check_nets("mlp", x, spread(params, there), sizes)
+    check_nets("mlp", x, with_gaps(params, there), sizes)
     nets, lead = _nets(sizes), x.shape[:-1]
     kept = (net.kept if keeps else 0 for net, keeps in zip(nets, keep, strict=True))
     return [*(x.new_empty(*lead, net.outs[-1]) for net in nets), *(x.new_empty(n, *lead) for n in kept)]
@@ -163,7 +163,7 @@ def _mlps(
 ) -> list[Tensor]:
     outputs = _mlps_fake(x, params, there, sizes, eps, keep)
     kept = (y if keeps else None for y, keeps in zip(outputs[len(keep) :], keep, strict=True))
-    tensors = (*contiguous(x, *spread(params, there)), *outputs[: len(keep)], *kept)
+    tensors = (*contiguous(x, *with_gaps(params, there)), *outputs[: len(keep)], *kept)
     run("mlps", tensors, (rows_of(x)[0], *sizes), eps)
     return outputs
 
@@ -178,7 +178,7 @@ def _mlps_backward_fake(
     kept: Params,
     wanted: Flags,
 ) -> list[Tensor]:
-    check_nets("mlp_backward", x, spread(params, there), sizes)
+    check_nets("mlp_backward", x, with_gaps(params, there), sizes)
     for net, grad, z in zip(_nets(sizes), grads, kept, strict=True):
         check_float("mlp_backward", x=x, grad=grad, kept=z)
         check_shape("mlp_backward", "grad", grad, *x.shape[:-1], net.outs[-1])
@@ -189,9 +189,9 @@ def _mlps_backward_fake(
 def _mlps_backward(*inputs: Any) -> list[Tensor]:
     gradients = _mlps_backward_fake(*inputs)
     x, params, there, sizes, eps, grads, kept, wanted = inputs
-    d_x, *d_params = spread(gradients, wanted)
-    tensors = (*contiguous(x, *spread(params, there), *grads), *kept)
-    run("mlps_backward", (*tensors, d_x, *spread(d_params, there)), (rows_of(x)[0], *sizes), eps)
+    d_x, *d_params = with_gaps(gradients, wanted)
+    tensors = (*contiguous(x, *with_gaps(params, there), *grads), *kept)
+    run("mlps_backward", (*tensors, d_x, *with_gaps(d_params, there)), (rows_of(x)[0], *sizes), eps)
     return gradients
 
 
@@ -226,7 +226,7 @@ def _mlps_gradient(ctx: Any, grads: Sequence[Optional]) -> tuple[Any, ...]:
             [kept[i] for i in used],
             wanted,
         )
-        d_x, *some = spread(gradients, wanted)
+        d_x, *some = with_gaps(gradients, wanted)
         for slot, gradient in zip(filled, some, strict=True):
             d_params[place[slot]] = gradient
     return d_x, d_params, None, None, None, None

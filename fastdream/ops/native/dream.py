@@ -7,9 +7,10 @@ from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_latent_net
 from fastdream.ops.native.dense import mlp
-from fastdream.ops.native.library import check_float, check_shape, register, run
+from fastdream.ops.native.library import check_float, check_index, check_shape, contiguous, register, run
 from fastdream.ops.native.params import Flat, LatentShape, add_core, check_params, latent_shape, with_gaps
 from fastdream.ops.params import RSSM, Actor, Dream, Step, need_steps
+from fastdream.ops.reference.actor import action_width
 from fastdream.ops.reference.layers import match
 from fastdream.ops.reference.state import shaped
 
@@ -51,7 +52,12 @@ def imagine(
     need_steps("imagine", length)
     if action is None and action_noise is None:
         raise ValueError("actor needs noise to draw with, or the action that it should replay")
-    flat, latent = _flatten("imagine", rssm, deter, _width("imagine", actor, action))
+    width = action_width(actor)
+    if action is not None and action.shape[-1] != width:
+        raise ValueError(
+            f"imagine: action has {action.shape[-1]} features, expected {width} like the actor's"
+        )
+    flat, latent = _flatten("imagine", rssm, deter, width)
     widths = add_actor(flat, "imagine", actor, deter.shape[-1] + latent.width)
     layout = Layout(length, 1, *latent[:3], *widths, 1)
     draws = (None, action) if action is not None else (action_noise, None)
@@ -103,13 +109,6 @@ def _rollout(
     layout = Layout(action.shape[1], 0, *latent[:3], action.shape[-1], 0, 0)
     deter, stoch, logit, _, index = _run(op, flat, latent, layout, deter, stoch, noise, index, None, action)
     return Step(deter, stoch, logit, index if latent.classes else None)
-
-
-def _width(op: str, actor: Actor, action: Tensor | None) -> int:
-    width = sum(head.elements * max(1, head.classes) for head in actor.heads)
-    if action is not None and action.shape[-1] != width:
-        raise ValueError(f"{op}: action has {action.shape[-1]} features, expected {width} like the actor's")
-    return width
 
 
 def _flatten(op: str, rssm: RSSM, deter: Tensor, action: int) -> tuple[Flat, LatentShape]:
@@ -186,12 +185,6 @@ def _fake(
     )
 
 
-def check_index(op: str, index: Tensor | None, classes: int) -> None:
-    """ValueError unless every index is a class: kernels read and write where it says."""
-    if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < classes:
-        raise ValueError(f"{op}: index has entries outside of 0 ... {classes - 1}")
-
-
 def _kernel(
     params: list[Tensor],
     filled: list[int],
@@ -207,7 +200,7 @@ def _kernel(
     check_index("imagine", index, n.classes)
     wanted = *outputs[:3], outputs[3] if n.start else None, outputs[4] if n.drawn else None
     tensors = deter, stoch, noise, index, action_noise, action
-    pointers = [None if x is None else x.contiguous() for x in (*tensors, *with_gaps(params, filled))]
+    pointers = contiguous(*tensors, *with_gaps(params, filled))
     run("imagine", [*pointers[:6], *wanted, *pointers[6:]], [deter.shape[0], *layout, *sizes], scalars)
     return outputs
 

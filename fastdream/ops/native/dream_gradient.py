@@ -7,7 +7,7 @@ from fastdream.ops.native import dream
 from fastdream.ops.native.dense import mlps
 from fastdream.ops.native.params import latent_shape
 from fastdream.ops.native.scan import check_net, flatten
-from fastdream.ops.params import RSSM, Actor, Dream, Feat
+from fastdream.ops.params import RSSM, Actor, Dream, Feat, any_gradient
 from fastdream.ops.reference.actor import action_width
 from fastdream.ops.reference.actor import actor as act
 from fastdream.ops.reference.layers import match
@@ -31,7 +31,7 @@ def imagine(
     Raises ValueError naming what does not fit.
     """
     inputs = rssm, actor, deter, stoch, noise, action_noise, action
-    if not torch.is_grad_enabled() or not wants_gradient(inputs):
+    if not torch.is_grad_enabled() or not any_gradient(*inputs):
         return dream.imagine(rssm, actor, deter, stoch, length, noise, action_noise, index, action)
     if action is None and action_noise is None:
         raise ValueError("actor needs noise to draw with, or the action that it should replay")
@@ -59,10 +59,3 @@ def imagine(
         for states, x in zip((deters, stochs, logits), (deter, stoch, logit), strict=True):
             states.append(x)
     return Dream(*(torch.stack(x, 1) for x in (deters, stochs, logits, actions)))
-
-
-def wants_gradient(tree: object) -> bool:
-    """Whether a tensor in nested tuples does."""
-    if isinstance(tree, Tensor):
-        return tree.requires_grad
-    return isinstance(tree, tuple) and any(map(wants_gradient, tree))

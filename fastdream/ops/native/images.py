@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.layers import spread
 from fastdream.ops.native.library import (
     check_float,
     check_shape,
@@ -17,7 +16,7 @@ from fastdream.ops.native.library import (
     register_once_differentiable,
     run,
 )
-from fastdream.ops.native.params import ACTS, NORMS, code
+from fastdream.ops.native.params import ACTS, NORMS, code, with_gaps
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.reference.images import conv_same, pixels
 
@@ -104,7 +103,7 @@ def register_convolution(
         params, others = saved[:5], saved[5:]
         want_x = ctx.needs_input_grad[0]
         gradients = call(*params, *ctx.statics, *others, grad, want_x)
-        d_params = spread(gradients, [p is not None for p in params[1:]])
+        d_params = with_gaps(gradients, [p is not None for p in params[1:]])
         return gradients[-1] if want_x else None, *d_params, *[None] * len(ctx.statics)
 
     register_once_differentiable(forward, backward, gradient, setup, *named(forward))
@@ -176,7 +175,7 @@ def _conv_pool_backward(*given: Any) -> list[Tensor]:
     gradients = _conv_pool_backward_fake(*given)
     x, weight, _, scale, shift, norm, act, eps, top, place, grad, want_x = given
     out, inp, kernel, _ = weight.shape
-    d_affine = spread(gradients[2:], (scale is not None, shift is not None))
+    d_affine = with_gaps(gradients[2:], (scale is not None, shift is not None))
     d_top = torch.empty_like(top)
     tensors = *contiguous(top, scale, shift, grad), d_top, *d_affine
     run("norm_act_backward", tensors, (norm, act, top.numel() // max(1, out), out), (eps,))
@@ -219,7 +218,7 @@ def _spread_norm_act_backward(
     x: Tensor, scale: Optional, shift: Optional, norm: int, act: int, eps: float, grad: Tensor
 ) -> list[Tensor]:
     gradients = _spread_norm_act_backward_fake(x, scale, shift, norm, act, eps, grad)
-    d_tensors = spread(gradients, [p is not None for p in (x, scale, shift)])
+    d_tensors = with_gaps(gradients, [p is not None for p in (x, scale, shift)])
     tensors = *contiguous(x, scale, shift, grad), *d_tensors
     run("spread_norm_act_backward", tensors, (norm, act, *x.shape[:3], grad.shape[3]), (eps,))
     return gradients
@@ -233,7 +232,7 @@ def _save_spread_norm_act(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 def _spread_norm_act_gradient(ctx: Any, grad: Tensor) -> tuple[Optional, ...]:
     tensors = ctx.saved_tensors
     gradients = torch.ops.fastdream.spread_norm_act_backward(*tensors, *ctx.statics, grad)
-    return *spread(gradients, [p is not None for p in tensors]), None, None, None
+    return *with_gaps(gradients, [p is not None for p in tensors]), None, None, None
 
 
 _AFFINE = "Tensor? scale, Tensor? shift, int norm, int act, float eps"

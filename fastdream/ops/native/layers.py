@@ -16,7 +16,7 @@ from fastdream.ops.native.library import (
     rows_of,
     run,
 )
-from fastdream.ops.native.params import ACTS, NORMS, code
+from fastdream.ops.native.params import ACTS, NORMS, code, with_gaps
 from fastdream.ops.params import Act, Norm
 
 Optional = Tensor | None
@@ -31,12 +31,6 @@ def norm_act(
     if norm == "none":
         scale = shift = None  # they belong to the norm
     return torch.ops.fastdream.norm_act(x, scale, shift, *codes, eps)
-
-
-def spread(tensors: Sequence[Optional], there: Flags) -> list[Optional]:
-    """The tensors at the places that have one, in order."""
-    each = iter(tensors)
-    return [next(each) if has else None for has in there]
 
 
 def _check_norm_act(op: str, x: Tensor, scale: Optional, shift: Optional) -> None:
@@ -80,12 +74,12 @@ def _norm_act_backward_fake(
 def _norm_act_backward(*inputs: Any) -> list[Tensor]:
     gradients = _norm_act_backward_fake(*inputs)
     x, scale, shift, norm, act, eps, grad, wanted = inputs
-    outputs = spread(gradients, (True, *wanted[1:]))
+    outputs = with_gaps(gradients, (True, *wanted[1:]))
     run("norm_act_backward", (*contiguous(x, scale, shift, grad), *outputs), (norm, act, *rows_of(x)), (eps,))
     return gradients
 
 
-def _save_norm_act(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_norm_act(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, scale, shift, *ctx.statics = inputs
     ctx.present = scale is not None, shift is not None
     ctx.save_for_backward(x, *(p for p in (scale, shift) if p is not None))
@@ -93,12 +87,11 @@ def _save_norm_act(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _norm_act_gradient(ctx: Any, grad: Tensor) -> tuple[Optional, ...]:
     x, *present = ctx.saved_tensors
-    each = iter(present)
-    scale, shift = (next(each) if there else None for there in ctx.present)
+    scale, shift = with_gaps(present, ctx.present)
     # A norm with neither scale nor shift in it does not read them.
     wanted = [True, *ctx.needs_input_grad[1:3]]
     gradients = torch.ops.fastdream.norm_act_backward(x, scale, shift, *ctx.statics, grad, wanted)
-    return (*spread(gradients, wanted), None, None, None)
+    return (*with_gaps(gradients, wanted), None, None, None)
 
 
 _NORM_ACT = "Tensor x, Tensor? scale, Tensor? shift, int norm, int act, float eps"
@@ -110,6 +103,6 @@ register_once_differentiable(
         _norm_act_backward_fake,
     ),
     _norm_act_gradient,
-    _save_norm_act,
+    save_norm_act,
     "norm_act",
 )

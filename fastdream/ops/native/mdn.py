@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import check_float, check_shape, register, run
+from fastdream.ops.native.library import check_float, check_shape, contiguous, register, run
 from fastdream.ops.native.params import Flat, add_layer, check_params, with_gaps
 from fastdream.ops.params import MDNRNN, Control, Layer, MDNDream, MDNStep
 from fastdream.ops.reference.layers import match
@@ -132,7 +132,7 @@ def _kernel(
     *inputs: Any,
 ) -> Outputs:
     outputs = _fake(params, filled, sizes, scalars, layout, *inputs)
-    whole = [None if x is None else x.contiguous() for x in (*inputs, *with_gaps(params, filled))]
+    whole = contiguous(*inputs, *with_gaps(params, filled))
     count = len(inputs)
     run(
         "lstm_mdn_step",

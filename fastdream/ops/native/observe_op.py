@@ -14,7 +14,9 @@ from torch import Tensor
 
 from fastdream.ops.native.library import (
     check_float,
+    check_index,
     check_shape,
+    contiguous,
     empty_like,
     register,
     register_once_differentiable,
@@ -75,10 +77,6 @@ def _dims(action: Tensor, embed: Tensor | None, layout: list[int]) -> list[int]:
     return [*action.shape, 0 if embed is None else embed.shape[-1], *layout[:4]]
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]
-
-
 def _forward(
     params: list[Tensor],
     filled: list[int],
@@ -89,11 +87,10 @@ def _forward(
 ) -> Outputs:
     outputs = _forward_fake(params, filled, sizes, scalars, layout, *inputs)
     _, _, action, embed, _, _, index = inputs
-    if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < layout[1]:
-        raise ValueError(f"observe: index has entries outside of 0 ... {layout[1] - 1}")
+    check_index("observe", index, layout[1])
     tensors = with_gaps(params, filled) + list(inputs)
     dims = _dims(action, embed, layout)
-    run("observe", [*_contiguous(*tensors), *outputs], [*sizes, *dims, outputs[4].numel()], scalars)
+    run("observe", [*contiguous(*tensors), *outputs], [*sizes, *dims, outputs[4].numel()], scalars)
     return outputs
 
 
@@ -140,21 +137,11 @@ def _backward(
         return [x.zero_() for x in gradients]
     count, saved = len(params), others[4]
     placed = with_gaps(gradients, wanted)
-    tensors = with_gaps(params, filled) + _contiguous(stoch, action, embed, *others)
-    outputs = [placed[k] if k >= 0 else None for k in _places(filled)] + placed[count:]
+    tensors = with_gaps(params, filled) + contiguous(stoch, action, embed, *others)
+    outputs = with_gaps(placed[:count], filled) + placed[count:]
     dims = _dims(action, embed, layout)
-    run("observe_backward", [*_contiguous(*tensors), *outputs], [*sizes, *dims, saved.numel()], scalars)
+    run("observe_backward", [*contiguous(*tensors), *outputs], [*sizes, *dims, saved.numel()], scalars)
     return gradients
-
-
-def _places(filled: list[int]) -> list[int]:
-    """Where each place's tensor is in the list without gaps, -1 where there is none."""
-    total = 0
-    places = []
-    for there in filled:
-        places.append(total if there else -1)
-        total += there
-    return places
 
 
 def _setup(ctx: Any, inputs: tuple, output: Outputs) -> None:

@@ -52,8 +52,8 @@ class Flat(NamedTuple):
         return there, [int(x is not None) for x in self.tensors]
 
 
-def with_gaps(tensors: list[Tensor], filled: list[int]) -> list[Tensor | None]:
-    """The list of which `Flat.present` returned the tensors."""
+def with_gaps(tensors: Sequence[Tensor | None], filled: Sequence[int]) -> list[Tensor | None]:
+    """The tensors, in their order, at the places that are filled: the inverse of `Flat.present`."""
     rest = iter(tensors)
     return [next(rest) if there else None for there in filled]
 

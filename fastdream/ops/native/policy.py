@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_chain, add_latent_net
-from fastdream.ops.native.dream import check_index
 from fastdream.ops.native.library import (
     TENSORS_SHARED,
     WHY_NOT,
     C,
+    check_index,
     check_shape,
+    contiguous,
     plain,
     register,
     run,
@@ -118,13 +119,13 @@ def _run(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...
                 return outputs
     if model.last:
         model = _anew(*model.source, deter)
-    inputs = tuple([x if x is None else x.contiguous() for x in _matched(deter, inputs)])
+    inputs = tuple(contiguous(*_matched(deter, inputs)))
     _check(model.params, model.layout, vectors, inputs)
     rows = len(deter)
     shapes = _shapes(model.layout, rows)
     assert C is not None, WHY_NOT
     sizes = [rows, *model.layout, len(vectors), *vectors, *model.sizes]
-    params = list(with_gaps(model.params, model.filled))
+    params = with_gaps(model.params, model.filled)
     step = C.PolicyStep(deter.element_size(), params, sizes, model.scalars)
     model.last[:] = [_Kernel(vectors, shapes, step)]
     outputs = _empty(shapes, deter)
@@ -272,7 +273,7 @@ def _kernel(
 ) -> Outputs:
     outputs = _fake(params, filled, sizes, scalars, layout, vectors, *inputs)
     check_index("policy_step", inputs[6], layout[2])
-    tensors = [x if x is None else x.contiguous() for x in (*inputs, *outputs, *with_gaps(params, filled))]
+    tensors = contiguous(*inputs, *outputs, *with_gaps(params, filled))
     run("policy_step", tensors, [len(inputs[0]), *layout, len(vectors), *vectors, *sizes], scalars)
     return outputs
 

@@ -18,6 +18,7 @@ from fastdream.ops.native.library import (
     C,
     addresses,
     check_shape,
+    contiguous,
     register,
     register_once_differentiable,
 )
@@ -84,8 +85,7 @@ def _run(name: str, tensors: list[Tensor | None], sizes: list[int], scalars: lis
 
 def _placed(tensors: list[Tensor | None]) -> list[Tensor | None]:
     """The tensors without gaps in memory, at addresses from which 16 bytes are copied at a time."""
-    placed = [None if x is None else x.contiguous() for x in tensors]
-    return [x if x is None or x.data_ptr() % 16 == 0 else x.clone() for x in placed]
+    return [x if x is None or x.data_ptr() % 16 == 0 else x.clone() for x in contiguous(*tensors)]
 
 
 def _reset_words(reset: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native.dense import flat
-from fastdream.ops.native.layers import Flags, Optional, spread
-from fastdream.ops.native.params import ACTS, NORMS
+from fastdream.ops.native.layers import Flags, Optional
+from fastdream.ops.native.params import ACTS, NORMS, with_gaps
 from fastdream.ops.params import RSSM, Feat, Layer, Layers
 from fastdream.ops.reference.state import shaped
 from fastdream.ops.triton import dense_nets
@@ -119,7 +119,7 @@ def _mlps_fake(
     x: Tensor, params: Params, there: Flags, sizes: Sequence[int], eps: Sequence[float], learned: int
 ) -> list[Tensor]:
     """The output of every net, then `Kept`."""
-    given = spread(params, there)
+    given = with_gaps(params, there)
     nets = _nets(given, sizes, eps)
     _check("mlp", x, given, sizes, nets)
     outputs, rows = [empty_rows(x, *x.shape[:-1], len(net[-1].weight)) for net in nets], x.shape[:-1].numel()
@@ -130,7 +130,7 @@ def _mlps_fake(
 def _mlps(
     x: Tensor, params: Params, there: Flags, sizes: Sequence[int], eps: Sequence[float], learned: int
 ) -> list[Tensor]:
-    given = spread(params, there)
+    given = with_gaps(params, there)
     nets = _nets(given, sizes, eps)
     _check("mlp", x, given, sizes, nets)
     outputs, kept = dense_nets.forward(_parts(x, given[0]), nets, learned)
@@ -154,7 +154,7 @@ def _mlps_backward_fake(
     grads: Params,
     wanted: Flags,
 ) -> list[Tensor]:
-    given = spread(params, there)
+    given = with_gaps(params, there)
     nets = _nets(given, sizes, eps)
     _check("mlp_backward", x, given, sizes, nets)
     for net, grad in zip(nets, grads, strict=False):
@@ -166,7 +166,7 @@ def _mlps_backward_fake(
 def _mlps_backward(*args: Any) -> list[Tensor]:
     _mlps_backward_fake(*args)
     x, params, there, sizes, eps, kept, grads, wanted = args
-    given = spread(params, there)
+    given = with_gaps(params, there)
     nets, parts, (first, *later) = _nets(given, sizes, eps), _parts(x, given[0]), kept
     places = [(j, i, field) for j, net in enumerate(nets) for i in range(len(net)) for field in range(4)]
     flags = iter(wanted)
@@ -199,7 +199,7 @@ def _mlps_gradient(ctx: Any, grads: Sequence[Optional]) -> tuple[Any, ...]:
     # Nets that learn nothing come last, and their parameters want no gradient.
     wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
     gradients = torch.ops.fastdream.triton_mlps_backward(x, params, *ctx.statics, kept, given, wanted)
-    d_x, *d_params = spread(gradients, wanted)
+    d_x, *d_params = with_gaps(gradients, wanted)
     return d_x, d_params, None, None, None, None
 
 

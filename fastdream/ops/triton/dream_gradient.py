@@ -9,8 +9,7 @@ of DreamerV1 is three launches of the dream, three of the scan and four back: se
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.dream_gradient import wants_gradient
-from fastdream.ops.params import RSSM, Actor, Categorical, Dream, Feat
+from fastdream.ops.params import RSSM, Actor, Categorical, Dream, Feat, any_gradient
 from fastdream.ops.reference.actor import redrawn
 from fastdream.ops.reference.layers import match, upcast
 from fastdream.ops.triton import dream
@@ -39,7 +38,7 @@ def imagine(
     """
     inputs = rssm, actor, deter, stoch, noise, action_noise, action
     given = noise, action_noise, index, action
-    if not torch.is_grad_enabled() or not wants_gradient(inputs):
+    if not torch.is_grad_enabled() or not any_gradient(*inputs):
         return dream.imagine(rssm, actor, deter, stoch, length, *given)
     check_served("imagine", unserved_learned(rssm, actor))
     if action is None:

@@ -10,8 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdream.ops.native.layers import spread
-from fastdream.ops.native.params import ACTS, NORMS, code
+from fastdream.ops.native.layers import save_norm_act
+from fastdream.ops.native.params import ACTS, NORMS, code, with_gaps
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.triton import wide_rows
 from fastdream.ops.triton.config import WIDEST, Tile, row_tile
@@ -113,7 +113,7 @@ def _backward(*inputs: Any) -> list[Tensor]:
     if norm != "none" and width > WHOLE:
         programs = min(wide_rows.PROGRAMS, x.numel() // width)
         partial = [p.new_empty(programs, width, dtype=torch.float32) for p in d_params]
-        wide_rows.wide_gradients(given, d_x, spread(partial, wanted), norm, act, eps)
+        wide_rows.wide_gradients(given, d_x, with_gaps(partial, wanted), norm, act, eps)
     else:
         # The gradient through a mean needs registers besides: a long row is that of more threads.
         rows = Rows.of(x, tensors=4 if norm == "layer" and width > LONG else 2)
@@ -121,23 +121,17 @@ def _backward(*inputs: Any) -> list[Tensor]:
         partial = [p.new_empty(programs, width, dtype=torch.float32) for p in d_params]
         # Of the longest rows in float32 ptxas would spill, for two programs on a multiprocessor.
         most = {"maxnreg": 128} if rows.tile.warps == 16 and x.dtype == torch.float32 else {}
-        tensors = *given, d_x, *spread(partial, wanted)
+        tensors = *given, d_x, *with_gaps(partial, wanted)
         _launch(norm_act_bwd_kernel, programs, tensors, eps, rows, NORM=norm, ACT=act, **most)
     return [d_x, *(add_rows(p).to(d.dtype) for p, d in zip(partial, d_params, strict=True))]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, scale, shift, *ctx.statics = inputs
-    ctx.present = scale is not None, shift is not None
-    ctx.save_for_backward(x, *(p for p in (scale, shift) if p is not None))
-
-
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Optional, ...]:
     x, *present = ctx.saved_tensors
-    scale, shift = spread(present, ctx.present)
+    scale, shift = with_gaps(present, ctx.present)
     wanted = [*ctx.needs_input_grad[1:3]]
     gradients = torch.ops.fastdream.triton_norm_act_backward(x, scale, shift, *ctx.statics, grad, wanted)
-    return (*spread(gradients, (True, *wanted)), None, None, None)
+    return (*with_gaps(gradients, (True, *wanted)), None, None, None)
 
 
 _INPUTS = "Tensor x, Tensor? scale, Tensor? shift, str norm, str act, float eps"
@@ -147,6 +141,6 @@ register_once_differentiable(
         f"norm_act_backward({_INPUTS}, Tensor grad, bool[] wanted) -> Tensor[]", _backward, _backward_fake
     ),
     _gradient,
-    _save,
+    save_norm_act,
     "norm_act",
 )
