@@ -20,7 +20,6 @@ Nothing was measured on a GPU yet.
 """
 
 from collections.abc import Callable
-from functools import wraps
 from importlib import import_module
 from typing import Any
 
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from fastdream.integrations import resets
 from fastdream.integrations.modules import layers_of
-from fastdream.integrations.patching import Function, Patch, Place, halved, table_of
+from fastdream.integrations.patching import Function, Patch, Place, halved, instead, table_of
 from fastdream.ops import RSSM, Categorical, LayerNormGRU
 
 RELEASE = "dreamerv3-torch at 6ef8646; git -C dreamerv3-torch checkout 6ef8646 brings it"
@@ -53,35 +52,19 @@ def install() -> Patch:
     rssm, twohot = networks.RSSM, tools.DiscDist
     kl = "self", "post", "prior", "free", "dyn_scale", "rep_scale"
     scan = "observe", "prior", "categorical_sample"
-    return Patch(
-        "dreamerv3-torch",
-        RELEASE,
-        [
-            Place(rssm, "observe", ("self", "embed", "action", "is_first", "state"), scan, _observe),
-            Place(
-                rssm,
-                "img_step",
-                ("self", "prev_state", "prev_action", "sample"),
-                ("imagine_step",),
-                _img_step,
-            ),
-            Place(
-                rssm, "imagine_with_action", ("self", "action", "state"), ("rollout",), _imagine_with_action
-            ),
-            Place(rssm, "kl_loss", kl, ("categorical_kl",), _kl_loss),
-            Place(
-                models.ImagBehavior,
-                "_imagine",
-                ("self", "start", "policy", "horizon"),
-                (),
-                _imagine,
-                "its loop",
-            ),
-            Place(twohot, "mean", ("self",), ("twohot_mean",), _mean),
-            Place(twohot, "mode", ("self",), ("twohot_mean",), _mean),
-            Place(twohot, "log_prob", ("self", "x"), ("twohot_loss",), _log_prob),
-        ],
-    )
+    step, dream = ("self", "prev_state", "prev_action", "sample"), ("self", "start", "policy", "horizon")
+    observe, given = ("self", "embed", "action", "is_first", "state"), ("self", "action", "state")
+    places = [
+        Place(rssm, "observe", observe, scan, instead(_observe)),
+        Place(rssm, "img_step", step, ("imagine_step",), instead(_img_step)),
+        Place(rssm, "imagine_with_action", given, ("rollout",), instead(_imagine_with_action)),
+        Place(rssm, "kl_loss", kl, ("categorical_kl",), instead(_kl_loss)),
+        Place(models.ImagBehavior, "_imagine", dream, (), instead(_imagine), "its loop"),
+        Place(twohot, "mean", ("self",), ("twohot_mean",), instead(_mean)),
+        Place(twohot, "mode", ("self",), ("twohot_mean",), instead(_mean)),
+        Place(twohot, "log_prob", ("self", "x"), ("twohot_loss",), instead(_log_prob)),
+    ]
+    return Patch("dreamerv3-torch", RELEASE, places)
 
 
 def model_of(net: Any) -> RSSM:
@@ -101,87 +84,69 @@ def _ours(net: Any, x: Tensor) -> bool:
     return bool(known and standard) and not (halved(x) or torch.compiler.is_compiling())
 
 
-def _observe(old: Function) -> Function:
-    @wraps(old)
-    def observe(
-        self: Any, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None
-    ) -> tuple[State, State]:
-        if not _ours(self, embed):
-            return old(self, embed, action, is_first, state)
-        model, new = model_of(self), self.initial(len(embed))
-        start = new if state is None else state
-        if state is None:
-            is_first = torch.cat([torch.ones_like(is_first[:, :1]), is_first[:, 1:]], 1)
-        noise = embed.new_empty(2, *embed.shape[:2], self._stoch).uniform_()
-        inputs = action, embed, is_first, noise[0], (new["deter"], new["stoch"])
-        post = resets.observe(model, start["deter"], start["stoch"], *inputs)
-        ops = table_of(embed.device)
-        logit = ops.prior(model, post.deter)
-        drawn, _ = ops.categorical_sample(logit, noise[1], self._unimix_ratio)
-        return _state(post), {"stoch": drawn, "deter": post.deter, "logit": logit}
-
-    return observe
+def _observe(
+    old: Function, self: Any, embed: Tensor, action: Tensor, is_first: Tensor, state: State | None = None
+) -> tuple[State, State]:
+    if not _ours(self, embed):
+        return old(self, embed, action, is_first, state)
+    model, new = model_of(self), self.initial(len(embed))
+    start = new if state is None else state
+    if state is None:
+        is_first = torch.cat([torch.ones_like(is_first[:, :1]), is_first[:, 1:]], 1)
+    noise = embed.new_empty(2, *embed.shape[:2], self._stoch).uniform_()
+    inputs = action, embed, is_first, noise[0], (new["deter"], new["stoch"])
+    post = resets.observe(model, start["deter"], start["stoch"], *inputs)
+    ops = table_of(embed.device)
+    logit = ops.prior(model, post.deter)
+    drawn, _ = ops.categorical_sample(logit, noise[1], self._unimix_ratio)
+    return _state(post), {"stoch": drawn, "deter": post.deter, "logit": logit}
 
 
 def _state(step: Any) -> State:
     return {"stoch": step.stoch, "deter": step.deter, "logit": step.logit}
 
 
-def _img_step(old: Function) -> Function:
-    @wraps(old)
-    def img_step(self: Any, prev_state: State, prev_action: Tensor, sample: bool = True) -> State:
-        deter, stoch = prev_state["deter"], prev_state["stoch"]
-        if not sample or deter.dim() != 2 or not _ours(self, deter):
-            return old(self, prev_state, prev_action, sample)
-        noise = deter.new_empty(len(deter), self._stoch).uniform_()
-        # A view of the batch's actions, which their own step of the posterior changes in place.
-        action = prev_action.clone()
-        return _state(table_of(deter.device).imagine_step(model_of(self), deter, stoch, action, noise))
-
-    return img_step
+def _img_step(old: Function, self: Any, prev_state: State, prev_action: Tensor, sample: bool = True) -> State:
+    deter, stoch = prev_state["deter"], prev_state["stoch"]
+    if not sample or deter.dim() != 2 or not _ours(self, deter):
+        return old(self, prev_state, prev_action, sample)
+    noise = deter.new_empty(len(deter), self._stoch).uniform_()
+    # A view of the batch's actions, which their own step of the posterior changes in place.
+    action = prev_action.clone()
+    return _state(table_of(deter.device).imagine_step(model_of(self), deter, stoch, action, noise))
 
 
-def _imagine_with_action(old: Function) -> Function:
-    @wraps(old)
-    def imagine_with_action(self: Any, action: Tensor, state: State) -> State:
-        if not _ours(self, action):
-            return old(self, action, state)
-        noise = action.new_empty(*action.shape[:2], self._stoch).uniform_()
-        start = state["deter"], state["stoch"]
-        return _state(table_of(action.device).rollout(model_of(self), *start, action, noise))
-
-    return imagine_with_action
+def _imagine_with_action(old: Function, self: Any, action: Tensor, state: State) -> State:
+    if not _ours(self, action):
+        return old(self, action, state)
+    noise = action.new_empty(*action.shape[:2], self._stoch).uniform_()
+    start = state["deter"], state["stoch"]
+    return _state(table_of(action.device).rollout(model_of(self), *start, action, noise))
 
 
-def _imagine(old: Function) -> Function:
-    @wraps(old)
-    def _imagine(self: Any, start: State, policy: Callable[[Tensor], Any], horizon: int) -> Any:
-        net = self._world_model.dynamics
-        if not _ours(net, start["deter"]):
-            return old(self, start, policy, horizon)
-        states, feats, actions = [{key: x.flatten(0, 1) for key, x in start.items()}], [], []
-        for time in range(horizon):
-            feats.append(net.get_feat(states[-1]))
-            actions.append(policy(feats[-1].detach()).sample())
-            if time < horizon - 1:
-                states.append(net.img_step(states[-1], actions[-1]))
-        together = {key: torch.stack([state[key] for state in states]) for key in states[0]}
-        return torch.stack(feats), together, torch.stack(actions)
-
-    return _imagine
+def _imagine(old: Function, self: Any, start: State, policy: Callable[[Tensor], Any], horizon: int) -> Any:
+    net = self._world_model.dynamics
+    if not _ours(net, start["deter"]):
+        return old(self, start, policy, horizon)
+    states, feats, actions = [{key: x.flatten(0, 1) for key, x in start.items()}], [], []
+    for time in range(horizon):
+        feats.append(net.get_feat(states[-1]))
+        actions.append(policy(feats[-1].detach()).sample())
+        if time < horizon - 1:
+            states.append(net.img_step(states[-1], actions[-1]))
+    together = {key: torch.stack([state[key] for state in states]) for key in states[0]}
+    return torch.stack(feats), together, torch.stack(actions)
 
 
-def _kl_loss(old: Function) -> Function:
-    @wraps(old)
-    def kl_loss(self: Any, post: State, prior: State, free: float, dyn_scale: float, rep_scale: float) -> Any:
-        if not self._discrete or halved(post["logit"]):
-            return old(self, post, prior, free, dyn_scale, rep_scale)
-        logits, ops = (post["logit"], prior["logit"]), table_of(post["logit"].device)
-        dyn, value = ops.categorical_kl(*logits, self._unimix_ratio, clamp="none")
-        dyn, rep = dyn.clamp(min=free), value.clamp(min=free)
-        return dyn_scale * dyn + rep_scale * rep, value, dyn, rep
-
-    return kl_loss
+def _kl_loss(
+    old: Function, self: Any, post: State, prior: State, free: float, dyn_scale: float, rep_scale: float
+) -> Any:
+    if not self._discrete or halved(post["logit"]):
+        return old(self, post, prior, free, dyn_scale, rep_scale)
+    logits, ops = (post["logit"], prior["logit"]), table_of(post["logit"].device)
+    dyn, value = ops.categorical_kl(*logits, self._unimix_ratio, clamp="none")
+    dyn, rep = dyn.clamp(min=free), value.clamp(min=free)
+    return dyn_scale * dyn + rep_scale * rep, value, dyn, rep
 
 
 def _plain(dist: Any) -> bool:
@@ -191,21 +156,13 @@ def _plain(dist: Any) -> bool:
     return maps == ("symlog", "symexp") and alike
 
 
-def _mean(old: Function) -> Function:
-    @wraps(old)
-    def mean(self: Any) -> Tensor:
-        if not _plain(self):
-            return old(self)
-        return table_of(self.logits.device).twohot_mean(self.logits, self.buckets, "symlog").unsqueeze(-1)
-
-    return mean
+def _mean(old: Function, self: Any) -> Tensor:
+    if not _plain(self):
+        return old(self)
+    return table_of(self.logits.device).twohot_mean(self.logits, self.buckets, "symlog").unsqueeze(-1)
 
 
-def _log_prob(old: Function) -> Function:
-    @wraps(old)
-    def log_prob(self: Any, x: Tensor) -> Tensor:
-        if x.requires_grad or not _plain(self):
-            return old(self, x)
-        return -table_of(x.device).twohot_loss(self.logits, x.squeeze(-1), self.buckets, "symlog")
-
-    return log_prob
+def _log_prob(old: Function, self: Any, x: Tensor) -> Tensor:
+    if x.requires_grad or not _plain(self):
+        return old(self, x)
+    return -table_of(x.device).twohot_loss(self.logits, x.squeeze(-1), self.buckets, "symlog")

@@ -1,6 +1,6 @@
 """sheeprl's `dreamer_v3_5`, the DreamerV3 of 2024: block GRU, RMSNorm, states that start from zeros."""
 
-from functools import partial, wraps
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from fastdream.integrations.modules import layers_of
-from fastdream.integrations.patching import Function, Place, table_of
+from fastdream.integrations.patching import Function, Place, instead, table_of
 from fastdream.integrations.sheeprl.deferred import Inputs, Output, follow
-from fastdream.integrations.sheeprl.fabric import bare, ours
+from fastdream.integrations.sheeprl.fabric import ENTERS, as_it_is, bare, ours, ours_of
 from fastdream.ops import RSSM, ActionHead, Actor, BlockGRU, Categorical, Layer, Layers, unimix_log_probs
-
-ENTERS = "left to the step"
 
 
 def places() -> list[Place]:
@@ -28,16 +26,16 @@ def places() -> list[Place]:
     dream = "world_model", "actor", "critic", "target_critic", "posteriors", "recurrent_states"
     settings = "horizon", "discount", "lmbda"
     returns = "last", "terminal", "rewards", "bootstrap", "discount", "lmbda"
-    imagine = partial(_imagine, agent=agent, train=train, net=net)
+    imagine = instead(partial(_imagine, agent=agent, train=train, net=net))
     return [
-        Place(rssm, "embed_actions", ("self", "actions"), (), _as_it_is, ENTERS),
-        Place(rssm, "project_observations", ("self", "embedded_obs"), (), _as_it_is, ENTERS),
-        Place(rssm, "dynamic", step, ("observe",), partial(_dynamic, net=net)),
-        Place(rssm, "imagination", prior, ("imagine_step",), partial(_imagination, net=net)),
+        Place(rssm, "embed_actions", ("self", "actions"), (), instead(as_it_is), ENTERS),
+        Place(rssm, "project_observations", ("self", "embedded_obs"), (), instead(as_it_is), ENTERS),
+        Place(rssm, "dynamic", step, ("observe",), instead(partial(_dynamic, net=net))),
+        Place(rssm, "imagination", prior, ("imagine_step",), instead(partial(_imagination, net=net))),
         Place(train, "imagine", (*dream, *settings), ("imagine", "mlps"), imagine),
-        Place(train, "lambda_return", returns, ("lambda_return",), _lambda_return),
+        Place(train, "lambda_return", returns, ("lambda_return",), instead(_lambda_return)),
         Place(train, "TwoHot", ("logits", "bins"), ("twohot_loss", "twohot_mean"), _twohot),
-        Place(optim.LaProp, "step", ("self", "closure"), ("laprop_",), _laprop),
+        Place(optim.LaProp, "step", ("self", "closure"), ("laprop_",), instead(_laprop)),
     ]
 
 
@@ -53,41 +51,26 @@ def _model(rssm: Any, net: Any) -> RSSM:
     return RSSM(block, latent, prior, net([post.input_layer, *post.model]))
 
 
-def _ours(rssm: Any) -> bool:
-    return ours(rssm.recurrent_model, rssm.representation_model, rssm.transition_model)
-
-
-def _as_it_is(old: Function) -> Function:
-    """Actions and embeddings enter the step themselves, whose op multiplies those of all time steps at once."""
-
-    @wraps(old)
-    def entered(self: Any, x: Tensor) -> Tensor:
-        return x if _ours(self) else old(self, x)
-
-    return entered
-
-
-def _dynamic(old: Function, net: Any) -> Function:
-    @wraps(old)
-    def dynamic(
-        self: Any,
-        posterior: Any,
-        recurrent_state: Any,
-        action_embedding: Tensor,
-        observation_projection: Tensor,
-        is_first: Tensor | None = None,
-    ) -> Any:
-        given = posterior, recurrent_state, action_embedding, observation_projection, is_first
-        if not _ours(self):
-            return old(self, *given)
-        state, inputs = (recurrent_state, posterior), given[2:]
-        if is_first is not None and torch.is_grad_enabled():
-            return follow(self, state, inputs, partial(_observe, self, net), 3)
-        if is_first is None:
-            is_first = torch.zeros_like(action_embedding[..., :1])
-        return _observe(self, net, state, [(*inputs[:2], is_first)])
-
-    return dynamic
+def _dynamic(
+    old: Function,
+    self: Any,
+    posterior: Any,
+    recurrent_state: Any,
+    action_embedding: Tensor,
+    observation_projection: Tensor,
+    is_first: Tensor | None = None,
+    *,
+    net: Any,
+) -> Any:
+    given = posterior, recurrent_state, action_embedding, observation_projection, is_first
+    if not ours_of(self):
+        return old(self, *given)
+    state, inputs = (recurrent_state, posterior), given[2:]
+    if is_first is not None and torch.is_grad_enabled():
+        return follow(self, state, inputs, partial(_observe, self, net), 3)
+    if is_first is None:
+        is_first = torch.zeros_like(action_embedding[..., :1])
+    return _observe(self, net, state, [(*inputs[:2], is_first)])
 
 
 def _observe(rssm: Any, net: Any, state: tuple[Tensor, ...], steps: list[Inputs]) -> tuple[Output, ...]:
@@ -101,58 +84,56 @@ def _observe(rssm: Any, net: Any, state: tuple[Tensor, ...], steps: list[Inputs]
     return tuple(x.transpose(0, 1) for x in (out.deter, out.stoch.flatten(-2), log_probs))
 
 
-def _imagination(old: Function, net: Any) -> Function:
-    @wraps(old)
-    def imagination(self: Any, prior: Tensor, recurrent_state: Tensor, actions: Tensor) -> Any:
-        if not _ours(self):
-            return old(self, prior, recurrent_state, actions)
-        model, lead = _model(self, net), prior.shape[:-1]
-        stoch, deter, action = (x.flatten(0, -2) for x in (prior, recurrent_state, actions))
-        noise = deter.new_empty(len(deter), model.latent.stoch).uniform_()
-        stoch = stoch.unflatten(-1, model.latent[:2])
-        step = table_of(deter.device).imagine_step(model, deter, stoch, action, noise)
-        return step.stoch.flatten(-2).unflatten(0, lead), step.deter.unflatten(0, lead)
-
-    return imagination
+def _imagination(
+    old: Function, self: Any, prior: Tensor, recurrent_state: Tensor, actions: Tensor, *, net: Any
+) -> Any:
+    if not ours_of(self):
+        return old(self, prior, recurrent_state, actions)
+    model, lead = _model(self, net), prior.shape[:-1]
+    stoch, deter, action = (x.flatten(0, -2) for x in (prior, recurrent_state, actions))
+    noise = deter.new_empty(len(deter), model.latent.stoch).uniform_()
+    stoch = stoch.unflatten(-1, model.latent[:2])
+    step = table_of(deter.device).imagine_step(model, deter, stoch, action, noise)
+    return step.stoch.flatten(-2).unflatten(0, lead), step.deter.unflatten(0, lead)
 
 
-def _imagine(old: Function, agent: ModuleType, train: ModuleType, net: Any) -> Function:
-    @wraps(old)
-    def imagine(
-        world_model: Any,
-        actor: Any,
-        critic: Any,
-        target_critic: Any,
-        posteriors: Tensor,
-        recurrent_states: Tensor,
-        *,
-        horizon: int,
-        discount: float,
-        lmbda: float,
-    ) -> Any:
-        networks = world_model.reward_model, world_model.continue_model, critic, target_critic
-        known = type(bare(actor)) is agent.Actor and len(bare(actor).model) > 0
-        if torch.is_grad_enabled() or not (known and _ours(world_model.rssm) and ours(actor, *networks)):
-            settings = {"horizon": horizon, "discount": discount, "lmbda": lmbda}
-            return old(world_model, actor, critic, target_critic, posteriors, recurrent_states, **settings)
-        model, deter = _model(world_model.rssm, net), recurrent_states.flatten(0, -2)
-        stoch = posteriors.flatten(0, -2).unflatten(-1, model.latent[:2])
-        policy = _actor(bare(actor), net, deter.shape[-1])
-        noise = deter.new_empty(len(deter), horizon, model.latent.stoch).uniform_()
-        action_noise = deter.new_empty(len(deter), horizon + 1, sum(head.elements for head in policy.heads))
-        action_noise = action_noise.normal_() if bare(actor).is_continuous else action_noise.uniform_()
-        ops = table_of(deter.device)
-        dream = ops.imagine(model, policy, deter, stoch, horizon, noise, action_noise)
-        states, actions = torch.cat([dream.stoch.flatten(-2), dream.deter], -1), dream.action
-        states, actions = states.transpose(0, 1).contiguous(), actions.transpose(0, 1).contiguous()
-        rewards, going, values, slow = ops.mlps(states, [net(bare(network)) for network in networks])
-        rewards, values, slow = (train.TwoHot(x).mean for x in (rewards, values, slow))
-        going = torch.sigmoid(going.squeeze(-1))
-        returns = train.lambda_return(torch.zeros_like(going), 1 - going, rewards, values, discount, lmbda)
-        weights = torch.cumprod(discount * going, 0) / discount
-        return states, actions, values, slow, returns, weights
-
-    return imagine
+def _imagine(
+    old: Function,
+    world_model: Any,
+    actor: Any,
+    critic: Any,
+    target_critic: Any,
+    posteriors: Tensor,
+    recurrent_states: Tensor,
+    *,
+    horizon: int,
+    discount: float,
+    lmbda: float,
+    agent: ModuleType,
+    train: ModuleType,
+    net: Any,
+) -> Any:
+    networks = world_model.reward_model, world_model.continue_model, critic, target_critic
+    known = type(bare(actor)) is agent.Actor and len(bare(actor).model) > 0
+    if torch.is_grad_enabled() or not (known and ours_of(world_model.rssm) and ours(actor, *networks)):
+        settings = {"horizon": horizon, "discount": discount, "lmbda": lmbda}
+        return old(world_model, actor, critic, target_critic, posteriors, recurrent_states, **settings)
+    model, deter = _model(world_model.rssm, net), recurrent_states.flatten(0, -2)
+    stoch = posteriors.flatten(0, -2).unflatten(-1, model.latent[:2])
+    policy = _actor(bare(actor), net, deter.shape[-1])
+    noise = deter.new_empty(len(deter), horizon, model.latent.stoch).uniform_()
+    action_noise = deter.new_empty(len(deter), horizon + 1, sum(head.elements for head in policy.heads))
+    action_noise = action_noise.normal_() if bare(actor).is_continuous else action_noise.uniform_()
+    ops = table_of(deter.device)
+    dream = ops.imagine(model, policy, deter, stoch, horizon, noise, action_noise)
+    states, actions = torch.cat([dream.stoch.flatten(-2), dream.deter], -1), dream.action
+    states, actions = states.transpose(0, 1).contiguous(), actions.transpose(0, 1).contiguous()
+    rewards, going, values, slow = ops.mlps(states, [net(bare(network)) for network in networks])
+    rewards, values, slow = (train.TwoHot(x).mean for x in (rewards, values, slow))
+    going = torch.sigmoid(going.squeeze(-1))
+    returns = train.lambda_return(torch.zeros_like(going), 1 - going, rewards, values, discount, lmbda)
+    weights = torch.cumprod(discount * going, 0) / discount
+    return states, actions, values, slow, returns, weights
 
 
 def _actor(net: Any, layers: Any, deter: int) -> Actor:
@@ -170,18 +151,20 @@ def _actor(net: Any, layers: Any, deter: int) -> Actor:
     return Actor((first._replace(weight=first.weight.roll(deter, 1)), *others), tuple(heads))
 
 
-def _lambda_return(old: Function) -> Function:
-    @wraps(old)
-    def lambda_return(
-        last: Tensor, terminal: Tensor, rewards: Tensor, bootstrap: Tensor, discount: float, lmbda: float
-    ) -> Tensor:
-        if torch.compiler.is_compiling():
-            return old(last, terminal, rewards, bootstrap, discount, lmbda)
-        live, mix = (1 - terminal.to(rewards.dtype)) * discount, (1 - last.to(rewards.dtype)) * lmbda
-        parts = (x[1:].movedim(0, -1) for x in (rewards, live, mix, bootstrap))
-        return table_of(rewards.device).lambda_return(*parts).movedim(-1, 0)
-
-    return lambda_return
+def _lambda_return(
+    old: Function,
+    last: Tensor,
+    terminal: Tensor,
+    rewards: Tensor,
+    bootstrap: Tensor,
+    discount: float,
+    lmbda: float,
+) -> Tensor:
+    if torch.compiler.is_compiling():
+        return old(last, terminal, rewards, bootstrap, discount, lmbda)
+    live, mix = (1 - terminal.to(rewards.dtype)) * discount, (1 - last.to(rewards.dtype)) * lmbda
+    parts = (x[1:].movedim(0, -1) for x in (rewards, live, mix, bootstrap))
+    return table_of(rewards.device).lambda_return(*parts).movedim(-1, 0)
 
 
 def _twohot(old: Any) -> Any:
@@ -205,19 +188,15 @@ def _twohot(old: Any) -> Any:
     return TwoHot
 
 
-def _laprop(old: Function) -> Function:
-    @wraps(old)
-    @torch.no_grad()
-    def step(self: Any, closure: Any = None) -> Any:
-        groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        kinds = {(p.dtype, p.grad.dtype, p.device) for params in groups for p in params}
-        if closure is not None or len(kinds) != 1 or kinds.pop()[:2] != (torch.float32, torch.float32):
-            return old(self, closure)
-        for group, params in zip(self.param_groups, groups, strict=True):
-            if params:
-                _update(group, params, [self.state[p] for p in params])
-
-    return step
+@torch.no_grad()
+def _laprop(old: Function, self: Any, closure: Any = None) -> Any:
+    groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+    kinds = {(p.dtype, p.grad.dtype, p.device) for params in groups for p in params}
+    if closure is not None or len(kinds) != 1 or kinds.pop()[:2] != (torch.float32, torch.float32):
+        return old(self, closure)
+    for group, params in zip(self.param_groups, groups, strict=True):
+        if params:
+            _update(group, params, [self.state[p] for p in params])
 
 
 def _update(group: dict[str, Any], params: list[Tensor], states: list[dict[str, Tensor]]) -> None:

@@ -1,6 +1,6 @@
 """sheeprl's `dreamer_v3`, the DreamerV3 of 2023, and `dreamer_v2`: GRU with a LayerNorm over all gates."""
 
-from functools import partial, wraps
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastdream.integrations import resets
 from fastdream.integrations.modules import layers_of
-from fastdream.integrations.patching import Function, Place, table_of
+from fastdream.integrations.patching import Function, Place, instead, table_of
 from fastdream.integrations.sheeprl.deferred import Inputs, Output, follow
-from fastdream.integrations.sheeprl.fabric import bare, ours
+from fastdream.integrations.sheeprl.fabric import ENTERS, as_it_is, bare, ours, ours_of
 from fastdream.ops import RSSM, Categorical, LayerNormGRU, Layers, unimix_log_probs
 
 
@@ -27,15 +27,14 @@ def places() -> list[Place]:
     settings = "horizon", "gamma", "lmbda", "action_clip"
     bins = "logits", "dims", "low", "high", "transfwd", "transbwd"
     returns = "rewards", "values", "continues", "lmbda"
+    imagine = instead(partial(_imagine, train=train))
     return [
-        Place(v3.RSSM, "project_observations", ("self", "embedded_obs"), (), _as_it_is, "left to the step"),
-        Place(v3.RSSM, "dynamic", (*step, "initial_states", "projected"), ("observe",), _dynamic),
-        Place(
-            train, "imagine", (*dream, *settings), ("imagine_step", "mlps"), partial(_imagine, train=train)
-        ),
-        Place(train, "compute_lambda_values", returns, ("lambda_return",), _lambda_values),
+        Place(v3.RSSM, "project_observations", ("self", "embedded_obs"), (), instead(as_it_is), ENTERS),
+        Place(v3.RSSM, "dynamic", (*step, "initial_states", "projected"), ("observe",), instead(_dynamic)),
+        Place(train, "imagine", (*dream, *settings), ("imagine_step", "mlps"), imagine),
+        Place(train, "compute_lambda_values", returns, ("lambda_return",), instead(_lambda_values)),
         Place(train, "TwoHotEncodingDistribution", bins, ("twohot_loss", "twohot_mean"), _twohot),
-        Place(v2.RSSM, "dynamic", step, ("observe", "prior"), _dynamic_v2),
+        Place(v2.RSSM, "dynamic", step, ("observe", "prior"), instead(_dynamic_v2)),
     ]
 
 
@@ -58,40 +57,23 @@ def _unimix(rssm: Any) -> float:
     return getattr(rssm, "unimix", 0.0)  # DreamerV2 has none
 
 
-def _ours(rssm: Any) -> bool:
-    return ours(rssm.recurrent_model, rssm.representation_model, rssm.transition_model)
-
-
-def _as_it_is(old: Function) -> Function:
-    """Embeddings enter the step themselves, whose op multiplies those of all time steps at once."""
-
-    @wraps(old)
-    def project_observations(self: Any, embedded_obs: Tensor) -> Tensor:
-        return embedded_obs if _ours(self) else old(self, embedded_obs)
-
-    return project_observations
-
-
-def _dynamic(old: Function) -> Function:
-    @wraps(old)
-    def dynamic(
-        self: Any,
-        posterior: Any,
-        recurrent_state: Any,
-        action: Tensor,
-        embedded_obs: Tensor,
-        is_first: Tensor,
-        initial_states: Any = None,
-        projected: bool = False,
-    ) -> Any:
-        if not _ours(self):
-            given = posterior, recurrent_state, action, embedded_obs, is_first, initial_states, projected
-            return old(self, *given)
-        inputs = action, embedded_obs, is_first
-        observe = partial(_observe, self, initial_states)
-        return follow(self, (recurrent_state, posterior), inputs, observe, 3)
-
-    return dynamic
+def _dynamic(
+    old: Function,
+    self: Any,
+    posterior: Any,
+    recurrent_state: Any,
+    action: Tensor,
+    embedded_obs: Tensor,
+    is_first: Tensor,
+    initial_states: Any = None,
+    projected: bool = False,
+) -> Any:
+    if not ours_of(self):
+        given = posterior, recurrent_state, action, embedded_obs, is_first, initial_states, projected
+        return old(self, *given)
+    inputs = action, embedded_obs, is_first
+    observe = partial(_observe, self, initial_states)
+    return follow(self, (recurrent_state, posterior), inputs, observe, 3)
 
 
 def _observe(rssm: Any, start: Any, state: tuple[Tensor, ...], steps: list[Inputs]) -> tuple[Output, ...]:
@@ -107,22 +89,19 @@ def _observe(rssm: Any, start: Any, state: tuple[Tensor, ...], steps: list[Input
     return tuple(x.transpose(0, 1) for x in (out.deter, out.stoch, logit.flatten(-2)))
 
 
-def _dynamic_v2(old: Function) -> Function:
-    @wraps(old)
-    def dynamic(
-        self: Any,
-        posterior: Any,
-        recurrent_state: Any,
-        action: Tensor,
-        embedded_obs: Tensor,
-        is_first: Tensor,
-    ) -> Any:
-        if not _ours(self):
-            return old(self, posterior, recurrent_state, action, embedded_obs, is_first)
-        inputs = action, embedded_obs, is_first
-        return follow(self, (recurrent_state, posterior), inputs, partial(_observe_v2, self), 5)
-
-    return dynamic
+def _dynamic_v2(
+    old: Function,
+    self: Any,
+    posterior: Any,
+    recurrent_state: Any,
+    action: Tensor,
+    embedded_obs: Tensor,
+    is_first: Tensor,
+) -> Any:
+    if not ours_of(self):
+        return old(self, posterior, recurrent_state, action, embedded_obs, is_first)
+    inputs = action, embedded_obs, is_first
+    return follow(self, (recurrent_state, posterior), inputs, partial(_observe_v2, self), 5)
 
 
 def _observe_v2(rssm: Any, state: tuple[Tensor, ...], steps: list[Inputs]) -> tuple[Output, ...]:
@@ -146,49 +125,47 @@ def _observe_v2(rssm: Any, state: tuple[Tensor, ...], steps: list[Inputs]) -> tu
     return deter, stoch, drawn, post, prior_logit
 
 
-def _imagine(old: Function, train: ModuleType) -> Function:
-    @wraps(old)
-    def imagine(
-        world_model: Any,
-        actor: Any,
-        critic: Any,
-        posteriors: Tensor,
-        recurrent_states: Tensor,
-        terminated: Tensor,
-        *,
-        horizon: int,
-        gamma: float,
-        lmbda: float,
-        action_clip: float = 0.0,
-    ) -> Any:
-        networks = world_model.reward_model, world_model.continue_model, critic
-        if not (_ours(world_model.rssm) and ours(*networks)):
-            settings = {"horizon": horizon, "gamma": gamma, "lmbda": lmbda, "action_clip": action_clip}
-            given = world_model, actor, critic, posteriors, recurrent_states, terminated
-            return old(*given, **settings)
-        model = _frozen(model_of(world_model.rssm))
-        nets: list[Layers] = [_frozen(layers_of(bare(network).model)) for network in networks]
-        deter = recurrent_states.detach().flatten(0, 1)
-        stoch = posteriors.detach().reshape(-1, *model.latent[:2])
-        noise = deter.new_empty(len(deter), horizon, model.latent.stoch).uniform_()
-        ops = table_of(deter.device)
-        states, actions = [], []
-        for time in range(horizon + 1):
-            states.append(torch.cat([stoch.flatten(1), deter], -1))
-            actions.append(torch.cat(actor(states[-1].detach()[None], clip=False)[0], -1))
-            if time < horizon:
-                led = train.clip_actions(actions[-1], action_clip).squeeze(0)
-                step = ops.imagine_step(model, deter, stoch, led, noise[:, time])
-                deter, stoch = step.deter, step.stoch
-        latents = torch.stack(states)
-        rewards, going, values = ops.mlps(latents, nets)
-        rewards, values = (train.TwoHotEncodingDistribution(x, dims=1).mean for x in (rewards, values))
-        going = torch.cat([(1 - terminated).reshape(1, -1, 1), (going[1:] > 0).to(going.dtype)])
-        returns = train.compute_lambda_values(rewards[1:], values[1:], going[1:] * gamma, lmbda=lmbda)
-        discount = (torch.cumprod(going * gamma, 0) / gamma).detach()
-        return latents, torch.cat(actions), values, returns, discount
-
-    return imagine
+def _imagine(
+    old: Function,
+    world_model: Any,
+    actor: Any,
+    critic: Any,
+    posteriors: Tensor,
+    recurrent_states: Tensor,
+    terminated: Tensor,
+    *,
+    horizon: int,
+    gamma: float,
+    lmbda: float,
+    action_clip: float = 0.0,
+    train: ModuleType,
+) -> Any:
+    networks = world_model.reward_model, world_model.continue_model, critic
+    if not (ours_of(world_model.rssm) and ours(*networks)):
+        settings = {"horizon": horizon, "gamma": gamma, "lmbda": lmbda, "action_clip": action_clip}
+        given = world_model, actor, critic, posteriors, recurrent_states, terminated
+        return old(*given, **settings)
+    model = _frozen(model_of(world_model.rssm))
+    nets: list[Layers] = [_frozen(layers_of(bare(network).model)) for network in networks]
+    deter = recurrent_states.detach().flatten(0, 1)
+    stoch = posteriors.detach().reshape(-1, *model.latent[:2])
+    noise = deter.new_empty(len(deter), horizon, model.latent.stoch).uniform_()
+    ops = table_of(deter.device)
+    states, actions = [], []
+    for time in range(horizon + 1):
+        states.append(torch.cat([stoch.flatten(1), deter], -1))
+        actions.append(torch.cat(actor(states[-1].detach()[None], clip=False)[0], -1))
+        if time < horizon:
+            led = train.clip_actions(actions[-1], action_clip).squeeze(0)
+            step = ops.imagine_step(model, deter, stoch, led, noise[:, time])
+            deter, stoch = step.deter, step.stoch
+    latents = torch.stack(states)
+    rewards, going, values = ops.mlps(latents, nets)
+    rewards, values = (train.TwoHotEncodingDistribution(x, dims=1).mean for x in (rewards, values))
+    going = torch.cat([(1 - terminated).reshape(1, -1, 1), (going[1:] > 0).to(going.dtype)])
+    returns = train.compute_lambda_values(rewards[1:], values[1:], going[1:] * gamma, lmbda=lmbda)
+    discount = (torch.cumprod(going * gamma, 0) / gamma).detach()
+    return latents, torch.cat(actions), values, returns, discount
 
 
 def _frozen(params: Any) -> Any:
@@ -201,18 +178,14 @@ def _frozen(params: Any) -> Any:
     return params
 
 
-def _lambda_values(old: Function) -> Function:
-    @wraps(old)
-    def compute_lambda_values(
-        rewards: Tensor, values: Tensor, continues: Tensor, lmbda: float = 0.95
-    ) -> Tensor:
-        if torch.compiler.is_compiling():
-            return old(rewards, values, continues, lmbda)
-        reward, value, live = (x.movedim(0, -1) for x in (rewards, values, continues))
-        mix = torch.full_like(live, lmbda)
-        return table_of(rewards.device).lambda_return(reward, live, mix, value).movedim(-1, 0)
-
-    return compute_lambda_values
+def _lambda_values(
+    old: Function, rewards: Tensor, values: Tensor, continues: Tensor, lmbda: float = 0.95
+) -> Tensor:
+    if torch.compiler.is_compiling():
+        return old(rewards, values, continues, lmbda)
+    reward, value, live = (x.movedim(0, -1) for x in (rewards, values, continues))
+    mix = torch.full_like(live, lmbda)
+    return table_of(rewards.device).lambda_return(reward, live, mix, value).movedim(-1, 0)
 
 
 def _twohot(old: Any) -> Any:
