@@ -11,13 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastdream.distributions import (
-    normal_entropy,
-    normal_log_prob,
-    tanh_normal_log_prob,
-    trunc_normal_entropy,
-    trunc_normal_log_prob,
-)
+from fastdream.distributions import tanh_normal_log_prob, trunc_normal_entropy, trunc_normal_log_prob
+from fastdream.ops import normal_entropy, normal_log_prob
 
 
 @dataclass(frozen=True)
@@ -116,5 +111,3 @@ class TanhNormal:
 
 
 Continuous = BoundedNormal | TruncNormal | TanhNormal
-
-__all__ = ["BoundedNormal", "Continuous", "TanhNormal", "TruncNormal"]

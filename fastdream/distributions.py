@@ -8,18 +8,6 @@ from torch import Tensor
 
 from fastdream.ops import normal_entropy, normal_log_prob
 
-__all__ = [
-    "huber",
-    "normal_entropy",
-    "normal_log_prob",
-    "sum_event",
-    "tanh_normal_log_prob",
-    "trunc_normal_entropy",
-    "trunc_normal_log_prob",
-    "unit_normal_loss",
-    "wide",
-]
-
 
 def _density(z: Tensor) -> Tensor:
     """Of the standard normal."""
@@ -51,9 +39,9 @@ def tanh_normal_log_prob(event: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return normal_log_prob(raw, mean, std) - slope
 
 
-def huber(distance: Tensor, eps: float = 1.0) -> Tensor:
-    """Charbonnier's smooth absolute value: sqrt(distance² + eps²) - eps."""
-    return (distance.square() + eps * eps).sqrt() - eps
+def huber(distance: Tensor) -> Tensor:
+    """Charbonnier's smooth absolute value: sqrt(distance² + 1) - 1."""
+    return (distance.square() + 1).sqrt() - 1
 
 
 def wide(x: Tensor) -> Tensor:

@@ -290,6 +290,3 @@ def describe(agent: str = "dreamer_v3") -> str:
         learns = "in stages   " if agent in agents.STAGED else f"ratio {config.train.ratio:<6g}"
         lines.append(f"{name:{wide}} {facts}  {learns} {about}")
     return "\n".join(lines)
-
-
-__all__ = ["CATALOGUES", "PRESETS", "SUITES", "describe", "nature", "nearest", "preset_of", "resolve"]

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdream.distributions import normal_log_prob, wide
+from fastdream.distributions import wide
 from fastdream.latents import Gaussian, Latent
+from fastdream.ops import normal_log_prob
 
 # Of a variance, so that a root of it has a gradient.
 TINY = 1e-12

@@ -103,6 +103,3 @@ def _without_memory(arg: Any) -> Any:
     if isinstance(arg, tuple):
         return tuple(_without_memory(x) for x in arg)
     return Memory(arg) if isinstance(arg, Tensor) else arg
-
-
-__all__ = ["Memory", "Work", "compile_kernel", "pretend"]

@@ -46,6 +46,3 @@ def padded_rows(x: Tensor) -> Tensor | None:
     whole = rows * x[:1].numel() * x.element_size() == x.untyped_storage().nbytes()
     own = whole and x.storage_offset() == 0 and x.is_contiguous()
     return x.as_strided((rows, *x.shape[1:]), x.stride()) if own else None
-
-
-__all__ = ["as_rows", "empty_rows", "padded", "padded_rows", "readable"]
