@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdream.distributions import huber, sum_event, unit_normal_loss, wide
-from fastdream.nets import MLP, Children, Dense, frozen, layers_of
+from fastdream.nets import MLP, Children, Dense, layers_of
 from fastdream.ops import Ops, categorical_log_prob, twohot_bins
-from fastdream.ops.params import Act, Feat, Layer, Layers, Norm
+from fastdream.ops.params import Act, Feat, Layers, Norm, frozen
 from fastdream.spaces import Space
 
 
@@ -195,15 +195,10 @@ class Outputs(Protocol):
 
 
 def outputs_at(
-    ops: Ops, feat: Tensor | Feat, learned: Sequence[Outputs], frozen: Sequence[Outputs]
+    ops: Ops, feat: Tensor | Feat, learned: Sequence[Outputs], others: Sequence[Outputs]
 ) -> tuple[list[Any], list[Any]]:
     """Raw outputs of several heads at the same features, in one call: those that learn, and those without gradient."""
-    fixed = [tuple(_detached(layer) for layer in head.layers) for head in frozen]
-    given = iter(ops.mlps(feat, [*(head.layers for head in learned), *fixed]))
+    nets = [*(head.layers for head in learned), *(frozen(head.layers) for head in others)]
+    given = iter(ops.mlps(feat, nets))
     outputs = [head.outputs(next(given)) for head in learned]
-    return outputs, [head.outputs(next(given).detach()) for head in frozen]
-
-
-def _detached(layer: Layer) -> Layer:
-    bias, scale, shift = (None if p is None else p.detach() for p in layer[1:4])
-    return layer._replace(weight=layer.weight.detach(), bias=bias, scale=scale, shift=shift)
+    return outputs, [head.outputs(next(given).detach()) for head in others]

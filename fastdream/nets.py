@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import is_
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -137,17 +137,6 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inp] -> [..., width] in the dtype of x."""
         return self.ops.mlp(x, self.layers)
-
-
-def frozen(tree: T) -> T:
-    """Parameters as ops take them, without gradient, so that one flows through them to their inputs alone."""
-    result: Any = tree
-    if isinstance(tree, Tensor):
-        result = tree.detach()
-    elif isinstance(tree, tuple):
-        items = [frozen(item) for item in tree]
-        result = type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
-    return cast(T, result)
 
 
 class Kept(Generic[T]):

@@ -13,7 +13,7 @@ from fastdream.agents.dreamer_v2_config import ExploreConfig, RSSMConfig
 from fastdream.agents.dreamer_v2_offline import OfflineDV2
 from fastdream.agents.dreamer_v2_offline_config import Config, OfflineConfig, size
 from fastdream.agents.dreamer_v2_penalties import PENALTIES
-from fastdream.nets import frozen
+from fastdream.ops.params import frozen
 from fastdream.spaces import Spaces
 
 from .dreamer_tools import (

@@ -19,8 +19,8 @@ from fastdream.agents.dreamer_v1_nets import Draws, Networks, Start
 from fastdream.annealing import Annealed
 from fastdream.behavior import alive_weight, own_return
 from fastdream.dreamer import Carry, Dreamer, Metrics, Stateful
-from fastdream.nets import frozen
 from fastdream.ops import Ops
+from fastdream.ops.params import frozen
 from fastdream.spaces import Spaces, refuse_missing, refuse_short
 
 __all__ = ["SIZES", "Config", "Draws", "DreamerV1", "size"]

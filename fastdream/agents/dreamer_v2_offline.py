@@ -19,11 +19,10 @@ from fastdream.agents.dreamer_v2_behavior import Behavior
 from fastdream.agents.dreamer_v2_offline_config import Config
 from fastdream.agents.dreamer_v2_penalties import PENALTIES
 from fastdream.keras import keras_defaults
-from fastdream.nets import Dense, frozen
+from fastdream.nets import Dense
 from fastdream.ops import Ops
+from fastdream.ops.params import frozen
 from fastdream.spaces import Spaces, refuse_missing, refuse_short
-
-__all__ = ["OfflineDV2", "Priors"]
 
 Carry = dict[str, Tensor]
 Metrics = dict[str, Tensor]

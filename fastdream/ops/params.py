@@ -7,9 +7,11 @@ Sizes: B batch, D deter, S latent variables, C classes of each, H hidden, A acti
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from torch import Tensor
+
+T = TypeVar("T")
 
 Norm = Literal["none", "rms", "layer"]
 Act = Literal["none", "silu", "gelu", "elu", "relu", "tanh"]
@@ -212,3 +214,14 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 def any_gradient(*trees: Any) -> bool:
     """Whether any of their tensors wants one."""
     return any(x.requires_grad for x in tensors(trees))
+
+
+def frozen(tree: T) -> T:
+    """Parameters without gradient, so that one flows through them to their inputs alone."""
+    result: Any = tree
+    if isinstance(tree, Tensor):
+        result = tree.detach()
+    elif isinstance(tree, tuple):
+        items = [frozen(item) for item in tree]
+        result = type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    return cast(T, result)

@@ -13,7 +13,8 @@ from fastdream.integrations.modules import layers_of
 from fastdream.integrations.patching import Function, Place, instead, table_of
 from fastdream.integrations.sheeprl.deferred import Inputs, Output, follow
 from fastdream.integrations.sheeprl.fabric import ENTERS, as_it_is, bare, ours, ours_of
-from fastdream.ops import RSSM, Categorical, LayerNormGRU, Layers, unimix_log_probs
+from fastdream.ops import RSSM, Categorical, LayerNormGRU, unimix_log_probs
+from fastdream.ops.params import frozen
 
 
 def places() -> list[Place]:
@@ -145,8 +146,8 @@ def _imagine(
         settings = {"horizon": horizon, "gamma": gamma, "lmbda": lmbda, "action_clip": action_clip}
         given = world_model, actor, critic, posteriors, recurrent_states, terminated
         return old(*given, **settings)
-    model = _frozen(model_of(world_model.rssm))
-    nets: list[Layers] = [_frozen(layers_of(bare(network).model)) for network in networks]
+    model = frozen(model_of(world_model.rssm))
+    nets = [frozen(layers_of(bare(network).model)) for network in networks]
     deter = recurrent_states.detach().flatten(0, 1)
     stoch = posteriors.detach().reshape(-1, *model.latent[:2])
     noise = deter.new_empty(len(deter), horizon, model.latent.stoch).uniform_()
@@ -166,16 +167,6 @@ def _imagine(
     returns = train.compute_lambda_values(rewards[1:], values[1:], going[1:] * gamma, lmbda=lmbda)
     discount = (torch.cumprod(going * gamma, 0) / gamma).detach()
     return latents, torch.cat(actions), values, returns, discount
-
-
-def _frozen(params: Any) -> Any:
-    """Parameters whose gradients nobody wants."""
-    if isinstance(params, Tensor):
-        return params.detach()
-    if isinstance(params, tuple):
-        items = map(_frozen, params)
-        return type(params)(*items) if hasattr(params, "_fields") else tuple(items)
-    return params
 
 
 def _lambda_values(
