@@ -57,12 +57,7 @@ class Dreamer(ABC):
         self.ops = fd.load(device=self.device) if ops is None else ops
         self.inputs, self._decode = Inputs(self.device), ActionDecoder(act_space)
         self._seen = shapes_seen(obs_space)
-        # Acting and learning draw from generators of their own, so that neither depends on how often the other
-        # is called.
-        self.generators = {
-            name: torch.Generator(self.device).manual_seed(seed + offset)
-            for offset, name in enumerate(("policy", "train", "report"), start=1)
-        }
+        self.generators = generators.separate(self.device, seed)
 
     @property
     def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

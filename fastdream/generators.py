@@ -9,6 +9,12 @@ from torch import Tensor
 Generators = Mapping[str, torch.Generator]
 
 
+def separate(device: torch.device, seed: int) -> dict[str, torch.Generator]:
+    """One each to act, to learn and to report from, so that none depends on how often another is asked."""
+    names = enumerate(("policy", "train", "report"), start=1)
+    return {name: torch.Generator(device).manual_seed(seed + offset) for offset, name in names}
+
+
 def states(generators: Generators) -> dict[str, Tensor]:
     """Where each of them stands, as a checkpoint keeps it."""
     return {name: generator.get_state() for name, generator in generators.items()}

@@ -75,12 +75,7 @@ class DreamerV3:
         use_large_pages(self.nets.parameters())
         self.casts = Casts(self.nets, self.dtype, self.nets.joined())
         self.opt = LaProp(self.ops, self.nets.learned(), config.opt, self.casts.leaf)
-        # Acting and learning draw from generators of their own, so that neither depends on how often the other
-        # is called.
-        self.generators = {
-            name: torch.Generator(self.device).manual_seed(seed + offset)
-            for offset, name in enumerate(("policy", "train", "report"), start=1)
-        }
+        self.generators = generators.separate(self.device, seed)
 
     @property
     def param_count(self) -> int:
