@@ -19,6 +19,7 @@ from fastdream.config import Config
 from fastdream.driver import Voice
 from fastdream.envs import options_of
 from fastdream.lane import RestartedTooOften
+from fastdream.logger import write_png
 from fastdream.restore import load_agent, open_loop
 from fastdream.rundir import StorageError
 from fastdream.schedule import Stop
@@ -232,9 +233,7 @@ def videos(
             files.append(video.write_video(path, video.label_rows(picture)))
         else:
             true, imagined = picture
-            png = video.png_bytes(curves.plot_curves(true, imagined, len(true) // 2))
-            rundir.write_atomic(path.with_suffix(".png"), png)
-            files.append(path.with_suffix(".png"))
+            files.append(write_png(path, curves.plot_curves(true, imagined, len(true) // 2)[None]))
     return files
 
 

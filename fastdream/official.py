@@ -8,7 +8,7 @@ dense kernels are [in, out], convolution kernels [height, width, in, out]; block
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -100,9 +100,6 @@ class _NumpyUnpickler(pickle.Unpickler):
         + [(f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")]
         + [(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")]
     )
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:

@@ -114,8 +114,8 @@ class Recording:
 
     def starts(self) -> Array:
         """The first row of every episode that is kept."""
-        rows = [episode["rows"] for episode in self.episodes if episode["rows"]]
-        return np.cumsum([0, *rows[:-1]]) if rows else np.zeros(0, int)
+        lengths = self.lengths()
+        return np.cumsum(lengths) - lengths
 
     def lengths(self) -> Array:
         """Rows of every episode that is kept."""

@@ -260,8 +260,8 @@ def dry_run(config: Config) -> None:
     set_up(config)
     # Sequences may come from anywhere here, so that no episode need end; and an update is made in any case.
     once = replace(config.train, prefill=0, pretrain=1, ratio=max(config.train.ratio, 1.0))
-    sources = replace(config.replay, windows="stream"), once
-    config = replace(config, log=replace(config.log, outputs=()), replay=sources[0], train=sources[1])
+    replay, log = replace(config.replay, windows="stream"), replace(config.log, outputs=())
+    config = replace(config, log=log, replay=replay, train=once)
     with (
         tempfile.TemporaryDirectory() as folder,
         make_driver(config, Voice()) as driver,

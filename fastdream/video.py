@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 # Players show a clip of 64 x 64 pixels as a stamp: small ones are enlarged by a whole factor to about this height.
 SMALLEST = 192
+LABELS = ("truth", "model", "error")  # of the rows of a prediction
 _SUFFIXES = (".mp4", ".webp", ".gif")
 
 
@@ -69,17 +69,17 @@ def png_bytes(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def label_rows(frames: np.ndarray, labels: Sequence[str] = ("truth", "model", "error")) -> np.ndarray:
-    """Write a name beside each of the rows that a clip consists of: [T, H, W, C] -> [T, H, W + margin, 3]."""
+def label_rows(frames: np.ndarray) -> np.ndarray:
+    """Write its name beside each of a clip's rows, see LABELS: [T, H, W, C] -> [T, H, W + margin, 3]."""
     image = pillow()
     from PIL import ImageDraw
 
     frames = as_rgb(frames)
     T, H, _, _ = frames.shape
-    margin = image.new("RGB", (10 + 8 * max(map(len, labels)), H), (24, 24, 27))
+    margin = image.new("RGB", (10 + 8 * max(map(len, LABELS)), H), (24, 24, 27))
     draw = ImageDraw.Draw(margin)
-    for row, label in enumerate(labels):
-        draw.text((5, (row + 0.5) * H / len(labels)), label, (228, 228, 231), anchor="lm", font_size=12)
+    for row, label in enumerate(LABELS):
+        draw.text((5, (row + 0.5) * H / len(LABELS)), label, (228, 228, 231), anchor="lm", font_size=12)
     return np.concatenate([np.broadcast_to(np.asarray(margin), (T, H, margin.width, 3)), frames], axis=2)
 
 
