@@ -9,7 +9,7 @@ from fastdream.ops.native.actor import add_actor, add_latent_net
 from fastdream.ops.native.dense import mlp
 from fastdream.ops.native.library import check_float, check_index, check_shape, contiguous, register, run
 from fastdream.ops.native.params import Flat, LatentShape, add_core, check_params, latent_shape, with_gaps
-from fastdream.ops.params import RSSM, Actor, Dream, Step, need_steps
+from fastdream.ops.params import RSSM, Actor, Dream, Step, any_gradient, need_steps
 from fastdream.ops.reference.actor import action_width
 from fastdream.ops.reference.layers import match
 from fastdream.ops.reference.state import shaped
@@ -26,6 +26,11 @@ class Layout(NamedTuple):
     action: int  # width
     elements: int  # numbers that draw an action
     acts: int  # 1 if there is an actor
+
+    @property
+    def latent(self) -> LatentShape:
+        """Of its draws."""
+        return LatentShape(self.stoch, self.classes, self.form, 0.0, 0.0)
 
     @property
     def drawn(self) -> bool:
@@ -129,7 +134,7 @@ def _run(
     params, filled = flat.present()
     check_params(op, params, deter, "deter")
     floats = [x for x in (deter, stoch, action) if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *floats)):
+    if torch.is_grad_enabled() and any_gradient(*params, *floats):
         raise ValueError(
             f"native {op} has no gradient; call it under torch.no_grad(), or use the reference, which has: "
             f'fastdream.ops.load({op}="reference")'
@@ -163,7 +168,7 @@ def _fake(
     if deter.dim() != 2:
         raise ValueError(f"{op}: deter has shape {list(deter.shape)}, expected [rows, features]")
     rows, states = deter.shape[0], n.length + n.start
-    latent = LatentShape(n.stoch, n.classes, n.form, 0.0, 0.0)
+    latent = n.latent
     shapes = {
         "stoch": (stoch, (rows, *latent.state)),
         "noise": (noise, (rows, n.length, n.stoch)),

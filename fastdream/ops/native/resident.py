@@ -11,7 +11,7 @@ from fastdream.ops import triton
 from fastdream.ops.native.library import C
 from fastdream.ops.native.resident_op import ROWS, numbered
 from fastdream.ops.native.resident_pack import Params, Shape
-from fastdream.ops.params import RSSM, BlockGRU, Categorical, Layer, Step
+from fastdream.ops.params import RSSM, BlockGRU, Categorical, Layer, Step, any_gradient
 from fastdream.ops.reference.cells import BlockCell
 from fastdream.ops.reference.layers import dense, linear, match
 from fastdream.ops.reference.state import Posterior
@@ -195,7 +195,7 @@ def observe(
     shape, _ = _choose(rssm, deter.device)
     assert shape is not None
     params, state = list(_bound(model)), (deter, match(stoch, dtype))
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *state, *entered))
+    learns = torch.is_grad_enabled() and any_gradient(*params, *state, *entered)
     draws = noise, index
     out = torch.ops.fastdream.resident_observe(
         params, *state, *entered, reset, *draws, scalars, list(shape), learns

@@ -1,6 +1,5 @@
 """Imagination, without gradient: with the actor inside, or along given actions."""
 
-from math import prod
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from fastdream.ops.native.actor import add_actor, add_latent_net
 from fastdream.ops.native.dream import Layout, Outputs
 from fastdream.ops.native.params import Flat, LatentShape, add_core, latent_shape
-from fastdream.ops.params import RSSM, Actor, Dream, Step
+from fastdream.ops.params import RSSM, Actor, Dream, Step, any_gradient
 from fastdream.ops.reference.actor import action_width
 from fastdream.ops.reference.layers import match
 from fastdream.ops.triton.library import check_floats, check_shape, contiguous, register
@@ -41,7 +40,7 @@ def imagine(
     acts = action is None
     if acts:
         check_served("imagine", unserved_actor(actor))
-        add_actor(flat, "imagine", actor, deter.shape[-1] + prod(latent.state))
+        add_actor(flat, "imagine", actor, deter.shape[-1] + latent.width)
     elements = sum(head.elements for head in actor.heads)
     layout = Layout(length, 1, latent.stoch, latent.classes, 0, width, elements, int(acts))
     draws = (action_noise, None) if acts else (None, action)
@@ -94,7 +93,7 @@ def _flatten(op: str, rssm: RSSM, deter: Tensor, action: int) -> tuple[Flat, Lat
     check_served(op, unserved(rssm, rssm.prior))
     flat, latent = Flat([], [], []), latent_shape(op, rssm.latent)
     add_latent(flat, op, rssm.latent)
-    width = add_core(flat, op, rssm.core, prod(latent.state), action)
+    width = add_core(flat, op, rssm.core, latent.width, action)
     check_shape(op, "deter", deter, *deter.shape[:-1], width)
     add_latent_net(flat, op, "prior", rssm.prior, width, rssm.latent)
     return flat, latent
@@ -105,20 +104,15 @@ def _run(
 ) -> Outputs:
     """inputs: stoch, noise, index, action_noise, action."""
     stoch, noise, index, action_noise, action = inputs
-    if noise is None and not latent.classes:
-        raise ValueError(f"{op}: a Gaussian latent needs noise: it has no index that could be replayed")
-    if noise is None and index is None:
-        raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
+    noise, index = latent.draws(op, noise, index)
     params, filled = flat.present()
     floats = [x for x in (deter, stoch, action) if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *floats)):
+    if torch.is_grad_enabled() and any_gradient(*params, *floats):
         raise ValueError(
             f"triton {op} has no gradient; call it under torch.no_grad(), or use the reference, which has: "
             f'fastdream.ops.load({op}="reference")'
         )
     assert stoch is not None
-    index = index if latent.classes else None
-    noise = None if index is not None else noise
     settings = flat.sizes, flat.scalars, list(layout)
     given = match(stoch, deter.dtype), noise, index, action_noise, action
     return torch.ops.fastdream.triton_imagine(params, filled, *settings, deter, *given)
@@ -132,7 +126,7 @@ def _check(op: str, n: Layout, params: list[Tensor], deter: Tensor, inputs: dict
         raise ValueError(f"{op}: deter has shape {list(deter.shape)}, expected [rows, features]")
     rows, states = deter.shape[0], n.length + n.start
     shapes = {
-        "stoch": (rows, *_state(n)),
+        "stoch": (rows, *n.latent.state),
         "noise": (rows, n.length, n.stoch),
         "index": (rows, n.length, n.stoch),
         "action_noise": (rows, states, n.elements),
@@ -143,10 +137,6 @@ def _check(op: str, n: Layout, params: list[Tensor], deter: Tensor, inputs: dict
             check_shape(op, name, x, *shapes[name])
     if index is not None and (index.is_floating_point() or index.device != deter.device):
         raise ValueError(f"{op}: index is {index.dtype} on {index.device}, expected int64 on {deter.device}")
-
-
-def _state(n: Layout) -> tuple[int, ...]:
-    return (n.stoch, n.classes) if n.classes else (n.stoch,)
 
 
 def _fake(
@@ -165,8 +155,8 @@ def _fake(
     wide = torch.float32
     return (
         deter.new_empty(rows, states, deter.shape[1]),
-        deter.new_empty(rows, states, *_state(n)),
-        deter.new_empty(rows, n.length, *(_state(n) if n.classes else (2 * n.stoch,))),
+        deter.new_empty(rows, states, *n.latent.state),
+        deter.new_empty(rows, n.length, *n.latent.logit),
         deter.new_empty((rows, states, n.action) if n.start else 0, dtype=wide),
         deter.new_empty(0 if n.start else (rows, n.length, n.stoch if n.classes else 0), dtype=torch.int64),
     )

@@ -1,15 +1,14 @@
 """The policy step, for a few environments at a time: as many launches as it has products that wait for one another."""
 
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_chain, add_latent_net
-from fastdream.ops.native.params import Flat, add_core, latent_shape
+from fastdream.ops.native.params import Flat, LatentShape, add_core, latent_shape
 from fastdream.ops.params import RSSM, Actor, Layer, Layers, Step
-from fastdream.ops.reference.actor import action_width
+from fastdream.ops.reference.actor import action_width, check_mode
 from fastdream.ops.reference.layers import match
 from fastdream.ops.reference.policy import squish
 from fastdream.ops.triton.block_product import Normed, block_product, product_sums, product_tiles
@@ -31,9 +30,9 @@ class Layout(NamedTuple):
     elements: int  # numbers that draw an action
 
     @property
-    def state(self) -> tuple[int, ...]:
-        """Shape of a stoch."""
-        return (self.stoch, self.classes) if self.classes else (self.stoch,)
+    def latent(self) -> LatentShape:
+        """Of its draws."""
+        return LatentShape(self.stoch, self.classes, 0, 0.0, 0.0)
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -58,42 +57,34 @@ def policy_step(
     Computes in deter's dtype, float32 or half precision, whatever that of the parameters. Raises ValueError naming
     what does not fit. An index that is no class draws nothing.
     """
-    flat, layout = _flatten(encoder, rssm, actor, deter)
-    if noise is None and not layout.classes:
-        raise ValueError("policy_step: a Gaussian latent needs noise: it has no index that could be replayed")
-    if noise is None and index is None:
-        raise ValueError("policy_step needs noise to draw with, or the index of an earlier draw")
-    index = index if layout.classes else None
-    if action_noise is None and any(head.kind == "tanh_normal" for head in actor.heads):
-        raise ValueError(
-            "the most likely action of a tanh_normal has no closed form; draw some and compare them"
-        )
+    flat, layout = _flatten(encoder, rssm, actor)
+    noise, index = layout.latent.draws("policy_step", noise, index)
+    if action_noise is None:
+        check_mode(actor)
     features = squish(features.detach(), vectors) if vectors else features
     params, filled = flat.present()
     state = (match(x, deter.dtype).detach() for x in (deter, stoch, action, features))
-    draws = None if index is not None else noise, index, action_noise
     settings = [x.detach() for x in params], filled, flat.sizes, flat.scalars, list(layout)
-    outputs = torch.ops.fastdream.triton_policy_step(*settings, *state, reset, *draws)
+    outputs = torch.ops.fastdream.triton_policy_step(*settings, *state, reset, noise, index, action_noise)
     step, act = Step(*outputs[:4]), outputs[4]
     return step if layout.classes else step._replace(index=None), act
 
 
-def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> tuple[Flat, Layout]:
+def _flatten(encoder: Layers, rssm: RSSM, actor: Actor) -> tuple[Flat, Layout]:
     op, latent = "policy_step", latent_shape("policy_step", rssm.latent)
     check_served(op, unserved(rssm, rssm.post) or unserved_actor(actor))
     check_served(op, "triton has no posterior that sees the embedding alone" if rssm.absolute else "")
-    flat, width, stoch = Flat([], [], []), action_width(actor), prod(latent.state)
+    flat, width = Flat([], [], []), action_width(actor)
     add_latent(flat, op, rssm.latent)
     features = encoder[0].weight.shape[-1] if encoder else 0
     embed = add_chain(flat, op, "encoder", encoder, features)
-    deter_width = add_core(flat, op, rssm.core, stoch, width)
+    deter_width = add_core(flat, op, rssm.core, latent.width, width)
     seen = rssm.post[0].weight.shape[-1]
     add_latent_net(flat, op, "post", rssm.post, seen, rssm.latent)
     if encoder and deter_width + embed != seen:
         wanted = seen - deter_width
         raise ValueError(f"{op}: encoder gives {embed} features, the posterior takes {wanted}")
-    add_actor(flat, op, actor, deter_width + stoch)
-    elements = sum(head.elements for head in actor.heads)
+    _, elements = add_actor(flat, op, actor, deter_width + latent.width)
     features = features or seen - deter_width
     return flat, Layout(deter_width, latent.stoch, latent.classes, width, features, elements)
 
@@ -109,7 +100,7 @@ def _fake(
 ) -> Outputs:
     n, rows = Layout(*layout), len(deter)
     expected = {
-        "stoch": (rows, *n.state),
+        "stoch": (rows, *n.latent.state),
         "action": (rows, n.action),
         "features": (rows, n.features),
         "reset": (rows,),
@@ -132,8 +123,8 @@ def _fake(
             )
     return (
         deter.new_empty(rows, n.width),
-        deter.new_empty(rows, *n.state),
-        deter.new_empty(rows, *(n.state if n.classes else (2 * n.stoch,))),
+        deter.new_empty(rows, *n.latent.state),
+        deter.new_empty(rows, *n.latent.logit),
         deter.new_empty((rows, n.stoch if n.classes else 0), dtype=torch.int64),
         deter.new_empty((rows, n.action), dtype=torch.float32),
     )

@@ -79,12 +79,9 @@ def _observe(
     if why := problem(rssm):
         raise ValueError(f"{op}: triton does not compute {why}; use the reference")
     latent = latent_shape(op, rssm.latent)
-    if noise is None and not latent.classes:
-        raise ValueError(f"{op}: a Gaussian latent needs noise: it has no index that could be replayed")
-    if noise is None and index is None:
-        raise ValueError(f"{op} needs noise to draw with, or the index of an earlier draw")
-    flat, widths = Flat([], [], []), (latent.stoch * max(1, latent.classes), action.shape[-1])
-    width = add_core(flat, op, rssm.core, *widths)
+    noise, index = latent.draws(op, noise, index)
+    flat = Flat([], [], [])
+    width = add_core(flat, op, rssm.core, latent.width, action.shape[-1])
     name = "prior" if embed is None else "post"
     add_layers(flat, op, name, rssm.post)
     if embed is None:
@@ -93,8 +90,8 @@ def _observe(
         check_post(op, rssm, width, embed.shape[-1])
     params, filled = flat.present()
     layout, scalars = [*latent[:3], int(rssm.absolute)], [*flat.scalars, *latent[3:]]
-    index = match(index, torch.int64) if latent.classes and index is not None else None
-    noise = None if index is not None or noise is None else noise.detach()
+    index = None if index is None else match(index, torch.int64)
+    noise = None if noise is None else noise.detach()
     dtype = deter.dtype
     embed = None if embed is None else match(embed, dtype)
     inputs = deter, match(stoch, dtype), action, embed, reset, noise, index
