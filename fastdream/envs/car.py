@@ -14,6 +14,7 @@ from fastdream.envs.base import Action, EnvError, Obs, need, transition, unknown
 from fastdream.envs.images import resize
 from fastdream.spaces import Space
 
+TASKS = ("racing",)
 ROWS = 84  # above the dashboard
 
 
@@ -33,15 +34,10 @@ class Options:
             raise EnvError(f"need size, repeat and length >= 1, got {self}")
 
 
-def names() -> list[str]:
-    """There is one."""
-    return ["racing"]
-
-
 def make(name: str, seed: int, options: Options) -> "CarRacing":
     """The race by its name."""
-    if name not in names():
-        raise unknown("car", name, names())
+    if name not in TASKS:
+        raise unknown("car", name, TASKS)
     return CarRacing(seed, options)
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from fastdream.envs.base import Action, EnvError, Obs, need, transition, unknown
 from fastdream.spaces import Space
 
+TASKS = ("reward", "noreward")  # with the game's reward, or with none
+
 
 @dataclass(frozen=True)
 class Options:
@@ -23,15 +25,10 @@ class Options:
             raise EnvError(f"the view is 9 x 9 tiles of at least 2 pixels, so size >= 18, got {self.size}")
 
 
-def names() -> list[str]:
-    """With the game's reward, or with none."""
-    return ["reward", "noreward"]
-
-
 def make(name: str, seed: int, options: Options) -> "Crafter":
     """The game, with or without its reward."""
-    if name not in names():
-        raise unknown("crafter", name, names())
+    if name not in TASKS:
+        raise unknown("crafter", name, TASKS)
     return Crafter(name == "reward", seed, options)
 
 

@@ -49,11 +49,6 @@ class Options:
             raise EnvError(f"need obs proprio, vision or both, size >= 1 and camera >= -1, got {self}")
 
 
-def names() -> list[str]:
-    """All tasks of the suite, as domain_task."""
-    return sorted(_tasks())
-
-
 def make(name: str, seed: int, options: Options) -> Env:
     """A task by its name; the domain "cup" is short for ball_in_cup."""
     env = DMC(name, seed, options)
@@ -78,21 +73,18 @@ def _suite() -> ModuleType:
         ) from error
 
 
-def _tasks() -> dict[str, tuple[str, str]]:
-    return {f"{domain}_{task}": (domain, task) for domain, task in _suite().ALL_TASKS}
-
-
 class DMC:
     """One task. An episode ends with a discount of 0 (terminal) or at its time limit (only last)."""
 
     def __init__(self, name: str, seed: int, options: Options) -> None:
         full = name.replace("cup_", "ball_in_cup_", 1) if name.startswith("cup_") else name
-        tasks = _tasks()
+        suite = _suite()
+        tasks = {f"{domain}_{task}": (domain, task) for domain, task in suite.ALL_TASKS}
         if full not in tasks:
             raise unknown("dmc", full, tasks)
         domain, task = tasks[full]
         try:
-            self._env = _suite().load(domain, task, task_kwargs={"random": seed})
+            self._env = suite.load(domain, task, task_kwargs={"random": seed})
         except AttributeError as error:
             raise EnvError(f"dm_control and mujoco do not fit each other ({error}): {PAIR}") from error
         # Holds on one machine and one version of MuJoCo, which is where a run is resumed. The models of lqr are

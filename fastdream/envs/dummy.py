@@ -45,11 +45,6 @@ TASKS: dict[str, tuple[str, str]] = {
 }
 
 
-def names() -> list[str]:
-    """All of them."""
-    return list(TASKS)
-
-
 def make(name: str, seed: int, options: Options) -> "Dummy":
     """One of them by its name."""
     if name not in TASKS:

@@ -36,11 +36,6 @@ class Options:
             raise EnvError(f"need size, repeat and length >= 1, got {self}")
 
 
-def names() -> list[str]:
-    """All scenarios that are served."""
-    return list(TASKS)
-
-
 def make(name: str, seed: int, options: Options) -> "TakeCover":
     """A scenario by its name."""
     if name not in TASKS:
