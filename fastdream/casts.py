@@ -1,7 +1,6 @@
 """Weights in the dtype of products: cast once an update, for everything that multiplies by them in it."""
 
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -54,9 +53,7 @@ class Casts:
             owner[name] = leaf
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for owner, name, parameter, _ in self._places:
             owner[name] = parameter
 

@@ -38,7 +38,6 @@ class Console:
         self._started = self._open = False
         self._live: Any = None
         self.state = Progress(Goal(), clock)
-        self._next_line = clock() + min(FIRST_LINE, interval)
 
     def start(self, goal: Goal) -> None:
         """Begin to show progress towards a goal."""

@@ -2,7 +2,6 @@
 
 import warnings
 import zlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +75,7 @@ def survey(source: Source, spaces: tuple[Spaces, Spaces] | None = None) -> Surve
         shifted &= _acts_at_reset(raw)
         steps += len(data["reward"])
         digest = _digest(data, digest)
-        for reward in _rewards(data):
+        for reward in np.split(data["reward"], np.flatnonzero(data["is_first"])[1:]):  # of each episode
             returns.append(float(reward.sum(dtype=np.float64)))
             lengths.append(len(reward) - 1)
     if problems:
@@ -102,11 +101,6 @@ def _acts_at_reset(raw: Raw) -> bool:
         for key, value in raw.data.items()
         if key.split("/")[0] == "action"
     )
-
-
-def _rewards(data: Arrays) -> Iterator[np.ndarray]:
-    """Rewards of each episode."""
-    return iter(np.split(data["reward"], np.flatnonzero(data["is_first"])[1:]))
 
 
 def _digest(data: Arrays, before: int) -> int:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import cache, wraps
 from inspect import signature
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -136,9 +136,7 @@ class Patch:
     def __enter__(self) -> "Patch":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.undo()
 
 

@@ -50,12 +50,9 @@ def model_of(rssm: Any) -> RSSM:
     (gates,) = layers_of([cell.linear, cell.layer_norm])
     gates = gates._replace(weight=gates.weight.roll(-cell.hidden_size, 1))
     prior = layers_of(bare(rssm.transition_model).model)
-    latent = Categorical(len(prior[-1].weight) // rssm.discrete, rssm.discrete, _unimix(rssm))
+    unimix = getattr(rssm, "unimix", 0.0)  # DreamerV2 has none
+    latent = Categorical(len(prior[-1].weight) // rssm.discrete, rssm.discrete, unimix)
     return RSSM(LayerNormGRU(inputs, gates), latent, prior, layers_of(bare(rssm.representation_model).model))
-
-
-def _unimix(rssm: Any) -> float:
-    return getattr(rssm, "unimix", 0.0)  # DreamerV2 has none
 
 
 def _dynamic(
