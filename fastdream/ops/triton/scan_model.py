@@ -6,10 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.params import STD_FORMS
-from fastdream.ops.params import GRU, BlockGRU, Categorical, Core, Gaussian, Latent, Layer, Layers
+from fastdream.ops.params import GRU, BlockGRU, Categorical, Core, Latent, Layer, Layers
 from fastdream.ops.triton.block_product import Tiles, product_tiles
-from fastdream.ops.triton.unflatten import Reader
+from fastdream.ops.triton.unflatten import Reader, latent_of
 
 
 class Model(NamedTuple):
@@ -163,7 +162,4 @@ def read_model(
     read = Reader(params, filled, sizes, scalars)
     core, post, unimix, min_std = read.core(), read.layers(), read.scalar(), read.scalar()
     stoch, classes, form, absolute = layout
-    latent: Latent = Gaussian(stoch, min_std, STD_FORMS[form])  # type: ignore[arg-type]
-    if classes:
-        latent = Categorical(stoch, classes, unimix)
-    return Model(core, post, latent, absolute == 1)
+    return Model(core, post, latent_of(stoch, classes, form, unimix, min_std), absolute == 1)

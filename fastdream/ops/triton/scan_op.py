@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native.params import with_gaps
-from fastdream.ops.params import Layer
 from fastdream.ops.triton.layer_gradients import Pieces
 from fastdream.ops.triton.library import (
     check_floats,
@@ -145,17 +144,13 @@ def _backward(
     pieces = Pieces(model, widths, weights, reset, out, kept, grads, any(wanted[:count]))
     inputs = Inputs(deter, stoch.flatten(1), action, None if embed is None else embed.contiguous())
     layers, d_inputs = gradients(pieces, inputs, Wanted(*map(bool, wanted[count:])))
-    found = [x for layer in layers for x in _vectors(layer)]
+    found = [x for layer in layers for x in layer[:4]]
     present = [x for x, there in zip(found, filled, strict=True) if there] if layers else [None] * count
     return [
         g.reshape(x.shape).to(x.dtype)
         for g, x, want in zip([*present, *d_inputs], results, wanted, strict=True)
         if want and x is not None and g is not None
     ]
-
-
-def _vectors(layer: Layer) -> tuple[Tensor | None, ...]:
-    return layer[:4]
 
 
 def _setup(ctx: Any, inputs: tuple, output: Results) -> None:

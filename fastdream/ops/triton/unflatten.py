@@ -28,6 +28,13 @@ def add_latent(flat: Flat, op: str, latent: Latent) -> None:
     flat.scalars.extend(shape[3:])
 
 
+def latent_of(stoch: int, classes: int, form: int, unimix: float, min_std: float) -> Latent:
+    """That of which `latent_shape` made these."""
+    if classes:
+        return Categorical(stoch, classes, unimix)
+    return Gaussian(stoch, min_std, STD_FORMS[form])  # type: ignore[arg-type]
+
+
 class Reader:
     """Reads what was appended, in the same order."""
 
@@ -43,10 +50,7 @@ class Reader:
     def latent(self) -> Latent:
         """Of `add_latent`."""
         stoch, classes, form = (next(self._sizes) for _ in range(3))
-        unimix, min_std = self.scalar(), self.scalar()
-        if classes:
-            return Categorical(stoch, classes, unimix)
-        return Gaussian(stoch, min_std, STD_FORMS[form])  # type: ignore[arg-type]
+        return latent_of(stoch, classes, form, self.scalar(), self.scalar())
 
     def layer(self) -> Layer:
         """Of `add_layer`."""
