@@ -252,11 +252,8 @@ def test_a_stopped_run_computes_the_same_losses(agent: str, tmp_path: Path):
     )
     whole, parts = Losses(tmp_path / "whole"), Losses(tmp_path / "parts")
     end = whole.run(config)
-    for steps in (
-        45,
-        81,
-        150,
-    ):  # while actions are random, in the environments' last random episodes, at the end
+    # While actions are random, in the environments' last random episodes, at the end.
+    for steps in (45, 81, 150):
         resumed = parts.run(replace(config, steps=steps))
     assert len(whole.losses) == end.loop.learner.updates > 20
     assert parts.losses == whole.losses
