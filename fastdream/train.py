@@ -80,6 +80,8 @@ def train(config: Config, command: str = "") -> None:
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         replay = None if config.replay.on_disk else replay_of(config, driver, agent, None, device)
+        if replay is not None and not config.dataset:  # whose size was looked at before it was read
+            replay.check_memory()
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
             parts = assemble(config, driver, agent, device, logdir, replay)
@@ -183,7 +185,7 @@ def environments(config: Config, voice: Voice) -> Driver:
 def replay_of(
     config: Config, driver: Driver | Recorded, agent: Agent, logdir: Path | None, device: torch.device
 ) -> Replay:
-    """The replay of a run, in memory if there is no directory; ValueError if it is too small or too large."""
+    """The replay of a run, in memory if there is no directory; ValueError if it is too small, or refused memory."""
     spec = step_spec(driver.obs_space, driver.act_space, agent)
     if isinstance(driver, Recorded):
         return dataset_replay(config, driver, spec, agent.replay_context, logdir, device)

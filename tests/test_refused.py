@@ -31,6 +31,15 @@ def test_a_disk_without_place_for_the_replay(
     assert in_order(error, "--replay.on-disk", str(tmp_path / "run"), "0.00 GiB free", "--replay.capacity")
 
 
+def test_memory_without_place_for_the_replay(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fastdream.replay.available_memory", lambda: 1000)
+    error = refused(capsys, "--task", "dummy_vector", "--logdir", str(tmp_path / "run"))
+    assert in_order(error, "GiB of RAM", "0.00 GiB are available", "--replay.capacity", "--replay.on-disk")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("agent", ["dreamer_v3", "world_models"])
 def test_a_disk_without_place_for_a_checkpoint(
     agent: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
