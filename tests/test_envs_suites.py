@@ -83,6 +83,20 @@ class TestAtari:
         assert comes_back("atari_breakout", steps=40)
         assert not alike(roll(make("atari_breakout"), 40, seed=3), roll(make("atari_breakout"), 40, seed=4))
 
+    @pytest.mark.parametrize("game", ["beam_rider", "yars_revenge"])
+    def test_comes_back_to_the_same_states_where_the_emulators_reset_does_not(self, game):
+        env = make(f"atari100k_{game}", noops=0)
+        first = roll(env, 60)
+        assert roll(env, 150, seed=8) and alike(first, roll(env, 60))
+
+    def test_grey_keeps_every_shade_and_weighs_colours(self):
+        from fastdream.envs.atari import grey
+
+        shades = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+        assert np.array_equal(grey(np.repeat(shades, 3, -1)), shades)
+        colours = np.eye(3, dtype=np.uint8)[None] * 100
+        assert grey(colours).ravel().tolist() == [29, 58, 11]
+
     def test_a_time_limit_is_last_but_not_terminal(self):
         *before, last = roll(make("atari100k_pong", length=10), 9)
         assert [bool(o["is_last"]) for o in before] == [False] * 3
@@ -154,6 +168,8 @@ class TestAtari:
         assert make("atari_james_bond").act_space["action"].classes > 1
         with pytest.raises(EnvError, match="did you mean 'atari_ms_pacman'"):
             make("atari_mspacman")
+        with pytest.raises(EnvError, match="unknown task 'atari_combat'"):  # for two players
+            make("atari_combat")
         with pytest.raises(EnvError, match="pooling"):
             make("atari_pong", pooling=9)
 

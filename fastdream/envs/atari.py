@@ -1,10 +1,12 @@
 """atari_<game> and atari100k_<game>: Atari 2600 games of the Arcade Learning Environment.
 
-An own loop over the emulator, as in the official code (DreamerV3, "Atari" and "Atari100k"), with three differences:
+An own loop over the emulator, as in the official code (DreamerV3, "Atari" and "Atari100k"), with four differences:
 a time limit is a truncation and not a terminal state; losing a life is reported as asked (there, the option had no
-effect); and sticky actions are drawn here, with the emulator's rule (each frame repeats the last action with this
-probability), because the emulator's own generator can only be seeded by loading the game again. The first picture
-of an episode is the screen after the no-ops, never black.
+effect); sticky actions are as asked (there, they are set after the game was loaded, which has no effect, so that
+Atari100k had them, too), and drawn here, with the emulator's rule (each frame repeats the last action with this
+probability), because the emulator's own generator can only be seeded by loading the game again; and every episode
+begins from the same state of the emulator, whose own reset leaves a quarter of the games what they remember. The first
+picture of an episode is the screen after the no-ops, never black.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ from fastdream.envs.images import resize
 from fastdream.spaces import Space
 
 # Red, green and blue in a grey picture; equal parts would make different colours of one brightness the same.
-LUMA = np.array([0.299, 0.587, 0.114])
+RED, GREEN = 0.299, 0.587
+BLUE = 1 - (RED + GREEN)
 
 ALIASES = {"james_bond": "jamesbond"}
 
@@ -69,13 +72,22 @@ class Options100k(Options):
 
 
 def names() -> list[str]:
-    """All games whose ROM comes with ale-py."""
-    return sorted(need("ale_py", "atari").roms.get_all_rom_ids())
+    """All games whose ROM comes with ale-py, without those for several players, at which the emulator ends Python."""
+    ale_py = need("ale_py", "atari")
+    roms = ale_py.roms
+    known = roms.get_all_rom_ids()
+    return sorted(name for name in known if ale_py.ALEInterface.isSupportedROM(roms.get_rom_path(name)))
 
 
 def make(name: str, seed: int, options: Options) -> "Atari":
     """A game by its name in snake case."""
     return Atari(name, seed, options)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] to [H, W, 1]; added in this order, as a matrix product makes many shades one darker."""
+    red, green, blue = np.moveaxis(image, -1, 0)
+    return (red * RED + green * GREEN + blue * BLUE).astype(np.uint8)[..., None]
 
 
 class Atari:
@@ -97,6 +109,8 @@ class Atari:
         self._ale.setFloat("repeat_action_probability", 0.0)
         self._ale.loadROM(ale_py.roms.get_rom_path(game))
         ale = self._ale
+        ale.reset_game()
+        self._start, self._opening = ale.cloneSystemState(), ale.getScreenRGB()
         self._actions: list[Any] = list(
             ale.getLegalActionSet() if options.actions == "all" else ale.getMinimalActionSet()
         )
@@ -112,15 +126,15 @@ class Atari:
         """Begins an episode with a random number of no-ops."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
-        self._ale.reset_game()
+        self._restart()
         for _ in range(self._rng.integers(self._options.noops + 1)):
             self._ale.act(self._noop)
+            self._look()
             if self._ale.game_over():
-                self._ale.reset_game()
+                self._restart()
         self._held = self._noop
         self._duration = 0
         self._lives = self._ale.lives()
-        self._look()
         self._frames[:] = self._frames[self._newest]
         return transition({"image": self._picture()}, first=True)
 
@@ -141,8 +155,8 @@ class Atari:
         return transition({"image": self._picture()}, reward, last=last, terminal=terminal)
 
     def render(self) -> np.ndarray:
-        """The whole screen in colour."""
-        return self._ale.getScreenRGB()
+        """The whole screen in colour, as it was looked at last."""
+        return self._frames[self._newest].copy()
 
     def close(self) -> None:
         """Nothing to free."""
@@ -157,10 +171,14 @@ class Atari:
         ends = over or (lost and self._options.lives == "reset")
         return over or lost, ends or self._duration >= self._options.length
 
+    def _restart(self) -> None:
+        self._ale.restoreSystemState(self._start)
+        self._frames[:] = self._opening  # the emulator's screen is still that of before
+
     def _look(self) -> None:
         self._newest = (self._newest + 1) % len(self._frames)
         self._ale.getScreenRGB(self._frames[self._newest])
 
     def _picture(self) -> np.ndarray:
         image = resize(self._frames.max(0), self._options.size)
-        return (image @ LUMA).astype(np.uint8)[..., None] if self._options.gray else image
+        return grey(image) if self._options.gray else image
