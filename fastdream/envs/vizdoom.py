@@ -1,7 +1,10 @@
 """vizdoom_take_cover: dodge the fireballs of a row of monsters for as long as you can, seen through one's own eyes.
 
 The task of World Models (Ha & Schmidhuber 2018): each tic survived is worth 1, 35 of them are a second, and after 2100
-the episode is cut short. What the player sees above the edge of the floor (the upper five sixths) is shown.
+the episode is cut short. What the player sees above the edge of the floor (the upper five sixths) is shown; it is drawn
+at 160 x 120, ten times faster than at the authors' 640 x 480. The skill is the 4 of ViZDoom's file: a policy that draws
+at every tic survives 228 ± 89 (100 episodes), and 210 ± 108 in the paper; at 5, which the authors' environment asks
+of an older ViZDoom, it survives 70.
 """
 
 import os
