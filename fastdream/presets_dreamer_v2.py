@@ -49,8 +49,8 @@ def learning(config: DreamerConfig, model: float, actor: float, critic: float) -
 def atari() -> Config:
     """Atari, 200 M frames: sticky actions, the game's own actions, 64 x 64 grey images, repeat 4.
 
-    Pictures are made as DreamerV3's are: the brightest of two frames, shrunk by Pillow, then grey. The official ones are
-    grey first and shrunk by OpenCV's areas, which differs by one to three levels in the mean.
+    Pictures are made as DreamerV3's are: the brightest of two frames, shrunk by Pillow, then grey. The official ones
+    are grey first and shrunk by OpenCV's areas, which differs by up to three levels in the mean.
     """
     config = official("atari_pong", 5e7, "22m", 16, 50_000, 2.5e5)
     scales = LossScales(kl=0.1, dis=5.0)

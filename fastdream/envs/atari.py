@@ -172,8 +172,8 @@ class Atari:
         return over or lost, ends or self._duration >= self._options.length
 
     def _restart(self) -> None:
-        # Neither does alone: a reset leaves what some games remember, and a state does not bring back all of a game that
-        # is over. The screen is not part of the state.
+        # Neither does alone: a reset leaves what some games remember, and a state does not bring back all of a game
+        # that is over. The screen is not part of the state.
         self._ale.reset_game()
         self._ale.restoreSystemState(self._start)
         self._frames[:] = self._opening
