@@ -71,9 +71,11 @@ def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(EnvError, match=r"pip install 'fastdream\[atari\]'"):
         make("atari_pong")
+    with pytest.raises(EnvError, match=r"pip install 'fastdream\[atari\]'"):
+        make("gym_ALE/Pong-v5")
     monkeypatch.setitem(sys.modules, "minigrid", None)
     with pytest.raises(EnvError, match=r"pip install 'fastdream\[minigrid\]'"):
-        make("gym_MiniGrid-Empty-5x5-v0")
+        make("minigrid_Empty-5x5")
     with pytest.raises(EnvError, match="'no_such_package'"):
         need("no_such_package", "none")
 

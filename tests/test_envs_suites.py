@@ -258,6 +258,8 @@ class TestMiniGrid:
     def test_unknown_tasks_sizes_and_missions_are_named(self):
         with pytest.raises(EnvError, match="did you mean 'minigrid_DoorKey-5x5-v0'"):
             make("minigrid_DoorKy-5x5-v0")
+        with pytest.raises(EnvError, match="use the task minigrid_MiniGrid-Empty-5x5-v0"):
+            make("gym_MiniGrid-Empty-5x5-v0")
         with pytest.raises(EnvError, match="at least 28"):
             make("minigrid_Empty-5x5", size=16)
         with pytest.warns(UserWarning, match="missions are too many"):

@@ -8,15 +8,12 @@ from typing import Any
 
 import gymnasium
 
-from fastdream.envs.base import Env, EnvError, Repeat, near
+from fastdream.envs.base import Env, EnvError, Repeat, near, need
 from fastdream.envs.from_gymnasium import FromGymnasium
 from fastdream.envs.images import Resize
 
-# Packages whose environments appear in gymnasium's registry only once they are imported.
-PROVIDERS = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
-
 # Families whose state after a reset is a function of the seed alone, and whose steps draw from nothing else.
-EXACT = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text", "minigrid.")
+EXACT = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text")
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,12 @@ def names() -> list[str]:
 def make(name: str, seed: int, options: Options) -> Env:
     """An environment of gymnasium by its id, such as CartPole-v1, ALE/Pong-v5 or package:Id-v0."""
     task = f"gym_{name}"
-    if provider := next((p for prefix, p in PROVIDERS.items() if name.startswith(prefix)), None):
-        _register(provider)
+    if name.startswith(("MiniGrid-", "BabyAI-")):
+        raise EnvError(
+            f"{task} asks for its mission in words, which are not served; use the task minigrid_{name}"
+        )
+    if name.startswith("ALE/"):  # in gymnasium's registry only once the package is imported
+        gymnasium.register_envs(need("ale_py", "atari"))
     try:
         spec = gymnasium.spec(name)
         env = gymnasium.make(name, disable_env_checker=True)
@@ -50,14 +51,6 @@ def make(name: str, seed: int, options: Options) -> Env:
             raise EnvError(f"unknown task {task!r}{hint}") from error
         raise EnvError(f"{task} cannot be made: {error}") from error
     return _finish(FromGymnasium(env, task, _exact(spec.entry_point)), options)
-
-
-def _register(provider: str) -> None:
-    try:
-        gymnasium.register_envs(importlib.import_module(provider))
-    except ModuleNotFoundError as error:
-        extra = {"ale_py": "atari"}.get(provider, provider)
-        raise EnvError(f"{provider} is not installed: pip install 'fastdream[{extra}]'") from error
 
 
 def _exact(entry_point: Any) -> bool:
