@@ -1,9 +1,10 @@
 """From settings to the parts of a run: device, kernels, environments, replay, agent."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,6 +70,16 @@ def environment(config: Config) -> MakeEnv:
     options = {} if config.suite is None else asdict(config.suite)
     # A function of envs, so that a worker's process imports neither torch nor an agent.
     return partial(make, config.task, **options)
+
+
+def scored(suite: Any) -> Any:
+    """A suite's options for evaluation, which may be others than in training."""
+    return suite.scored() if hasattr(suite, "scored") else suite
+
+
+def evaluation(config: Config) -> MakeEnv:
+    """As `environment`, to evaluate in."""
+    return environment(replace(config, suite=scored(config.suite)))
 
 
 def in_processes(config: Config) -> bool:
@@ -146,7 +157,7 @@ def make_parts(
         interval=config.log.every,
     )
     checkpoint = Checkpoint(logdir / "ckpt")
-    return Parts(agent, replay, driver, environment(config), logger, checkpoint, device, logdir)
+    return Parts(agent, replay, driver, evaluation(config), logger, checkpoint, device, logdir)
 
 
 def min_windows(config: Config) -> int:

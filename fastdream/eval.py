@@ -13,7 +13,7 @@ import numpy as np
 
 from fastdream import cli, curves, entry, evaluate, rundir, video
 from fastdream import config as configs
-from fastdream.build import Agent, environment, in_processes
+from fastdream.build import Agent, environment, in_processes, scored
 from fastdream.checkpoint import Loaded
 from fastdream.config import Config
 from fastdream.driver import Voice
@@ -104,14 +104,14 @@ def settings_of(logdir: Path) -> Config | None:
 
 
 def suite_of(config: Config, task: str) -> Any:
-    """Options of the suite of the task that is to be played, or of the run's: as that has them if it has such ones.
+    """Options of the suite of the task that is to be played, or of the run's: as that evaluates if it has such ones.
 
     None where there is no task, which whoever plays says. Raises EnvError for an unknown task.
     """
     if not (task := task or config.task):
         return None
     kind = options_of(task)
-    return config.suite if isinstance(config.suite, kind) else kind()
+    return scored(config.suite if isinstance(config.suite, kind) else kind())
 
 
 def run(command: Command) -> None:

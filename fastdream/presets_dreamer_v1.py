@@ -49,7 +49,7 @@ def dmc_proprio() -> Config:
 
 
 def atari() -> Config:
-    """Atari and other discrete actions: 64 x 64 colour images, repeat 4; an episode ends with each life."""
+    """Atari and other discrete actions: 64 x 64 colour images, repeat 4; episodes of training end with each life."""
     config = official("atari_pong", 5e7)
     dreamer = replace(
         config.dreamer,

@@ -1,12 +1,14 @@
 """What an agent is evaluated in: a task, and options of its suite as its run had them or as they are asked for."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastdream import eval as evaluation
-from fastdream import train
+from fastdream import presets, train
+from fastdream.envs import dummy
 
 from .dataset_tools import episode, save_npz
 from .test_badinput import SMALL
@@ -34,6 +36,25 @@ def test_options_are_those_of_the_run_unless_others_are_asked_for(
     # Those of another task of the suite are the run's, too.
     assert lengths(capsys, finished, "--task", "dummy_slow") == {7}
     assert lengths(capsys, finished, "--task", "dummy_slow", "--suite.length", "5") == {5}
+
+
+def test_a_score_may_be_of_more_than_an_episode_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dummy.Options, "scored", lambda self: replace(self, length=9), raising=False)
+    args = ["--task", "dummy_vector", "--suite.length", "3", "--steps", "16", "--logdir", str(tmp_path)]
+    train.main([*SMALL, *args, "--eval.final-episodes", "2", "--log.outputs", "jsonl"])
+    episodes = (tmp_path / "scores.jsonl").read_text().splitlines()
+    assert {json.loads(line)["episode/length"] for line in episodes} == {3}
+    assert set(json.loads((tmp_path / "eval.json").read_text())["lengths"]) == {9}
+    assert lengths(capsys, tmp_path) == {9}
+    assert lengths(capsys, tmp_path, "--suite.length", "4") == {4}
+
+
+def test_atari_is_scored_by_games_also_where_training_ends_with_a_life():
+    config = presets.resolve("atari_breakout", agent="dreamer_v1")
+    assert config.suite.lives == "reset"
+    assert evaluation.suite_of(config, "") == replace(config.suite, lives="unused")
 
 
 def test_actions_are_chosen_as_the_run_evaluates_itself_unless_others_are_asked_for(tmp_path: Path):

@@ -9,7 +9,7 @@ begins from the same state of the emulator, whose own reset leaves a quarter of 
 picture of an episode is the screen after the no-ops, never black.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -46,7 +46,7 @@ class Options:
     length: int = 108_000
     """Frames after which an episode is cut short."""
     lives: Literal["unused", "discount", "reset"] = "unused"
-    """What losing a life is: nothing, a terminal state within the episode, or the end of the episode."""
+    """What losing a life is in training: nothing, a terminal state within the episode, or the end of the episode."""
     clip_reward: bool = False
     """Only the reward's sign."""
 
@@ -55,6 +55,10 @@ class Options:
             raise EnvError(f"need size, repeat and length >= 1 and 1 <= pooling <= repeat, got {self}")
         if not 0 <= self.sticky < 1 or self.noops < 0:
             raise EnvError(f"need 0 <= sticky < 1 and noops >= 0, got {self}")
+
+    def scored(self) -> "Options":
+        """For evaluation, where a score is one of a whole game, whatever an episode of training is."""
+        return replace(self, lives="unused")
 
 
 @dataclass(frozen=True)
