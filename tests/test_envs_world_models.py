@@ -25,6 +25,18 @@ class TestTakeCover:
             roll(make("vizdoom_take_cover"), 40, seed=3), roll(make("vizdoom_take_cover"), 40, seed=4)
         )
 
+    def test_the_view_is_whole_and_the_bar_below_it_is_cut_off(self):
+        env = make("vizdoom_take_cover", size=100)
+        picture = env.reset(seed=0)["image"].astype(int)
+        # The far wall is in the middle, and there is no light figure of the bar.
+        brown = (picture[:, 0, 0] - picture[:, 0, 2] > 10).nonzero()[0]
+        assert abs(brown.mean() - 50) < 5 and picture[80:].max() < 120 < env.render()[100:].max()
+
+    def test_episodes_begin_at_the_14th_tic(self):
+        env = make("vizdoom_take_cover")
+        env.reset(seed=0)
+        assert env.env._game.get_episode_time() == 14
+
     def test_every_tic_survived_is_worth_one(self):
         obs = roll(make("vizdoom_take_cover", repeat=4), 600)
         assert obs[0]["image"].shape == (64, 64, 3) and obs[0]["image"].max() > 50
