@@ -91,6 +91,12 @@ def test_infinite_and_missing_targets(native: ModuleType, form: str):
     assert loss[2].isnan() and loss[:2].isfinite().all()
 
 
+def test_symexp_overflows_where_its_result_does(native: ModuleType, isa: str):
+    """Between 88.376 and 88.722 its power of two is infinite, and it is not."""
+    x = torch.cat([torch.linspace(88, 89, 200), torch.linspace(-89, -88, 200), torch.linspace(-1, 1, 41)])
+    torch.testing.assert_close(native.symexp(x), reference.symexp(x), rtol=1e-6, atol=0)
+
+
 def test_large_logits_do_not_overflow(native: ModuleType, isa: str):
     values = reference.twohot_bins(255)
     logit = torch.zeros(2, 255)

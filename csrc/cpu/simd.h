@@ -221,11 +221,11 @@ inline Vec<float> exp(Vec<float> x) {
 #endif
 
 inline Vec<float> expm1(Vec<float> x) {
-  const Vec<float> clipped = x > 89.0f ? splat(89.0f) : x < -88.0f ? splat(-88.0f) : x;
+  const Vec<float> clipped = x > 89.0f ? splat(89.0f) : x < -87.0f ? splat(-87.0f) : x;
   IntVec<float> n;
   const Vec<float> r = reduce(clipped == clipped ? clipped : splat(0.0f), n);
-  const Vec<float> power = scale_by_power(splat(1.0f), n);
-  const Vec<float> y = n == 0 ? expm1_reduced(r) : power * expm1_reduced(r) + (power - 1.0f);
+  const Vec<float> half = (Vec<float>)((n + 126) << 23);  // of 2^n, which is infinite before the result is
+  const Vec<float> y = n == 0 ? expm1_reduced(r) : (half * expm1_reduced(r) + (half - 0.5f)) * 2.0f;
   return x == x ? y : x;
 }
 
