@@ -66,6 +66,13 @@ def test_any_encoder_and_posterior(native: ModuleType, layers: int, absolute: bo
     assert_as_good_as_reference(native, arguments(5, layers=layers, absolute=absolute), torch.float32)
 
 
+def test_an_encoder_of_no_features_gives_its_biases(native: ModuleType):
+    args = list(arguments(3, layers=1))
+    args[0] = (args[0][0]._replace(weight=torch.empty(E, 0)),)
+    args[6] = torch.empty(3, 0)
+    assert_as_good_as_reference(native, tuple(args), torch.float32)
+
+
 def test_a_posterior_of_one_layer_and_a_deeper_core(native: ModuleType):
     args, make = list(arguments(4)), Maker(1)
     post = (make.layer(D + E, S * C, "none", "none"),)

@@ -59,7 +59,7 @@ struct LatentNet {
   // the caller's next sync.
   void step(const Split& split, Rows<const T> x, const LatentTrace<T>& trace) const {
     const T* bias = layers.at[0].bias;
-    if (deter) of_deter.multiply(split, x, trace.pre[0], embed ? Start::sum : start_of(bias), bias);
+    if (deter || !embed) of_deter.multiply(split, x, trace.pre[0], embed ? Start::sum : start_of(bias), bias);
     for (int64_t i = 1; i < layers.count; ++i) {
       const Layer<T>&before = layers.at[i - 1], &layer = layers.at[i];
       split.sync();
