@@ -56,6 +56,13 @@ def test_other_mixtures_and_no_end(native: ModuleType, mixtures: int):
     assert (step.ends == -torch.inf).all()
 
 
+def test_a_memory_without_biases(native: ModuleType):
+    m = Maker(4)
+    model = memory(m)
+    model, args = model._replace(bias=None, out=model.out._replace(bias=None)), inputs(m, 5)
+    assert_close(native.lstm_mdn_step(model, *args), reference.lstm_mdn_step(model, *args))
+
+
 def test_numbers_at_the_ends_of_the_unit_interval(native: ModuleType):
     """The first component of any probability, and the last."""
     m = Maker(4, torch.float32)

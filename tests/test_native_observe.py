@@ -131,6 +131,14 @@ def test_cores(native: ModuleType, name: str, batch: int, dtype: torch.dtype):
     assert_as_good(ours, theirs, trees, 1)
 
 
+def test_a_core_without_biases(native: ModuleType):
+    m = Maker(6, torch.float32)
+    core = m.core("gru")._replace(bias_ih=None, bias_hh=None)  # type: ignore[arg-type]
+    trees = core, m.normal(3, D), m.normal(3, S * C), m.normal(3, A)
+    ours, theirs = ((lambda *t, ops=ops: (ops.gru(*t),)) for ops in (native, reference))
+    assert_as_good(ours, theirs, trees, 1)
+
+
 @pytest.mark.parametrize("batch", [2, 32])
 @pytest.mark.parametrize("latent", ["discrete", "softplus"])
 @pytest.mark.parametrize("core", CORES)

@@ -64,14 +64,14 @@ struct GRUCell {
   void step(const Split& split, Rows<const T> deter, const Stoch<T>* stoch, const Trace<T>& trace, Rows<T> out) const {
     const Share rows = split.rows;
     const int64_t n = width();
-    const T* const bias = core.deter.bias;
+    const T *const bias = core.deter.bias, *const of_cand = bias ? bias + 2 * n : nullptr;
     const Rows<T> recurrent = trace.gates.from(0, 2 * n);
-    to_gates.multiply(split, deter, trace.gates, Start::bias, bias);
-    if (core.resets_after()) to_cand.multiply(split, deter, recurrent, Start::bias, bias + 2 * n);
+    to_gates.multiply(split, deter, trace.gates, start_of(bias), bias);
+    if (core.resets_after()) to_cand.multiply(split, deter, recurrent, start_of(bias), of_cand);
     of_stoch.multiply(rows, stoch, trace.pre, Start::sum);
     activate_rows(core.stoch.f, rows, units(), trace.pre, trace.feat);
     split.sync();
-    of_feat.multiply(split, trace.feat, trace.hidden[0], Start::bias, core.gates.bias);
+    of_feat.multiply(split, trace.feat, trace.hidden[0], start_of(core.gates.bias), core.gates.bias);
     split.sync();
     for (int64_t m = rows.first; m < rows.last; ++m) {
       const T* const x = trace.hidden[0].at(m);
@@ -85,7 +85,7 @@ struct GRUCell {
         });
       }
       split.sync();
-      to_cand.multiply(split, trace.active[0], recurrent, Start::bias, bias + 2 * n);
+      to_cand.multiply(split, trace.active[0], recurrent, start_of(bias), of_cand);
       split.sync();
     }
     for (int64_t m = rows.first; m < rows.last; ++m) {

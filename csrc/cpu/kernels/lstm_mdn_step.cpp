@@ -93,7 +93,7 @@ class Memory {
   void step(int64_t first, int64_t last, const Workspace<T>& space) const {
     const int64_t rows = last - first;
     for (int64_t m = 0; m < rows; ++m) enter(first + m, space.x.at(m), space.hidden.at(m));
-    input_.multiply(rows, space.x, space.gates, Start::bias, of_input_.bias);
+    input_.multiply(rows, space.x, space.gates, start_of(of_input_.bias), of_input_.bias);
     recurrent_.multiply(rows, space.hidden, space.gates, Start::sum);
     for (int64_t m = 0; m < rows; ++m) remember(first + m, space.gates.at(m), space.hidden.at(m));
     output_.multiply(rows, space.hidden, space.out, start_of(to_out_.bias), to_out_.bias);
