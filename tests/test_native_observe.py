@@ -248,6 +248,9 @@ def test_refuses_what_it_cannot_do(native: ModuleType):
     linear: Layer = case.rssm.post[-1]._replace(act="silu")
     with pytest.raises(ValueError, match="last layer of post must be linear"):
         native.observe(case.rssm._replace(post=(*case.rssm.post[:-1], linear)), *broken(case)[1:])
+    bare = case.rssm._replace(core=case.rssm.core._replace(hidden=()))
+    with pytest.raises(ValueError, match="core.hidden has no layers"):
+        native.observe(bare, *case.trees[1:], case.reset, None, case.index)
     deter = native.observe(*case.trees, case.reset, None, case.index).deter
     gradient = torch.autograd.grad(deter.sum(), case.embed, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="differentiable once"):

@@ -113,6 +113,8 @@ def _add_block_gru(flat: Flat, op: str, core: BlockGRU, stoch: int, action: int)
     add_layer(flat, op, "core.action", core.action, (action, units))
     add_layer(flat, op, "core.gates", core.gates, (width, 3 * width))
     add_layers(flat, op, "core.hidden", core.hidden)
+    if not core.hidden:
+        raise ValueError(f"{op}: core.hidden has no layers")
     expected = width + 3 * units * blocks
     for i, layer in enumerate(core.hidden):
         if layer.weight.dim() != 3 or layer.weight.shape[0] != blocks:
