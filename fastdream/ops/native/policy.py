@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -181,8 +182,9 @@ def _flatten(encoder: Layers, rssm: RSSM, actor: Actor, deter: Tensor) -> _Model
         elements,
         int(rssm.absolute),
     )
-    original = all(x.is_contiguous() for x in params)
-    params = params if original else [x.detach().contiguous() for x in params]
+    params = [x if x.is_contiguous() else x.detach().contiguous() for x in params]
+    # `present` has copied vectors with gaps.
+    original = all(map(is_, params, (x for x in flat.tensors if x is not None)))
     scalars = [*latent[3:], *flat.scalars]
     return _Model(
         source=(encoder, rssm, actor),
