@@ -15,17 +15,19 @@ namespace fastdream {
 
 namespace py = pybind11;
 
-// torch.Tensor, and how to look at one; null where that is not known.
-inline PyTypeObject* tensor_type = nullptr;
+// torch.Tensor and torch.nn.Parameter, and how to look at one; null where that is not known. Other subclasses may stand
+// for what lies elsewhere.
+inline PyTypeObject *tensor_type = nullptr, *parameter_type = nullptr;
 inline const dlpack::Exchange* exchange = nullptr;
 
-// Takes that class and what it calls __dlpack_c_exchange_api__. False if this is of another version.
-inline bool use_tensors(const py::type& type, const py::capsule& api) {
+// Takes those classes and what they call __dlpack_c_exchange_api__. False if this is of another version.
+inline bool use_tensors(const py::type& tensor, const py::type& parameter, const py::capsule& api) {
   const auto* const given = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(api.ptr(), dlpack::kCapsule));
   if (!given) throw py::error_already_set();
   if (given->major != dlpack::kMajor) return false;
   exchange = given;
-  tensor_type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
+  tensor_type = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
+  parameter_type = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
   return true;
 }
 
@@ -111,7 +113,8 @@ class PolicyStep {
   // Leaves `x` as it is for None. False for what is no tensor on a device that the interface knows.
   static bool look(PyObject* object, dlpack::Tensor* x) {
     if (object == Py_None) return true;
-    if (!exchange || !PyObject_TypeCheck(object, tensor_type)) return false;
+    const PyTypeObject* const type = Py_TYPE(object);
+    if (!exchange || (type != tensor_type && type != parameter_type)) return false;
     if (!exchange->view(object, x)) return true;
     PyErr_Clear();
     return false;

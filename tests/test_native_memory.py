@@ -1,9 +1,11 @@
 """Tensors that are not what lies in their memory, given to ops that read there past torch's dispatcher."""
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from fastdream.ops import reference
 
@@ -11,6 +13,21 @@ from .ops_tools import H
 from .test_native_policy import arguments, plain
 
 pytestmark = pytest.mark.usefixtures("native")
+
+
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor that lies elsewhere, as quantised and distributed ones do."""
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> "Elsewhere":
+        new = torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)  # type: ignore[attr-defined]
+        new.held = held
+        return new
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(cls, lambda x: x.held, (args, kwargs or {}))
+        return op(*args, **kwargs)
 
 
 def test_vectors_with_gaps_are_read_at_each_call(native: ModuleType):
@@ -22,3 +39,18 @@ def test_vectors_with_gaps_are_read_at_each_call(native: ModuleType):
         ours, theirs = native.policy_step(*args), reference.policy_step(*args)
         torch.testing.assert_close(ours[0].deter, theirs[0].deter)
         wide.mul_(3)
+
+
+def test_tensors_that_are_not_what_lies_in_their_memory(native: ModuleType):
+    """A subclass of Tensor, of which there was a null pointer to read from; and views with turned signs."""
+    args = plain(arguments(3), torch.float32)
+    expected = reference.policy_step(*args)[0].logit
+    (first, *others), deter, features = args[0], args[3], args[6]
+    for other in (Elsewhere(first.weight), torch._neg_view(-first.weight)):
+        encoder = first._replace(weight=other), *others
+        torch.testing.assert_close(native.policy_step(encoder, *args[1:])[0].logit, expected)
+    for i, other in ((6, Elsewhere(features)), (3, torch._neg_view(-deter))):
+        native.policy_step(*args)  # what ran last is looked at first
+        step, _ = native.policy_step(*args[:i], other, *args[i + 1 :])
+        torch.testing.assert_close(step.logit, expected)
+    torch.testing.assert_close(native.symlog(torch._neg_view(features)), reference.symlog(-features))

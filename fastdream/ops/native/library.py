@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 import fastdream
 
@@ -60,7 +61,7 @@ def _share_threads(module: ModuleType) -> bool:
 def _share_tensors(module: ModuleType) -> bool:
     """Let the module look at tensors by itself. False where torch does not say how in a way that it knows."""
     interface = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    return interface is not None and module.use_tensors(Tensor, interface)
+    return interface is not None and module.use_tensors(Tensor, Parameter, interface)
 
 
 C, WHY_NOT = _load()
@@ -176,10 +177,15 @@ def rows_of(x: Tensor) -> tuple[int, int]:
 def plain(x: Tensor) -> bool:
     """Whether a kernel may be called on x past torch's dispatcher, which takes ten times as long as a small call.
 
-    Not where gradients or a compiler must see the call, nor for subclasses of Tensor, which stand for something else.
+    Not where gradients or a compiler must see the call, nor for tensors that are not what lies in their memory.
     """
     seen = x.requires_grad or torch.compiler.is_compiling() or transformed() or _watched()
-    return type(x) is Tensor and x.is_cpu and not seen
+    return not seen and x.is_cpu and as_stored(x)
+
+
+def as_stored(x: Tensor) -> bool:
+    """Whether x is what lies in its memory: no subclass, which may stand for another, and no view of turned signs."""
+    return type(x) in (Tensor, Parameter) and not x.is_neg()
 
 
 def _forward_mode() -> bool:

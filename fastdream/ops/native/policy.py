@@ -13,6 +13,7 @@ from fastdream.ops.native.library import (
     TENSORS_SHARED,
     WHY_NOT,
     C,
+    as_stored,
     check_index,
     check_shape,
     contiguous,
@@ -92,14 +93,7 @@ def policy_step(
     model = (_known if direct else _flatten)(encoder, rssm, actor, deter)
     noise, index = model.latent.draws("policy_step", noise, index)
     inputs: Inputs = deter, stoch, action, features, reset, noise, index, action_noise
-    if direct:
-        outputs = _run(model, deter, inputs, vectors)
-    else:
-        params = [x.detach() for x in model.params]
-        static = model.filled, model.sizes, model.scalars, model.layout
-        outputs = torch.ops.fastdream.policy_step(
-            params, *static, vectors, *(x if x is None else x.detach() for x in _matched(deter, inputs))
-        )
+    outputs = (_run if direct else _dispatched)(model, deter, inputs, vectors)
     new_deter, new_stoch, logit, drawn, new_action = outputs
     return Step(new_deter, new_stoch, logit, drawn if model.latent.classes else None), new_action
 
@@ -120,6 +114,8 @@ def _run(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...
                 return outputs
     if model.last:
         model = _anew(*model.source, deter)
+    if not all(x is None or as_stored(x) for x in (*model.params, *inputs)):
+        return _dispatched(model, deter, inputs, vectors)
     inputs = tuple(contiguous(*_matched(deter, inputs)))
     _check(model.params, model.layout, vectors, inputs)
     rows = len(deter)
@@ -133,6 +129,14 @@ def _run(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...
     if (status := step((*inputs, *outputs), torch.get_num_threads())) != 0:
         raise RuntimeError(f"policy_step: {C.error_string(status)}")
     return outputs
+
+
+def _dispatched(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...]) -> "Outputs":
+    """What torch gives for the registered op."""
+    params = [x.detach() for x in model.params]
+    static = model.filled, model.sizes, model.scalars, model.layout
+    detached = (x if x is None else x.detach() for x in _matched(deter, inputs))
+    return torch.ops.fastdream.policy_step(params, *static, vectors, *detached)
 
 
 def _matched(deter: Tensor, inputs: Inputs) -> Inputs:
