@@ -69,7 +69,7 @@ class Maker:
 
     def layer(self, inp: int, out: int, norm: str = "rms", act: str = "silu", blocks: int = 0) -> Layer:
         shape = (blocks, inp // blocks, out // blocks) if blocks else (out, inp)
-        weight = self.normal(*shape, scale=(inp / max(1, blocks)) ** -0.5)
+        weight = self.normal(*shape, scale=max(1, inp / max(1, blocks)) ** -0.5)
         scale = None if norm == "none" else (1 + self.normal(out, scale=0.1)).detach().requires_grad_()
         shift = self.normal(out, scale=0.1) if norm == "layer" else None
         eps = 1e-3 if norm == "layer" else 1e-4

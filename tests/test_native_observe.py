@@ -11,7 +11,7 @@ from fastdream.ops import reference
 from fastdream.ops.params import RSSM, Categorical, Gaussian, Layer, Step
 
 from .observe_tools import CORES, DTYPES, LATENTS, OPS, Case, assert_as_good, check, results
-from .ops_tools import A, C, D, E, H, Maker, S, leaves, mapped
+from .ops_tools import SMALL, A, C, D, E, H, Maker, S, leaves, mapped
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,6 +49,18 @@ def test_layers(native: ModuleType):
     shifted = m.layer(D + E, H, "layer", "gelu"), m.layer(H, S * C, "none", "none")
     case.rssm = case.rssm._replace(post=shifted)
     check(native, case)
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("width", ["stoch", "hidden", "deter"])
+def test_parts_of_no_width(native: ModuleType, core: str, width: str):
+    """Products that give nothing: one divided by zero, which ends a process unless a compiler leaves it out."""
+    m = Maker(3, torch.float32, SMALL._replace(**{width: 0}))
+    rssm, noise = m.rssm(core), m.uniform(2, 3, m.sizes.stoch)
+    reset = torch.tensor([[True, False, True]] * 2)
+    args = rssm, *m.state(2), m.normal(2, 3, A), m.normal(2, 3, E), reset, noise
+    for ours, theirs in zip(native.observe(*args), reference.observe(*args), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_wide_model_crosses_panels_and_pieces(native: ModuleType):

@@ -87,6 +87,7 @@ struct Product {
   void multiply(const Split& split, Rows<const T> x, Rows<T> y, Start start = Start::zero,
                 const T* bias = nullptr) const {
     const Share mine = split.panels(panels());
+    if (mine.first == mine.last) return;  // a block may have no columns at all
     const int64_t height = split.products.last - split.products.first, per = panels_of_block();
     x = x.from(split.products.first);
     y = y.from(split.products.first);
