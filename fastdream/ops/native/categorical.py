@@ -15,6 +15,12 @@ from fastdream.ops.native.library import (
 Pair = tuple[Tensor, Tensor]
 
 
+def check_index(op: str, index: Tensor | None, classes: int) -> None:
+    """ValueError unless every index is a class: kernels read and write where it says."""
+    if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < classes:
+        raise ValueError(f"{op}: index has entries outside of 0 ... {classes - 1}")
+
+
 def categorical_sample(
     logit: Tensor, noise: Tensor | None, unimix: float = 0.0, index: Tensor | None = None
 ) -> Pair:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_latent_net
+from fastdream.ops.native.categorical import check_index
 from fastdream.ops.native.dense import mlp
-from fastdream.ops.native.library import check_float, check_index, check_shape, contiguous, register, run
+from fastdream.ops.native.library import check_float, check_shape, contiguous, register, run
 from fastdream.ops.native.params import Flat, LatentShape, add_core, check_params, latent_shape, with_gaps
 from fastdream.ops.params import RSSM, Actor, Dream, Step, any_gradient, need_steps
 from fastdream.ops.reference.actor import action_width

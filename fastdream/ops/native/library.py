@@ -153,12 +153,6 @@ def check_shape(op: str, name: str, x: Tensor, *shape: int) -> None:
         raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {list(shape)}")
 
 
-def check_index(op: str, index: Tensor | None, classes: int) -> None:
-    """ValueError unless every index is a class: kernels read and write where it says."""
-    if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < classes:
-        raise ValueError(f"{op}: index has entries outside of 0 ... {classes - 1}")
-
-
 def empty_like(x: Tensor) -> Tensor:
     """A fresh contiguous tensor of x's shape and dtype."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)

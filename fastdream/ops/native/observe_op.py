@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdream.ops.native.categorical import check_index
 from fastdream.ops.native.library import (
     check_float,
-    check_index,
     check_shape,
     contiguous,
     empty_like,

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native.actor import add_actor, add_chain, add_latent_net
+from fastdream.ops.native.categorical import check_index
 from fastdream.ops.native.library import (
     TENSORS_SHARED,
     WHY_NOT,
     C,
     as_stored,
-    check_index,
     check_shape,
     contiguous,
     plain,
