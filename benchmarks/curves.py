@@ -2,6 +2,7 @@
 
     python benchmarks/curves.py --name cartpole --target 400 runs/gym_CartPole-v1/*
     python benchmarks/curves.py --name walk --published dmc_proprio:walker_walk:dreamer_v3 runs/dmc_walker_walk/*
+    python benchmarks/curves.py --name both --beside benchmarks/results/official-cartpole.csv runs/gym_CartPole-v1/*
 
 One thin line a run and a thick one for their mean, both smoothed; dots are final evaluations. Time begins with the
 run's first line or its config.json, whichever is older; where a run was resumed, the pause between counts too.
@@ -23,7 +24,7 @@ from fastdream.published import Score, find
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("seed", "kind", "step", "seconds", "score")
 # In the middle between black and white, for both themes of a page.
-INK, COLOR = "#7d8590", "#2f81f7"
+INK, COLOR, OTHER = "#7d8590", "#2f81f7", "#db6d28"
 POINTS = 300  # of a line; more only make the file larger
 
 
@@ -43,6 +44,10 @@ class Command:
     """Episodes that a point of a line is the mean of."""
     target: float | None = None
     """A score to mark."""
+    beside: tuple[Path, ...] = ()
+    """Runs of another code, or the CSV file of them, to draw beside; they are not in <name>.csv."""
+    beside_name: str = "official code"
+    """What those are, and `runs` are fastdream then."""
     published: tuple[str, ...] = ()
     """Scores to mark that others published, each as BENCHMARK:TASK:SYSTEM; python -m fastdream.published lists them."""
     format: str = "svg"
@@ -160,7 +165,7 @@ def mean_line(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[np.nd
     return grid, np.mean([np.interp(grid, x, y) for x, y in zip(xs, ys, strict=True)], 0)
 
 
-def draw(path: Path, curves: Sequence[Curve], command: Command) -> None:
+def draw(path: Path, curves: Sequence[Curve], command: Command, beside: Sequence[Curve] = ()) -> None:
     """Score over minutes, and over steps, into an SVG or PNG file with a transparent ground."""
     try:
         import matplotlib
@@ -182,7 +187,10 @@ def draw(path: Path, curves: Sequence[Curve], command: Command) -> None:
     with pyplot.rc_context(style):
         figure, axes = pyplot.subplots(1, 2, figsize=(8, 2.8), sharey=True, layout="constrained")
         for axis, (label, scale, which) in zip(axes, panels, strict=True):
-            panel(axis, curves, scale, which, command)
+            if beside:
+                lines(axis, beside, scale, which, command.smooth, OTHER, f"{command.beside_name}, ")
+            lines(axis, curves, scale, which, command.smooth, COLOR, "fastdream, " if beside else "")
+            decorate(axis, command)
             axis.set_xlabel(label)
         axes[0].set_ylabel("score")
         axes[1].legend(frameon=False, loc="lower right")
@@ -200,20 +208,30 @@ def steps_axis(curves: Sequence[Curve]) -> tuple[float, str]:
     return next(((count, name) for count, name in names if most >= 10 * count), (1.0, "steps"))
 
 
-def panel(
-    axis: Any, curves: Sequence[Curve], scale: Callable[[Any], Any], which: int, command: Command
+def lines(
+    axis: Any,
+    curves: Sequence[Curve],
+    scale: Callable[[Any], Any],
+    which: int,
+    smooth: int,
+    color: str,
+    of: str,
 ) -> None:
-    """One picture: `which` is 0 for steps and 1 for seconds on its axis, in units of `scale`."""
+    """Curves of one code: `which` is 0 for steps and 1 for seconds on their axis, in units of `scale`."""
     xs = [scale((curve.step, curve.seconds)[which]) for curve in curves]
-    ys = [smoothed(curve.score, command.smooth) for curve in curves]
+    ys = [smoothed(curve.score, smooth) for curve in curves]
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         chosen = np.unique(np.linspace(0, len(x) - 1, POINTS).astype(int))
-        axis.plot(x[chosen], y[chosen], color=COLOR, alpha=0.45, lw=0.9, label="" if i else "one seed")
+        axis.plot(x[chosen], y[chosen], color=color, alpha=0.45, lw=0.9, label="" if i else f"{of}one seed")
     if len(curves) > 1:
-        axis.plot(*mean_line(xs, ys), color=COLOR, lw=2.2, label=f"mean of {len(curves)} seeds")
+        axis.plot(*mean_line(xs, ys), color=color, lw=2.2, label=f"{of}mean of {len(curves)} seeds")
     finals = [(scale(curve.final[which]), curve.final[2]) for curve in curves if curve.final]
     if finals:
-        axis.plot(*zip(*finals, strict=True), "o", color=COLOR, ms=4, label="final evaluation")
+        axis.plot(*zip(*finals, strict=True), "o", color=color, ms=4, label=f"{of}final evaluation")
+
+
+def decorate(axis: Any, command: Command) -> None:
+    """The scores to mark, and a grid."""
     if command.target is not None:
         axis.axhline(command.target, color=INK, lw=0.8, ls=(0, (4, 4)))
     for score in map(published_score, command.published):
@@ -229,11 +247,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """The command."""
     try:
         command = tyro.cli(Command, args=args)
-        curves = read(command.runs)
+        curves, beside = read(command.runs), read(command.beside)
         command.output.mkdir(parents=True, exist_ok=True)
         base = command.output / command.name
         picture = base.with_name(f"{base.name}.{command.format}")
-        draw(picture, curves, command)
+        draw(picture, curves, command, beside)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     write_csv(base.with_name(f"{base.name}.csv"), curves)

@@ -223,6 +223,10 @@ def test_curves_of_runs(tmp_path: Path, kind: str):
     if kind == "svg":
         curves.main([*args, "--published", "dmc_proprio:walker_walk:dreamer_v3", "--", *map(str, runs)])
         assert b"dreamer_v3" not in picture and (tmp_path / "out" / "toy.svg").read_bytes() != picture
+        curves.main([*args, *map(str, runs), "--beside", *map(str, runs)])
+        both = (tmp_path / "out" / "toy.svg").read_bytes()
+        assert b"official code, mean of 2 seeds" in both and b"fastdream, mean of 2 seeds" in both
+        assert b"official" not in picture and b"<!-- 3000 -->" in picture and b"<!-- 3000 -->" in both
         curves.main([*args, *map(str, runs)])
     # The table is all that is needed to draw the picture and to write the table once more.
     text = made.read_text()
