@@ -13,6 +13,9 @@ it, and the action that LED TO it:
     is_terminal    False       False       False       True?       False       False   if the task ended
     deter, stoch   the model's state after it saw o_t: as when acting, or as update() last wrote it
 
+Keys are those of the observation, beside them reward and the flags, and action/<key> of every action: `action/action`
+where there is one. `learner.step_spec` gives shapes and types. A number has no dimension of its own: reward is [B, T].
+
 A worker's steps are one stream: index 4 above belongs to the next episode of the same worker, and a window
 may hold both. Where is_first is True the action and the state before it mean nothing: the model zeroes them. No action
 is 0 for numbers and -1 for classes, of which 0 is one.

@@ -85,11 +85,13 @@ def seen(
     return entries
 
 
-def refuse_missing(batch: Mapping[str, Any], obs_space: Spaces, act_space: Spaces, *others: str) -> None:
+def refuse_misfit(batch: Mapping[str, Any], obs_space: Spaces, act_space: Spaces, *others: str) -> None:
     """ValueError naming the first entry that a batch lacks as a tensor, of those that an agent with these spaces
-    learns from.
+    learns from, or that has another shape than the spaces say: rewards [B, T, 1] would be broadcast against [B, T].
     """
-    for key in (*obs_space, *(f"action/{name}" for name in act_space), "reward", "is_first", *others):
+    acts = {f"action/{name}": space.shape for name, space in act_space.items()}
+    shapes = {key: space.shape for key, space in obs_space.items()} | acts | {"reward": (), "is_first": ()}
+    for key in (*shapes, *others):
         if key not in batch:
             raise ValueError(
                 f"the batch has no {key!r}, only {', '.join(sorted(batch))}: fastdream/replay.py says what it holds"
@@ -97,6 +99,13 @@ def refuse_missing(batch: Mapping[str, Any], obs_space: Spaces, act_space: Space
         if isinstance(batch[key], np.ndarray):
             raise ValueError(
                 f"batch[{key!r}] is a NumPy array; agent.inputs(batch) gives tensors on the agent's device"
+            )
+    steps = batch["is_first"].shape[:2]
+    for key, shape in shapes.items():
+        if batch[key].shape != (*steps, *shape):
+            raise ValueError(
+                f"batch[{key!r}] has shape {list(batch[key].shape)}, expected {[*steps, *shape]}: sequences, steps, "
+                f"and what its space says"
             )
 
 

@@ -75,3 +75,21 @@ def test_a_batch_as_replay_samples_it_names_what_makes_tensors_of_it(agent: Any)
     ):
         agent.update(agent.init_train(2), batch)
     assert all(torch.is_tensor(x) for x in agent.inputs(batch).values())
+
+
+@pytest.mark.parametrize("key", NEEDED)
+def test_a_batch_of_other_shapes_names_the_entry(agent: Any, key: str) -> None:
+    """With as many sequences as steps, rewards [B, T, 1] of other codebases would be broadcast without a word."""
+    if not hasattr(agent, "update"):
+        pytest.skip("world_models learns from rollouts on disk")
+    shapes = {"image": (64, 64, 3), "action/action": (1,)} | {
+        k: shape for k, (shape, _) in agent.latent_spec.items()
+    }
+    keys = (*NEEDED, "is_terminal", "is_last", *agent.latent_spec)
+    batch = {name: torch.zeros(9, 9, *shapes.get(name, ())) for name in keys}
+    for name in ("is_first", "is_terminal", "is_last"):
+        batch[name] = batch[name].bool()
+    batch["image"] = batch["image"].byte()
+    agent.update(agent.init_train(9), batch | {"stoch": batch["stoch"].byte()} if "stoch" in batch else batch)
+    with pytest.raises(ValueError, match=rf"batch\['{key}'\] has shape \[9, 9, .*1\], expected \[9, 9"):
+        agent.update(agent.init_train(9), batch | {key: batch[key][..., None]})

@@ -21,7 +21,7 @@ from fastdream.behavior import alive_weight, own_return
 from fastdream.dreamer import Carry, Dreamer, Metrics, Stateful
 from fastdream.ops import Ops
 from fastdream.ops.params import frozen
-from fastdream.spaces import Spaces, refuse_missing, refuse_short
+from fastdream.spaces import Spaces, refuse_misfit, refuse_short
 
 __all__ = ["SIZES", "Config", "Draws", "DreamerV1", "size"]
 
@@ -75,7 +75,7 @@ class DreamerV1(Dreamer):
 
     def update(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Carry, dict[str, Tensor], Metrics]:
         """One gradient step of model, actor and critic, from one forward pass."""
-        refuse_missing(batch, self.obs_space, self.act_space)
+        refuse_misfit(batch, self.obs_space, self.act_space)
         refuse_short(batch, 1)
         B, T = batch["is_first"].shape
         loss, metrics = self.loss(carry, batch, self.nets.draw(B, T, self.generators["train"]))

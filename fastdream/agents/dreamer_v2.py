@@ -18,7 +18,7 @@ from fastdream.agents.dreamer_v2_explore import Plan2Explore
 from fastdream.agents.dreamer_v2_nets import Draws, Networks
 from fastdream.dreamer import Carry, Dreamer, Metrics, Stateful
 from fastdream.ops import Ops
-from fastdream.spaces import Spaces, refuse_missing, refuse_short
+from fastdream.spaces import Spaces, refuse_misfit, refuse_short
 
 __all__ = ["SIZES", "Config", "Draws", "DreamerV2", "size"]
 
@@ -81,7 +81,7 @@ class DreamerV2(Dreamer):
 
     def update(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Carry, dict[str, Tensor], Metrics]:
         """One gradient step of the model, then one of actor and critic in the dreams of what it has become."""
-        refuse_missing(batch, self.obs_space, self.act_space)
+        refuse_misfit(batch, self.obs_space, self.act_space)
         refuse_short(batch, 1)
         B, T = batch["is_first"].shape
         draws = self.nets.draw(B, T, self.generators["train"])

@@ -22,7 +22,7 @@ from fastdream.keras import keras_defaults
 from fastdream.nets import Dense
 from fastdream.ops import Ops
 from fastdream.ops.params import frozen
-from fastdream.spaces import Spaces, refuse_missing, refuse_short
+from fastdream.spaces import Spaces, refuse_misfit, refuse_short
 
 Carry = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -89,7 +89,7 @@ class OfflineDV2(DreamerV2):
 
     def update(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Carry, dict[str, Tensor], Metrics]:
         """One gradient step of what this phase learns; else as DreamerV2's."""
-        refuse_missing(batch, self.obs_space, self.act_space)
+        refuse_misfit(batch, self.obs_space, self.act_space)
         refuse_short(batch, 1)
         phase, metrics = self.phase, Metrics()
         self.made += 1

@@ -30,7 +30,7 @@ from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.optim import LaProp
 from fastdream.pages import use_large_pages
-from fastdream.spaces import Spaces, refuse_missing, refuse_short, seen, shapes_seen
+from fastdream.spaces import Spaces, refuse_misfit, refuse_short, seen, shapes_seen
 from fastdream.transfer import Inputs
 
 __all__ = ["Config", "Draws", "DreamerV3", "size", "variant"]
@@ -135,7 +135,7 @@ class DreamerV3:
         Returns the next carry, the new latents of the T trained steps for replay, and metrics (0-d tensors).
         """
         latents = self.latent_spec if self.replay_context else ()
-        refuse_missing(batch, self.obs_space, self.act_space, "is_terminal", *latents)
+        refuse_misfit(batch, self.obs_space, self.act_space, "is_terminal", *latents)
         refuse_short(batch, 1 + self.replay_context)
         carry, batch, action = self.nets.context(carry, batch)
         B, T = action.shape[:2]

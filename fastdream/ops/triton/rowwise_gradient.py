@@ -23,7 +23,7 @@ from fastdream.ops.triton.split import load_inputs
 
 
 class Later(NamedTuple):
-    """A layer through which a gradient comes back: what `load_gradient` makes that of its pre-activations of."""
+    """A layer through which a gradient comes back: what makes that of its pre-activations."""
 
     d_n: Tensor  # [M, N]
     x: Tensor  # [M, N], pre-activations
