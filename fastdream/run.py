@@ -164,8 +164,9 @@ class Training:
         self.log.resume(step)
         self.log_due, self.save_due = EverySeconds(config.log.every), EverySeconds(config.log.save_every)
         self.report_due = EverySteps(config.log.report_every, step)
-        extra = self.resumed_from.extra if self.resumed_from else {}
-        self.eval_due = EverySteps(config.eval.every, extra.get("evaluated", step))
+        last = self.resumed_from
+        self.saved = (last.step, last.score) if last else (-1, None)
+        self.eval_due = EverySteps(config.eval.every, last.extra.get("evaluated", step) if last else step)
 
     def run(self, stop: Stop) -> None:
         """Train until `config.steps` or until `stop`; then save. Raises NonFinite, and saves nothing then."""
@@ -255,14 +256,18 @@ class Training:
             )
 
     def save(self, score: float | None = None) -> None:
-        """Write a checkpoint, unless a loss is not finite: then raise NonFinite."""
+        """Write a checkpoint, unless it is there, as when a run that is done is resumed; NonFinite if a loss is not."""
         loop, checkpoint, folder = self.loop, self.parts.checkpoint, self.parts.logdir / "replay"
         loop.learner.metrics.check()
+        step, known = self.saved
+        if loop.step == step and score in (None, known):
+            return
 
         def extra(_: object) -> dict[str, Any]:
             return {"evaluated": self.eval_due.last, "replay": loop.replay.save(folder)}
 
         checkpoint.save(loop.state(), step=loop.step, score=score, extra=extra)
+        self.saved = loop.step, score
         self.log.saved()
         # The best generation is for acting; only the last ones are continued from.
         Replay.prune(folder, [kept["replay"] for kept in checkpoint.kept()[-checkpoint.keep :]])
