@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdream.build import Parts, in_processes, min_windows
+from fastdream.build import Parts, min_windows
 from fastdream.checkpoint import Loaded
 from fastdream.config import Config
 from fastdream.driver import Driver, Voice, no_actions, random_actions
 from fastdream.envs.base import EnvError
-from fastdream.evaluate import Scores, evaluate
+from fastdream.evaluate import Scores, evaluated
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import CHECK_EVERY, Learner
 from fastdream.offline import Updates
@@ -238,22 +238,10 @@ class Training:
 
     def evaluate(self, episodes: int, stop: Stop | None = None) -> Scores:
         """Episodes on environments of their own, with random numbers of their own; none where there is no task."""
-        config = self.config
-        if not config.task:
+        if not self.config.task:
             return Scores()
         with self.saved_if_environments_fail():
-            return evaluate(
-                self.loop.agent,
-                self.parts.make_env,
-                episodes,
-                count=config.eval.count,
-                parallel=in_processes(config),
-                seed=config.seed + 1_000_003,
-                mode=config.eval.mode,
-                stop=stop,
-                on_restart=self.voice,
-                task=config.task,
-            )
+            return evaluated(self.config, self.parts, episodes, self.voice, stop)
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint, unless it is there, as when a run that is done is resumed; NonFinite if a loss is not."""
