@@ -24,6 +24,9 @@ class Annealed:
         self.text = text
         self._value = _parse(text)
 
+    def __reduce__(self) -> tuple[type["Annealed"], tuple[str]]:
+        return Annealed, (self.text,)  # what was made of it cannot be pickled
+
     def __call__(self, count: Tensor) -> Tensor:
         """The value after `count` updates, 0-d like it, float32."""
         return self._value(count.float())

@@ -1,4 +1,4 @@
-"""What the first two Dreamers have in common: how they are made, act, report and are saved."""
+"""What the Dreamers have in common beside their papers: how they are made, act, report and are saved."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Stateful(Protocol):
 
 
 class Dreamer(ABC):
-    """An agent that keeps no state in replay: every sequence that it learns from starts from nothing.
+    """An agent with a world model, an actor and a critic.
 
     obs_space, act_space   what the environment shows and takes, without reward and flags.
     dtype     of matrix products: "auto", "float32" or "bfloat16".
@@ -36,10 +36,11 @@ class Dreamer(ABC):
     seed      of the initial parameters and of all later draws.
     """
 
-    replay_context = 0
+    replay_context = 0  # extra steps at the front of each training sequence
     capturable = True  # as a CUDA graph: see fastdream.graphs
 
-    nets: Any  # the agent's Networks: `model`, `action_width`, `flat_action`, `draw`
+    nets: Any  # the agent's Networks: `action_width`, `flat_action`, `draw`
+    model: Any  # of the world: `enc`, `dyn`, `dec`
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Dreamer(ABC):
 
     @property
     def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """What `policy` and `update` give replay to keep: nothing."""
+        """Shape and dtype of what `policy` and `update` give replay to keep: nothing, if not said otherwise."""
         return {}
 
     def init_policy(self, n: int) -> Carry:
@@ -70,8 +71,8 @@ class Dreamer(ABC):
         return carry | {"action": carry["deter"].new_zeros(n, self.nets.action_width)}
 
     def init_train(self, b: int) -> Carry:
-        """State before training sequences, which always start from it."""
-        deter, stoch = self.nets.model.dyn.initial(b, device=self.device, dtype=self.dtype)
+        """State before training sequences, which start from it unless they have replay context."""
+        deter, stoch = self.model.dyn.initial(b, device=self.device, dtype=self.dtype)
         return {"deter": deter, "stoch": stoch}
 
     def policy(
@@ -80,16 +81,18 @@ class Dreamer(ABC):
         """Choose actions for n environments.
 
         obs     observation keys and is_first, [n, ...].
-        mode    "sample" draws from the policy and explores; "mode" takes what it holds most likely, as the official
-                codes do in evaluation.
-        Returns the next carry, actions [n, ...] by key, and nothing for replay.
+        mode    "sample" draws from the policy and explores; "mode" takes what it holds most likely: the most likely
+                class, the mean. The official codes evaluate with "mode", but DreamerV3's, which draws there, too.
+        Returns the next carry, actions [n, ...] by key, and what `latent_spec` names for replay.
         """
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
         inputs = self.inputs(seen(obs, self._seen, len(carry["deter"])))
         carry, made = self.act(carry, inputs, greedy=mode == "mode")
         (host,) = self.inputs.back(made)
-        return carry, self._decode(host["action"]), {}
+        # NumPy converts to the same numbers as torch, whose calls take longer on so few.
+        latents = {key: host[key].astype(dtype) for key, (_, dtype) in self.latent_spec.items()}
+        return carry, self._decode(host["action"]), latents
 
     def report(
         self, carry: Carry, batch: Mapping[str, Tensor]
@@ -98,13 +101,20 @@ class Dreamer(ABC):
 
         Returns losses and the like, and for each observation key an open-loop prediction: see `openloop.open_loop`.
         """
-        refuse_short(batch, 2)  # one to observe, and one to dream
-        generator, nets, (B, T) = self.generators["report"], self.nets, batch["is_first"].shape
+        refuse_short(batch, 2 + self.replay_context)  # one to observe, and one to dream
+        generator, model = self.generators["report"], self.model
         with torch.no_grad():
-            metrics = self.metrics(carry, batch, nets.draw(B, T, generator))
-            action, parts = nets.flat_action(batch), (nets.model.enc, nets.model.dyn, nets.model.dec)
+            carry, batch, action = self.context(carry, batch)
+            metrics = self.metrics(carry, batch, self.nets.draw(*action.shape[:2], generator))
+            parts = model.enc, model.dyn, model.dec
             pictures = open_loop(self.ops, *parts, carry, batch, action, generator)
         return metrics, pictures
+
+    def context(
+        self, carry: Carry, batch: Mapping[str, Tensor]
+    ) -> tuple[Carry, Mapping[str, Tensor], Tensor]:
+        """Split replay context from a batch: initial state, the T trained steps, their flat actions [B, T, A]."""
+        return carry, batch, self.nets.flat_action(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs: parameters, optimisers, generators."""
@@ -130,15 +140,15 @@ class Dreamer(ABC):
     def act(
         self, carry: Carry, obs: Mapping[str, Tensor], greedy: bool = False
     ) -> tuple[Carry, dict[str, Tensor]]:
-        """`policy` on the device: the next carry; and the flat action, for the host."""
+        """`policy` on the device: the next carry; and for the host the flat action and what replay keeps."""
 
     @abstractmethod
     def update(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Carry, dict[str, Tensor], Metrics]:
-        """One gradient step of every optimiser on sequences [B, T, ...] in replay's time convention.
+        """One gradient step of every optimiser on sequences [B, replay_context + T, ...] in replay's time convention.
 
-        Returns the carry as it came, nothing for replay, and metrics (0-d tensors).
+        Returns the next carry, the new latents of the T trained steps for replay, and metrics (0-d tensors).
         """
 
     @abstractmethod
     def metrics(self, carry: Carry, batch: Mapping[str, Tensor], draws: Any) -> Metrics:
-        """What `update` would say of all losses, without learning."""
+        """What `update` would say of all losses, without learning; sequences without their context."""

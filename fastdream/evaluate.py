@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastdream.driver import Driver, warn_restart
+from fastdream.build import Parts, in_processes
+from fastdream.config import Config
+from fastdream.driver import Driver, Voice, warn_restart
 from fastdream.episodes import Episode
 from fastdream.lane import Restart
 from fastdream.learner import Agent
@@ -113,6 +115,22 @@ def evaluate(
     finally:
         generator.set_state(state)
     return result
+
+
+def evaluated(config: Config, parts: Parts, episodes: int, voice: Voice, stop: Stop | None) -> Scores:
+    """Episodes of a run's agent as its settings want them, on environments and with random numbers of their own."""
+    return evaluate(
+        parts.agent,
+        parts.make_env,
+        episodes,
+        count=config.eval.count,
+        parallel=in_processes(config),
+        seed=config.seed + 1_000_003,
+        mode=config.eval.mode,
+        stop=stop,
+        on_restart=voice,
+        task=config.task,
+    )
 
 
 def _count(result: Scores, left: Array, episode: Episode) -> None:

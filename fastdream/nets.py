@@ -140,7 +140,7 @@ class MLP(nn.Sequential):
 
 
 class Kept(Generic[T]):
-    """The value of `make`, made again only after a parameter or a module was replaced by another.
+    """The value of `make`, made again only after a parameter, a module or a layer's norm, act or eps was replaced.
 
     module, paths   of which: of the modules at these dotted names in it, those on the way included, or of all of it.
 
@@ -173,6 +173,8 @@ class Kept(Generic[T]):
             for part in module.modules():
                 for owner in (part._parameters, part._modules):
                     yield from ((owner, name, x) for name, x in owner.items())
+                if isinstance(part, NormAct):
+                    yield from ((vars(part), name, getattr(part, name)) for name in ("norm", "act", "eps"))
 
 
 class Children(nn.Module):

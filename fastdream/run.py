@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdream.build import Parts, in_processes, min_windows
+from fastdream.build import Parts, min_windows
 from fastdream.checkpoint import Loaded
 from fastdream.config import Config
 from fastdream.driver import Driver, Voice, no_actions, random_actions
 from fastdream.envs.base import EnvError
-from fastdream.evaluate import Scores, evaluate
+from fastdream.evaluate import Scores, evaluated
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import CHECK_EVERY, Learner
 from fastdream.offline import Updates
@@ -164,8 +164,9 @@ class Training:
         self.log.resume(step)
         self.log_due, self.save_due = EverySeconds(config.log.every), EverySeconds(config.log.save_every)
         self.report_due = EverySteps(config.log.report_every, step)
-        extra = self.resumed_from.extra if self.resumed_from else {}
-        self.eval_due = EverySteps(config.eval.every, extra.get("evaluated", step))
+        last = self.resumed_from
+        self.saved = (last.step, last.score) if last else (-1, None)
+        self.eval_due = EverySteps(config.eval.every, last.extra.get("evaluated", step) if last else step)
 
     def run(self, stop: Stop) -> None:
         """Train until `config.steps` or until `stop`; then save. Raises NonFinite, and saves nothing then."""
@@ -237,32 +238,24 @@ class Training:
 
     def evaluate(self, episodes: int, stop: Stop | None = None) -> Scores:
         """Episodes on environments of their own, with random numbers of their own; none where there is no task."""
-        config = self.config
-        if not config.task:
+        if not self.config.task:
             return Scores()
         with self.saved_if_environments_fail():
-            return evaluate(
-                self.loop.agent,
-                self.parts.make_env,
-                episodes,
-                count=config.eval.count,
-                parallel=in_processes(config),
-                seed=config.seed + 1_000_003,
-                mode=config.eval.mode,
-                stop=stop,
-                on_restart=self.voice,
-                task=config.task,
-            )
+            return evaluated(self.config, self.parts, episodes, self.voice, stop)
 
     def save(self, score: float | None = None) -> None:
-        """Write a checkpoint, unless a loss is not finite: then raise NonFinite."""
+        """Write a checkpoint, unless it is there, as when a run that is done is resumed; NonFinite if a loss is not."""
         loop, checkpoint, folder = self.loop, self.parts.checkpoint, self.parts.logdir / "replay"
         loop.learner.metrics.check()
+        step, known = self.saved
+        if loop.step == step and score in (None, known):
+            return
 
         def extra(_: object) -> dict[str, Any]:
             return {"evaluated": self.eval_due.last, "replay": loop.replay.save(folder)}
 
         checkpoint.save(loop.state(), step=loop.step, score=score, extra=extra)
+        self.saved = loop.step, score
         self.log.saved()
         # The best generation is for acting; only the last ones are continued from.
         Replay.prune(folder, [kept["replay"] for kept in checkpoint.kept()[-checkpoint.keep :]])

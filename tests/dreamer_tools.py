@@ -1,5 +1,6 @@
 """What the tests of the first two Dreamers share: spaces, random batches and observations, and formulas in NumPy."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,14 @@ def batch(agent: Any, B: int = 2, T: int = 6, seed: int = 0) -> dict[str, Tensor
 def observation(agent: Any, n: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {k: sample(s, (n,), rng) for k, s in agent.obs_space.items()} | {"is_first": np.zeros(n, bool)}
+
+
+def pickled(agent: Any) -> Any:
+    """What torch.save and torch.load make of it."""
+    buffer = io.BytesIO()
+    torch.save(agent, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
 
 
 def double(x: Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What the first two Dreamers promise alike: spaces, reproducibility, checkpoints, backends, who learns from what."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from .dreamer_tools import (
     gradients,
     make,
     observation,
+    pickled,
     same_after_loading,
 )
 
@@ -92,12 +93,13 @@ def test_gradients_that_someone_looked_at_are_not_learned_from(name: str) -> Non
 
 @pytest.mark.parametrize("name", [*AGENTS, "dreamer_v3", "offline_dv2"])
 @pytest.mark.parametrize("acted", [False, True])
-def test_a_copy_acts_and_learns_on_its_own(name: str, acted: bool) -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_a_copy_acts_and_learns_on_its_own(name: str, acted: bool, copied: Callable[[Any], Any]) -> None:
     original, alike = make(name, VECTOR, MIXED), make(name, VECTOR, MIXED)
     data = batch(alike, T=7) | {k: torch.zeros(2, 7, *s) for k, (s, _) in alike.latent_spec.items()}
     for agent in (original, alike) if acted else ():
         agent.policy(agent.init_policy(2), observation(agent, 2))
-    other = copy.deepcopy(original)
+    other = copied(original)
     for parameter in original.nets.parameters():
         parameter.detach().zero_()
     for agent in (other, alike):

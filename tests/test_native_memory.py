@@ -44,13 +44,15 @@ def test_vectors_with_gaps_are_read_at_each_call(native: ModuleType):
 def test_tensors_that_are_not_what_lies_in_their_memory(native: ModuleType):
     """A subclass of Tensor, of which there was a null pointer to read from; and views with turned signs."""
     args = plain(arguments(3), torch.float32)
-    expected = reference.policy_step(*args)[0].logit
-    (first, *others), deter, features = args[0], args[3], args[6]
+    (_, _, expected, _), expected_action = reference.policy_step(*args)
+    first, *others = args[0]
     for other in (Elsewhere(first.weight), torch._neg_view(-first.weight)):
         encoder = first._replace(weight=other), *others
         torch.testing.assert_close(native.policy_step(encoder, *args[1:])[0].logit, expected)
-    for i, other in ((6, Elsewhere(features)), (3, torch._neg_view(-deter))):
+    features = args[6]
+    turned = [(i, torch._neg_view(-args[i])) for i in (3, 4, 5, 6, 10)]  # deter to features, and the classes
+    for i, other in ((6, Elsewhere(features)), *turned):
         native.policy_step(*args)  # what ran last is looked at first
-        step, _ = native.policy_step(*args[:i], other, *args[i + 1 :])
-        torch.testing.assert_close(step.logit, expected)
+        step, action = native.policy_step(*args[:i], other, *args[i + 1 :])
+        torch.testing.assert_close((step.logit, action), (expected, expected_action))
     torch.testing.assert_close(native.symlog(torch._neg_view(features)), reference.symlog(-features))

@@ -114,6 +114,16 @@ def test_values_of_what_is_no_parameter_are_made_anew(change: Callable[[nn.Modul
     assert torch.equal(kept.get().weight, net.weight)
 
 
+@pytest.mark.parametrize("name, value", [("act", "relu"), ("norm", "layer"), ("eps", 1e-2)])
+def test_kept_values_follow_settings_of_layers(name: str, value: Any):
+    """Those of a layer that were set after it had acted, which learning saw and acting did not."""
+    net = nn.Sequential(Dense(fd.load("reference"), 2, 3, norm="rms", act="silu"))
+    kept = Kept(lambda: net[0].layer, net)
+    assert getattr(kept.get(), name) != value
+    setattr(net[0], name, value)
+    assert getattr(kept.get(), name) == value
+
+
 def test_kept_values_follow_replaced_modules():
     """Those on the way to what they are made of, and those in it."""
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from fastdream import agents, run, train
+from fastdream import agents, train
 from fastdream import eval as evaluation
+from fastdream import evaluate as evaluating
 from fastdream.checkpoint import Checkpoint
 from fastdream.evaluate import Scores
 from fastdream.evaluate import evaluate as real_evaluate
@@ -105,7 +106,7 @@ def test_another_agent_is_one_difference(two_runs: Callable[[], tuple[Path, Path
     assert "agent: dreamer_v3 -> dreamer_v2" in error and "dreamer." not in error
 
 
-def stopping(monkeypatch: pytest.MonkeyPatch, place: Any) -> None:
+def stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has evaluations stopped by a signal after their first episode."""
 
     def evaluate(*args: Any, stop: Stop, **kwargs: Any) -> Scores:
@@ -113,7 +114,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, place: Any) -> None:
         stop.reason = "SIGINT"
         return Scores(result.scores[:1], result.lengths[:1])
 
-    monkeypatch.setattr(place, "evaluate", evaluate)
+    monkeypatch.setattr(evaluating, "evaluate", evaluate)
 
 
 def test_an_evaluation_that_was_stopped_is_no_score(
@@ -121,7 +122,7 @@ def test_an_evaluation_that_was_stopped_is_no_score(
 ):
     args = [*SMALL, "--task", "dummy_vector", "--logdir", str(tmp_path), "--eval.final-episodes", "3"]
     with monkeypatch.context() as patch:
-        stopping(patch, run)
+        stopping(patch)
         train.main(args)
     output = capsys.readouterr().out
     assert in_order(output, "done after 60 steps", "stopped by SIGINT in the evaluation", "to resume: ")
@@ -135,7 +136,7 @@ def test_an_evaluation_that_was_stopped_is_no_score(
 def test_an_evaluation_that_was_stopped_on_the_way_is_no_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    stopping(monkeypatch, run)
+    stopping(monkeypatch)
     training = run_tools.train(tiny(steps=60, eval={"every": 20, "episodes": 2}), tmp_path)
     assert training.loop.step == 20
     assert not (tmp_path / "ckpt" / "best").exists()

@@ -184,7 +184,7 @@ def test_evaluation_plays_exactly_the_episodes_asked_for(tmp_path: Path, episode
 
 def test_a_run_is_evaluated_in_the_episodes_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     training, seeds = train(tiny(steps=20), tmp_path), []
-    monkeypatch.setattr("fastdream.run.evaluate", lambda *_, seed, **__: seeds.append(seed))
+    monkeypatch.setattr("fastdream.evaluate.evaluate", lambda *_, seed, **__: seeds.append(seed))
     training.evaluate(1)
     assert seeds == [Command().seed] != [training.config.seed]
 

@@ -56,9 +56,10 @@ def test_the_command_goes_through_all_stages_and_can_be_loaded(
     assert sorted(media) == ["openloop", "real_dream", "reconstructions"]
     # The same command once more has nothing left to do but to evaluate, with the same result.
     scores = json.loads((tmp_path / "eval.json").read_text())["scores"]
-    lines = (tmp_path / "metrics.jsonl").read_bytes()
+    lines, saved = (tmp_path / "metrics.jsonl").read_bytes(), sorted((tmp_path / "ckpt").iterdir())
     train.main(["--logdir", str(tmp_path)])
     assert (tmp_path / "metrics.jsonl").read_bytes() == lines
+    assert sorted((tmp_path / "ckpt").iterdir()) == saved
     assert "resumed in stage control, 3 of 3" in capsys.readouterr().out
     assert json.loads((tmp_path / "eval.json").read_text())["scores"] == scores
     agent = load(tmp_path)

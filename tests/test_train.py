@@ -133,6 +133,21 @@ def test_the_first_signal_saves_and_the_same_command_goes_on(
     assert json.loads((tmp_path / "eval.json").read_text())["step"] == 60
 
 
+def test_the_same_command_once_more_evaluates_and_saves_nothing_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+):
+    def saved() -> dict[Path, bytes]:
+        files = [*(finished / "ckpt").rglob("*"), *(finished / "replay").rglob("*")]
+        return {path: path.read_bytes() for path in files if path.is_file()}
+
+    before, result = saved(), (finished / "eval.json").read_bytes()
+    (finished / "eval.json").unlink()
+    train.main(["--logdir", str(finished)])
+    assert "resumed at step 60" in capsys.readouterr().out
+    assert (finished / "eval.json").read_bytes() == result
+    assert saved() == before
+
+
 def test_a_second_signal_aborts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def impatient(self: Online, obs: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdream import generators
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v3_behavior import (
     Shown,
@@ -23,24 +22,20 @@ from fastdream.agents.dreamer_v3_behavior import (
 from fastdream.agents.dreamer_v3_config import Config, loss_weights, size, variant
 from fastdream.agents.dreamer_v3_nets import Draws, Networks
 from fastdream.casts import Casts
+from fastdream.dreamer import Carry, Dreamer, Metrics, Stateful
 from fastdream.heads import outputs_at
-from fastdream.nets import ActionDecoder
 from fastdream.normalize import Slow
-from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.optim import LaProp
 from fastdream.pages import use_large_pages
-from fastdream.spaces import Spaces, refuse_misfit, refuse_short, seen, shapes_seen
-from fastdream.transfer import Inputs
+from fastdream.spaces import Spaces, refuse_misfit, refuse_short
 
 __all__ = ["Config", "Draws", "DreamerV3", "size", "variant"]
 
-Carry = dict[str, Tensor]
-Metrics = dict[str, Tensor]
 Trace = dict[str, Any]
 
 
-class DreamerV3:
+class DreamerV3(Dreamer):
     """A world model, an actor and a critic, trained together by one optimiser.
 
     obs_space, act_space   what the environment shows and takes, without reward and flags.
@@ -48,8 +43,6 @@ class DreamerV3:
     ops       table of kernels; None loads the best for the device.
     seed      of the initial parameters and of all later draws.
     """
-
-    capturable = True  # as a CUDA graph: see fastdream.graphs
 
     def __init__(
         self,
@@ -60,22 +53,19 @@ class DreamerV3:
         device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> None:
-        self.obs_space, self.act_space, self.config = obs_space, act_space, config
-        self.device = torch.device(device)
-        auto = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.dtype: torch.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
-        self.ops = fd.load(device=self.device) if ops is None else ops
-        self.inputs, self._decode = Inputs(self.device), ActionDecoder(act_space)
-        self._seen = shapes_seen(obs_space)
+        super().__init__(obs_space, act_space, config.dtype, ops, device, seed)
+        self.config, self.replay_context = config, config.replay_context
         self.scales = loss_weights(config, obs_space)
         self.scale = torch.tensor(list(self.scales.values()), device=self.device)
-        self.nets = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(self.device)
+        self.nets: Networks = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(
+            self.device
+        )
+        self.model = self.nets
         self.slow = Slow(self.nets.val, self.nets.slowval, config.slowvalue)
         self.slow.copy()
         use_large_pages(self.nets.parameters())
         self.casts = Casts(self.nets, self.dtype, self.nets.joined())
         self.opt = LaProp(self.ops, self.nets.learned(), config.opt, self.casts.leaf)
-        self.generators = generators.separate(self.device, seed)
 
     @property
     def param_count(self) -> int:
@@ -83,39 +73,22 @@ class DreamerV3:
         return self.opt.param_count
 
     @property
-    def replay_context(self) -> int:
-        """Extra steps at the front of each training sequence."""
-        return self.config.replay_context
-
-    @property
     def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of what `policy` and `update` give replay to keep."""
+        """Shape and dtype of what `policy` and `update` give replay to keep: deter and stoch."""
         return self.nets.latent_spec
 
-    def init_policy(self, n: int) -> Carry:
-        """State before the first observation of n environments."""
-        carry = self.init_train(n)
-        return carry | {"action": carry["deter"].new_zeros(n, self.nets.action_width)}
+    def stateful(self) -> dict[str, Stateful]:
+        """Networks and optimiser."""
+        return {"nets": self.nets, "opt": self.opt}
 
-    def policy(
-        self, carry: Carry, obs: Mapping[str, np.ndarray], mode: str = "sample"
-    ) -> tuple[Carry, dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Choose actions for n environments.
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs: also when the slow critic moves next."""
+        return super().state_dict() | {"slow_count": self.slow.count}
 
-        obs     observation keys and is_first, [n, ...].
-        mode    "sample" draws from the policy, as the official code does even in evaluation; "mode" takes the
-                most likely class or the mean.
-        Returns the next carry, actions [n, ...] by key, and the latents (deter, stoch) for replay.
-        """
-        if mode not in ("sample", "mode"):
-            raise ValueError(f"mode={mode!r} is unknown; use 'sample' or 'mode'")
-        inputs = self.inputs(seen(obs, self._seen, len(carry["deter"])))
-        carry, made = self.act(carry, inputs, greedy=mode == "mode")
-        (host,) = self.inputs.back(made)
-        # NumPy converts to the same numbers as torch, whose calls take longer on so few.
-        kept = ("deter", np.float16), ("stoch", np.uint8)
-        latents: dict[str, np.ndarray] = {key: host[key].astype(dtype) for key, dtype in kept}
-        return carry, self._decode(host["action"]), latents
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict` of an agent with the same spaces and configuration."""
+        super().load_state_dict(state)
+        self.slow.count.copy_(state["slow_count"])
 
     def act(
         self, carry: Carry, obs: Mapping[str, Tensor], greedy: bool = False
@@ -124,10 +97,11 @@ class DreamerV3:
         carry, index = self.nets.act(carry, obs, self.generators["policy"], greedy)
         return carry, {"action": carry["action"].float(), "deter": carry["deter"].float(), "stoch": index}
 
-    def init_train(self, b: int) -> Carry:
-        """State before the first training sequences; only read without replay context."""
-        deter, stoch = self.nets.dyn.initial(b, device=self.device, dtype=self.dtype)
-        return {"deter": deter, "stoch": stoch}
+    def context(
+        self, carry: Carry, batch: Mapping[str, Tensor]
+    ) -> tuple[Carry, Mapping[str, Tensor], Tensor]:
+        """Split replay context from a batch: initial state, the T trained steps, their flat actions [B, T, A]."""
+        return self.nets.context(carry, batch)
 
     def update(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Carry, dict[str, Tensor], Metrics]:
         """One gradient step on sequences [B, replay_context + T, ...] in replay's time convention.
@@ -137,7 +111,7 @@ class DreamerV3:
         latents = self.latent_spec if self.replay_context else ()
         refuse_misfit(batch, self.obs_space, self.act_space, "is_terminal", *latents)
         refuse_short(batch, 1 + self.replay_context)
-        carry, batch, action = self.nets.context(carry, batch)
+        carry, batch, action = self.context(carry, batch)
         B, T = action.shape[:2]
         draws = self.nets.draw(B, T, self.generators["train"])
         with self.casts:
@@ -148,6 +122,10 @@ class DreamerV3:
         self.slow.update()
         deter, stoch = post.deter.detach(), post.stoch.detach()
         return {"deter": deter[:, -1], "stoch": stoch[:, -1]}, self.nets.pack(deter, post.index), metrics
+
+    def metrics(self, carry: Carry, batch: Mapping[str, Tensor], draws: Draws) -> Metrics:
+        """What `update` would say of all losses, without learning; sequences without their context."""
+        return self.loss(carry, batch, self.nets.flat_action(batch), draws, training=False)[2]
 
     def loss(
         self,
@@ -259,36 +237,3 @@ class DreamerV3:
         batch = {k: batch[k][:, -K:] for k in ("reward", "is_last", "is_terminal")}
         context = self.ops, nets, self.config
         return replay_critic_loss(*context, batch, boot, outs["val"], slow, training, trace)
-
-    def report(
-        self, carry: Carry, batch: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
-        """Metrics of one batch without learning from it, and what the model would have predicted.
-
-        Returns losses and the like, and for each observation key an open-loop prediction: see `openloop.open_loop`.
-        """
-        generator = self.generators["report"]
-        refuse_short(batch, 2 + self.replay_context)  # one to observe, and one to dream
-        carry, batch, action = self.nets.context(carry, batch)
-        with torch.no_grad():
-            draws = self.nets.draw(action.shape[0], action.shape[1], generator)
-            _, _, metrics = self.loss(carry, batch, action, draws, training=False)
-            nets = self.nets
-            pictures = open_loop(self.ops, nets.enc, nets.dyn, nets.dec, carry, batch, action, generator)
-        return metrics, pictures
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs: parameters, normalisers, optimiser, generators."""
-        return {
-            "nets": self.nets.state_dict(),
-            "opt": self.opt.state_dict(),
-            "slow_count": self.slow.count,
-            "generators": generators.states(self.generators),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict` of an agent with the same spaces and configuration."""
-        self.nets.load_state_dict(state["nets"])
-        self.opt.load_state_dict(state["opt"])
-        self.slow.count.copy_(state["slow_count"])
-        generators.restore(self.generators, state["generators"])

@@ -87,6 +87,11 @@ class Networks(nn.Module):
             generator=generator,
         )
         feat = self.dyn.feat_width
+        # Shape and dtype of the latents that replay keeps, which is asked at every step.
+        self.latent_spec: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+            "deter": ((cfg.deter,), np.dtype(np.float16)),
+            "stoch": ((cfg.stoch,), np.dtype(np.uint8)),
+        }
         self.dec = Decoder(ops, obs_space, cfg.deter, self.latent.width, config.dec, generator)
         self.rew = TwoHotHead(ops, feat, config.rewhead, generator=generator)
         self.con = BinaryHead(ops, feat, config.conhead, generator)
@@ -102,12 +107,6 @@ class Networks(nn.Module):
         # Images go through convolutions, which are no layers of an op: the embedding is then its input.
         encoder = () if self.enc.images else self.enc.vector_layers
         return Acting(encoder, self.dyn.params, self.pol.params, self.enc.raw, self.pol.noise)
-
-    @property
-    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of the latents that replay keeps for every step."""
-        stoch = (self.latent.params.stoch,), np.dtype(np.uint8)
-        return {"deter": ((self.dyn.deter,), np.dtype(np.float16)), "stoch": stoch}
 
     def learned(self) -> dict[str, nn.Parameter]:
         """Parameters that the optimiser trains: all but the slow critic's."""
@@ -181,8 +180,12 @@ class Networks(nn.Module):
             deter, stoch = batch["deter"][:, context - 1], batch["stoch"][:, context - 1]
             carry = {"deter": deter.to(self.dtype), "stoch": self.latent.unpack(stoch, self.dtype)}
         batch = {k: v[:, context:] for k, v in batch.items()}
+        return dict(carry), batch, self.flat_action(batch)
+
+    def flat_action(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Actions of a batch [B, T, A]."""
         action = {k: batch[f"action/{k}"] for k in self.act_space}
-        return dict(carry), batch, encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
+        return encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
 
     def starts(self, T: int) -> int:
         """From how many of a sequence's T states imagination starts: the last ones."""

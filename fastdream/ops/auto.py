@@ -5,7 +5,7 @@ loses: a few numbers, for which telling torch of a call takes longer than the ar
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, update_wrapper
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -68,21 +68,33 @@ def route(
     rule: Rule = limits.rules.get(op, Rule(None))
     at, serves, but = rule
     least, name = limits.least.get(op, 0), list(signature(reference).parameters)[at or 0]
-    precisions = limits.precisions
-
-    @wraps(reference)  # whose signature and words it has
-    def routed(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling() and transformed():
-            return reference(*args, **kwargs)
-        if at is None:
-            return (ours if serves(*args, **kwargs) else reference)(*args, **kwargs)
-        x = args[at] if at < len(args) else kwargs.get(name)
-        if isinstance(x, (tuple, list)):
-            x = x[0]
-        fits = x is not None and x.dtype in precisions and x.numel() >= least
-        return (ours if fits and serves(*args, **kwargs) else reference)(*args, **kwargs)
-
+    # Not a function in this one: an agent has it and may be pickled.
+    routed = partial(_routed, ours, reference, at, serves, name, limits.precisions, least)
+    update_wrapper(routed, reference)  # whose signature and words it has
     if op not in limits.rules:
         return routed, ""
     turned_down = limits.but, but, f"less than {least} elements" if least else ""
     return routed, f"{other} for " + ", ".join(filter(None, turned_down))
+
+
+def _routed(
+    ours: Callable[..., Any],
+    reference: Callable[..., Any],
+    at: int | None,
+    serves: Callable[..., bool],
+    name: str,
+    precisions: tuple[torch.dtype, ...],
+    least: int,
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    if not torch.compiler.is_compiling() and transformed():
+        return reference(*args, **kwargs)
+    if at is None:
+        return (ours if serves(*args, **kwargs) else reference)(*args, **kwargs)
+    x = args[at] if at < len(args) else kwargs.get(name)
+    if isinstance(x, (tuple, list)):
+        x = x[0]
+    fits = x is not None and x.dtype in precisions and x.numel() >= least
+    return (ours if fits and serves(*args, **kwargs) else reference)(*args, **kwargs)

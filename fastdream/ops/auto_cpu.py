@@ -23,13 +23,17 @@ LEAST_CHANNELS = 32
 LEAST_LEARNED = 768
 
 
+def _always(*args: Any, **kwargs: Any) -> bool:
+    return True
+
+
 class Rule(NamedTuple):
     """The calls of one op that are the faster backend's."""
 
     at: int | None = (
         0  # of the argument whose dtype and size decide: a tensor, the first of several; None: none does
     )
-    serves: Callable[..., bool] = lambda *args, **kwargs: True  # takes the op's arguments
+    serves: Callable[..., bool] = _always  # takes the op's arguments
     but: str = ""  # what `serves` turns down
 
 

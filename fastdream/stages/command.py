@@ -154,10 +154,10 @@ def final_evaluation(config: Config, session: Session, stop: Stop) -> str:
     result = session.evaluate(stop)
     if stop:
         return f"{stopped(stop, done)}; {resume_hint(logdir)}"
-    session.save(result.mean)
     facts = {"step": session.step, **result.summary(), "mode": config.eval.mode}
     path, text = logdir / "eval.json", json.dumps(facts, indent=1).encode()
     if not path.exists() or path.read_bytes() != text:  # a finished run that is resumed comes to the same
+        session.save(result.mean)
         session.log.scalars(session.step, result.metrics())
         rundir.store(path, text)
     return f"{done}\nevaluation: {result} ({config.eval.mode} actions)"

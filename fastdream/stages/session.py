@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from fastdream.agents.world_models import WorldModels
-from fastdream.build import Parts, in_processes
+from fastdream.build import Parts
 from fastdream.checkpoint import Loaded
 from fastdream.config import Config
 from fastdream.driver import Driver, Voice
-from fastdream.evaluate import Scores, evaluate
+from fastdream.evaluate import Scores, evaluated
 from fastdream.progress import Goal
 from fastdream.recording import Recording
 from fastdream.schedule import EverySeconds, Stop
@@ -159,19 +159,7 @@ class Session:
 
     def evaluate(self, stop: Stop) -> Scores:
         """Episodes in the real environment, on environments of their own."""
-        config = self.config
-        return evaluate(
-            self.parts.agent,
-            self.parts.make_env,
-            config.eval.final_episodes,
-            count=config.eval.count,
-            parallel=in_processes(config),
-            seed=config.seed + 1_000_003,
-            mode=config.eval.mode,
-            stop=stop,
-            on_restart=self.voice,
-            task=config.task,
-        )
+        return evaluated(self.config, self.parts, self.config.eval.final_episodes, self.voice, stop)
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint, unless a loss is not finite: then raise NonFinite."""

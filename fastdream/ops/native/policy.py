@@ -107,6 +107,9 @@ def _run(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[int, ...
     """What the kernel gives that ran last, or, if inputs or parameters do not fit it, one for them."""
     if inputs[6] is not None:
         check_index("policy_step", inputs[6], model.layout[2])
+    for x in inputs[1:]:  # deter was looked at; the kernel cannot see that signs are turned
+        if x is not None and x.is_neg():
+            return _dispatched(model, deter, inputs, vectors)
     for kernel in model.last:
         if kernel.vectors == vectors:
             outputs = _empty(kernel.shapes, deter)
