@@ -30,7 +30,7 @@ from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.optim import LaProp
 from fastdream.pages import use_large_pages
-from fastdream.spaces import Spaces, refuse_missing, refuse_short, seen, shapes_seen
+from fastdream.spaces import Spaces, refuse_missing, refuse_short, seen, spaces_seen
 from fastdream.transfer import Inputs
 
 __all__ = ["Config", "Draws", "DreamerV3", "size", "variant"]
@@ -66,7 +66,7 @@ class DreamerV3:
         self.dtype: torch.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
         self.ops = fd.load(device=self.device) if ops is None else ops
         self.inputs, self._decode = Inputs(self.device), ActionDecoder(act_space)
-        self._seen = shapes_seen(obs_space)
+        self._seen = spaces_seen(obs_space)
         self.scales = loss_weights(config, obs_space)
         self.scale = torch.tensor(list(self.scales.values()), device=self.device)
         self.nets = Networks(obs_space, act_space, config, self.ops, self.dtype, seed).to(self.device)
