@@ -85,7 +85,7 @@ def seen(obs: Mapping[str, np.ndarray], spaces: Spaces, n: int) -> dict[str, np.
         if space.kind == "discrete":
             _refuse_other_classes(key, entry, space.classes)
         # A sum of squares is the quickest look; that it may overflow is why it does not decide.
-        elif space.kind == "vector" and not np.isfinite(np.vdot(entry, entry)):
+        elif space.kind == "vector" and not math.isfinite(np.vdot(entry, entry)):
             _refuse_no_numbers(key, entry)
         entries[key] = entry
     return entries
