@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import textwrap
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -39,8 +40,6 @@ def parse(args: Sequence[str]) -> Parsed:
     wrong value, with the nearest one. Raises ValueError for an unknown task, agent, preset, size or variant, and
     for a setting that nothing would read.
     """
-    import tyro
-
     if args and not args[0].startswith("-"):
         raise ValueError(f"{args[0]!r} is no flag: did you mean --task {args[0]}?")
     chosen = choosers(args)
@@ -53,12 +52,24 @@ def parse(args: Sequence[str]) -> Parsed:
         print(short_help(base, width=min(100, shutil.get_terminal_size().columns)))
         raise SystemExit(0)
     default = command_of(type(base.suite), type(base.dreamer))(**shallow(base))
-    command: Any = tyro.cli(
-        type(default), args=list(args), default=default, prog="python -m fastdream.train", registry=numbers()
-    )
+    command = read("fastdream.train", args, default)
     config = Config(**{name: getattr(command, name) for name in shallow(base)})
     refuse_unread(base, config)
     return Parsed(dataclasses.replace(config, dataset=lasting(config.dataset)), command.dry_run)
+
+
+# tyro keeps its registries for the whole process: of two threads that read flags at once, one would fail.
+READING = threading.Lock()
+
+
+def read(module: str, args: Sequence[str], default: Any) -> Any:
+    """The flags of `python -m <module>`, as a dataclass like the default; exits for --help and for what is wrong."""
+    import tyro
+
+    with READING:
+        return tyro.cli(
+            type(default), args=list(args), default=default, prog=f"python -m {module}", registry=numbers()
+        )
 
 
 def lasting(dataset: str) -> str:

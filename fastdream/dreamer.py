@@ -13,7 +13,7 @@ from fastdream import ops as fd
 from fastdream.nets import ActionDecoder
 from fastdream.openloop import open_loop
 from fastdream.ops import Ops
-from fastdream.spaces import Spaces, refuse_short, seen, shapes_seen
+from fastdream.spaces import Spaces, refuse_short, seen, spaces_seen
 from fastdream.transfer import Inputs
 
 Carry = dict[str, Tensor]
@@ -57,7 +57,7 @@ class Dreamer(ABC):
         self.dtype: torch.dtype = auto if dtype == "auto" else getattr(torch, dtype)
         self.ops = fd.load(device=self.device) if ops is None else ops
         self.inputs, self._decode = Inputs(self.device), ActionDecoder(act_space)
-        self._seen = shapes_seen(obs_space)
+        self._seen = spaces_seen(obs_space)
         self.generators = generators.separate(self.device, seed)
 
     @property

@@ -89,9 +89,7 @@ def parse(args: Sequence[str]) -> Command:
             "Command", [field], bases=(Command,), namespace=namespace, frozen=True
         )
     default = kind(mode=config.eval.mode) if config else kind()
-    command: Command = tyro.cli(
-        kind, args=list(args), default=default, prog="python -m fastdream.eval", registry=cli.numbers()
-    )
+    command: Command = cli.read("fastdream.eval", args, default)
     return command
 
 

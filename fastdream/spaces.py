@@ -60,29 +60,50 @@ class Space:
 Spaces = dict[str, Space]
 
 
-def shapes_seen(spaces: Spaces) -> dict[str, tuple[int, ...]]:
-    """What an agent with these observations looks at when it acts: the shape of each entry, and of is_first."""
-    return {key: space.shape for key, space in spaces.items()} | {"is_first": ()}
+def spaces_seen(spaces: Spaces) -> Spaces:
+    """What an agent with these observations looks at when it acts: them and is_first."""
+    return spaces | {"is_first": Space("vector")}
 
 
-def seen(
-    obs: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], n: int
-) -> dict[str, np.ndarray]:
-    """The entries of n environments' observation that have these shapes; ValueError naming one that has not."""
+def seen(obs: Mapping[str, np.ndarray], spaces: Spaces, n: int) -> dict[str, np.ndarray]:
+    """The entries of n environments' observation that have these spaces; ValueError naming one that has not.
+
+    As in an environment, a vector of nothing but -inf and the class -1 are "not available".
+    """
     entries = {}
-    for key, shape in shapes.items():
+    for key, space in spaces.items():
         if key not in obs:
             raise ValueError(f"the observation has no {key!r}, only {', '.join(sorted(obs))}")
         entry = obs[key]
         if not isinstance(entry, np.ndarray):
             raise ValueError(f"obs[{key!r}] is a {type(entry).__name__}, expected an array [{n}, ...]")
-        if entry.shape != (n, *shape):
+        if entry.shape != (n, *space.shape):
             raise ValueError(
-                f"obs[{key!r}] has shape {list(entry.shape)}, expected {[n, *shape]}: {n} environments, as in the "
-                f"carry"
+                f"obs[{key!r}] has shape {list(entry.shape)}, expected {[n, *space.shape]}: {n} environments, as in "
+                "the carry"
             )
+        if space.kind == "discrete":
+            _refuse_other_classes(key, entry, space.classes)
+        # A sum of squares is the quickest look; that it may overflow is why it does not decide.
+        elif space.kind == "vector" and not math.isfinite(np.vdot(entry, entry)):
+            _refuse_no_numbers(key, entry)
         entries[key] = entry
     return entries
+
+
+def _refuse_other_classes(key: str, entry: np.ndarray, classes: int) -> None:
+    if entry.size and not (entry.min() >= -1 and entry.max() < classes):
+        raise ValueError(
+            f"obs[{key!r}] is {entry}, and its classes are 0 to {classes - 1}, as fastdream.envs.make shows them"
+        )
+
+
+def _refuse_no_numbers(key: str, entry: np.ndarray) -> None:
+    for row in entry:
+        with np.errstate(over="ignore"):
+            row = row.astype(np.float32)
+        if not (np.isfinite(row).all() or (row == -np.inf).all()):
+            raise ValueError(f"obs[{key!r}] contains what is no finite number in float32: {row}")
 
 
 def refuse_misfit(batch: Mapping[str, Any], obs_space: Spaces, act_space: Spaces, *others: str) -> None:

@@ -178,7 +178,8 @@ class StridedDecoder(nn.Module):
             if space.shape[:2] != (side, side):
                 raise ValueError(
                     f"image {key!r} has size {space.shape[0]}x{space.shape[1]}, but a decoder with kernels "
-                    f"{config.kernels} draws {side}x{side}: resize the image, or choose other kernels"
+                    f"{config.kernels} draws {side}x{side}: make it so with --suite.size {side} (a dataset's with "
+                    f"--resize {side}), or choose other kernels"
                 )
         last = len(config.kernels) - 1
         self.seed = config.depth * 2 ** (last + 2)

@@ -49,6 +49,16 @@ def test_a_run_s_replay_there_and_back(task: str, tmp_path: Path):
             np.testing.assert_allclose(right[key], left[key], rtol=1e-6, atol=1e-6, err_msg=key)
 
 
+def test_the_description_says_in_which_units_a_run_acted(minari: Any, tmp_path: Path):
+    export(find(str(save_npz(tmp_path / "set", episode(5, 0)))), "test/set-v0")
+    export(find(str(tmp_path / "set")), "test/run-v0", task="gym_Pendulum-v1")
+    about = [
+        minari.load_dataset(f"test/{name}-v0").storage.metadata["description"] for name in ("set", "run")
+    ]
+    assert "[-1, 1]" not in about[0]
+    assert "of gym_Pendulum-v1, its actions with finite bounds scaled to [-1, 1], classes from 0" in about[1]
+
+
 def test_minari_s_library_reads_what_was_written(minari: Any, tmp_path: Path):
     whole = [episode(5, 0), episode(8, 1, terminal=True)]
     export(find(str(save_npz(tmp_path / "set", *whole))), "test/set-v0")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,10 @@ def test_no_lines_before_the_last_where_none_are_asked_for(tmp_path: Path, capsy
     logger.close()
     (line,) = capsys.readouterr().out.splitlines()
     assert "step 49/100" in line
+
+
+def test_threads_of_a_program_may_read_flags_at_once():
+    """As a sweep of several runs in one process does."""
+    with ThreadPoolExecutor(4) as threads:
+        parsed = threads.map(lambda seed: cli.parse(["--preset", "debug", "--seed", str(seed)]), range(8))
+        assert [one.config.seed for one in parsed] == list(range(8))

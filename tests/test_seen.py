@@ -49,6 +49,35 @@ def test_an_observation_that_is_not_of_its_spaces_is_refused(agent: Any, case: s
         agent.policy(carry, {k: v for k, v in (obs | changes).items() if v is not None})
 
 
+SENSORS = {"sensors": Space("vector", (2,)), "mode": Space("discrete", (), 3)}
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "NaN": ({"sensors": np.array([[0, 1], [2, np.nan]])}, r"\['sensors'\] contains what is no finite number"),
+    "float64": ({"sensors": np.array([[0, 1e300], [2, 3]])}, r"\['sensors'\] contains what is no finite"),
+    "half": ({"sensors": np.array([[0, -np.inf], [2, 3]])}, r"\['sensors'\] contains what is no finite"),
+    "class": (
+        {"mode": np.array([1, 3])},
+        r"\['mode'\] is \[1 3\], and its classes are 0 to 2, as fastdream.envs",
+    ),
+    "negative": ({"mode": np.array([-2, 0])}, r"\['mode'\] is \[-2  0\], and its classes are 0 to 2"),
+}
+
+
+@pytest.mark.parametrize("name", ["dreamer_v1", "dreamer_v2", "dreamer_v3"])
+def test_numbers_that_an_environment_may_not_show_are_refused(name: str) -> None:
+    config = parse(["--agent", name, "--preset", "debug"]).config
+    agent = make_agent(config, SENSORS, {"action": Space("discrete", (), 2)}, torch.device("cpu"))
+    fine = {
+        "sensors": np.array([[-np.inf, -np.inf], [1e30, 3]]),  # of which the first are not available
+        "mode": np.array([-1, 2]),
+        "is_first": np.ones(2, bool),
+    }
+    carry = agent.init_policy(2)
+    assert agent.policy(carry, fine)[1]["action"].shape == (2,)
+    for changes, message in WRONG.values():
+        with pytest.raises(ValueError, match=message):
+            agent.policy(carry, fine | changes)
+
+
 NEEDED = ("image", "action/action", "reward", "is_first")
 
 

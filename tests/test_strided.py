@@ -92,7 +92,9 @@ def test_encodes_and_decodes_images_and_vectors_together() -> None:
 
 def test_images_of_another_size_are_refused_with_the_right_one() -> None:
     space = {"image": Space("image", (96, 96, 3))}
-    with pytest.raises(ValueError, match="'image' has size 96x96.*draws 64x64"):
+    with pytest.raises(
+        ValueError, match="'image' has size 96x96.*draws 64x64.*--suite.size 64 .*--resize 64"
+    ):
         StridedDecoder(OPS, space, 4, 4, StridedDecoderConfig())
     with pytest.raises(ValueError, match="16x16 are too small"):
         StridedEncoder(OPS, {"image": Space("image", (16, 16, 3))}, StridedEncoderConfig())

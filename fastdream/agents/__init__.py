@@ -5,6 +5,9 @@ from fastdream.agents import load
 agent = load("runs/latest")
 carry = agent.init_policy(1)
 carry, action, _ = agent.policy(carry, obs)  # obs: arrays [1, ...] by key, and is_first [1]
+
+Observations and actions are as `fastdream.envs.make(task)` has them: nested entries by one name, classes from 0, and
+actions with finite bounds in [-1, 1].
 """
 
 import difflib

@@ -22,7 +22,7 @@ from fastdream import ops as fd
 from fastdream.agents.world_models_config import SIZES, Config, size
 from fastdream.agents.world_models_nets import Controller, Memory, State, Vision, draw, picture_key
 from fastdream.ops import Ops
-from fastdream.spaces import Spaces, seen, shapes_seen
+from fastdream.spaces import Spaces, seen, spaces_seen
 from fastdream.transfer import Inputs
 
 __all__ = ["SIZES", "Config", "WorldModels", "size"]
@@ -61,7 +61,7 @@ class WorldModels:
         self.ops = fd.load(device=self.device) if ops is None else ops
         self.inputs = Inputs(self.device)
         self.key = picture_key(obs_space)
-        self._seen = shapes_seen({self.key: obs_space[self.key]})
+        self._seen = spaces_seen({self.key: obs_space[self.key]})
         generator = torch.Generator().manual_seed(seed)
         self.controller = Controller(act_space, config)
         channels = obs_space[self.key].shape[-1]

@@ -18,6 +18,7 @@ from fastdream.envs.base import need
 from fastdream.spaces import Space, Spaces
 
 ROOT = "MINARI_DATASETS_PATH"  # where Minari keeps datasets, if set
+UNITS = "its actions with finite bounds scaled to [-1, 1], classes from 0"  # what `envs.make` makes of a task
 
 
 def export(
@@ -30,7 +31,9 @@ def export(
     jpeg  pack pictures as JPEG, which is smaller and changes them.
     task  what was played, for the description.
     An observation or an action that is the only one keeps Minari's plain form where that has a name of its own in
-    `envs.convert`; others are dictionaries. An episode that neither ended nor was cut counts as cut at its end.
+    `envs.convert`; others are dictionaries. A run's actions are as `envs.make` takes them and not in the units of the
+    environment inside, which the description says, too. An episode that neither ended nor was cut counts as cut at
+    its end.
     Raises DatasetError for a source that is not sound, ValueError for an id that is taken or none.
     """
     minari = need("minari", "offline")
@@ -43,7 +46,7 @@ def export(
     buffers = [
         _buffer(minari, episode, obs, act) for data in episodes(source, obs, act) for episode in _each(data)
     ]
-    about = f"{source.layout}{f' of {task}' * bool(task)}, written by fastdream: {facts}"
+    about = f"{source.layout}{f' of {task}, {UNITS}' * bool(task)}, written by fastdream: {facts}"
     with _kept_in(root), _whole_or_not_at_all(name), warnings.catch_warnings():
         # About an author, a link and an algorithm that nobody named.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"minari(\..*)?")
