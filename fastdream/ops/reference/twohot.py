@@ -12,13 +12,19 @@ Form = Literal["symexp", "symlog"]
 
 def symlog(x: Tensor) -> Tensor:
     """sign(x) * log(1 + |x|), elementwise, like x. Its gradient at 0 is 1."""
-    # copysign would do as well, but |x| has gradient 0 at 0; both branches below are smooth there.
-    return torch.where(x < 0, -torch.log1p(-x.clamp_max(0)), torch.log1p(x.clamp_min(0)))
+    # copysign would do as well, but |x| has gradient 0 at 0, and so has a clamped x from PyTorch 2.14 on.
+    below, none = x < 0, x.new_zeros(())
+    return torch.where(
+        below, -torch.log1p(-torch.where(below, x, none)), torch.log1p(torch.where(below, none, x))
+    )
 
 
 def symexp(x: Tensor) -> Tensor:
     """sign(x) * (exp(|x|) - 1), elementwise, like x: the inverse of `symlog`."""
-    return torch.where(x < 0, -torch.expm1(-x.clamp_max(0)), torch.expm1(x.clamp_min(0)))
+    below, none = x < 0, x.new_zeros(())
+    return torch.where(
+        below, -torch.expm1(-torch.where(below, x, none)), torch.expm1(torch.where(below, none, x))
+    )
 
 
 def twohot_bins(
