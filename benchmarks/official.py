@@ -5,6 +5,7 @@
         colored_traceback einops elements ninjax optax portal ruamel.yaml
     VENV/bin/python benchmarks/official.py --path DIR --like runs/gym_CartPole-v1/RUN --logdir runs/official-0
     python benchmarks/curves.py --name official runs/official-*
+    python benchmarks/curves.py --name both runs/gym_CartPole-v1/* --beside benchmarks/results/official.csv
 
 Its driver, replay, agent, optimiser and loop are the official ones (`embodied.run.train`), without reports. The
 environment is wrapped here, as theirs is made for gym, which came before Gymnasium. For vectors as observations; on a
