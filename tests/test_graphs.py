@@ -125,7 +125,7 @@ def test_other_errors_are_not_dressed_up() -> None:
     capture(agent, Tapes())
     data = batch(agent, 2, 4)
     data["action/move"] = data["action/move"][..., :1]
-    with pytest.raises(ValueError, match="'move' has shape"):
+    with pytest.raises(ValueError, match=r"^batch\['action/move'\] has shape"):
         agent.update(agent.init_train(2), data)
 
 
