@@ -34,8 +34,18 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module", params=agents.AGENTS)
 def agent(request: pytest.FixtureRequest) -> Any:
-    data = ["--dataset", "none"] if request.param == "offline_dv2" else []  # which is not read here
-    config = parse(["--agent", request.param, "--preset", "debug", *data]).config
+    return made(request.param)
+
+
+@pytest.fixture(scope="module", params=[name for name in agents.AGENTS if name != "world_models"])
+def dreamer(request: pytest.FixtureRequest) -> Any:
+    """One that learns from batches of replay; World Models learns from rollouts on disk."""
+    return made(request.param)
+
+
+def made(name: str) -> Any:
+    data = ["--dataset", "none"] if name == "offline_dv2" else []  # which is not read here
+    config = parse(["--agent", name, "--preset", "debug", *data]).config
     return make_agent(config, PICTURE, {"action": Space("vector", (1,), low=-1, high=1)}, torch.device("cpu"))
 
 
@@ -82,43 +92,39 @@ NEEDED = ("image", "action/action", "reward", "is_first")
 
 
 @pytest.mark.parametrize("missing", [*NEEDED, "is_terminal", "deter", "stoch"])
-def test_a_batch_without_an_entry_names_it(agent: Any, missing: str) -> None:
-    if not hasattr(agent, "update"):
-        pytest.skip("world_models learns from rollouts on disk")
-    if missing not in NEEDED and not agent.latent_spec:
+def test_a_batch_without_an_entry_names_it(dreamer: Any, missing: str) -> None:
+    if missing not in NEEDED and not dreamer.latent_spec:
         pytest.skip("only agents that keep latents in replay read this whatever their settings")
     keys = {*NEEDED, "is_terminal", "is_last", "deter", "stoch"} - {missing}
     batch = {key: torch.zeros(2, 3) for key in keys}
     with pytest.raises(ValueError, match=f"the batch has no '{missing}', only .*: fastdream/replay.py says"):
-        agent.update(agent.init_train(2), batch)
+        dreamer.update(dreamer.init_train(2), batch)
 
 
-def test_a_batch_as_replay_samples_it_names_what_makes_tensors_of_it(agent: Any) -> None:
-    if not hasattr(agent, "update"):
-        pytest.skip("world_models learns from rollouts on disk")
+def test_a_batch_as_replay_samples_it_names_what_makes_tensors_of_it(dreamer: Any) -> None:
     batch = {
         key: np.zeros((2, 3), np.float32) for key in (*NEEDED, "is_terminal", "is_last", "deter", "stoch")
     }
     with pytest.raises(
         ValueError, match=r"batch\['image'\] is a NumPy array; agent.inputs\(batch\) gives tensors"
     ):
-        agent.update(agent.init_train(2), batch)
-    assert all(torch.is_tensor(x) for x in agent.inputs(batch).values())
+        dreamer.update(dreamer.init_train(2), batch)
+    assert all(torch.is_tensor(x) for x in dreamer.inputs(batch).values())
 
 
 @pytest.mark.parametrize("key", NEEDED)
-def test_a_batch_of_other_shapes_names_the_entry(agent: Any, key: str) -> None:
+def test_a_batch_of_other_shapes_names_the_entry(dreamer: Any, key: str) -> None:
     """With as many sequences as steps, rewards [B, T, 1] of other codebases would be broadcast without a word."""
-    if not hasattr(agent, "update"):
-        pytest.skip("world_models learns from rollouts on disk")
     shapes = {"image": (64, 64, 3), "action/action": (1,)} | {
-        k: shape for k, (shape, _) in agent.latent_spec.items()
+        k: shape for k, (shape, _) in dreamer.latent_spec.items()
     }
-    keys = (*NEEDED, "is_terminal", "is_last", *agent.latent_spec)
+    keys = (*NEEDED, "is_terminal", "is_last", *dreamer.latent_spec)
     batch = {name: torch.zeros(9, 9, *shapes.get(name, ())) for name in keys}
     for name in ("is_first", "is_terminal", "is_last"):
         batch[name] = batch[name].bool()
     batch["image"] = batch["image"].byte()
-    agent.update(agent.init_train(9), batch | {"stoch": batch["stoch"].byte()} if "stoch" in batch else batch)
+    dreamer.update(
+        dreamer.init_train(9), batch | {"stoch": batch["stoch"].byte()} if "stoch" in batch else batch
+    )
     with pytest.raises(ValueError, match=rf"batch\['{key}'\] has shape \[9, 9, .*1\], expected \[9, 9"):
-        agent.update(agent.init_train(9), batch | {key: batch[key][..., None]})
+        dreamer.update(dreamer.init_train(9), batch | {key: batch[key][..., None]})
