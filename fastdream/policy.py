@@ -142,16 +142,16 @@ class ActorHeads(nn.Module):
 
     def reinforce(
         self, outs: Outputs, flat: Tensor, adv: Tensor, weight: Tensor, actent: float
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Loss of the first H of K steps by `ops.reinforce`, log-probability, and entropy of every key, all [N, H].
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the first H of K steps by `ops.reinforce`, and entropy of every key, all [N, H].
 
         outs as `forward` gives them and flat actions [N, K, ...]; adv and weight [N, H]. Of classes and of normals
         that nothing cuts off. The loss alone has a gradient.
         """
         assert isinstance(self.continuous, BoundedNormal), "its log-probability is that of a normal"
         given = outs, flat, adv, weight, actent, self.config.unimix
-        loss, log_prob, entropies = self.ops.reinforce(*given)
-        return loss, log_prob, dict(zip(self.spaces, entropies, strict=True))
+        loss, _, entropies = self.ops.reinforce(*given)
+        return loss, dict(zip(self.spaces, entropies, strict=True))
 
     def entropy(self, outs: Outputs) -> dict[str, Tensor]:
         """Entropy [...] of every key in nats, summed over its elements."""

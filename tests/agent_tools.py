@@ -9,6 +9,8 @@ from torch import Tensor
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size
 from fastdream.spaces import Space, Spaces
 
+from .watched import Calls
+
 IMAGE = {"image": Space("image", (64, 64, 3))}
 VECTOR = {"position": Space("vector", (3,)), "kind": Space("discrete", (2,), 4)}
 DISCRETE = {"action": Space("discrete", (), 5)}
@@ -41,6 +43,12 @@ def batch(agent: DreamerV3, B: int = 2, T: int = 6, seed: int = 0) -> dict[str, 
     data["deter"] = rng.uniform(-1, 1, (*lead, cfg.deter)).astype(np.float16)
     data["stoch"] = rng.integers(0, cfg.classes, (*lead, cfg.stoch), np.uint8)
     return {k: torch.from_numpy(v) for k, v in data.items()}
+
+
+def losses(agent: DreamerV3, calls: Calls) -> dict[str, Tensor]:
+    """By name, the losses [B, ...] of the last batch, from the calls of `summarize` that its loss made."""
+    averaged, _ = calls["summarize"][-2:]
+    return dict(zip(agent.scales, averaged.given[0], strict=True))
 
 
 def observation(agent: DreamerV3, n: int, seed: int = 0) -> dict[str, np.ndarray]:

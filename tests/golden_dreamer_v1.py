@@ -15,6 +15,7 @@ from fastdream.spaces import Space
 from fastdream.strided import StridedDecoderConfig, StridedEncoderConfig
 
 from .golden_tools import BACKENDS, Golden
+from .watched import Calls
 
 FILES = sorted((Path(__file__).parent / "golden" / "dreamer_v1").glob("*.npz"))
 
@@ -147,32 +148,14 @@ def draws(golden: Golden, agent: DreamerV1, number: int) -> Draws:
     )
 
 
-class Watched:
-    """An agent whose ops keep the arguments and the result of their last call."""
-
-    def __init__(self, agent: DreamerV1, *names: str) -> None:
-        self.given: dict[str, tuple[Any, ...]] = {}
-        self.result: dict[str, Any] = {}
-        agent.ops = agent.ops._replace(**{name: self._watch(agent, name) for name in names})
-
-    def _watch(self, agent: DreamerV1, name: str) -> Callable[..., Any]:
-        function = getattr(agent.ops, name)
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            self.given[name], self.result[name] = args, function(*args, **kwargs)
-            return self.result[name]
-
-        return watched
-
-
-def computed(agent: DreamerV1, watched: Watched) -> Iterator[tuple[str, Tensor]]:
+def computed(agent: DreamerV1, calls: Calls) -> Iterator[tuple[str, Tensor]]:
     """What the agent's loss went through, by official names and with time first in dreams."""
-    model, post, dream = agent.model, watched.result["observe"], watched.result["imagine"]
-    for name, logit in (("post", post.logit), ("prior", watched.result["prior"])):
+    model, (post, dream) = agent.model, (calls[name][-1].result for name in ("observe", "imagine"))
+    for name, logit in (("post", post.logit), ("prior", calls["prior"][-1].result)):
         yield from zip((f"{name}/mean", f"{name}/std"), model.latent.stats(logit), strict=True)
     yield from (("post/stoch", post.stoch), ("post/deter", post.deter))
     feat = model.feat(post.deter, post.stoch)
-    yield "embed", watched.given["observe"][4]
+    yield "embed", calls["observe"][-1].given[4]
     yield "recon", model.dec(*feat)["image"][:, :, ::7, ::7]
     yield "reward", model.rew.pred(model.rew(feat))
     if model.pcont is not None:
@@ -183,4 +166,4 @@ def computed(agent: DreamerV1, watched: Watched) -> Iterator[tuple[str, Tensor]]
     yield "imag/value", agent.nets.val.pred(agent.nets.val(imagined)).T
     if model.pcont is not None:
         yield "imag/pcont", model.discount(imagined).T
-    yield "imag/returns", watched.result["lambda_return"].T
+    yield "imag/returns", calls["lambda_return"][-1].result.T

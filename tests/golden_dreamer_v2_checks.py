@@ -1,6 +1,5 @@
 """What updates of our DreamerV2 compute on their way, held against the official ones."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +10,7 @@ from fastdream.behavior import alive_weight, own_return
 
 from .golden_dreamer_v2 import Official
 from .golden_tools import LOOSE, assert_close
+from .watched import Call, watch
 
 # Our metrics and theirs; the second behaviour's have a prefix each.
 METRICS = {
@@ -40,37 +40,23 @@ BEHAVIOR_METRICS = {
 }
 
 
-def seen(owner: Any, name: str, keep: Callable[[Any], None]) -> None:
-    """Let `keep` have what the method returns."""
-    method = getattr(owner, name)
-
-    def wrapped(*args: Any) -> Any:
-        out = method(*args)
-        keep(out)
-        return out
-
-    setattr(owner, name, wrapped)
-
-
 class Update:
     """Updates of our agent by the official draws; keeps what the last one computed on its way."""
 
     def __init__(self, official: Official) -> None:
         self.official, agent = official, official.agent
         self.draws: list[Draws] = []
-        self.trace: dict[str, list[Any]] = {"embed": [], "loss": [], "prior": [], "dream": []}
         self.grads: dict[str, Tensor] = {}
         agent.nets.draw = lambda *_: self.draws.pop(0)
-        agent.model.enc.register_forward_hook(lambda *args: self.trace["embed"].append(args[2]))
-        seen(agent, "model_loss", self.trace["loss"].append)
-        seen(agent, "prior", self.trace["prior"].append)
+        self.calls = watch(agent, "model_loss", "prior") | watch(agent.model.enc, "forward")
+        self.dreams: list[list[Call]] = []  # of each behaviour
         self.watch(agent.model_opt, "model.")
         behaviors = {"task": agent.behavior}
         if agent.explore:
             self.watch(agent.explore.opt, "ensemble.")
             behaviors["explore"] = agent.explore.behavior
         for name, behavior in behaviors.items():
-            seen(behavior, "imagine", self.trace["dream"].append)
+            self.dreams.append(watch(behavior, "imagine")["imagine"])
             self.watch(behavior.policy_opt, f"{name}.pol.")
             self.watch(behavior.value_opt, f"{name}.val.")
 
@@ -88,7 +74,7 @@ class Update:
     def __call__(self, step: str) -> dict[str, Tensor]:
         """Metrics, after the update."""
         official, agent = self.official, self.official.agent
-        for kept in (*self.trace.values(), self.grads):
+        for kept in (*self.calls.values(), *self.dreams, self.grads):
             kept.clear()
         self.draws = [official.draws(step, dream) for dream in official.dreams]
         batch = official.batch()
@@ -115,8 +101,8 @@ def dreamt(official: Official, dream: fd.Dream, rew: Tensor, disc: Tensor, slow:
 
 
 def check_states(official: Official, update: Update, step: str) -> None:
-    golden, trace = official.golden, update.trace
-    (embed,), ((_, post, _),), (prior,) = trace["embed"], trace["loss"], trace["prior"]
+    golden = official.golden
+    embed, (_, post, _), prior = (update.calls[name][0].result for name in ("forward", "model_loss", "prior"))
     assert_close({"embed": official.as_theirs(embed)}, {"embed": golden[f"{step}/embed"]}, LOOSE)
     assert_close(state(official, post.deter, post.stoch, post.logit), golden.under(f"{step}/post"), LOOSE)
     theirs = {k: v for k, v in golden.under(f"{step}/prior").items() if k != "stoch"}
@@ -124,7 +110,7 @@ def check_states(official: Official, update: Update, step: str) -> None:
 
 
 def check_dream(official: Official, update: Update, index: int, step: str) -> None:
-    dream, _, rew, disc, slow = update.trace["dream"][index]
+    dream, _, rew, disc, slow = update.dreams[index][0].result
     theirs = {
         k: v for k, v in official.golden.under(f"{step}/{official.dreams[index]}").items() if "/" not in k
     }

@@ -17,6 +17,7 @@ from fastdream.optim import OptConfig
 from fastdream.spaces import Space, Spaces
 
 from .agent_tools import CONTINUOUS, DISCRETE, IMAGE, MIXED, VECTOR, batch, make, observation
+from .watched import watch, watch_ops
 
 
 @pytest.mark.parametrize(
@@ -88,11 +89,12 @@ def test_variants(name: str) -> None:
     assert (agent.nets.dyn.obslogit.bias is None) == nature
     assert config.policy.unimix == (0.01 if nature else 0.0)
     assert len(config.enc.mults) == (5 if nature else 4)
-    data, trace = batch(agent), {}
+    data, calls = batch(agent), watch(agent, "behavior_loss")
     carry, rest, action = agent.nets.context(agent.init_train(2), data)
     draws = agent.nets.draw(2, 6, torch.Generator().manual_seed(0))
-    agent.loss(carry, rest, action, draws, trace=trace)
-    start = trace["imag"]["rew"][:, 0], trace["imag"]["con"][:, 0]
+    agent.loss(carry, rest, action, draws)
+    (_, _, shown) = calls["behavior_loss"][0].result
+    start = (shown[key][0][:, 0] for key in ("rew", "con"))
     given = rest["reward"].flatten(), 1 - rest["is_terminal"].flatten().float()
     assert all(torch.equal(a, b) == nature for a, b in zip(start, given, strict=True))
 
@@ -177,12 +179,14 @@ def test_losses_that_are_switched_off_do_not_train() -> None:
 
 
 def test_imagination_from_the_last_states_only() -> None:
-    agent, trace = make(VECTOR, DISCRETE, imag_last=2), {}
+    agent = make(VECTOR, DISCRETE, imag_last=2)
+    calls = watch_ops(agent, "observe", "imagine")
     carry, rest, action = agent.nets.context(agent.init_train(2), batch(agent))
     draws = agent.nets.draw(2, 6, torch.Generator().manual_seed(0))
-    agent.loss(carry, rest, action, draws, trace=trace)
-    assert trace["dream"].deter.shape[:2] == (2 * 2, 3 + 1)
-    assert torch.equal(trace["dream"].deter[:, 0], trace["post"].deter[:, -2:].flatten(0, 1))
+    agent.loss(carry, rest, action, draws)
+    post, dream = (calls[name][0].result for name in ("observe", "imagine"))
+    assert dream.deter.shape[:2] == (2 * 2, 3 + 1)
+    assert torch.equal(dream.deter[:, 0], post.deter[:, -2:].flatten(0, 1))
 
 
 @pytest.mark.parametrize("ops", ["reference", "auto"])

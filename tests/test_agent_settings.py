@@ -1,15 +1,15 @@
 """DreamerV3's settings: which losses each of them touches, and which losses reach the world model."""
 
-from typing import Any
-
 import pytest
 import torch
+from torch import Tensor
 
 from fastdream.agents.dreamer_v3 import DreamerV3
 from fastdream.heads import TwoHotConfig
 from fastdream.policy import PolicyConfig
 
-from .agent_tools import DISCRETE, MIXED, VECTOR, batch, make
+from .agent_tools import DISCRETE, MIXED, VECTOR, batch, losses, make
+from .watched import watch_ops
 
 
 def livened(**changes: object) -> DreamerV3:
@@ -19,12 +19,12 @@ def livened(**changes: object) -> DreamerV3:
     return make(VECTOR, DISCRETE, policy=policy, **heads, **changes)
 
 
-def traced(agent: DreamerV3) -> dict[str, Any]:
-    """What the losses of a batch are made of."""
-    trace: dict[str, Any] = {}
+def learned(agent: DreamerV3) -> dict[str, Tensor]:
+    """The losses of a batch."""
+    calls = watch_ops(agent, "summarize")
     carry, rest, action = agent.nets.context(agent.init_train(2), batch(agent))
-    agent.loss(carry, rest, action, agent.nets.draw(2, 6, torch.Generator().manual_seed(0)), trace=trace)
-    return trace
+    agent.loss(carry, rest, action, agent.nets.draw(2, 6, torch.Generator().manual_seed(0)))
+    return losses(agent, calls)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def traced(agent: DreamerV3) -> dict[str, Any]:
     ],
 )
 def test_which_losses_a_setting_touches(changes: dict[str, object], touched: str) -> None:
-    before, after = (traced(livened(**x))["losses"] for x in ({}, changes))
+    before, after = (learned(livened(**x)) for x in ({}, changes))
     assert {name for name in before if not torch.equal(before[name], after[name])} == {*touched.split()}
 
 
@@ -72,9 +72,9 @@ def test_entropy_is_shown_as_a_share_of_its_range_too() -> None:
 )
 def test_which_losses_reach_the_world_model(changes: dict[str, object], closed: str, opened: str) -> None:
     agent = livened(**changes)
-    trace = traced(agent)
+    found = learned(agent)
     params = [*agent.nets.enc.parameters(), *agent.nets.dyn.parameters()]
     for name in (*closed.split(), *opened.split()):
-        loss = trace["losses"][name].sum()
-        found = torch.autograd.grad(loss, params, allow_unused=True, retain_graph=True)
-        assert any(x is not None and x.any() for x in found) == (name in opened.split()), name
+        loss = found[name].sum()
+        grads = torch.autograd.grad(loss, params, allow_unused=True, retain_graph=True)
+        assert any(x is not None and x.any() for x in grads) == (name in opened.split()), name

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from fastdream.agents.dreamer_v1 import DreamerV1
 
-from .golden_dreamer_v1 import FILES, Watched, batch, build, computed, draws, entries, load, official
+from .golden_dreamer_v1 import FILES, batch, build, computed, draws, entries, load, official
 from .golden_tools import EACH_BACKEND, LOOSE, STRICT, Golden, assert_close, error
+from .watched import Calls, watch_ops
 
 EACH_FILE = pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 GROUPS = {"model": "model", "actor": "policy", "value": "value"}  # of optimisers, by their official names
@@ -56,9 +57,9 @@ def test_updates(path: Path, backend: str) -> None:
     params, data = entries(agent), batch(golden, agent)
     for number in range(golden.config["updates"]):
         theirs = golden.under(f"u{number}")
-        watched = Watched(agent, "observe", "prior", "imagine", "lambda_return")
+        calls = watch_ops(agent, "observe", "prior", "imagine", "lambda_return")
         loss, metrics = agent.loss(agent.init_train(len(data["reward"])), data, draws(golden, agent, number))
-        check_forward(agent, watched, metrics, theirs)
+        check_forward(agent, calls, metrics, theirs)
         loss.backward()
         check_gradients(official(params, lambda p: p.grad), golden.under(f"u{number}/grad"))
         norms = {name: agent.opts[ours].step()["grad_norm"] for name, ours in GROUPS.items()}
@@ -67,10 +68,10 @@ def test_updates(path: Path, backend: str) -> None:
 
 
 def check_forward(
-    agent: DreamerV1, watched: Watched, metrics: dict[str, Tensor], theirs: dict[str, np.ndarray]
+    agent: DreamerV1, calls: Calls, metrics: dict[str, Tensor], theirs: dict[str, np.ndarray]
 ) -> None:
     """Everything between the batch and the gradients."""
-    ours = dict(computed(agent, watched))
+    ours = dict(computed(agent, calls))
     # Weights are of no op; their mean is a metric.
     ours["imag/weight"] = metrics["weight"]
     theirs = theirs | {"imag/weight": theirs["imag/weight"].mean()}

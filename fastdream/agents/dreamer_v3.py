@@ -32,8 +32,6 @@ from fastdream.spaces import Spaces, refuse_misfit, refuse_short
 
 __all__ = ["Config", "Draws", "DreamerV3", "size", "variant"]
 
-Trace = dict[str, Any]
-
 
 class DreamerV3(Dreamer):
     """A world model, an actor and a critic, trained together by one optimiser.
@@ -135,25 +133,22 @@ class DreamerV3(Dreamer):
         draws: Draws,
         *,
         training: bool = True,
-        trace: Trace | None = None,
     ) -> tuple[Tensor, fd.Step, Metrics]:
         """All losses on one batch: scalar total, posterior states, metrics.
 
-        training=False leaves the running normalisers as they are. `trace` collects what was computed on the way.
+        training=False leaves the running normalisers as they are.
         """
-        wanted, trace = trace, {} if trace is None else trace
         params = self.nets.dyn.params
         embed = self.nets.enc(batch)
         state = carry["deter"], carry["stoch"], action, embed, batch["is_first"]
         post = self.ops.observe(params, *state, draws.post, draws.post_index)
         outs = self.nets.replayed(post, critics="repval" in self.scales)
-        losses, shown = self.world_model_loss(params, post, batch, outs, trace)
-        learned, ret, imagined = self.behavior_loss(params, post, batch, draws, training, trace)
+        losses, shown = self.world_model_loss(params, post, batch, outs)
+        learned, ret, imagined = self.behavior_loss(params, post, batch, draws, training)
         losses |= learned
         if "repval" in self.scales:
-            losses["repval"] = self.replay_value_loss(batch, outs, ret[:, :, 0], training, wanted)
+            losses["repval"] = self.replay_value_loss(batch, outs, ret[:, :, 0], training)
         assert losses.keys() == self.scales.keys(), (sorted(losses), sorted(self.scales))
-        trace |= {"embed": embed, "post": post, "losses": losses}
         means = self.ops.summarize([losses[k] for k in self.scales], ["mean"] * len(losses))
         total = (means * self.scale).sum()
         metrics = numbers(self.ops, self.nets, shown | imagined) | {"opt/loss": total.detach()}
@@ -169,7 +164,6 @@ class DreamerV3(Dreamer):
         post: fd.Step,
         batch: Mapping[str, Tensor],
         outs: Mapping[str, Tensor],
-        trace: Trace,
     ) -> tuple[dict[str, Tensor], Shown]:
         """Prediction, dynamics and representation losses (eqs. 4 and 5), each [B, T], and what a log shows."""
         nets, rew, con = self.nets, outs["rew"], outs["con"]
@@ -180,7 +174,6 @@ class DreamerV3(Dreamer):
         losses |= {"con": nets.con.loss(con, self.continuation(batch))} | nets.dec.loss(recon, batch)
         logits = {"dyn_ent": prior, "rep_ent": post.logit}
         shown: Shown = {k: (nets.latent.entropy(logit.detach()), "mean") for k, logit in logits.items()}
-        trace |= {"prior": prior, "recon": recon, "rew": rew, "con": con}
         return losses, shown
 
     def continuation(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -195,7 +188,6 @@ class DreamerV3(Dreamer):
         batch: Mapping[str, Tensor],
         draws: Draws,
         training: bool,
-        trace: Trace,
     ) -> tuple[dict[str, Tensor], Tensor, Shown]:
         """Actor and critic on imagined trajectories (eqs. 7 to 12): losses [B, K], returns [B, K, H], shown."""
         nets, config, (B, T) = self.nets, self.config, post.deter.shape[:2]
@@ -216,10 +208,9 @@ class DreamerV3(Dreamer):
             if config.imag_start == "data":
                 rew = torch.cat([batch["reward"][:, -K:].reshape(-1, 1), rew[:, 1:]], 1)
                 cont = torch.cat([1 - batch["is_terminal"][:, -K:].float().reshape(-1, 1), cont[:, 1:]], 1)
-        context = self.ops, nets, config
-        outs = policy, value, slow
-        losses, ret, shown = actor_critic_loss(*context, dream.action, rew, cont, *outs, training, trace)
-        trace |= {"dream": dream, "imag_rew": rew, "imag_con": cont, "imag_slow": slow}
+        losses, ret, shown = actor_critic_loss(
+            self.ops, nets, config, dream.action, rew, cont, policy, value, slow, training
+        )
         return {k: v.mean(1).reshape(B, K) for k, v in losses.items()}, ret.reshape(B, K, H), shown
 
     def replay_value_loss(
@@ -228,12 +219,10 @@ class DreamerV3(Dreamer):
         outs: Mapping[str, Tensor],
         boot: Tensor,
         training: bool,
-        trace: Trace | None,
     ) -> Tensor:
         """Critic on the last K replayed states, bootstrapped from the imagined return of each: [B, K-1]."""
         nets, K = self.nets, boot.shape[1]
         with torch.no_grad():
             slow = nets.slowval.pred(outs["slowval"])
         batch = {k: batch[k][:, -K:] for k in ("reward", "is_last", "is_terminal")}
-        context = self.ops, nets, self.config
-        return replay_critic_loss(*context, batch, boot, outs["val"], slow, training, trace)
+        return replay_critic_loss(self.ops, nets, self.config, batch, boot, outs["val"], slow, training)

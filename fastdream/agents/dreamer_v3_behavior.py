@@ -1,7 +1,6 @@
 """DreamerV3's actor and critic, given what was imagined or replayed: returns, advantages, losses, metrics."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from fastdream.ops import Kind, Ops
 from fastdream.policy import Outputs
 
 Shown = dict[str, tuple[Tensor, Kind]]  # of which tensor, and which number of it: see `ops.summarize`
-Trace = dict[str, Any]
 
 
 def actor_critic_loss(
@@ -27,7 +25,6 @@ def actor_critic_loss(
     value: Tensor,
     slow: Tensor,
     training: bool,
-    trace: Trace,
 ) -> tuple[dict[str, Tensor], Tensor, Shown]:
     """REINFORCE with return normalisation, and the two-hot critic: losses and returns [N, H], what a log shows.
 
@@ -43,7 +40,7 @@ def actor_critic_loss(
     offset, scale = nets.retnorm(ret, training)
     adv, ret_normed = (ret - target[:, :-1]) / scale, (ret - offset) / scale
     adv_normed = nets.advnorm.normalized(adv, training)
-    actor, log_prob, ents = nets.pol.reinforce(policy, action, adv_normed, weight[:, :-1], config.actent)
+    actor, ents = nets.pol.reinforce(policy, action, adv_normed, weight[:, :-1], config.actent)
 
     tar = nets.valnorm.normalized(ret, training)
     bins = nets.val.bins, nets.val.form
@@ -58,8 +55,6 @@ def actor_critic_loss(
         "ret_rate": (ret_normed, "large"),
     }
     shown |= {f"ent/{key}": (x, "mean") for key, x in ents.items()}
-    trace["imag"] = stats | dict(ret=ret, ret_normed=ret_normed, adv_normed=adv_normed, logpi=log_prob)
-    trace |= {"ents": ents, "roffset": offset, "rscale": scale, "actor": actor, "critic": critic}
     return {"policy": actor, "value": critic}, ret, shown
 
 
@@ -82,12 +77,11 @@ def replay_critic_loss(
     value: Tensor,
     slow: Tensor,
     training: bool,
-    trace: Trace | None,
 ) -> Tensor:
     """Critic on replayed states: [B, K-1], zero where an episode ends.
 
     batch: reward, is_last, is_terminal [B, K]; boot [B, K] what to bootstrap from; value the raw output of the
-    critic, slow the slow critic's prediction, both on the same states. A trace gets what nothing else needs.
+    critic, slow the slow critic's prediction, both on the same states.
     Raises ValueError for one state of each sequence alone.
     """
     if boot.shape[1] < 2:
@@ -98,9 +92,6 @@ def replay_critic_loss(
     last, disc = batch["is_last"], 1 - 1 / config.horizon
     ret = replayed_return(ops, batch["reward"], last, batch["is_terminal"], boot, disc, config.replay_lam)
     weight = 1 - last.float()
-    if trace is not None:
-        val, slowval = nets.valnorm.restored(nets.val.pred(value).detach()), nets.valnorm.restored(slow)
-        trace["repl"] = {"val": val, "slowval": slowval, "ret": ret, "weight": weight}
     tar = nets.valnorm.normalized(ret, training)
     bins = nets.val.bins, nets.val.form
     return ops.critic_loss(value, tar, slow[:, :-1], weight[:, :-1], config.replay_slowreg, *bins)
