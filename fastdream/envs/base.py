@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import math
+import random
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, Protocol
@@ -204,6 +205,22 @@ class Repeat(Wrapper):
             if obs["is_last"]:
                 break
         return {**obs, **logs, "reward": reward}
+
+
+def seed_all(seed: int) -> None:
+    """Begin the generators that a whole process shares, Python's and NumPy's, anew."""
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+class Seeded(Wrapper):
+    """Lets what an environment draws from the generators of its whole process follow the seed of its episode, too."""
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begins an episode."""
+        if seed is not None:
+            seed_all(seed)
+        return self.env.reset(seed)
 
 
 class Checked(Wrapper):
