@@ -46,7 +46,7 @@ LAYERS = {
         "presets",
         "presets_dreamer_v1",
         "presets_dreamer_v2",
-        "presets_dataset",
+        "presets_shared",
         "presets_offline_dv2",
         "offline",
         "unread",
