@@ -13,7 +13,7 @@ from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config, to_dict
 from fastdream.datasets import Recorded
 from fastdream.driver import Driver
-from fastdream.envs import make
+from fastdream.envs import make_seeded
 from fastdream.learner import Agent
 from fastdream.logger import Logger
 from fastdream.replay import Replay
@@ -69,7 +69,7 @@ def environment(config: Config) -> MakeEnv:
     """What makes one environment of the task from a seed; can be sent to another process."""
     options = {} if config.suite is None else asdict(config.suite)
     # A function of envs, so that a worker's process imports neither torch nor an agent.
-    return partial(make, config.task, **options)
+    return partial(make_seeded, config.task, **options)
 
 
 def scored(suite: Any) -> Any:

@@ -26,6 +26,7 @@ from fastdream import rundir, tree_files
 from fastdream.rundir import Damaged, StorageError
 
 FORMAT = 1
+KEPT = 2  # of the last generations, from which a run can go on
 _TEMPORARY = ".tmp-"
 
 
@@ -50,17 +51,14 @@ class Loaded:
 
 
 class Checkpoint:
-    """Writes generations into a folder, and keeps the last `keep` and the one with the best score.
+    """Writes generations into a folder, and keeps the last ones and the one with the best score.
 
     Its user holds the run's lock (rundir.RunLock): what a killed process left half-written is removed here.
     Raises StorageError when the folder takes no files.
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
-        if keep < 1:
-            raise ValueError(f"at least one checkpoint must be kept, got keep={keep}")
+    def __init__(self, directory: Path) -> None:
         self.directory = rundir.writable(Path(directory))
-        self.keep = keep
         self._damaged: set[str] = set()
         for leftover in self.directory.glob(_TEMPORARY + "*"):
             shutil.rmtree(leftover)
@@ -142,7 +140,7 @@ class Checkpoint:
 
     def _prune(self) -> None:
         """Remove all but the last few and the best. Renamed first: nobody ever sees half a generation."""
-        keep = {*self._sound()[-self.keep :], _pointed(self.directory, "best")}
+        keep = {*self._sound()[-KEPT:], _pointed(self.directory, "best")}
         for path in {*_generations(self.directory)} - keep:
             shutil.rmtree(path.rename(self.directory / (_TEMPORARY + path.name)))
 

@@ -18,7 +18,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Console:
-    """Shows how far a run is. `live` forces or forbids the panel; by default a terminal that can show it gets it.
+    """Shows how far a run is; the panel is for terminals that can show it.
 
     interval  seconds between plain lines.
     Failing output (a closed pipe, a terminal that is gone) ends the display and never the run.
@@ -28,12 +28,10 @@ class Console:
         self,
         *,
         interval: float = 10.0,
-        live: bool | None = None,
         file: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file = file or sys.stdout
-        self._live_wanted = can_be_live(self._file) if live is None else live
         self._interval, self._clock = interval, clock
         self._started = self._open = False
         self._live: Any = None
@@ -44,7 +42,7 @@ class Console:
         self.state = Progress(goal, self._clock)
         self._next_line = self._clock() + min(FIRST_LINE, self._interval)
         self._started = self._open = True
-        if self._live_wanted:
+        if can_be_live(self._file):
             self._live = _Panel(self.state, self._file)
             atexit.register(self.close)
 

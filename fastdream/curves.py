@@ -7,6 +7,7 @@ import numpy as np
 
 from fastdream.video import pillow
 
+_PANELS = 16  # at the most
 # Drawn at twice the size and halved: smooth lines without a plotting library.
 _SCALE = 2
 _WIDTH, _HEIGHT, _TOP, _GAP, _LEFT = 300, 84, 26, 24, 44
@@ -14,15 +15,13 @@ _PAPER, _SHADE, _FRAME, _INK = (255, 255, 255), (240, 243, 248), (205, 210, 218)
 _TRUE, _MODEL, _DREAM = (40, 44, 52), (46, 119, 208), (226, 106, 27)
 
 
-def plot_curves(
-    true: np.ndarray, imagined: np.ndarray, context: int, names: Sequence[str] | None = None, limit: int = 16
-) -> np.ndarray:
+def plot_curves(true: np.ndarray, imagined: np.ndarray, context: int) -> np.ndarray:
     """Draw one panel for each dimension: what happened, and what the model made of it. Returns uint8 [H, W, 3].
+
+    Of many dimensions those that vary most are drawn, in their order.
 
     true, imagined  [T, N], real numbers; gaps where they are not finite.
     context         steps that the model has seen; it dreams from there on.
-    names           of the N dimensions; numbers otherwise.
-    limit           panels at the most; the dimensions that vary most are taken, in their order.
     """
     true, imagined = np.asarray(true, np.float64), np.asarray(imagined, np.float64)
     if true.ndim != 2 or true.shape != imagined.shape or not true.size:
@@ -31,7 +30,7 @@ def plot_curves(
     if not 0 <= context <= T:
         raise ValueError(f"the context must lie within the {T} steps, got {context}")
     spread = np.where(np.isfinite(true), true, 0.0).std(0)
-    shown = np.sort(np.argsort(-spread, kind="stable")[:limit])
+    shown = np.sort(np.argsort(-spread, kind="stable")[:_PANELS])
     columns = 1 if len(shown) < 3 else 2 if len(shown) < 9 else 4
     rows = -(-len(shown) // columns)
     image = pillow()
@@ -46,7 +45,7 @@ def plot_curves(
             place % columns * (_WIDTH + _LEFT + 12) + _LEFT,
             _TOP + place // columns * (_HEIGHT + _GAP) + _GAP,
         )
-        _panel(draw, corner, true[:, n], imagined[:, n], context, names[n] if names else str(n))
+        _panel(draw, corner, true[:, n], imagined[:, n], context, str(n))
     return np.asarray(picture.resize(size, image.Resampling.BOX))
 
 

@@ -39,11 +39,6 @@ def tanh_normal_log_prob(event: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return normal_log_prob(raw, mean, std) - slope
 
 
-def huber(distance: Tensor) -> Tensor:
-    """Charbonnier's smooth absolute value: sqrt(distance² + 1) - 1."""
-    return (distance.square() + 1).sqrt() - 1
-
-
 def wide(x: Tensor) -> Tensor:
     """x in float32, or as it is where it is wider."""
     return x if x.dtype == torch.float64 else x.float()

@@ -13,7 +13,7 @@ from fastdream import ops as fd
 from fastdream.nets import ActionDecoder
 from fastdream.openloop import open_loop
 from fastdream.ops import Ops
-from fastdream.spaces import Spaces, refuse_short, seen, spaces_seen
+from fastdream.spaces import Spaces, refuse_none, refuse_short, seen, spaces_seen
 from fastdream.transfer import Inputs
 
 Carry = dict[str, Tensor]
@@ -67,6 +67,7 @@ class Dreamer(ABC):
 
     def init_policy(self, n: int) -> Carry:
         """State before the first observation of n environments."""
+        refuse_none(n)
         carry = self.init_train(n)
         return carry | {"action": carry["deter"].new_zeros(n, self.nets.action_width)}
 

@@ -7,17 +7,16 @@ dtype of its input; `pred` and `loss` work on them in float32. Losses are summed
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdream.distributions import huber, sum_event, unit_normal_loss, wide
+from fastdream.distributions import sum_event, unit_normal_loss, wide
 from fastdream.nets import MLP, Children, Dense, layers_of
-from fastdream.ops import Ops, categorical_log_prob, twohot_bins
+from fastdream.ops import Ops, twohot_bins
 from fastdream.ops.params import Act, Feat, Layers, Norm, frozen
-from fastdream.spaces import Space
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,7 @@ class _Head(nn.Module):
 
 
 class TwoHotHead(_Head):
-    """Regression over bins (Hafner et al. 2025): raw output logits [..., *event, bins].
-
-    form "symexp": bins spaced by symexp, targets and means in raw space. "symlog": evenly spaced bins in
-    symlog space, as the DreamerV3 of 2023 had them.
-    """
+    """Regression over bins that symexp spaces (Hafner et al. 2025): raw output logits [..., *event, bins]."""
 
     bins: Tensor
 
@@ -91,23 +86,22 @@ class TwoHotHead(_Head):
         inp: int,
         config: TwoHotConfig,
         event: tuple[int, ...] = (),
-        form: Literal["symexp", "symlog"] = "symexp",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(ops, inp, config, "logits", (*event, config.bins), generator)
-        self.event, self.form = event, form
-        self.register_buffer("bins", twohot_bins(config.bins, form), persistent=False)
+        self.event = event
+        self.register_buffer("bins", twohot_bins(config.bins), persistent=False)
 
     def pred(self, out: Tensor) -> Tensor:
         """Mean [..., *event]; exactly 0 for equal logits."""
-        return self.ops.twohot_mean(out, self.bins, self.form)
+        return self.ops.twohot_mean(out, self.bins)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy [...] with the two-hot of target [..., *event], of one for each entry of further axes in front.
 
         The target gets no gradient.
         """
-        return sum_event(self.ops.twohot_loss(out, target, self.bins, self.form), len(self.event))
+        return sum_event(self.ops.twohot_loss(out, target, self.bins), len(self.event))
 
 
 class BinaryHead(_Head):
@@ -133,11 +127,7 @@ class BinaryHead(_Head):
 
 
 class RegressionHead(_Head):
-    """Direct regression: raw output [..., *event].
-
-    form "mse": squared error; "symlog_mse": squared error in symlog space; "huber": sqrt(error² + 1) - 1;
-    "normal": negative log density of a normal of variance 1, its constant included.
-    """
+    """Regression by a normal of variance 1: raw output its mean [..., *event]."""
 
     def __init__(
         self,
@@ -145,44 +135,18 @@ class RegressionHead(_Head):
         inp: int,
         config: HeadConfig,
         event: tuple[int, ...] = (),
-        form: Literal["mse", "symlog_mse", "huber", "normal"] = "mse",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(ops, inp, config, "pred", event, generator)
-        if form not in ("mse", "symlog_mse", "huber", "normal"):
-            raise ValueError(f"unknown regression {form!r}; choose mse, symlog_mse, huber or normal")
-        self.form = form
 
     def pred(self, out: Tensor) -> Tensor:
-        """Prediction [..., *event] in the units of the target."""
-        return self.ops.symexp(wide(out)) if self.form == "symlog_mse" else wide(out)
+        """Mean [..., *event]."""
+        return wide(out)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        """Loss [...] against target [..., *event]; the target gets no gradient."""
-        out, target = wide(out), target.detach()
-        target = self.ops.symlog(wide(target)) if self.form == "symlog_mse" else target.to(out.dtype)
-        if self.form == "normal":
-            return unit_normal_loss(out, target, len(self.shape))
-        loss = huber(out - target) if self.form == "huber" else (out - target).square()
-        return sum_event(loss, len(self.shape))
-
-
-class CategoricalHead(_Head):
-    """Classification of every element of a discrete entry: raw output logits [..., *space.shape, classes]."""
-
-    def __init__(
-        self, ops: Ops, inp: int, config: HeadConfig, space: Space, generator: torch.Generator | None = None
-    ) -> None:
-        super().__init__(ops, inp, config, "logits", (*space.shape, space.classes), generator)
-        self.event = space.shape
-
-    def pred(self, out: Tensor) -> Tensor:
-        """Most likely classes [..., *space.shape]."""
-        return out.argmax(-1)
-
-    def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy [...] with the class indices target [..., *space.shape]."""
-        return sum_event(-categorical_log_prob(out, target.long()), len(self.event))
+        """Negative log density [...] of target [..., *event], its constant included; the target gets no gradient."""
+        out = wide(out)
+        return unit_normal_loss(out, target.detach().to(out.dtype), len(self.shape))
 
 
 class Outputs(Protocol):

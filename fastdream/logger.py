@@ -43,15 +43,12 @@ class Logger:
         project: str = "fastdream",
         config: Mapping[str, Any] | None = None,
         interval: float = 10.0,
-        console: Console | None = None,
     ) -> None:
         self.logdir = rundir.writable(Path(logdir))
         unknown = sorted(set(outputs) - set(OUTPUTS))
         if unknown:
             raise ValueError(f"unknown outputs {', '.join(unknown)}: choose among {', '.join(OUTPUTS)}")
-        self.console = console
-        if console is None and "console" in outputs:
-            self.console = Console(interval=interval or math.inf)
+        self.console = Console(interval=interval or math.inf) if "console" in outputs else None
         names = self._available(outputs)
         self._scores = JsonLines(self.logdir / "scores.jsonl")
         self._outputs: list[Output] = [JsonLines(self.logdir / "metrics.jsonl")]

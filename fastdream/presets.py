@@ -20,7 +20,7 @@ from fastdream import (
 from fastdream.agents.dreamer_v3_config import variant
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
 from fastdream.envs import options_of
-from fastdream.presets_dataset import from_dataset
+from fastdream.presets_shared import from_dataset
 
 VARIANTS = ("current", "nature2024")
 

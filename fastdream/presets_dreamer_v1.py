@@ -11,7 +11,7 @@ from typing import Any
 
 from fastdream.agents.dreamer_v1_config import Config as DreamerConfig
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
-from fastdream.presets_dataset import from_dataset, tiny
+from fastdream.presets_shared import from_dataset, tiny
 
 # Options of the suite that differ from its defaults, by preset and variant.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {

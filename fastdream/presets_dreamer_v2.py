@@ -10,7 +10,7 @@ from typing import Any
 from fastdream.agents.dreamer_v2_config import Config as DreamerConfig
 from fastdream.agents.dreamer_v2_config import KLConfig, LossScales
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
-from fastdream.presets_dataset import from_dataset, tiny
+from fastdream.presets_shared import from_dataset, tiny
 
 # Options of the suite that differ from its defaults, by preset and variant.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {

@@ -8,7 +8,7 @@ from fastdream import presets_dreamer_v2 as dreamer_v2
 from fastdream.agents.dreamer_v2_offline_config import Config as DreamerConfig
 from fastdream.agents.dreamer_v2_offline_config import OfflineConfig
 from fastdream.config import Config, TrainConfig
-from fastdream.presets_dataset import from_dataset
+from fastdream.presets_shared import from_dataset
 
 # Options of the suite that differ from its defaults, by preset and variant.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {

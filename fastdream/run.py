@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fastdream.build import Parts, min_windows
-from fastdream.checkpoint import Loaded
+from fastdream.checkpoint import KEPT, Loaded
 from fastdream.config import Config
 from fastdream.driver import Driver, Voice, no_actions, random_actions
 from fastdream.envs.base import EnvError
@@ -258,7 +258,7 @@ class Training:
         self.saved = loop.step, score
         self.log.saved()
         # The best generation is for acting; only the last ones are continued from.
-        Replay.prune(folder, [kept["replay"] for kept in checkpoint.kept()[-checkpoint.keep :]])
+        Replay.prune(folder, [kept["replay"] for kept in checkpoint.kept()[-KEPT:]])
 
     def restore(self) -> Loaded | None:
         """Continue from the last checkpoint that is sound, if there is one."""

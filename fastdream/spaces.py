@@ -73,7 +73,8 @@ def seen(obs: Mapping[str, np.ndarray], spaces: Spaces, n: int) -> dict[str, np.
     entries = {}
     for key, space in spaces.items():
         if key not in obs:
-            raise ValueError(f"the observation has no {key!r}, only {', '.join(sorted(obs))}")
+            there = ", ".join(sorted(obs)) if isinstance(obs, Mapping) else f"a {type(obs).__name__}"
+            raise ValueError(f"the observation has no {key!r}, only {there}")
         entry = obs[key]
         if not isinstance(entry, np.ndarray):
             raise ValueError(f"obs[{key!r}] is a {type(entry).__name__}, expected an array [{n}, ...]")
@@ -85,21 +86,26 @@ def seen(obs: Mapping[str, np.ndarray], spaces: Spaces, n: int) -> dict[str, np.
         if space.kind == "discrete":
             _refuse_other_classes(key, entry, space.classes)
         # A sum of squares is the quickest look; that it may overflow is why it does not decide.
-        elif space.kind == "vector" and not math.isfinite(np.vdot(entry, entry)):
+        elif space.kind == "vector" and not (
+            entry.dtype.kind in "fiub" and math.isfinite(np.vdot(entry, entry))
+        ):
             _refuse_no_numbers(key, entry)
         entries[key] = entry
     return entries
 
 
 def _refuse_other_classes(key: str, entry: np.ndarray, classes: int) -> None:
-    # Of so few numbers Python's own comparisons take a fraction of the time of NumPy's reductions.
-    if not all(-1 <= x < classes for x in entry.ravel().tolist()):
+    # Of so few numbers Python's own looks take a fraction of the time of NumPy's reductions.
+    known = range(-1, classes)
+    if not all(x in known for x in entry.ravel().tolist()):
         raise ValueError(
             f"obs[{key!r}] is {entry}, and its classes are 0 to {classes - 1}, as fastdream.envs.make shows them"
         )
 
 
 def _refuse_no_numbers(key: str, entry: np.ndarray) -> None:
+    if entry.dtype.kind not in "fiub":
+        raise ValueError(f"obs[{key!r}] has the dtype {entry.dtype}, expected numbers: float32")
     for row in entry:
         with np.errstate(over="ignore"):
             row = row.astype(np.float32)
@@ -107,27 +113,38 @@ def _refuse_no_numbers(key: str, entry: np.ndarray) -> None:
             raise ValueError(f"obs[{key!r}] contains what is no finite number in float32: {row}")
 
 
+def refuse_none(n: int) -> None:
+    """ValueError for a policy of no environments."""
+    if n < 1:
+        raise ValueError(f"a policy acts in at least one environment, got n={n}")
+
+
 def refuse_misfit(batch: Mapping[str, Any], obs_space: Spaces, act_space: Spaces, *others: str) -> None:
     """ValueError naming the first entry that a batch lacks as a tensor, of those that an agent with these spaces
-    learns from, or that has another shape than the spaces say: rewards [B, T, 1] would be broadcast against [B, T].
+    learns from, or that has another shape or dtype than the spaces say: rewards [B, T, 1] would be broadcast against
+    [B, T], and fractions of a class cut off.
     """
-    acts = {f"action/{name}": space.shape for name, space in act_space.items()}
-    shapes = {key: space.shape for key, space in obs_space.items()} | acts | {"reward": (), "is_first": ()}
-    for key in (*shapes, *others):
+    spaces = obs_space | {f"action/{name}": space for name, space in act_space.items()}
+    names = {"image": "uint8", "vector": "float32", "discrete": "int"}  # of whichever width
+    kinds = {key: (space.shape, names[space.kind]) for key, space in spaces.items()}
+    kinds |= {"reward": ((), "float32"), "is_first": ((), "bool")}
+    for key in (*kinds, *others):
         if key not in batch:
             raise ValueError(
                 f"the batch has no {key!r}, only {', '.join(sorted(batch))}: fastdream/replay.py says what it holds"
             )
-        if isinstance(batch[key], np.ndarray):
+        if isinstance(batch[key], np.ndarray) or not hasattr(batch[key], "dtype"):
             raise ValueError(
-                f"batch[{key!r}] is a NumPy array; agent.inputs(batch) gives tensors on the agent's device"
+                f"batch[{key!r}] is a {type(batch[key]).__name__}; agent.inputs(batch) gives tensors of arrays, on the "
+                "agent's device"
             )
     steps = batch["is_first"].shape[:2]
-    for key, shape in shapes.items():
-        if batch[key].shape != (*steps, *shape):
+    for key, (shape, dtype) in kinds.items():
+        x = batch[key]
+        if x.shape != (*steps, *shape) or dtype not in str(x.dtype):
             raise ValueError(
-                f"batch[{key!r}] has shape {list(batch[key].shape)}, expected {[*steps, *shape]}: sequences, steps, "
-                f"and what its space says"
+                f"batch[{key!r}] is {x.dtype} {list(x.shape)}, expected {dtype} {[*steps, *shape]}: sequences, steps, "
+                "and what its space says"
             )
 
 

@@ -10,11 +10,12 @@ import numpy as np
 
 # Players show a clip of 64 x 64 pixels as a stamp: small ones are enlarged by a whole factor to about this height.
 SMALLEST = 192
+FPS = 20  # frames a second
 LABELS = ("truth", "model", "error")  # of the rows of a prediction
 _SUFFIXES = (".mp4", ".webp", ".gif")
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int = 20) -> Path:
+def write_video(path: Path, frames: np.ndarray) -> Path:
     """Write a clip and return the file's path; a file that is there is replaced once the new one is whole.
 
     path    ending in .mp4, .webp or .gif, or without any of these: then the best that is installed is taken.
@@ -29,7 +30,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 20) -> Path:
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     write = {".mp4": _write_mp4, ".webp": _write_webp, ".gif": _write_gif}[path.suffix]
     try:
-        write(temporary, frames, fps)
+        write(temporary, frames)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -46,7 +47,7 @@ def best_suffix() -> str:
     return ".webp" if features.check("webp") else ".gif"
 
 
-def gif_bytes(frames: np.ndarray, fps: int = 20) -> bytes:
+def gif_bytes(frames: np.ndarray) -> bytes:
     """An endless animated GIF of uint8 [T, H, W, C]; all frames share one palette of 256 colours."""
     image = pillow()
     frames = as_rgb(frames)
@@ -58,7 +59,7 @@ def gif_bytes(frames: np.ndarray, fps: int = 20) -> bytes:
     clip = image.fromarray(frames.reshape(T * H, W, 3)).quantize(palette=palette, dither=image.Dither.NONE)
     first, *rest = (clip.crop((0, t * H, W, (t + 1) * H)) for t in range(T))
     buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=1000 // fps, loop=0, optimize=False)
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=1000 // FPS, loop=0, optimize=False)
     return buffer.getvalue()
 
 
@@ -105,7 +106,7 @@ def _enlarged(frames: np.ndarray) -> np.ndarray:
     return frames.repeat(factor, axis=1).repeat(factor, axis=2) if factor > 1 else frames
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
+def _write_mp4(path: Path, frames: np.ndarray) -> None:
     try:
         import av
     except ImportError as error:
@@ -116,7 +117,7 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
     # In memory first, so that a full disk is an ordinary OSError and not one of FFmpeg's.
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream: Any = container.add_stream("h264", rate=fps, options={"crf": "18"})
+        stream: Any = container.add_stream("h264", rate=FPS, options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -124,12 +125,12 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _write_webp(path: Path, frames: np.ndarray, fps: int) -> None:
+def _write_webp(path: Path, frames: np.ndarray) -> None:
     first, *rest = map(pillow().fromarray, frames)
     first.save(
-        path, "WEBP", save_all=True, append_images=rest, duration=1000 // fps, loop=0, quality=85, method=2
+        path, "WEBP", save_all=True, append_images=rest, duration=1000 // FPS, loop=0, quality=85, method=2
     )
 
 
-def _write_gif(path: Path, frames: np.ndarray, fps: int) -> None:
-    path.write_bytes(gif_bytes(frames, fps))
+def _write_gif(path: Path, frames: np.ndarray) -> None:
+    path.write_bytes(gif_bytes(frames))

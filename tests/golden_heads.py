@@ -170,7 +170,7 @@ def test_categorical(heads: Golden, head_ops: Ops) -> None:
         assert_close(ours, theirs)
 
 
-def test_normal_and_regression_losses(heads: Golden, head_ops: Ops) -> None:
+def test_normals(heads: Golden, head_ops: Ops) -> None:
     at = heads.tensors("normal/in")
     post, prior = (
         (at[mean][..., None], at[std][..., None]) for mean, std in (("mean", "std"), ("mean2", "std2"))
@@ -186,8 +186,7 @@ def test_normal_and_regression_losses(heads: Golden, head_ops: Ops) -> None:
         "entropy": entropy,
         "agg_entropy": dist.sum_event(entropy, 1),
         "kl": kl,
-        "huber": dist.huber(at["mean"] - at["event"]),
-        "mse": (at["mean"] - at["event"]).square(),
-        "symlog_mse": (at["mean"] - head_ops.symlog(10 * at["event"])).square(),  # the file has it so,
     }
-    assert_close(ours, heads.under("normal/out"))
+    theirs = heads.under("normal/out")
+    unused = {"huber", "mse", "symlog_mse"}  # losses of no agent here
+    assert_close(ours, {key: value for key, value in theirs.items() if key not in unused})

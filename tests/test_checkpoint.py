@@ -124,7 +124,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 
 def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path, keep=2)
+    checkpoint = Checkpoint(tmp_path)
     for step, score in [(1, 5.0), (2, 9.0), (3, float("nan")), (4, 7.0), (5, None)]:
         checkpoint.save(small(step), step=step, score=score, extra=lambda _, step=step: {"of": step})
     assert [name[-1] for name in generations(tmp_path)] == ["2", "4", "5"]
@@ -133,9 +133,8 @@ def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
     assert best is not None and (best.step, best.score) == (2, 9.0)
     assert checkpoint.kept() == [{"of": 2}, {"of": 4}, {"of": 5}]
     assert load(tmp_path, checkpoint.save(small(6), step=6, score=float("nan"))).score is None
-    again = Checkpoint(tmp_path, keep=1)
-    again.save(small(6), step=6, score=9.0)
-    assert [name[-1] for name in generations(tmp_path)] == ["6"]
+    checkpoint.save(small(7), step=7, score=9.0)
+    assert [name[-1] for name in generations(tmp_path)] == ["6", "7"]
 
 
 def test_restoring_may_refuse_and_gets_an_older_one(tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_restoring_may_refuse_and_gets_an_older_one(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_are_those_that_can_be_restored(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path, keep=2)
+    checkpoint = Checkpoint(tmp_path)
     for step, score in [(1, None), (2, 9.0)]:
         checkpoint.save(small(step), step=step, score=score, extra=lambda _, step=step: {"of": step})
 
@@ -190,15 +189,16 @@ def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, monkeypatch: pytest.
 def test_a_reader_survives_a_writer_that_overtakes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = Checkpoint(tmp_path, keep=1)
+    writer = Checkpoint(tmp_path)
     writer.save(small(1), step=1)
     original = tree_files.digest
 
     def overtaken(path: Path) -> str:
         monkeypatch.setattr(tree_files, "digest", original)
-        writer.save(small(2), step=2)
+        for step in (2, 3):  # the first is no longer kept
+            writer.save(small(step), step=step)
         return original(path)
 
     monkeypatch.setattr(tree_files, "digest", overtaken)
     loaded = load(tmp_path)
-    assert loaded is not None and loaded.step == 2 and loaded.notes == ()
+    assert loaded is not None and loaded.step == 3 and loaded.notes == ()

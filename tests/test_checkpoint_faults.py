@@ -41,7 +41,7 @@ def test_a_damaged_file_means_the_generation_before(tmp_path: Path, name: str, h
         (folder / "note.bin").write_bytes(b"note" * 9)
         return {}
 
-    checkpoint = Checkpoint(tmp_path, keep=2)
+    checkpoint = Checkpoint(tmp_path)
     checkpoint.save(small(1), step=1, extra=extra)
     newest = checkpoint.save(small(2), step=2, extra=extra)
     damage(newest / name, how)
@@ -121,8 +121,6 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("tempfile.TemporaryFile", read_only)
     with pytest.raises(StorageError, match="Read-only"):
         Checkpoint(tmp_path)
-    with pytest.raises(ValueError, match="keep=0"):
-        Checkpoint(tmp_path, keep=0)
 
 
 KILLED = """

@@ -32,7 +32,7 @@ class Clock:
 
 def plain(clock: Clock, interval: float = 10.0) -> tuple[Console, io.StringIO]:
     file = io.StringIO()
-    return Console(interval=interval, live=False, file=file, clock=clock), file
+    return Console(interval=interval, file=file, clock=clock), file
 
 
 def test_one_plain_line_an_interval_and_the_first_one_early() -> None:
@@ -71,7 +71,7 @@ def test_scores_are_shown_before_there_is_a_loss() -> None:
 def test_an_output_that_is_gone_ends_the_display_and_not_the_run() -> None:
     read, write = os.pipe()
     os.close(read)
-    console = Console(live=False, interval=0, file=os.fdopen(write, "w"))
+    console = Console(interval=0, file=os.fdopen(write, "w"))
     console.start(GOAL)
     console.progress(1, 0)
     console.print("nobody hears this")
@@ -82,7 +82,7 @@ def test_an_output_that_is_gone_ends_the_display_and_not_the_run() -> None:
 
 def test_what_the_encoding_lacks_is_replaced() -> None:
     raw = io.BytesIO()
-    console = Console(live=False, file=io.TextIOWrapper(raw, "ascii"))
+    console = Console(file=io.TextIOWrapper(raw, "ascii"))
     console.print("käse")
     assert raw.getvalue() == b"k?se\n"
 

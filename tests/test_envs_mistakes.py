@@ -148,3 +148,82 @@ def test_an_environment_may_change_its_action_in_place(wrap):
     for _ in range(3):
         env.step(action)
     assert (np.array(scaling.got) == 0.5).all() and (action["action"] == 0.5).all()
+
+
+class Answers(Sound):
+    """What a step answers, but for the observation."""
+
+    def __init__(self, reward: Any = 1.0, terminated: Any = False, truncated: Any = False) -> None:
+        self.answer = reward, terminated, truncated
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), *self.answer, {}
+
+
+@pytest.mark.parametrize("reward", ["1.5", b"1.5", np.array("1.5"), np.array([1.0, 2.0]), None, 1j, np.nan])
+def test_a_reward_is_a_number_and_not_what_python_makes_one_of(reward: Any):
+    with pytest.raises(EnvError, match="mine: the reward is .*; it must be one finite number"):
+        FromGymnasium(Answers(reward), "mine").step(ACTION)
+
+
+@pytest.mark.parametrize("flag", ["no", None, {}, [], 0.7, np.nan, np.array([False, True])])
+def test_flags_are_not_what_python_takes_for_true(flag: Any):
+    for name in ("terminated", "truncated"):
+        with pytest.raises(EnvError, match=f"mine: {name} is .*; it must be True or False"):
+            FromGymnasium(Answers(**{name: flag}), "mine").step(ACTION)
+
+    class Own(Wrapper):
+        def step(self, action: Any) -> Any:
+            return {**self.env.step(action), "is_last": flag}
+
+    env = make(lambda: Own(Dummy("vector", 0, Options())))
+    env.reset(0)
+    with pytest.raises(EnvError, match=r"is_last is .*; it must be True or False \(step 1"):
+        env.step(ACTION)
+
+
+@pytest.mark.parametrize("flag", [True, 1, 1.0, np.bool_(True), np.array([1])])
+def test_flags_of_other_types_that_are_true_or_false(flag: Any):
+    obs = FromGymnasium(Answers(terminated=flag, truncated=0), "mine").step(ACTION)
+    assert obs["is_last"] is True and obs["is_terminal"] is True
+
+
+def showing(space: gs.Space, value: Any) -> gymnasium.Env:
+    class Shows(Sound):
+        observation_space = space
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return value, {}
+
+    return Shows()
+
+
+@pytest.mark.parametrize("counts", [[3, 3], [3, 2]])
+@pytest.mark.parametrize("value", [1, [1]])
+def test_one_class_does_not_stand_for_all(counts: list[int], value: Any):
+    with pytest.raises(EnvError, match=r"does not fit MultiDiscrete.*: its shape is \[1?\], expected \[2\]"):
+        FromGymnasium(showing(gs.MultiDiscrete(counts), np.array(value)), "mine").reset(0)
+
+
+def test_what_is_masked_is_no_number():
+    hidden = np.ma.array([1, 2], mask=[False, True], dtype=np.float32)
+    for space in (Sound.observation_space, gs.Dict(a=gs.Box(0, 3, (1, 2, 1)))):
+        value = {"a": hidden.reshape(1, 2, 1)} if isinstance(space, gs.Dict) else hidden
+        with pytest.raises(
+            EnvError, match=r"observation '(vector|a)' is \[1.0 --\], masked in parts; fill in"
+        ):
+            make(lambda space=space, value=value: showing(space, value)).reset(0)
+    with pytest.raises(EnvError, match="the reward is --, masked in parts; fill in"):
+        FromGymnasium(Answers(hidden[1]), "mine").step(ACTION)
+    shown = make(lambda: showing(Sound.observation_space, np.ma.array(hidden.data, mask=False))).reset(0)
+    assert type(shown["vector"]) is np.ndarray and shown["vector"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "picture", [np.zeros((48, 48, 3), np.uint8), np.zeros((96, 96, 3)), np.zeros((96, 96), np.uint8), None]
+)
+def test_a_picture_is_looked_at_before_it_is_resized(picture: Any):
+    space = gs.Box(0, 255, (96, 96, 3), np.uint8)
+    with pytest.raises(EnvError, match=r"'image' is .*, its space says uint8 \[96, 96, 3\]"):
+        make(lambda: showing(space, picture), size=64).reset(0)
+    assert make(lambda: showing(space, space.sample()), size=64).reset(0)["image"].shape == (64, 64, 3)

@@ -66,7 +66,7 @@ def test_other_shapes_types_and_options_are_recorded_beside_the_others() -> None
         assert_equal(learned(agent, 2, rows), learned(eager, 2, rows))
     assert len(recorder.tapes) == 2
     data = batch(agent, 2, 4)
-    wide = {key: x.double() if key == "reward" else x for key, x in data.items()}
+    wide = {key: x.float() if key == "is_terminal" else x for key, x in data.items()}
     agent.update(agent.init_train(2), wide)
     agent.update(agent.init_train(2), wide)
     assert len(recorder.tapes) == 3
@@ -125,7 +125,7 @@ def test_other_errors_are_not_dressed_up() -> None:
     capture(agent, Tapes())
     data = batch(agent, 2, 4)
     data["action/move"] = data["action/move"][..., :1]
-    with pytest.raises(ValueError, match=r"^batch\['action/move'\] has shape"):
+    with pytest.raises(ValueError, match=r"^batch\['action/move'\] is torch.float32 \[2, 5, 1\], expected"):
         agent.update(agent.init_train(2), data)
 
 

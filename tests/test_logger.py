@@ -14,7 +14,6 @@ import torch
 
 from fastdream import logger as logger_module
 from fastdream import video
-from fastdream.console import Console
 from fastdream.logger import DEFAULT, Logger, fetch
 from fastdream.outputs import JsonLines, drop_after
 from fastdream.rundir import StorageError
@@ -202,7 +201,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> N
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full to write to")
 @needs_tensorboard
 def test_a_full_disk_is_one_clear_error_and_the_other_outputs_are_served(tmp_path: Path) -> None:
-    logger = Logger(tmp_path, ("tensorboard",), console=Console(live=False, file=io.StringIO()))
+    logger = Logger(tmp_path, ("tensorboard", "console"))
     logger._outputs[0]._file._file = io.FileIO("/dev/full", "ab")
     with pytest.raises(StorageError, match=r"metrics\.jsonl: the disk is full .*MB free"):
         logger.scalars(1, {"loss/x": 1.0})

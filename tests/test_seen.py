@@ -59,6 +59,32 @@ def test_an_observation_that_is_not_of_its_spaces_is_refused(agent: Any, case: s
         agent.policy(carry, {k: v for k, v in (obs | changes).items() if v is not None})
 
 
+def test_an_observation_without_names_is_refused(agent: Any) -> None:
+    for obs in (np.zeros((2, 64, 64, 3), np.uint8), ({"image": None}, {})):
+        with pytest.raises(ValueError, match=rf"no 'image', only a {type(obs).__name__}$"):
+            agent.policy(agent.init_policy(2), obs)
+
+
+def test_a_policy_of_no_environments_is_refused(agent: Any) -> None:
+    for n in (0, -1):
+        with pytest.raises(ValueError, match=f"in at least one environment, got n={n}"):
+            agent.init_policy(n)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+def test_the_flag_of_an_episode_s_beginning_may_be_a_number(agent: Any, dtype: Any) -> None:
+    carry = {key: torch.ones_like(x) for key, x in agent.init_policy(2).items()}
+    obs, begins = {"image": np.zeros((2, 64, 64, 3), np.uint8)}, np.array([True, False])
+    results = []
+    for first in (begins, begins.astype(dtype)):
+        for generator in agent.generators.values():
+            generator.manual_seed(0)
+        results.append(agent.policy(carry, obs | {"is_first": first}, "mode"))
+    assert np.array_equal(results[0][1]["action"], results[1][1]["action"])
+    for key, x in results[0][0].items():
+        assert torch.equal(x, results[1][0][key]), key
+
+
 SENSORS = {"sensors": Space("vector", (2,)), "mode": Space("discrete", (), 3)}
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"sensors": np.array([[0, 1], [2, np.nan]])}, r"\['sensors'\] contains what is no finite number"),
@@ -69,6 +95,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"\['mode'\] is \[1 3\], and its classes are 0 to 2, as fastdream.envs",
     ),
     "negative": ({"mode": np.array([-2, 0])}, r"\['mode'\] is \[-2  0\], and its classes are 0 to 2"),
+    "fraction": ({"mode": np.array([0.5, 0])}, r"\['mode'\] is \[0.5 0. \], and its classes are 0 to 2"),
+    "flag": ({"is_first": np.array(["no", "no"])}, r"\['is_first'\] is \['no' 'no'\], and its classes are 0"),
+    "complex": (
+        {"sensors": np.zeros((2, 2), complex)},
+        r"\['sensors'\] has the dtype complex128, expected num",
+    ),
+    "objects": (
+        {"sensors": np.zeros((2, 2), object)},
+        r"\['sensors'\] has the dtype object, expected numbers",
+    ),
 }
 
 
@@ -106,15 +142,19 @@ def test_a_batch_as_replay_samples_it_names_what_makes_tensors_of_it(dreamer: An
         key: np.zeros((2, 3), np.float32) for key in (*NEEDED, "is_terminal", "is_last", "deter", "stoch")
     }
     with pytest.raises(
-        ValueError, match=r"batch\['image'\] is a NumPy array; agent.inputs\(batch\) gives tensors"
+        ValueError, match=r"batch\['image'\] is a ndarray; agent.inputs\(batch\) gives tensors"
     ):
         dreamer.update(dreamer.init_train(2), batch)
+    with pytest.raises(ValueError, match=r"batch\['image'\] is a list; agent.inputs\(batch\) gives tensors"):
+        dreamer.update(dreamer.init_train(2), batch | {"image": []})
     assert all(torch.is_tensor(x) for x in dreamer.inputs(batch).values())
 
 
 @pytest.mark.parametrize("key", NEEDED)
-def test_a_batch_of_other_shapes_names_the_entry(dreamer: Any, key: str) -> None:
-    """With as many sequences as steps, rewards [B, T, 1] of other codebases would be broadcast without a word."""
+def test_a_batch_of_other_shapes_or_dtypes_names_the_entry(dreamer: Any, key: str) -> None:
+    """With as many sequences as steps, rewards [B, T, 1] of other codebases would be broadcast without a word, and of
+    actions and sensors that are whole numbers by mistake nobody would hear.
+    """
     shapes = {"image": (64, 64, 3), "action/action": (1,)} | {
         k: shape for k, (shape, _) in dreamer.latent_spec.items()
     }
@@ -126,5 +166,9 @@ def test_a_batch_of_other_shapes_names_the_entry(dreamer: Any, key: str) -> None
     dreamer.update(
         dreamer.init_train(9), batch | {"stoch": batch["stoch"].byte()} if "stoch" in batch else batch
     )
-    with pytest.raises(ValueError, match=rf"batch\['{key}'\] has shape \[9, 9, .*1\], expected \[9, 9"):
+    with pytest.raises(ValueError, match=rf"batch\['{key}'\] is .* \[9, 9, .*1\], expected .* \[9, 9"):
         dreamer.update(dreamer.init_train(9), batch | {key: batch[key][..., None]})
+    right = str(batch[key].dtype).removeprefix("torch.")
+    for dtype in {torch.float32, torch.float64, torch.uint8, torch.int32, torch.bool} - {batch[key].dtype}:
+        with pytest.raises(ValueError, match=rf"batch\['{key}'\] is {dtype} .*, expected {right} \[9, 9"):
+            dreamer.update(dreamer.init_train(9), batch | {key: batch[key].to(dtype)})

@@ -46,7 +46,7 @@ LAYERS = {
         "presets",
         "presets_dreamer_v1",
         "presets_dreamer_v2",
-        "presets_dataset",
+        "presets_shared",
         "presets_offline_dv2",
         "offline",
         "unread",
@@ -252,7 +252,7 @@ def reads(node: ast.AST, owner: str) -> Iterator[tuple[str, str]]:
 
 
 # What nothing in the package needs, for whoever uses it as a library.
-OFFERED = {"CategoricalHead", "from_official", "read_checkpoint"}
+OFFERED = {"from_official", "read_checkpoint"}
 
 
 def test_nothing_is_defined_that_nobody_uses():

@@ -63,7 +63,7 @@ def test_frames_are_read_back(tmp_path: Path, suffix: str, channels: int) -> Non
     if suffix == ".mp4" and not HAS_AV:
         pytest.skip("PyAV is not installed (pip install 'fastdream[video]')")
     frames = clip(channels=channels)
-    path = video.write_video(tmp_path / f"a.b{suffix}", frames, fps=10)
+    path = video.write_video(tmp_path / f"a.b{suffix}", frames)
     assert path == tmp_path / f"a.b{suffix}" and list(tmp_path.iterdir()) == [path]
     back = read(path)
     assert back.shape == (12, 192, 256, 3)
@@ -92,9 +92,9 @@ def test_a_gif_has_one_palette_and_keeps_few_colours_exactly() -> None:
     frames = np.zeros((5, 16, 16, 3), np.uint8)
     for t in range(5):
         frames[t, t : t + 8, 2:9] = (50 * t, 255 - 40 * t, 7 * t)
-    data = video.gif_bytes(frames, fps=10)
+    data = video.gif_bytes(frames)
     image = Image.open(io.BytesIO(data))
-    assert image.info["duration"] == 100 and image.info["loop"] == 0
+    assert image.info["duration"] == 50 and image.info["loop"] == 0
     assert np.array_equal(pillow_frames(data), frames)
 
 
@@ -138,7 +138,7 @@ def test_curves_show_truth_dream_and_gaps() -> None:
     assert not np.array_equal(same, other)
     broken = true.copy()
     broken[3:5, 0], broken[:, 1], broken[20, 2] = np.nan, np.inf, np.nan
-    assert np.isfinite(plot_curves(true, broken, 0, names=["x", "v", "a"])).all()
+    assert np.isfinite(plot_curves(true, broken, 0)).all()
     assert plot_curves(np.zeros((1, 1)), np.zeros((1, 1)), 1).ndim == 3
     png = np.asarray(Image.open(io.BytesIO(video.png_bytes(same))))
     assert np.array_equal(png, same)
@@ -147,8 +147,12 @@ def test_curves_show_truth_dream_and_gaps() -> None:
 def test_curves_choose_the_dimensions_that_move() -> None:
     true = np.zeros((20, 40))
     true[:, 33] = np.arange(20)
-    one = plot_curves(true, true, 5, limit=1)
-    assert np.array_equal(one, plot_curves(true[:, 33:34], true[:, 33:34], 5, names=["33"]))
+    one = plot_curves(true, true, 5)
+    assert one.shape == plot_curves(true[:, :16], true[:, :16], 5).shape
+    for dimension, shown in ((33, True), (20, False)):
+        other = true.copy()
+        other[:, dimension] = 3 - other[:, dimension]
+        assert np.array_equal(plot_curves(other, other, 5), one) != shown
     with pytest.raises(ValueError, match=r"\(20, 40\) and \(20, 3\)"):
         plot_curves(true, true[:, :3], 5)
     with pytest.raises(ValueError, match="got 21"):

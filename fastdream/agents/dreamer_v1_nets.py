@@ -82,7 +82,7 @@ class WorldModel(nn.Module):
         )
         self.dec = StridedDecoder(ops, obs_space, cfg.deter, cfg.stoch, config.dec, generator)
         feat = self.dyn.feat_width
-        self.rew = RegressionHead(ops, feat, head_config(config.rewhead), (), "normal", generator)
+        self.rew = RegressionHead(ops, feat, head_config(config.rewhead), (), generator)
         pcont = head_config(config.pconthead)
         self.pcont = BinaryHead(ops, feat, pcont, generator) if config.pcont else None
         keras_defaults(self, generator)
@@ -120,7 +120,7 @@ class Networks(nn.Module):
         self.pol = ActorHeads(
             ops, feat, act_space, policy, generator, family, detach=True, discrete=config.discrete
         )
-        self.val = RegressionHead(ops, feat, head_config(config.value), (), "normal", generator)
+        self.val = RegressionHead(ops, feat, head_config(config.value), (), generator)
         keras_defaults(self.pol, generator)
         keras_defaults(self.val, generator)
         self._acting = Kept(self._policy_params, self, "model.enc", "model.dyn", "pol")

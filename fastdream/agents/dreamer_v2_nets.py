@@ -46,8 +46,8 @@ class ActorCritic(nn.Module):
         policy = PolicyConfig(net.layers, net.units, net.norm, net.act)
         self.pol = ActorHeads(ops, feat, act_space, policy, generator, TruncNormal(), detach=True)
         value = head_config(config.value)
-        self.val = RegressionHead(ops, feat, value, (), "normal", generator)
-        self.slowval = RegressionHead(ops, feat, value, (), "normal", generator)
+        self.val = RegressionHead(ops, feat, value, (), generator)
+        self.slowval = RegressionHead(ops, feat, value, (), generator)
         keras_defaults(self, generator)
         self.slowval.load_state_dict(self.val.state_dict())
 
@@ -80,7 +80,7 @@ class WorldModel(nn.Module):
         )
         self.dec = StridedDecoder(ops, obs_space, cfg.deter, self.latent.width, config.dec, generator)
         feat = self.dyn.feat_width
-        self.rew = RegressionHead(ops, feat, head_config(config.rewhead), (), "normal", generator)
+        self.rew = RegressionHead(ops, feat, head_config(config.rewhead), (), generator)
         self.dis = (
             BinaryHead(ops, feat, head_config(config.dishead), generator) if config.pred_discount else None
         )
@@ -105,7 +105,7 @@ class Ensemble(nn.Module):
         super().__init__()
         net = head_config(config.explore.net)
         self.heads = nn.ModuleList(
-            RegressionHead(ops, inp, net, (out,), "normal", generator) for _ in range(config.explore.models)
+            RegressionHead(ops, inp, net, (out,), generator) for _ in range(config.explore.models)
         )
         keras_defaults(self, generator)
 

@@ -43,8 +43,7 @@ def actor_critic_loss(
     actor, ents = nets.pol.reinforce(policy, action, adv_normed, weight[:, :-1], config.actent)
 
     tar = nets.valnorm.normalized(ret, training)
-    bins = nets.val.bins, nets.val.form
-    critic = ops.critic_loss(value, tar, slow[:, :-1], weight[:, :-1], config.slowreg, *bins)
+    critic = ops.critic_loss(value, tar, slow[:, :-1], weight[:, :-1], config.slowreg, nets.val.bins)
 
     stats = dict(adv=adv, rew=rew, con=cont, ret=ret_normed, val=val, tar=tar, weight=weight, slowval=slowval)
     shown: Shown = {k: (v, "mean") for k, v in stats.items()}
@@ -93,5 +92,4 @@ def replay_critic_loss(
     ret = replayed_return(ops, batch["reward"], last, batch["is_terminal"], boot, disc, config.replay_lam)
     weight = 1 - last.float()
     tar = nets.valnorm.normalized(ret, training)
-    bins = nets.val.bins, nets.val.form
-    return ops.critic_loss(value, tar, slow[:, :-1], weight[:, :-1], config.replay_slowreg, *bins)
+    return ops.critic_loss(value, tar, slow[:, :-1], weight[:, :-1], config.replay_slowreg, nets.val.bins)

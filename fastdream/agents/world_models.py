@@ -22,7 +22,7 @@ from fastdream import ops as fd
 from fastdream.agents.world_models_config import SIZES, Config, size
 from fastdream.agents.world_models_nets import Controller, Memory, State, Vision, draw, picture_key
 from fastdream.ops import Ops
-from fastdream.spaces import Spaces, seen, spaces_seen
+from fastdream.spaces import Spaces, refuse_none, seen, spaces_seen
 from fastdream.transfer import Inputs
 
 __all__ = ["SIZES", "Config", "WorldModels", "size"]
@@ -85,6 +85,7 @@ class WorldModels:
 
     def init_policy(self, n: int) -> Carry:
         """State before the first observation of n environments."""
+        refuse_none(n)
         hidden, cell = self.memory.initial(n)
         return {"hidden": hidden.detach(), "cell": cell.detach()}
 
@@ -115,6 +116,7 @@ class WorldModels:
         self, controls: Tensor, carry: Carry, image: Tensor, first: Tensor, greedy: bool
     ) -> tuple[Carry, Tensor]:
         """One step of acting on the device: the next carry, and the action [n, A] in [-1, 1]."""
+        first = first.bool()
         kept = ~first[:, None]
         state = carry["hidden"] * kept, carry["cell"] * kept
         mean, logvar = self.vision.encode(image)

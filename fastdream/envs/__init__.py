@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastdream.envs.base import Checked, Env, EnvError, near
+from fastdream.envs.base import Checked, Env, EnvError, Seeded, near, seed_all
 
 # Prefix of a task's name -> module, its maker, its options, and what `describe` says.
 SUITES: Mapping[str, tuple[str, str, str, str]] = {
@@ -52,6 +52,12 @@ def make(task: str | Callable[..., Any], seed: int = 0, **options: Any) -> Env:
     module = importlib.import_module(f"fastdream.envs.{entry[0]}")
     chosen = _fill(getattr(module, entry[2]), task, options)
     return Checked(getattr(module, entry[1])(name, seed, chosen), task)
+
+
+def make_seeded(task: str, seed: int = 0, **options: Any) -> Env:
+    """As `make`, for a program of its own: an environment that draws from `random` or `np.random` repeats, too."""
+    seed_all(seed)
+    return Seeded(make(task, seed, **options))
 
 
 def options_of(task: str) -> type:

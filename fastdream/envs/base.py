@@ -2,13 +2,15 @@
 
 import difflib
 import importlib
+import math
+import random
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
-from fastdream.spaces import RESERVED, Space, Spaces
+from fastdream.spaces import FLAGS, RESERVED, Space, Spaces
 
 Obs = dict[str, Any]
 Action = dict[str, np.ndarray]
@@ -126,6 +128,31 @@ def action_vector(shape: tuple[int, ...], low: np.ndarray, high: np.ndarray) -> 
     return Space("vector", shape, low=-1, high=1) if bounded else Space("vector", shape)
 
 
+def unmasked(name: str, value: Any) -> np.ndarray:
+    """As an array; EnvError where NumPy's mask says that a part of it is not there."""
+    if np.ma.is_masked(value):
+        raise EnvError(f"{name} is {value}, masked in parts; fill in what is missing")
+    return np.asarray(value)
+
+
+def number(name: str, value: Any) -> float:
+    """A reward or the like; EnvError for what is not one finite number."""
+    array = unmasked(name, value)
+    if array.size != 1 or array.dtype.kind not in "fiub" or not math.isfinite(array.item()):
+        raise EnvError(f"{name} is {value!r}; it must be one finite number")
+    return float(array.item())
+
+
+def flag(name: str, value: Any) -> bool:
+    """`terminated` or the like; EnvError for what is neither True nor False, as 1 and 0 are."""
+    if isinstance(value, bool):  # which needs no look of a microsecond
+        return value
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "fiub" or array.item() not in (0, 1):
+        raise EnvError(f"{name} is {value!r}; it must be True or False")
+    return bool(array.item())
+
+
 def _copied(action: Action) -> Action:
     """For an environment to change as it likes: the driver keeps the action, and `Repeat` takes it again."""
     return {key: np.array(value) for key, value in action.items()}
@@ -180,6 +207,22 @@ class Repeat(Wrapper):
         return {**obs, **logs, "reward": reward}
 
 
+def seed_all(seed: int) -> None:
+    """Begin the generators that a whole process shares, Python's and NumPy's, anew."""
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+class Seeded(Wrapper):
+    """Lets what an environment draws from the generators of its whole process follow the seed of its episode, too."""
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begins an episode."""
+        if seed is not None:
+            seed_all(seed)
+        return self.env.reset(seed)
+
+
 class Checked(Wrapper):
     """Holds an environment to its spaces, and gives every value the dtype that its space names.
 
@@ -209,53 +252,45 @@ class Checked(Wrapper):
         return self._check(self.env.step(_copied(action)))
 
     def _check(self, obs: Obs) -> Obs:
+        try:
+            return self._checked(obs)
+        except EnvError as error:
+            raise EnvError(f"{self._task}: {error} (step {self._steps} of the episode)") from None
+
+    def _checked(self, obs: Obs) -> Obs:
         missing = [key for key in (*self.obs_space, *RESERVED) if key not in obs]
         if missing:
-            raise self._error(f"observation {missing[0]!r} is missing")
-        checked: Obs = {
-            key: self._entry(key, np.asarray(obs[key]), space) for key, space in self.obs_space.items()
-        }
-        checked["reward"] = np.float32(self._number("the reward", obs["reward"], LARGEST))
-        for key in RESERVED[1:]:
-            checked[key] = np.bool_(obs[key])
+            raise EnvError(f"observation {missing[0]!r} is missing")
+        checked: Obs = {key: _entry(key, obs[key], space) for key, space in self.obs_space.items()}
+        if abs(reward := number("the reward", obs["reward"])) > LARGEST:
+            raise EnvError(f"the reward is {reward}, more than float32 holds; scale it")
+        checked["reward"] = np.float32(reward)
+        for key in FLAGS:
+            checked[key] = np.bool_(flag(key, obs[key]))
         for key in obs.keys() - checked.keys():
             if not key.startswith("log/"):
-                raise self._error(f"observation {key!r} is not in the observation space")
+                raise EnvError(f"observation {key!r} is not in the observation space")
             name, given = repr(key), obs[key]
             several = isinstance(given, tuple)
-            checked[key] = (
-                tuple(self._number(name, x) for x in given) if several else self._number(name, given)
-            )
+            checked[key] = tuple(number(name, x) for x in given) if several else number(name, given)
         return checked
 
-    def _number(self, name: str, value: Any, most: float = np.inf) -> float:
-        array = np.asarray(value)
-        if array.size != 1 or array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-            raise self._error(f"{name} is {value}; it must be one finite number")
-        if abs(number := float(array.reshape(()))) > most:
-            raise self._error(f"{name} is {value}, more than float32 holds; scale it")
-        return number
 
-    def _entry(self, key: str, value: np.ndarray, space: Space) -> np.ndarray:
-        kinds = {"image": "u", "vector": "fiub", "discrete": "iub"}[space.kind]
-        wrong_image = space.kind == "image" and value.dtype != np.uint8
-        if value.shape != space.shape or value.dtype.kind not in kinds or wrong_image:
-            got = f"{value.dtype} {list(value.shape)}"
-            raise self._error(
-                f"observation {key!r} is {got}, its space says {space.dtype} {list(space.shape)}"
-            )
-        # Not finite, or not in float32. The least and the most tell, as NaN passes no comparison.
-        if space.kind == "vector" and not (float(value.min()) >= -LARGEST and float(value.max()) <= LARGEST):
-            bad = value[~(np.abs(value.astype(np.float64)) <= LARGEST)].flat[0]
-            if not (value == -np.inf).all():
-                much = ", more than float32 holds" if np.isfinite(bad) else ""
-                raise self._error(f"observation {key!r} contains {bad}{much}: {value}")
-        if space.kind == "discrete" and value.size and (value.min() < -1 or value.max() >= space.classes):
-            raise self._error(
-                f"observation {key!r} is {value}, its space has the classes 0 to {space.classes - 1}"
-            )
-        # A copy where the dtype is right already: the environment may use its array again.
-        return value.astype(space.dtype)
-
-    def _error(self, text: str) -> EnvError:
-        return EnvError(f"{self._task}: {text} (step {self._steps} of the episode)")
+def _entry(key: str, value: Any, space: Space) -> np.ndarray:
+    """What an environment showed, in the dtype of its space; EnvError where it is something else."""
+    value = unmasked(f"observation {key!r}", value)
+    kinds = {"image": "u", "vector": "fiub", "discrete": "iub"}[space.kind]
+    wrong_image = space.kind == "image" and value.dtype != np.uint8
+    if value.shape != space.shape or value.dtype.kind not in kinds or wrong_image:
+        got = f"{value.dtype} {list(value.shape)}"
+        raise EnvError(f"observation {key!r} is {got}, its space says {space.dtype} {list(space.shape)}")
+    # Not finite, or not in float32. The least and the most tell, as NaN passes no comparison.
+    if space.kind == "vector" and not (float(value.min()) >= -LARGEST and float(value.max()) <= LARGEST):
+        bad = value[~(np.abs(value.astype(np.float64)) <= LARGEST)].flat[0]
+        if not (value == -np.inf).all():
+            much = ", more than float32 holds" if np.isfinite(bad) else ""
+            raise EnvError(f"observation {key!r} contains {bad}{much}: {value}")
+    if space.kind == "discrete" and value.size and (value.min() < -1 or value.max() >= space.classes):
+        raise EnvError(f"observation {key!r} is {value}, its space has the classes 0 to {space.classes - 1}")
+    # A copy where the dtype is right already: the environment may use its array again.
+    return value.astype(space.dtype)

@@ -119,8 +119,8 @@ def _box_observation(space: gs.Box, name: str) -> tuple[Spaces, Encode]:
 
 
 def _shaped(value: Any, shape: tuple[int, ...], flat: tuple[int, ...]) -> np.ndarray:
-    """Reshapes what has its declared shape; what has not stays as it is, for the check to report it."""
-    array = np.asarray(value)
+    """Reshapes what has its declared shape; what has not stays as it is, for the check to report it, as for masks."""
+    array = np.asanyarray(value)
     return array.reshape(flat) if array.shape == shape else array
 
 
@@ -146,13 +146,14 @@ def _discrete_observation(
     name = name or "discrete"
     spaces = _discrete_spaces(counts, name)
 
-    def whole(value: Any) -> Obs:
-        return {name: np.asarray(value) - start}
+    def encode(value: Any) -> Obs:
+        array = np.asanyarray(value)
+        if array.shape != start.shape:  # NumPy would give each element what is there for one
+            raise ValueError(f"its shape is {list(array.shape)}, expected {list(start.shape)}")
+        classes = array - start
+        return {name: classes} if name in spaces else dict(zip(spaces, classes.flat, strict=True))
 
-    def split(value: Any) -> Obs:
-        return dict(zip(spaces, (np.asarray(value) - start).flat, strict=True))
-
-    return spaces, whole if name in spaces else split
+    return spaces, encode
 
 
 def _discrete_action(

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from fastdream.envs.base import Action, EnvError, Obs, transition
+from fastdream.envs.base import Action, EnvError, Obs, flag, number, transition
 from fastdream.envs.convert import action, observation
 
 # What the methods of an environment return; gym before 0.26 returned less.
@@ -49,19 +49,15 @@ class FromGymnasium:
         return transition(self._encoded(obs) | _logged(info), first=True)
 
     def step(self, action: Action) -> Obs:
-        """Takes one action; EnvError for a reward that is no number."""
+        """Takes one action; EnvError for a reward that is no number, and for flags that are neither True nor False."""
         result = self._env.step(self._decode(action))
         obs, reward, terminated, truncated, info = self._parts("step", result, STEP)
         try:
-            number = float(reward.item() if isinstance(reward, np.ndarray) else reward)
-        except (TypeError, ValueError):
-            raise EnvError(f"{self._task}: the reward is {reward}; it must be one finite number") from None
-        return transition(
-            self._encoded(obs) | _logged(info),
-            number,
-            last=bool(terminated or truncated),
-            terminal=bool(terminated),
-        )
+            reward, terminal = number("the reward", reward), flag("terminated", terminated)
+            last = flag("truncated", truncated) or terminal
+        except EnvError as error:
+            raise EnvError(f"{self._task}: {error}") from None
+        return transition(self._encoded(obs) | _logged(info), reward, last=last, terminal=terminal)
 
     def render(self) -> np.ndarray | None:
         """A picture of the state; raises EnvError with the remedy when what draws it is not installed."""
@@ -100,7 +96,9 @@ class FromGymnasium:
         try:
             return self._encode(obs)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise EnvError(f"{self._task}: {obs!r} does not fit {self._env.observation_space}") from error
+            raise EnvError(
+                f"{self._task}: {obs!r} does not fit {self._env.observation_space}: {error}"
+            ) from error
 
 
 def _takes_seed(reset: Callable[..., Any]) -> bool:

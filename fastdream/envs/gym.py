@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium
 
-from fastdream.envs.base import Env, EnvError, Repeat, near, need
+from fastdream.envs.base import Checked, Env, EnvError, Repeat, near, need
 from fastdream.envs.from_gymnasium import FromGymnasium
 from fastdream.envs.images import Resize
 
@@ -50,16 +50,16 @@ def make(name: str, seed: int, options: Options) -> Env:
             hint = near(name, names(), "gym_{}".format) or f": {error}"
             raise EnvError(f"unknown task {task!r}{hint}") from error
         raise EnvError(f"{task} cannot be made: {error}") from error
-    return _finish(FromGymnasium(env, task, _exact(spec.entry_point)), options)
+    return _finish(FromGymnasium(env, task, _exact(spec.entry_point)), task, options)
 
 
 def _exact(entry_point: Any) -> bool:
     return isinstance(entry_point, str) and entry_point.startswith(EXACT)
 
 
-def _finish(env: Env, options: Options) -> Env:
+def _finish(env: Env, task: str, options: Options) -> Env:
     if options.size:
-        env = Resize(env, options.size)
+        env = Resize(Checked(env, task), options.size)  # which tells nothing from a picture that it is given
     return Repeat(env, options.repeat) if options.repeat != 1 else env
 
 
@@ -99,8 +99,8 @@ def from_callable(factory: Callable[..., Any], name: str, seed: int, options: Op
         )
     env = factory(seed=seed) if named else factory(*[seed for _ in places])
     if isinstance(env, gymnasium.Env):
-        return _finish(FromGymnasium(env, name), options)
+        return _finish(FromGymnasium(env, name), name, options)
     missing = [m for m in ("obs_space", "act_space", "reset", "step") if not hasattr(env, m)]
     if missing:
         raise EnvError(f"{name} made {type(env).__name__}, no gymnasium.Env and without {', '.join(missing)}")
-    return _finish(env, options)
+    return _finish(env, name, options)
