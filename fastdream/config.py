@@ -206,7 +206,9 @@ class Config:
                 f"{self.agent} records rollouts of its own; give it --task, and other agents --dataset"
             )
         if not 0 <= self.holdout < 1 or (self.holdout and not self.dataset):
-            raise ValueError(f"holdout={self.holdout} is a share below 1 of a dataset's episodes: --dataset")
+            raise ValueError(
+                f"holdout={self.holdout} must be a share below 1 of the episodes that --dataset gives"
+            )
         if self.resize < 0 or (self.resize and not self.dataset):
             raise ValueError(
                 f"resize={self.resize} must not be negative, and is of a dataset alone: for environments "

@@ -106,7 +106,7 @@ class DreamerV2(Dreamer):
     def model_loss(
         self, carry: Carry, batch: Mapping[str, Tensor], draws: Draws
     ) -> tuple[Tensor, fd.Step, Metrics]:
-        """Prediction losses and balanced KL (eqs. 2 and 3): scalar total, posterior states, metrics."""
+        """Prediction losses and balanced KL (eq. 2, algorithm 2): scalar total, posterior states, metrics."""
         model, config = self.model, self.config
         params, action = model.dyn.params, self.nets.flat_action(batch)
         state = carry["deter"], carry["stoch"], action, model.enc(batch), batch["is_first"]
