@@ -107,7 +107,7 @@ class DreamerV1(Dreamer):
         model, params, first = self.model, self.model.dyn.params, batch["is_first"]
         # A sequence begins with nothing, but with the action that led to it.
         reset = torch.cat([torch.zeros_like(first[:, :1]), first[:, 1:]], 1)
-        state = carry["deter"], carry["stoch"], self.nets.flat_action(batch), model.enc(batch), reset
+        state = carry["deter"], carry["stoch"], self.flat_action(batch), model.enc(batch), reset
         post = self.ops.observe(params, *state, draws.post)
         prior = self.ops.prior(params, post.deter)
         dyn, rep = model.latent.kl(post.logit, prior, self.config.free_nats, "mean")
