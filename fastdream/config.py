@@ -157,8 +157,7 @@ class Config:
     resize: int = 0
     """Make a dataset's pictures this large; 0: as they are."""
     holdout: float = 0.0
-    """Share of a dataset's episodes that is not learned from; the world model's losses on it are logged as
-    report/unseen/loss/*."""
+    """Share of a dataset's episodes to report on (report/unseen/loss/*), and not to learn from."""
     preset: str = ""
     """Settings to start from; follows from task or dataset if not given; 'list' prints them."""
     agent: str = "dreamer_v3"
