@@ -139,9 +139,9 @@ def marker(given: str) -> Path:
 
 def main() -> None:
     """Read a request from standard input, compile, leave its marker, and say how many kernels there are."""
-    if sys.stdin.isatty():
+    given = "" if sys.stdin.isatty() else sys.stdin.read()
+    if not given:
         raise SystemExit("error: a run gives this its request; by hand, use python -m fastdream.precompile")
-    given = sys.stdin.read()
     os.nice(POLITE)
     print(f"{compile_all(json.loads(given), min(MOST, cores()))} kernels")
     path = marker(given)

@@ -52,7 +52,9 @@ def parse(args: Sequence[str]) -> Parsed:
         print(short_help(base, width=min(100, shutil.get_terminal_size().columns)))
         raise SystemExit(0)
     default = command_of(type(base.suite), type(base.dreamer))(**shallow(base))
-    command = read("fastdream.train", args, default)
+    # Each agent has settings of its own, which --help explains with its name alone.
+    agent = "" if base.agent == Config.agent else f" --agent {base.agent}"
+    command = read(f"fastdream.train{agent}", args, default)
     config = Config(**{name: getattr(command, name) for name in shallow(base)})
     refuse_unread(base, config)
     return Parsed(dataclasses.replace(config, dataset=lasting(config.dataset)), command.dry_run)

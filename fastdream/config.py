@@ -157,7 +157,7 @@ class Config:
     resize: int = 0
     """Make a dataset's pictures this large; 0: as they are."""
     holdout: float = 0.0
-    """Share of a dataset's episodes that is not learned from, but reported on."""
+    """Share of a dataset's episodes to report on (report/unseen/loss/*), and not to learn from."""
     preset: str = ""
     """Settings to start from; follows from task or dataset if not given; 'list' prints them."""
     agent: str = "dreamer_v3"
@@ -206,7 +206,9 @@ class Config:
                 f"{self.agent} records rollouts of its own; give it --task, and other agents --dataset"
             )
         if not 0 <= self.holdout < 1 or (self.holdout and not self.dataset):
-            raise ValueError(f"holdout={self.holdout} is a share below 1 of a dataset's episodes: --dataset")
+            raise ValueError(
+                f"holdout={self.holdout} must be a share below 1 of the episodes that --dataset gives"
+            )
         if self.resize < 0 or (self.resize and not self.dataset):
             raise ValueError(
                 f"resize={self.resize} must not be negative, and is of a dataset alone: for environments "

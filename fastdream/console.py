@@ -64,8 +64,9 @@ class Console:
         self.state.episode(score, length)
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """The latest metrics, of which the losses (names with 'loss/') are shown."""
-        losses = {name.rpartition("loss/")[2]: value for name, value in values.items() if "loss/" in name}
+        """The latest metrics, of which the losses of updates (names with 'loss/', but no report's) are shown."""
+        updates = {name: value for name, value in values.items() if not name.startswith("report/")}
+        losses = {name.rpartition("loss/")[2]: value for name, value in updates.items() if "loss/" in name}
         if losses:
             self.state.losses = losses
 

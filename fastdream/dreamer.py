@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdream import generators
 from fastdream import ops as fd
-from fastdream.nets import ActionDecoder
+from fastdream.nets import ActionDecoder, encode_action
 from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.spaces import Spaces, refuse_none, refuse_short, seen, spaces_seen
@@ -39,7 +39,7 @@ class Dreamer(ABC):
     replay_context = 0  # extra steps at the front of each training sequence
     capturable = True  # as a CUDA graph: see fastdream.graphs
 
-    nets: Any  # the agent's Networks: `action_width`, `flat_action`, `draw`
+    nets: Any  # the agent's Networks: `action_width`, `draw`
     model: Any  # of the world: `enc`, `dyn`, `dec`
 
     def __init__(
@@ -115,7 +115,12 @@ class Dreamer(ABC):
         self, carry: Carry, batch: Mapping[str, Tensor]
     ) -> tuple[Carry, Mapping[str, Tensor], Tensor]:
         """Split replay context from a batch: initial state, the T trained steps, their flat actions [B, T, A]."""
-        return carry, batch, self.nets.flat_action(batch)
+        return carry, batch, self.flat_action(batch)
+
+    def flat_action(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Actions of a batch [B, T, A]."""
+        action = {k: batch[f"action/{k}"] for k in self.act_space}
+        return encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs: parameters, optimisers, generators."""

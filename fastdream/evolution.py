@@ -44,10 +44,14 @@ class Evolution:
         self._es: Any = cma.CMAEvolutionStrategy(np.zeros(size), sigma, options)
         self._threads: Any = threadpoolctl.ThreadpoolController()
         self._asked: list[Array] = []
+        self._before = b""  # what they were asked of, as `state_dict` keeps it
 
     def ask(self) -> Array:
         """Parameters [population, size]; the same ones until `tell`."""
         if not self._asked:
+            # cma finds what it gave out by hashes of bytes, which are others in every process, and may shorten what
+            # it does not find. So a run that goes on from here asks anew, and is given the same.
+            self._before = self._pickled()
             with self._threads.limit(limits=1, user_api="blas"):
                 self._asked = self._es.ask()
         return np.stack(self._asked)
@@ -69,9 +73,14 @@ class Evolution:
         return float(self._es.sigma)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
-        return {"pickle": pickle.dumps((self._es, self._asked))}
+        """All of it, as it was before it was asked for what is not yet told."""
+        return {"pickle": self._before if self._asked else self._pickled()}
+
+    def _pickled(self) -> bytes:
+        return pickle.dumps((self._es, self._asked))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there. What was saved is unpickled, which can run code: load only what you saved yourself."""
-        self._es, self._asked = pickle.loads(state["pickle"])
+        self._before = state["pickle"]
+        # Older versions kept what they had asked for, too.
+        self._es, self._asked = pickle.loads(self._before)

@@ -284,9 +284,11 @@ def describe(agent: str = "dreamer_v3") -> str:
     lines, wide = [], max(map(len, CATALOGUES[agent].presets))
     for name, make in CATALOGUES[agent].presets.items():
         config = make()
-        envs = "env " if config.env.count == 1 else "envs"
-        facts = f"{config.size:>5}  {config.steps:>14,} steps  {config.env.count:>2} {envs}"
+        unit, envs = "steps  ", "env " if config.env.count == 1 else "envs"
+        learns = "in stages" if agent in agents.STAGED else f"ratio {config.train.ratio:g}"
+        learns = f"{config.env.count:>2} {envs}  {learns}"
+        if not config.task:
+            unit, learns = "updates", "from a dataset"
         about = (make.__doc__ or "").splitlines()[0]
-        learns = "in stages   " if agent in agents.STAGED else f"ratio {config.train.ratio:<6g}"
-        lines.append(f"{name:{wide}} {facts}  {learns} {about}")
+        lines.append(f"{name:{wide}} {config.size:>5}  {config.steps:>14,} {unit}  {learns:<21}  {about}")
     return "\n".join(lines)

@@ -24,7 +24,7 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def official(task: str, steps: float, model: str = "6m") -> Config:
-    """What all presets of the official code share: one environment, batches of 50 x 50, windows within episodes."""
+    """What all presets of the official code share: one environment, batches of 50 × 50, windows within episodes."""
     return Config(
         agent="dreamer_v1",
         task=task,
@@ -39,7 +39,7 @@ def official(task: str, steps: float, model: str = "6m") -> Config:
 
 
 def dmc_vision() -> Config:
-    """DeepMind Control from 64 x 64 colour images, repeat 2."""
+    """DeepMind Control from 64 × 64 colour images, repeat 2."""
     return official("dmc_walker_walk", 2.5e6)
 
 
@@ -49,7 +49,7 @@ def dmc_proprio() -> Config:
 
 
 def atari() -> Config:
-    """Atari and other discrete actions: 64 x 64 colour images, repeat 4; episodes of training end with each life."""
+    """Atari and other discrete actions: 64 × 64 colour images, repeat 4; episodes of training end with each life."""
     config = official("atari_pong", 5e7)
     dreamer = replace(
         config.dreamer,
@@ -126,7 +126,7 @@ def offline() -> Config:
 
 
 def offline_vision() -> Config:
-    """A dataset of 64 x 64 pictures; ours."""
+    """A dataset of 64 × 64 pictures; ours."""
     return from_dataset(dmc_vision(), 100_000)
 
 

@@ -22,7 +22,7 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def official(task: str, steps: float, model: str, every: int, prefill: int, evaluate: float) -> Config:
-    """What all presets of the official code share: one environment, batches of 16 x 50, windows within episodes.
+    """What all presets of the official code share: one environment, batches of 16 × 50, windows within episodes.
 
     every   steps between updates.
     """
@@ -47,7 +47,7 @@ def learning(config: DreamerConfig, model: float, actor: float, critic: float) -
 
 
 def atari() -> Config:
-    """Atari, 200 M frames: sticky actions, the game's own actions, 64 x 64 grey images, repeat 4.
+    """Atari, 200 M frames: sticky actions, the game's own actions, 64 × 64 grey images, repeat 4.
 
     Pictures are made as DreamerV3's are: the brightest of two frames, shrunk by Pillow, then grey. The official ones
     are grey first and shrunk by OpenCV's areas, which differs by up to three levels in the mean.
@@ -70,7 +70,7 @@ def crafter() -> Config:
 
 
 def dmc_vision() -> Config:
-    """DeepMind Control from 64 x 64 colour images, repeat 2."""
+    """DeepMind Control from 64 × 64 colour images, repeat 2."""
     config = official("dmc_walker_walk", 1e8, "15m", 5, 1000, 1e4)
     dreamer = replace(
         config.dreamer,
@@ -141,7 +141,7 @@ def offline() -> Config:
 
 
 def offline_vision() -> Config:
-    """A dataset of 64 x 64 pictures; ours."""
+    """A dataset of 64 × 64 pictures; ours."""
     return from_dataset(dmc_vision(), 100_000)
 
 

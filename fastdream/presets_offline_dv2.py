@@ -32,7 +32,7 @@ def offline() -> Config:
 
 
 def offline_vision() -> Config:
-    """A dataset of 64 x 64 pictures, as V-D4RL's: model for 25,000 updates, actor and critic for 200,000."""
+    """A dataset of 64 × 64 pictures, as V-D4RL's: model for 25,000 updates, actor and critic for 200,000."""
     config = offline_of(dreamer_v2.dmc_vision(), 225_000, 25_000)
     return replace(config, train=TrainConfig(batch_size=64, batch_length=50))
 

@@ -50,7 +50,7 @@ def car_racing() -> Config:
 
 
 def take_cover_small() -> Config:
-    """Doom's fireballs, in some twelve minutes of a CPU core: four tics a step, smaller nets, few rollouts."""
+    """Doom's fireballs, in some thirteen minutes of a CPU core: four tics a step, smaller nets, few rollouts."""
     # Actions are held for long, so that the walls at both ends are seen: in dreams of what was never seen nobody dies.
     dreamer = AgentConfig(
         collect=CollectConfig(hold=10, shortest=25),

@@ -1,6 +1,6 @@
 """Encoder and decoder with strided convolutions and no padding, as World Models, PlaNet and the first Dreamers have.
 
-A picture of 64 x 64 shrinks to 31, 14, 6 and 2 pixels a side, and grows from 1 to 5, 13, 30 and 64.
+A picture of 64 × 64 shrinks to 31, 14, 6 and 2 pixels a side, and grows from 1 to 5, 13, 30 and 64.
 """
 
 import math

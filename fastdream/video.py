@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# Players show a clip of 64 x 64 pixels as a stamp: small ones are enlarged by a whole factor to about this height.
+# Players show a clip of 64 × 64 pixels as a stamp: small ones are enlarged by a whole factor to about this height.
 SMALLEST = 192
 FPS = 20  # frames a second
 LABELS = ("truth", "model", "error")  # of the rows of a prediction

@@ -253,7 +253,7 @@ def test_agent_replay_context(path: Path, backend: str) -> None:
         batch[f"action/{key}"] = torch.cat([before.to(data[key].dtype), data[key][:, :-1]], 1)
     if context:
         batch |= {"deter": data["dyn/deter"], "stoch": data["dyn/stoch"].argmax(-1)}
-    carry, rest, action = agent.nets.context(golden.tensors("carry0/dyn"), batch)
+    carry, rest, action = agent.context(golden.tensors("carry0/dyn"), batch)
     # Official sequences may continue an earlier one (consec > 0) and then keep its carry; ours never do.
     fresh = data["consec"][:, 0].numpy() == 0 if context else slice(None)
     theirs = golden.under("s0/resolved/carry")

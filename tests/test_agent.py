@@ -90,7 +90,7 @@ def test_variants(name: str) -> None:
     assert config.policy.unimix == (0.01 if nature else 0.0)
     assert len(config.enc.mults) == (5 if nature else 4)
     data, calls = batch(agent), watch(agent, "behavior_loss")
-    carry, rest, action = agent.nets.context(agent.init_train(2), data)
+    carry, rest, action = agent.context(agent.init_train(2), data)
     draws = agent.nets.draw(2, 6, torch.Generator().manual_seed(0))
     agent.loss(carry, rest, action, draws)
     (_, _, shown) = calls["behavior_loss"][0].result
@@ -170,7 +170,7 @@ def test_losses_that_are_switched_off_do_not_train() -> None:
     agent = make(VECTOR, DISCRETE, loss_scales=LossScales(repval=0.0, value=0.0))
     assert "repval" not in agent.scales
     data = batch(agent)
-    carry, rest, action = agent.nets.context(agent.init_train(2), data)
+    carry, rest, action = agent.context(agent.init_train(2), data)
     draws = agent.nets.draw(2, 6, torch.Generator().manual_seed(0))
     loss, _, metrics = agent.loss(carry, rest, action, draws)
     loss.backward()
@@ -181,7 +181,7 @@ def test_losses_that_are_switched_off_do_not_train() -> None:
 def test_imagination_from_the_last_states_only() -> None:
     agent = make(VECTOR, DISCRETE, imag_last=2)
     calls = watch_ops(agent, "observe", "imagine")
-    carry, rest, action = agent.nets.context(agent.init_train(2), batch(agent))
+    carry, rest, action = agent.context(agent.init_train(2), batch(agent))
     draws = agent.nets.draw(2, 6, torch.Generator().manual_seed(0))
     agent.loss(carry, rest, action, draws)
     post, dream = (calls[name][0].result for name in ("observe", "imagine"))

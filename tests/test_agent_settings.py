@@ -22,7 +22,7 @@ def livened(**changes: object) -> DreamerV3:
 def learned(agent: DreamerV3) -> dict[str, Tensor]:
     """The losses of a batch."""
     calls = watch_ops(agent, "summarize")
-    carry, rest, action = agent.nets.context(agent.init_train(2), batch(agent))
+    carry, rest, action = agent.context(agent.init_train(2), batch(agent))
     agent.loss(carry, rest, action, agent.nets.draw(2, 6, torch.Generator().manual_seed(0)))
     return losses(agent, calls)
 

@@ -164,13 +164,15 @@ def test_flags_are_those_of_the_agent(capsys: pytest.CaptureFixture[str]):
     for args in (["--agent", "dreamer_v1", "--dreamer.kl.balance", "1"], ["--dreamer.pcont"]):
         with pytest.raises(SystemExit):
             parse(*args)
-    assert "kl.balance" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "kl.balance" in said and "fastdream.train --agent dreamer_v1 --help" in said
     with pytest.raises(SystemExit):
         parse("--agent", "dreamer_v2", "--help")
     assert "--dreamer.explore.models" in capsys.readouterr().out.replace("_", "-")
     with pytest.raises(SystemExit):
         parse("--agent", "dreamer_v1", "--preset", "list")
-    assert capsys.readouterr().out.startswith("pendulum ")
+    listed = capsys.readouterr().out
+    assert listed.startswith("pendulum ") and "  10,000 updates  from a dataset  " in listed
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,10 @@ def test_kernels_are_compiled_for_a_gpu_that_is_not_here(monkeypatch, capsys, tm
     assert stopped.value.code == 1 and "not compiled" in capsys.readouterr().err
 
 
-def test_by_hand_another_command_is_named(monkeypatch):
-    monkeypatch.setattr(ahead.sys, "stdin", SimpleNamespace(isatty=lambda: True))
+@pytest.mark.parametrize("terminal", [True, False])
+def test_by_hand_another_command_is_named(terminal: bool, monkeypatch):
+    stdin = SimpleNamespace(isatty=lambda: terminal, read=lambda: "")
+    monkeypatch.setattr(ahead.sys, "stdin", stdin)
     with pytest.raises(SystemExit, match="by hand, use python -m fastdream.precompile"):
         ahead.main()
 

@@ -33,7 +33,7 @@ def test_losses_are_those_without_casts():
     losses = []
     for enter in (False, True):
         agent = small("bfloat16")
-        carry, data, action = agent.nets.context(agent.init_train(2), batch(agent))
+        carry, data, action = agent.context(agent.init_train(2), batch(agent))
         draws = agent.nets.draw(*action.shape[:2], agent.generators["train"])
         if enter:
             with agent.casts:
@@ -47,7 +47,7 @@ def test_losses_are_those_without_casts():
 def test_gradients_come_to_the_casts():
     agents = small("bfloat16"), small("bfloat16")
     for agent, casts in zip(agents, (agents[0].casts, None), strict=True):
-        carry, data, action = agent.nets.context(agent.init_train(2), batch(agent))
+        carry, data, action = agent.context(agent.init_train(2), batch(agent))
         draws = agent.nets.draw(*action.shape[:2], agent.generators["train"])
         if casts is not None:
             with casts:

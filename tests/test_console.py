@@ -59,6 +59,7 @@ def test_scores_are_shown_before_there_is_a_loss() -> None:
     console.episode(41.0, 40)
     console.progress(200, 0)
     console.metrics({"train/loss/dyn": 1.25, "replay/steps": 7.0, "loss/rew": 0.0123})
+    console.metrics({"report/loss/dyn": 9.0, "report/unseen/loss/dyn": 8.0})  # of no update
     clock.now += 10
     console.progress(400, 50)
     first, second, third = file.getvalue().splitlines()

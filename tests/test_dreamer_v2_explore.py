@@ -39,7 +39,7 @@ def state(agent: DreamerV2) -> tuple[Any, ...]:
     draws = agent.nets.draw(B, T, torch.Generator().manual_seed(3))
     _, post, _ = agent.model_loss(agent.init_train(B), data, draws)
     feat = agent.model.feat(post.deter.detach(), post.stoch.detach())
-    return feat, agent.nets.flat_action(data), agent.start(post, data), draws
+    return feat, agent.flat_action(data), agent.start(post, data), draws
 
 
 def test_the_ensemble_predicts_the_next_state() -> None:

@@ -1,6 +1,7 @@
 """CMA-ES: it climbs, it goes on where it was, and it leaves NumPy's global generator alone."""
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -17,6 +18,21 @@ evolution = Evolution(400, 16, 0.1, seed=0)
 for _ in range(30):
     evolution.tell(-np.square(evolution.ask() - 1).sum(1))
 print(hashlib.sha256(evolution.mean.tobytes()).hexdigest())
+"""
+
+# A generation that was asked for by one process and is told in another, by many evolutions: how far each comes.
+TELL = """
+import pickle, sys
+import numpy as np
+from fastdream.evolution import Evolution
+states, means = pickle.load(sys.stdin.buffer), []
+for state in states:
+    evolution = Evolution(6, 4, 0.1, seed=99)
+    evolution.load_state_dict(state)
+    for _ in range(2):
+        evolution.tell(-np.square(evolution.ask() - 1).sum(1))
+    means.append(evolution.mean)
+sys.stdout.buffer.write(pickle.dumps(means))
 """
 
 
@@ -51,6 +67,23 @@ def test_it_goes_on_exactly_where_it_was_whatever_the_global_generator_is() -> N
     before = np.random.get_state()[1].copy()
     assert np.array_equal(climb(resumed, 20), expected)
     assert np.array_equal(np.random.get_state()[1], before)
+
+
+def test_another_process_goes_on_exactly_from_what_was_asked_and_not_yet_told() -> None:
+    states, expected = [], []
+    for seed in range(20):  # of which some ask for steps that would be shortened if they were not known
+        evolution = Evolution(6, 4, 0.1, seed)
+        climb(evolution, 3)
+        evolution.ask()
+        states.append(evolution.state_dict())
+        climb(evolution, 2)
+        expected.append(evolution.mean)
+    # Bytes have other hashes there.
+    env = {**os.environ, "PYTHONHASHSEED": "1"}  # bytes have other hashes there
+    found = subprocess.run(
+        [sys.executable, "-c", TELL], env=env, input=pickle.dumps(states), capture_output=True, check=True
+    )
+    assert np.array_equal(pickle.loads(found.stdout), expected)
 
 
 def test_seeds_differ() -> None:

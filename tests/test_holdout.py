@@ -126,10 +126,10 @@ def test_held_out_episodes_that_are_too_short_are_named(folder: Path, tmp_path: 
         DatasetError, match=r"\(1 of its episodes\) holds \d+ records, fewer than one sequence of 40"
     ):
         rewards(config, True)
-    with pytest.raises(ValueError, match="is a share below 1 of a dataset's episodes"):
+    with pytest.raises(ValueError, match="must be a share below 1 of the episodes that --dataset gives"):
         Config(holdout=0.2)
     for share in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=f"holdout={share} is a share"):
+        with pytest.raises(ValueError, match=f"holdout={share} must be a share"):
             replace(config, holdout=share)
     message = "--holdout: losses on what is held out are reported, and --log.report-every is 0"
     with pytest.raises(ValueError, match=message):

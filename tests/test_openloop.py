@@ -34,7 +34,7 @@ def test_pictures_of_one_channel_are_grey() -> None:
 def test_every_step_is_drawn_with_noise_of_its_own() -> None:
     agent, used = make(VECTOR, CONTINUOUS), []
     nets = agent.nets
-    carry, data, action = nets.context(agent.init_train(2), batch(agent))
+    carry, data, action = agent.context(agent.init_train(2), batch(agent))
 
     def noted(op: Any, place: int) -> Any:
         return lambda *args: used.append(args[place]) or op(*args)

@@ -231,7 +231,7 @@ def test_open_loop_needs_episodes_that_are_long_enough(tmp_path: Path):
     ("args", "message"),
     [
         (["--train.ratio", "5"], r"--train\.ratio: world_models learns in stages"),
-        (["--task", "dummy_vector"], "sees one picture of 64 x 64 pixels"),
+        (["--task", "dummy_vector"], "sees one picture of 64 × 64 pixels"),
         (["--dreamer.memory.no-ends"], "choose control.where=real"),
         (["--size", "12m"], "unknown size '12m'"),
     ],

@@ -252,7 +252,7 @@ def test_replayed_dreams_last_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_seen_or_dreamed_is_refused() -> None:
-    with pytest.raises(ValueError, match="one picture of 64 x 64 pixels.*--suite.size 64"):
+    with pytest.raises(ValueError, match="one picture of 64 × 64 pixels.*--suite.size 64"):
         WorldModels({"image": Space("image", (96, 96, 1))}, SIDES, size(Config(), "debug"))
     with pytest.raises(ValueError, match="choose control.where=real"):
         config = Config()

@@ -3,8 +3,9 @@
 Read from `update` downwards, it is the paper: the actor climbs the gradient of imagined returns, which flows through
 rewards, values, dynamics and actions, all three losses come from one forward pass, and each has its own optimiser.
 What can be told apart from the official code: updates are spread evenly over steps; the noise of latents is drawn for
-every sequence and every dream, not once for all of them; and no dream counts that begins where an episode has ended,
-which its sequences, of one episode each, have at their ends alone.
+every sequence and every dream, not once for all of them; no dream counts that begins where an episode has ended,
+which its sequences, of one episode each, have at their ends alone; and the actor's output begins as two matrices, of
+means and of deviations, where theirs is one, whose Glorot limit is 0.7 % lower (6 actions).
 """
 
 from collections.abc import Mapping
@@ -106,7 +107,7 @@ class DreamerV1(Dreamer):
         model, params, first = self.model, self.model.dyn.params, batch["is_first"]
         # A sequence begins with nothing, but with the action that led to it.
         reset = torch.cat([torch.zeros_like(first[:, :1]), first[:, 1:]], 1)
-        state = carry["deter"], carry["stoch"], self.nets.flat_action(batch), model.enc(batch), reset
+        state = carry["deter"], carry["stoch"], self.flat_action(batch), model.enc(batch), reset
         post = self.ops.observe(params, *state, draws.post)
         prior = self.ops.prior(params, post.deter)
         dyn, rep = model.latent.kl(post.logit, prior, self.config.free_nats, "mean")

@@ -13,7 +13,7 @@ from fastdream.cores import GRU
 from fastdream.heads import BinaryHead, HeadConfig, RegressionHead
 from fastdream.keras import keras_defaults
 from fastdream.latents import Gaussian
-from fastdream.nets import Kept, encode_action
+from fastdream.nets import Kept
 from fastdream.ops import Ops
 from fastdream.policy import ActorHeads, PolicyConfig
 from fastdream.rssm import RSSM
@@ -176,11 +176,6 @@ class Networks(nn.Module):
             chosen = torch.rand(n, 1, generator=generator, device=device) < amount
             parts.append(torch.where(chosen, other.flatten(1).to(part.dtype), part))
         return torch.cat(parts, -1)
-
-    def flat_action(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Actions of a batch [B, T, A]."""
-        action = {k: batch[f"action/{k}"] for k in self.act_space}
-        return encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
 
     def starts(self, T: int) -> int:
         """From how many of a sequence's T states imagination starts; the last may be terminal where that is learned."""

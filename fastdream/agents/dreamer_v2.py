@@ -85,18 +85,24 @@ class DreamerV2(Dreamer):
         refuse_short(batch, 1)
         B, T = batch["is_first"].shape
         draws = self.nets.draw(B, T, self.generators["train"])
-        loss, post, metrics = self.model_loss(carry, batch, draws)
-        self.model_opt.clear()
-        loss.backward()
-        metrics |= {f"opt/model_{k}": v for k, v in self.model_opt.step().items()}
+        post, metrics = self.update_model(carry, batch, draws)
         start = self.start(post, batch)
         metrics |= self.behavior.update(start, draws)
         if self.explore is not None:
-            feat, action = self.model.feat(post.deter, post.stoch), self.nets.flat_action(batch)
+            feat, action = self.model.feat(post.deter, post.stoch), self.flat_action(batch)
             draws = self.nets.draw(B, T, self.generators["train"])
             metrics |= self.explore.update(feat, action, start, draws)
         metrics["opt/loss"] = metrics["loss/model"] + metrics["loss/policy"] + metrics["loss/value"]
         return carry, {}, metrics
+
+    def update_model(
+        self, carry: Carry, batch: Mapping[str, Tensor], draws: Draws
+    ) -> tuple[fd.Step, Metrics]:
+        """One gradient step of the model: the posterior states before it, metrics."""
+        loss, post, metrics = self.model_loss(carry, batch, draws)
+        self.model_opt.clear()
+        loss.backward()
+        return post, metrics | {f"opt/model_{k}": v for k, v in self.model_opt.step().items()}
 
     def metrics(self, carry: Carry, batch: Mapping[str, Tensor], draws: Draws) -> Metrics:
         """What `update` would say of the losses of model and task, without learning."""
@@ -106,9 +112,9 @@ class DreamerV2(Dreamer):
     def model_loss(
         self, carry: Carry, batch: Mapping[str, Tensor], draws: Draws
     ) -> tuple[Tensor, fd.Step, Metrics]:
-        """Prediction losses and balanced KL (eqs. 2 and 3): scalar total, posterior states, metrics."""
+        """Prediction losses and balanced KL (eq. 2, algorithm 2): scalar total, posterior states, metrics."""
         model, config = self.model, self.config
-        params, action = model.dyn.params, self.nets.flat_action(batch)
+        params, action = model.dyn.params, self.flat_action(batch)
         state = carry["deter"], carry["stoch"], action, model.enc(batch), batch["is_first"]
         post = self.ops.observe(params, *state, draws.post)
         prior = self.prior(post.deter)

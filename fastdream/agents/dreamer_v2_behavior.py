@@ -76,7 +76,7 @@ class Behavior:
         return metrics
 
     def loss(self, start: Start, draws: Draws) -> tuple[dict[str, Tensor], Metrics]:
-        """Losses of actor and critic, scalars that reach their parameters alone; metrics."""
+        """Losses of actor (eq. 6) and critic (eq. 5), scalars that reach their parameters alone; metrics."""
         nets = self.nets
         dream, feat, rew, disc, slow = self.imagine(start, draws)
         ret = own_return(self.ops, rew, disc, slow, self.config.lam)

@@ -14,7 +14,7 @@ from fastdream.cores import LayerNormGRU
 from fastdream.heads import BinaryHead, HeadConfig, RegressionHead
 from fastdream.keras import keras_defaults
 from fastdream.latents import Categorical, Gaussian, Latent
-from fastdream.nets import Kept, encode_action
+from fastdream.nets import Kept
 from fastdream.ops import Ops
 from fastdream.policy import ActorHeads, PolicyConfig
 from fastdream.rssm import RSSM
@@ -177,11 +177,6 @@ class Networks(nn.Module):
                 other = fd.actor(self.task.pol.params, feat, action_noise)
             action = torch.where(over, other, action)
         return {"deter": step.deter, "stoch": step.stoch, "action": action.to(step.deter.dtype)}
-
-    def flat_action(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Actions of a batch [B, T, A]."""
-        action = {k: batch[f"action/{k}"] for k in self.act_space}
-        return encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
 
     def draw(self, B: int, T: int, generator: torch.Generator) -> Draws:
         """All random numbers of one update of the world model and one behaviour on sequences [B, T]."""

@@ -16,6 +16,7 @@ from fastdream import ops as fd
 from fastdream.adam import Adam, AdamConfig
 from fastdream.agents.dreamer_v2 import DreamerV2
 from fastdream.agents.dreamer_v2_behavior import Behavior
+from fastdream.agents.dreamer_v2_nets import Draws
 from fastdream.agents.dreamer_v2_offline_config import Config
 from fastdream.agents.dreamer_v2_penalties import PENALTIES
 from fastdream.keras import keras_defaults
@@ -91,33 +92,23 @@ class OfflineDV2(DreamerV2):
         """One gradient step of what this phase learns; else as DreamerV2's."""
         refuse_misfit(batch, self.obs_space, self.act_space)
         refuse_short(batch, 1)
-        phase, metrics = self.phase, Metrics()
+        phase = self.phase
         self.made += 1
-        if phase == "model":
-            metrics = self.update_model(carry, batch)
-        elif phase == "behavior":
-            metrics = self.update_behavior(carry, batch)
-        else:
+        if not phase:
             carry, _, metrics = super().update(carry, batch)
-        return carry, {}, metrics if phase == "model" else metrics | self.tune_penalty()
-
-    def update_model(self, carry: Carry, batch: Mapping[str, Tensor]) -> Metrics:
-        """One step of the world model and its priors."""
+            return carry, {}, metrics | self.tune_penalty()
         B, T = batch["is_first"].shape
         draws = self.nets.draw(B, T, self.generators["train"])
-        loss, _, metrics = self.model_loss(carry, batch, draws)
-        self.model_opt.clear()
-        loss.backward()
-        metrics |= {f"opt/model_{k}": v for k, v in self.model_opt.step().items()}
-        return metrics | {"opt/loss": metrics["loss/model"]}
+        if phase == "model":
+            metrics = self.update_model(carry, batch, draws)[1]
+            return carry, {}, metrics | {"opt/loss": metrics["loss/model"]}
+        return carry, {}, self.update_behavior(carry, batch, draws) | self.tune_penalty()
 
-    def update_behavior(self, carry: Carry, batch: Mapping[str, Tensor]) -> Metrics:
+    def update_behavior(self, carry: Carry, batch: Mapping[str, Tensor], draws: Draws) -> Metrics:
         """One step of actor and critic in dreams from the states of a batch."""
         model = self.model
-        B, T = batch["is_first"].shape
-        draws = self.nets.draw(B, T, self.generators["train"])
         with torch.no_grad():
-            state = carry["deter"], carry["stoch"], self.nets.flat_action(batch), model.enc(batch)
+            state = carry["deter"], carry["stoch"], self.flat_action(batch), model.enc(batch)
             post = self.ops.observe(model.dyn.params, *state, batch["is_first"], draws.post)
         metrics = self.behavior.update(self.start(post, batch), draws)
         return metrics | {"opt/loss": metrics["loss/policy"] + metrics["loss/value"]}

@@ -99,7 +99,11 @@ class DreamerV3(Dreamer):
         self, carry: Carry, batch: Mapping[str, Tensor]
     ) -> tuple[Carry, Mapping[str, Tensor], Tensor]:
         """Split replay context from a batch: initial state, the T trained steps, their flat actions [B, T, A]."""
-        return self.nets.context(carry, batch)
+        if context := self.replay_context:
+            deter, stoch = batch["deter"][:, context - 1], batch["stoch"][:, context - 1]
+            carry = {"deter": deter.to(self.dtype), "stoch": self.nets.latent.unpack(stoch, self.dtype)}
+        batch = {k: v[:, context:] for k, v in batch.items()}
+        return carry, batch, self.flat_action(batch)
 
     def update(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Carry, dict[str, Tensor], Metrics]:
         """One gradient step on sequences [B, replay_context + T, ...] in replay's time convention.
@@ -123,7 +127,7 @@ class DreamerV3(Dreamer):
 
     def metrics(self, carry: Carry, batch: Mapping[str, Tensor], draws: Draws) -> Metrics:
         """What `update` would say of all losses, without learning; sequences without their context."""
-        return self.loss(carry, batch, self.nets.flat_action(batch), draws, training=False)[2]
+        return self.loss(carry, batch, self.flat_action(batch), draws, training=False)[2]
 
     def loss(
         self,

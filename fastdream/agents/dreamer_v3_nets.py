@@ -14,7 +14,7 @@ from fastdream.decoder import Decoder
 from fastdream.encoder import Encoder
 from fastdream.heads import BinaryHead, TwoHotHead, outputs_at
 from fastdream.latents import Categorical
-from fastdream.nets import Kept, encode_action
+from fastdream.nets import Kept
 from fastdream.normalize import Normalize
 from fastdream.ops import Ops
 from fastdream.policy import ActorHeads
@@ -170,22 +170,6 @@ class Networks(nn.Module):
     @torch.no_grad()
     def _embed(self, obs: Mapping[str, Tensor]) -> Tensor:
         return self.enc(obs)
-
-    def context(
-        self, carry: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Split replay context from a batch: initial state, the T trained steps, their flat actions [B, T, A]."""
-        context = self.config.replay_context
-        if context:
-            deter, stoch = batch["deter"][:, context - 1], batch["stoch"][:, context - 1]
-            carry = {"deter": deter.to(self.dtype), "stoch": self.latent.unpack(stoch, self.dtype)}
-        batch = {k: v[:, context:] for k, v in batch.items()}
-        return dict(carry), batch, self.flat_action(batch)
-
-    def flat_action(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Actions of a batch [B, T, A]."""
-        action = {k: batch[f"action/{k}"] for k in self.act_space}
-        return encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
 
     def starts(self, T: int) -> int:
         """From how many of a sequence's T states imagination starts: the last ones."""

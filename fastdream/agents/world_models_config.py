@@ -129,7 +129,8 @@ class Config:
     """Dimensions of the latent vector z."""
     start: str = ""
     """Directory of a run whose rollouts, V and M this one goes on from: what is recorded and learned here comes on top
-    of them, as in the paper's iterative procedure, but by the random policy again. From nothing if not given."""
+    of them, as in the paper's iterative procedure, but by the random policy again, and --steps counts theirs, too. From
+    nothing if not given."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

@@ -195,7 +195,7 @@ def picture_key(obs_space: Spaces) -> str:
     if len(pictures) != 1 or obs_space[pictures[0]].shape[:2] != (SIDE, SIDE):
         shown: Mapping[str, tuple[int, ...]] = {key: space.shape for key, space in obs_space.items()}
         raise ValueError(
-            f"world_models sees one picture of {SIDE} x {SIDE} pixels, and the environment shows {shown}; "
+            f"world_models sees one picture of {SIDE} × {SIDE} pixels, and the environment shows {shown}; "
             f"choose a task with pictures, or resize them (--suite.size {SIDE})"
         )
     return pictures[0]

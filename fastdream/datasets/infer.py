@@ -33,7 +33,7 @@ class Seen:
 class Inference:
     """Takes in standard episodes and says what the spaces are that hold all of them.
 
-    Observations: uint8 [T+1, height, width, channels] of at least 16 x 16 pixels are images, all others vectors.
+    Observations: uint8 [T+1, height, width, channels] of at least 16 × 16 pixels are images, all others vectors.
     Actions: numbers of which every step holds one 1 among zeros are classes, and so are whole numbers; other floats are
     vectors.
     """
@@ -61,7 +61,7 @@ class Inference:
         if not picture and len(shape) > 2:
             return (
                 f"{place}: {name!r} is {value.dtype} {list(shape)} a step; pictures are uint8 [height, width, "
-                f"channels] of at least {SMALLEST_PICTURE} x {SMALLEST_PICTURE}, vectors have up to two axes"
+                f"channels] of at least {SMALLEST_PICTURE} × {SMALLEST_PICTURE}, vectors have up to two axes"
             )
         seen = self.seen.setdefault(name, Seen(place, shape, kind, picture))
         if (seen.shape, seen.kind, seen.picture) != (shape, kind, picture):

@@ -1,6 +1,6 @@
 """From gymnasium's spaces to ours, and values with them.
 
-Pictures are uint8 arrays [height, width, channels] or [height, width] of at least 16 x 16 pixels. All other
+Pictures are uint8 arrays [height, width, channels] or [height, width] of at least 16 × 16 pixels. All other
 arrays are vectors of float32; those of more than two dimensions are flattened. Discrete entries count from zero.
 Arrays of unequal class counts become one entry an element, name_0, name_1, ...; entries of Dict and Tuple
 spaces are called outer_inner.

@@ -22,7 +22,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.size < 18:
-            raise EnvError(f"the view is 9 x 9 tiles of at least 2 pixels, so size >= 18, got {self.size}")
+            raise EnvError(f"the view is 9 × 9 tiles of at least 2 pixels, so size >= 18, got {self.size}")
 
 
 def make(name: str, seed: int, options: Options) -> "Crafter":

@@ -64,7 +64,7 @@ class MiniGrid:
         self._size = options.size if options.obs == "vision" else 0
         view = self._env.agent_view_size
         if self._size and self._size < 4 * view:
-            raise EnvError(f"{task} shows {view} x {view} tiles, so size must be at least {4 * view}")
+            raise EnvError(f"{task} shows {view} × {view} tiles, so size must be at least {4 * view}")
         self._missions = _missions(task, self._env.observation_space["mission"])
         self.obs_space = {"direction": Space("discrete", (), 4)}
         if len(self._missions) > 1:

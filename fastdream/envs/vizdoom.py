@@ -2,7 +2,7 @@
 
 The task of World Models (Ha & Schmidhuber 2018): each tic survived is worth 1, 35 of them are a second, and after 2100
 the episode is cut short. What is shown is the view above the status bar (the upper five sixths); it is drawn at
-160 x 120, ten times faster than at the authors' 640 x 480. Episodes begin at the 14th tic, as in their environment,
+160 × 120, ten times faster than at the authors' 640 × 480. Episodes begin at the 14th tic, as in their environment,
 gym-doom's. The skill is the 4 of ViZDoom's file: a policy that draws at every tic survives 217 ± 109 (200 episodes),
 and 210 ± 108 in the paper; at 5, which gym-doom asks of an older ViZDoom, it survives 59 ± 28 (40 episodes).
 """
