@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v3 import Config, DreamerV3, size
 from fastdream.normalize import NormConfig, SlowConfig
-from fastdream.ops import native
 from fastdream.optim import OptConfig
 
 from .agent_tools import CONTINUOUS, DISCRETE, IMAGE, MIXED, VECTOR, batch, observation
@@ -143,12 +142,6 @@ class Tapes:
             tape.replay()
 
         return replay, results
-
-
-def through_the_dispatcher(monkeypatch: Any) -> None:
-    """Let compiled ops be called where a tape sees them, as they are when a compiler or autograd has to."""
-    for module in (native.policy, native.pointwise):
-        monkeypatch.setattr(module, "plain", lambda x: False)
 
 
 FAST = OptConfig(lr=1e-2, warmup=4, schedule="linear", anneal=8)

@@ -5,8 +5,11 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
+
+from fastdream.ops.native.registry import OPS
 
 from .ops_tools import leaves, mapped
 
@@ -17,6 +20,13 @@ def results(op: Callable[..., Tensor], args: tuple, grad: Tensor | None = None) 
     wanted = [x for x in leaves(args) if x.requires_grad]
     grad = torch.ones_like(y) if grad is None else grad.to(y.dtype)
     return [y.detach(), *torch.autograd.grad(y, wanted, grad)]
+
+
+def recorded(patch: pytest.MonkeyPatch, name: str) -> list[tuple]:
+    """The arguments of every later call that computes by the kernel of fastdream::name."""
+    calls, kernel = [], OPS[name].kernel
+    patch.setattr(OPS[name], "kernel", lambda *args: calls.append(args) or kernel(*args))
+    return calls
 
 
 def assert_as_good_as_reference(op: Callable, expected: Callable, args: tuple) -> None:

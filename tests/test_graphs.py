@@ -19,7 +19,7 @@ from fastdream.graphs import capture
 from fastdream.ops.native import resident_op
 
 from .agent_tools import DISCRETE, IMAGE, VECTOR, batch
-from .graph_tools import CASES, FAST, Tapes, acted, assert_equal, learned, make, through_the_dispatcher
+from .graph_tools import CASES, FAST, Tapes, acted, assert_equal, learned, make
 from .run_tools import tiny, train
 
 
@@ -28,10 +28,7 @@ def backends(case: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("case", "backend"), [(c, b) for c in CASES for b in backends(c)])
-def test_replayed_updates_and_steps_are_the_eager_ones(
-    case: str, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    through_the_dispatcher(monkeypatch)
+def test_replayed_updates_and_steps_are_the_eager_ones(case: str, backend: str) -> None:
     eager, captured = make(case, backend), make(case, backend)
     capture(captured, recorder := Tapes())
     for mode in ("sample", "mode"):

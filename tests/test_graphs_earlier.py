@@ -15,7 +15,7 @@ from fastdream.graphs import capture
 from fastdream.normalize import SlowConfig
 
 from .dreamer_tools import CONTINUOUS, DISCRETE, IMAGE, MIXED, VECTOR, batch, make, observation
-from .graph_tools import Tapes, assert_equal, through_the_dispatcher
+from .graph_tools import Tapes, assert_equal
 
 # Within the few updates of a test the target critic moves, noise and entropy fall, and the actor that explores ends.
 MOVING: dict[str, Any] = dict(slowvalue=SlowConfig(rate=1.0, every=3), actent="linear(1e-1,0,3)")
@@ -49,10 +49,7 @@ BACKENDS = [(c, b) for c in CASES for b in ("reference", "auto") if "bfloat16" n
 
 
 @pytest.mark.parametrize(("case", "backend"), BACKENDS)
-def test_replayed_updates_and_steps_are_the_eager_ones(
-    case: str, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    through_the_dispatcher(monkeypatch)
+def test_replayed_updates_and_steps_are_the_eager_ones(case: str, backend: str) -> None:
     name, obs, act, changes = CASES[case]
     eager, captured = (make(name, obs, act, backend, length=2, **changes) for _ in range(2))
     capture(captured, recorder := Tapes())

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastdream.ops import reference
 from fastdream.ops.params import Gaussian
 
+from .native_tools import recorded
 from .ops_tools import Maker, S, Sizes, leaves, mapped
 from .parity_cases import CASES, GRUS, policy_step
 from .parity_tools import arguments, changed, check
@@ -99,11 +100,10 @@ def test_compiles_as_one_graph_and_tells_torch_the_truth(
     compiled = torch.compile(lambda *xs: list(leaves(function(*xs))), fullgraph=True, backend="aot_eager")
     for our, their in zip(compiled(*args), leaves(getattr(reference, op)(*args)), strict=True):
         torch.testing.assert_close(our, their)
-    calls: list[tuple] = []
     registered = "policy_step" if op == "policy_step" else "imagine"
     original = getattr(torch.ops.fastdream, registered)
     with monkeypatch.context() as patched:
-        patched.setattr(torch.ops.fastdream, registered, lambda *xs: calls.append(xs) or original(*xs))
+        calls = recorded(patched, registered)
         patched.setattr(native.policy, "TENSORS_SHARED", False)
         function(*args)
     assert set(torch.library.opcheck(original.default, calls[0]).values()) == {"SUCCESS"}

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastdream.ops import reference
 from fastdream.ops.params import RSSM, ActionHead, Actor, Categorical, Gaussian
 
+from .native_tools import recorded
 from .ops_tools import UNITS, A, C, D, Maker, S, leaves, mapped
 
 ROWS = (1, 3, 17)
@@ -207,10 +208,9 @@ def test_compiles_as_one_graph(native: ModuleType):
 
 
 def test_opcheck(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    caught: list[tuple] = []
     op, make = torch.ops.fastdream.imagine, Maker(10)
     with monkeypatch.context() as patched:
-        patched.setattr(torch.ops.fastdream, "imagine", lambda *args: caught.append(args) or op(*args))
+        caught = recorded(patched, "imagine")
         native.imagine(*plain(replay(make, make.rssm(), make.actor(), 3, 2), torch.float32))
     assert set(torch.library.opcheck(op.default, caught[0]).values()) == {"SUCCESS"}
 

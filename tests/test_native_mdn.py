@@ -4,7 +4,6 @@ Values, strides, no rows and two threads are in the parity matrix.
 """
 
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fastdream.ops import MDNRNN, Control, Layer, reference
 
+from .native_tools import recorded
 from .ops_tools import Maker, mapped
 
 Z, D, A, K = 7, 21, 2, 5
@@ -88,18 +88,10 @@ def test_opcheck_and_one_graph(native: ModuleType, monkeypatch: pytest.MonkeyPat
     model, args = mapped(Tensor.detach, memory(m)), inputs(m, 3)
     function = torch.compile(native.lstm_mdn_step, fullgraph=True, backend="aot_eager")
     assert_close(function(model, *args), native.lstm_mdn_step(model, *args))
-    original, calls = torch.ops.fastdream.lstm_mdn_step, []
-
-    class Recorded:
-        @staticmethod
-        def lstm_mdn_step(*given: Any) -> Any:
-            calls.append(given)
-            return original(*given)
-
-    monkeypatch.setattr(torch.ops, "fastdream", Recorded)
+    calls = recorded(monkeypatch, "lstm_mdn_step")
     native.lstm_mdn_step(model, *args)
     monkeypatch.undo()
-    torch.library.opcheck(original.default, *calls)
+    torch.library.opcheck(torch.ops.fastdream.lstm_mdn_step.default, *calls)
 
 
 def test_a_dream_is_one_graph_for_any_number_of_rows(native: ModuleType):

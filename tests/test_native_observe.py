@@ -1,7 +1,7 @@
 """Compiled observing and recurrent cores against the reference: values, every gradient, resets, odd shapes, threads."""
 
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from fastdream.ops import reference
 from fastdream.ops.params import RSSM, Categorical, Gaussian, Layer, Step
 
+from .native_tools import recorded
 from .observe_tools import CORES, DTYPES, LATENTS, OPS, Case, assert_as_good, check, results
 from .ops_tools import SMALL, A, C, D, E, H, Maker, S, leaves, mapped
 
@@ -194,9 +195,7 @@ def test_compiles_and_tells_torch_the_truth(native: ModuleType, core: str, laten
 
 def test_opcheck(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
     """torch's own checks of the op, on the arguments that `observe` and a core give to it."""
-    original, calls = torch.ops.fastdream.observe, []
-    record = SimpleNamespace(observe=lambda *args: calls.append(args) or original(*args))
-    monkeypatch.setattr(torch.ops, "fastdream", record)
+    calls = recorded(monkeypatch, "observe")
     cases = Case("layernorm", 2, 2), Case("gru", 2, 2, latent="softplus")
     for case in cases:
         case.replay(native.observe)(*case.trees)
@@ -205,7 +204,7 @@ def test_opcheck(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
     assert len(calls) == 4
     for args in calls:
-        torch.library.opcheck(original.default, args)
+        torch.library.opcheck(torch.ops.fastdream.observe.default, args)
 
 
 def broken(case: Case, **changes: Tensor) -> tuple:

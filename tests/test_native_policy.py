@@ -9,6 +9,7 @@ import torch
 from fastdream.ops import reference
 from fastdream.ops.params import Categorical, Gaussian
 
+from .native_tools import recorded
 from .ops_tools import A, C, D, E, H, Maker, S, leaves, mapped
 
 F = 5
@@ -246,12 +247,11 @@ def test_compiles_as_one_graph(native: ModuleType):
 
 
 def test_opcheck(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    caught: list[tuple] = []
     op = torch.ops.fastdream.policy_step
     args = list(plain(arguments(3), torch.float32))
     args[3].requires_grad_()  # so that the dispatcher is asked
     with monkeypatch.context() as patched:
-        patched.setattr(torch.ops.fastdream, "policy_step", lambda *xs: caught.append(xs) or op(*xs))
+        caught = recorded(patched, "policy_step")
         step, action = native.policy_step(*args)
     assert not step.deter.requires_grad and not action.requires_grad
     assert set(torch.library.opcheck(op.default, caught[0]).values()) == {"SUCCESS"}

@@ -29,7 +29,7 @@ SPACES = {"vectors": (VECTOR, CONTINUOUS), "images": (IMAGE, MIXED)}
 
 def on_tensors_of_the_host(schema: str, kernel: Callable, fake: Callable) -> str:
     """Instead of `library.register`: the kernels' launches run on a CPU."""
-    return library.native.register(f"triton_{schema}", kernel, fake, ("CPU",))
+    return library.registry.register(f"triton_{schema}", kernel, fake, ("CPU",))
 
 
 def made(preset: str, spaces: str) -> tuple[Any, Any]:

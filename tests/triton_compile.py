@@ -142,8 +142,8 @@ def launches(op: Callable[..., Any], args: tuple[Any, ...], gradients: bool, cap
 def on_tensors_without_memory(schema: str, kernel: Callable, fake: Callable) -> str:
     """Instead of `library.register`: the kernels' launches run where otherwise shapes are inferred."""
     name = f"triton_{schema.partition('(')[0]}"
-    library.native.LIBRARY.define(f"triton_{schema}")
-    library.native.LIBRARY.impl(name, kernel, "Meta")
+    library.registry.LIBRARY.define(f"triton_{schema}")
+    library.registry.LIBRARY.impl(name, kernel, "Meta")
     return f"fastdream::{name}"
 
 

@@ -3,14 +3,8 @@
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import (
-    check_float,
-    check_shape,
-    empty_like,
-    register_gradient,
-    register_kernel,
-    rows_of,
-)
+from fastdream.ops.native.library import check_float, check_shape, empty_like, rows_of
+from fastdream.ops.native.registry import call, register_gradient, register_kernel
 
 Pair = tuple[Tensor, Tensor]
 
@@ -29,14 +23,14 @@ def categorical_sample(
         noise = None
     elif noise is None:
         raise ValueError("categorical_sample needs noise to draw with, or the index of an earlier draw")
-    return torch.ops.fastdream.categorical_sample(logit, _like(noise, logit), as_long(index), unimix)
+    return call("categorical_sample", logit, _like(noise, logit), as_long(index), unimix)
 
 
 def gumbel_sample(
     logit: Tensor, noise: Tensor, unimix: float = 0.0, index: Tensor | None = None, tau: float = 1.0
 ) -> Pair:
     """As `fastdream.ops.reference.gumbel_sample`, logit float32 or float64. Differentiable once, in logit."""
-    return torch.ops.fastdream.gumbel_sample(logit, _like(noise, logit), as_long(index), unimix, tau)
+    return call("gumbel_sample", logit, _like(noise, logit), as_long(index), unimix, tau)
 
 
 def _like(noise: Tensor | None, logit: Tensor) -> Tensor | None:

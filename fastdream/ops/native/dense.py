@@ -8,17 +8,9 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native.layers import Flags, Optional
-from fastdream.ops.native.library import (
-    check_float,
-    check_shape,
-    contiguous,
-    empty_like,
-    register,
-    register_once_differentiable,
-    rows_of,
-    run,
-)
+from fastdream.ops.native.library import check_float, check_shape, contiguous, empty_like, rows_of, run
 from fastdream.ops.native.params import ACTS, NORMS, code, with_gaps
+from fastdream.ops.native.registry import call, register, register_once_differentiable
 from fastdream.ops.params import Feat, Layers
 
 MAX_LAYERS = 16  # kMaxLayers in csrc/cpu/dense.h
@@ -59,7 +51,7 @@ def _mlps_of_layers(x: Tensor, hot: Optional, nets: Sequence[Layers]) -> Iterato
         given or any(p is not None and p.requires_grad for layer in net for p in layer[:4]) for net in nets
     ]
     keep = [torch.is_grad_enabled() and wants for wants in learned]
-    outputs = torch.ops.fastdream.mlps(x, params, there, sizes, eps, keep)
+    outputs = call("mlps", x, params, there, sizes, eps, keep)
     # Torch lets all outputs want a gradient if one does.
     return (y if wants else y.detach() for y, wants in zip(outputs, keep, strict=False))
 
@@ -216,7 +208,8 @@ def _mlps_gradient(ctx: Any, grads: Sequence[Optional]) -> tuple[Any, ...]:
     d_x: Optional = None
     d_params: list[Optional] = [None] * len(params)
     if used:
-        gradients = torch.ops.fastdream.mlps_backward(
+        gradients = call(
+            "mlps_backward",
             x,
             [params[place[slot]] for slot in filled],
             [there[slot] for slot in slots],

@@ -8,8 +8,9 @@ from torch import Tensor
 from fastdream.ops.native.actor import add_actor, add_latent_net
 from fastdream.ops.native.categorical import check_index
 from fastdream.ops.native.dense import mlp
-from fastdream.ops.native.library import check_float, check_shape, contiguous, register, run
+from fastdream.ops.native.library import check_float, check_shape, contiguous, run
 from fastdream.ops.native.params import Flat, LatentShape, add_core, check_params, latent_shape, with_gaps
+from fastdream.ops.native.registry import call, register
 from fastdream.ops.params import RSSM, Actor, Dream, Step, any_gradient, need_steps
 from fastdream.ops.reference.actor import action_width
 from fastdream.ops.reference.layers import match
@@ -143,7 +144,7 @@ def _run(
     casts = [None if x is None else match(x, deter.dtype) for x in (stoch, noise, action_noise, action)]
     index = None if index is None else match(index, torch.int64)
     settings = flat.sizes, [*latent[3:], *flat.scalars], list(layout)
-    return torch.ops.fastdream.imagine(params, filled, *settings, deter, *casts[:2], index, *casts[2:])
+    return call("imagine", params, filled, *settings, deter, *casts[:2], index, *casts[2:])
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

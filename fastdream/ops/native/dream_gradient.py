@@ -6,6 +6,7 @@ from torch import Tensor
 from fastdream.ops.native import dream
 from fastdream.ops.native.dense import mlps
 from fastdream.ops.native.params import latent_shape
+from fastdream.ops.native.registry import call
 from fastdream.ops.native.scan import check_net, flatten
 from fastdream.ops.params import RSSM, Actor, Dream, Feat, any_gradient
 from fastdream.ops.reference.actor import action_width
@@ -54,7 +55,7 @@ def imagine(
             break
         led = match(actions[-1], dtype).unsqueeze(1)
         draws = (None if x is None else x[:, time : time + 1] for x in (noise, index))
-        step = torch.ops.fastdream.observe(*model, deter, stoch, led, None, None, *draws)
+        step = call("observe", *model, deter, stoch, led, None, None, *draws)
         deter, stoch, logit = (x.squeeze(1) for x in step[:3])
         for states, x in zip((deters, stochs, logits), (deter, stoch, logit), strict=True):
             states.append(x)

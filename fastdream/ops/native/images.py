@@ -1,22 +1,15 @@
 """conv_pool and conv_spread: norm and activation of images that are halved before or doubled after."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import (
-    check_float,
-    check_shape,
-    contiguous,
-    empty_like,
-    named,
-    register,
-    register_once_differentiable,
-    run,
-)
+from fastdream.ops.native.library import check_float, check_shape, contiguous, empty_like, run
 from fastdream.ops.native.params import ACTS, NORMS, code, with_gaps
+from fastdream.ops.native.registry import call, named, register, register_once_differentiable
 from fastdream.ops.params import Act, Norm
 from fastdream.ops.reference.images import conv_same, pixels
 
@@ -42,7 +35,7 @@ def conv_pool(
     """As `fastdream.ops.reference.conv_pool`, all float32 or all float64. Differentiable once."""
     codes = code(NORMS, norm, "norm"), code(ACTS, act, "activation")
     x = x if dtype is None else pixels(x, dtype)
-    return torch.ops.fastdream.conv_pool(x, weight, bias, scale, shift, *codes, eps)[0]
+    return call("conv_pool", x, weight, bias, scale, shift, *codes, eps)[0]
 
 
 def spread_norm_act(
@@ -50,7 +43,7 @@ def spread_norm_act(
 ) -> Tensor:
     """As `fastdream.ops.reference.spread_norm_act`, all float32 or all float64. Differentiable once."""
     codes = code(NORMS, norm, "norm"), code(ACTS, act, "activation")
-    return torch.ops.fastdream.spread_norm_act(x, scale, shift, *codes, eps)
+    return call("spread_norm_act", x, scale, shift, *codes, eps)
 
 
 def conv_spread(
@@ -91,7 +84,7 @@ def register_convolution(
     `backward(*inputs, *kept(inputs, output), grad, want_x)` gives those of weight and bias, then of scale and shift
     where they are there, and of x where it is wanted.
     """
-    call = getattr(torch.ops.fastdream, backward.partition("::")[2])
+    compute = partial(call, backward.partition("::")[2])
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:5], *kept(inputs, output))
@@ -102,7 +95,7 @@ def register_convolution(
         saved = ctx.saved_tensors  # read once: checkpointing does not give them twice
         params, others = saved[:5], saved[5:]
         want_x = ctx.needs_input_grad[0]
-        gradients = call(*params, *ctx.statics, *others, grad, want_x)
+        gradients = compute(*params, *ctx.statics, *others, grad, want_x)
         d_params = with_gaps(gradients, [p is not None for p in params[1:]])
         return gradients[-1] if want_x else None, *d_params, *[None] * len(ctx.statics)
 
@@ -231,7 +224,7 @@ def _save_spread_norm_act(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 
 def _spread_norm_act_gradient(ctx: Any, grad: Tensor) -> tuple[Optional, ...]:
     tensors = ctx.saved_tensors
-    gradients = torch.ops.fastdream.spread_norm_act_backward(*tensors, *ctx.statics, grad)
+    gradients = call("spread_norm_act_backward", *tensors, *ctx.statics, grad)
     return *with_gaps(gradients, [p is not None for p in tensors]), None, None, None
 
 

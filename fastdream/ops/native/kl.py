@@ -3,17 +3,11 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import (
-    check_float,
-    check_shape,
-    empty_like,
-    register_gradient,
-    register_kernel,
-)
+from fastdream.ops.native.library import check_float, check_shape, empty_like
 from fastdream.ops.native.params import code
+from fastdream.ops.native.registry import call, register_gradient, register_kernel
 from fastdream.ops.params import Clamp
 
 CLAMPS = ("step", "mean", "none")  # in the order of csrc/cpu/free_nats.h
@@ -26,13 +20,13 @@ def categorical_kl(
     post: Tensor, prior: Tensor, unimix: float = 0.0, free: float = 1.0, clamp: Clamp = "step"
 ) -> Pair:
     """As `fastdream.ops.reference.categorical_kl`, post and prior float32 or float64. Differentiable once."""
-    dyn, rep, _ = torch.ops.fastdream.categorical_kl(post, prior, unimix, free, code(CLAMPS, clamp, "clamp"))
+    dyn, rep, _ = call("categorical_kl", post, prior, unimix, free, code(CLAMPS, clamp, "clamp"))
     return dyn, rep
 
 
 def gaussian_kl(post: Pair, prior: Pair, free: float = 3.0, clamp: Clamp = "mean") -> Pair:
     """As `fastdream.ops.reference.gaussian_kl`, of four tensors float32 or float64. Differentiable once."""
-    dyn, rep, _ = torch.ops.fastdream.gaussian_kl(*post, *prior, free, code(CLAMPS, clamp, "clamp"))
+    dyn, rep, _ = call("gaussian_kl", *post, *prior, free, code(CLAMPS, clamp, "clamp"))
     return dyn, rep
 
 

@@ -3,20 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import (
-    check_float,
-    check_shape,
-    contiguous,
-    empty_like,
-    register,
-    register_once_differentiable,
-    rows_of,
-    run,
-)
+from fastdream.ops.native.library import check_float, check_shape, contiguous, empty_like, rows_of, run
 from fastdream.ops.native.params import ACTS, NORMS, code, with_gaps
+from fastdream.ops.native.registry import call, register, register_once_differentiable
 from fastdream.ops.params import Act, Norm
 
 Optional = Tensor | None
@@ -30,7 +21,7 @@ def norm_act(
     codes = code(NORMS, norm, "norm"), code(ACTS, act, "activation")
     if norm == "none":
         scale = shift = None  # they belong to the norm
-    return torch.ops.fastdream.norm_act(x, scale, shift, *codes, eps)
+    return call("norm_act", x, scale, shift, *codes, eps)
 
 
 def _check_norm_act(op: str, x: Tensor, scale: Optional, shift: Optional) -> None:
@@ -90,7 +81,7 @@ def _norm_act_gradient(ctx: Any, grad: Tensor) -> tuple[Optional, ...]:
     scale, shift = with_gaps(present, ctx.present)
     # A norm with neither scale nor shift in it does not read them.
     wanted = [True, *ctx.needs_input_grad[1:3]]
-    gradients = torch.ops.fastdream.norm_act_backward(x, scale, shift, *ctx.statics, grad, wanted)
+    gradients = call("norm_act_backward", x, scale, shift, *ctx.statics, grad, wanted)
     return (*with_gaps(gradients, wanted), None, None, None)
 
 

@@ -1,17 +1,16 @@
-"""The compiled module `fastdream._C`: loading it, calling its kernels, telling torch about its ops.
+"""The compiled module `fastdream._C`: loading it, and calling its kernels.
 
 It knows no torch: it takes pointers, sizes and a stream. What torch must know, shapes for the compiler, gradients, the
-current device and stream, is said in this package.
+current device and stream, is said in this package: see `registry`.
 """
 
 import ctypes
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,7 +172,7 @@ def plain(x: Tensor) -> bool:
 
     Not where gradients or a compiler must see the call, nor for tensors that are not what lies in their memory.
     """
-    seen = x.requires_grad or torch.compiler.is_compiling() or transformed() or _watched()
+    seen = x.requires_grad or torch.compiler.is_compiling() or transformed() or watched()
     return not seen and x.is_cpu and as_stored(x)
 
 
@@ -182,119 +181,16 @@ def as_stored(x: Tensor) -> bool:
     return type(x) in (Tensor, Parameter) and not x.is_neg()
 
 
-def _forward_mode() -> bool:
+def forward_mode() -> bool:
     """Whether tensors may have tangents: of torch.autograd.forward_ad, torch.func.jvp and what is made of it."""
     return forward_ad._current_level >= 0
 
 
 def transformed() -> bool:
     """Whether a transformation of torch.func looks on, such as grad or vmap, or tensors may have tangents."""
-    return _forward_mode() or torch._C._functorch.peek_interpreter_stack() is not None
+    return forward_mode() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether calls are recorded: by torch.jit.trace, or by a mode such as that of make_fx."""
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
-
-
-LIBRARY = torch.library.Library("fastdream", "DEF")
-
-
-def register(schema: str, kernel: Callable, fake: Callable, devices: Sequence[str] = ("CPU",)) -> str:
-    """Tell torch of an op `name(...) -> ...`: what computes it and what its results look like. Returns its name."""
-    name = schema.partition("(")[0]
-
-    def guarded(*args: Any) -> Any:
-        if _forward_mode():  # torch would leave out tangents without a word
-            op, backend = named(name)
-            raise RuntimeError(
-                f"{backend} {op} has no derivative in forward mode (torch.func.jvp, torch.autograd.forward_ad); "
-                'the reference has: fastdream.ops.load("reference")'
-            )
-        return kernel(*args)
-
-    LIBRARY.define(schema)
-    for device in devices:
-        LIBRARY.impl(name, guarded, device)
-    torch.library.register_fake(f"fastdream::{name}", fake, lib=LIBRARY)
-    return f"fastdream::{name}"
-
-
-def register_kernel(schema: str, fake: Callable, sizes: Callable[..., Sequence[int]]) -> str:
-    """Tell torch of an op that is one CPU kernel of the same name, and return that name.
-
-    The kernel gets the arguments in the order of the schema: tensors (None stands for one that is not there),
-    then fresh outputs as pointers; what `sizes(*args)` gives; floats as scalars. `fake(*args)` checks and allocates.
-    """
-    name = schema.partition("(")[0]
-
-    def kernel(*args: Any) -> Any:
-        out = fake(*args)
-        inputs = [x if x is None else x.contiguous() for x in args if x is None or isinstance(x, Tensor)]
-        outputs = out if isinstance(out, tuple) else (out,)
-        run(name, (*inputs, *outputs), sizes(*args), [x for x in args if isinstance(x, float)])
-        return out
-
-    return register(schema, kernel, fake)
-
-
-def register_once_differentiable(
-    forward: str, backward: str, gradient: Callable, setup: Callable, op: str, backend: str = "native"
-) -> None:
-    """Make `backward` the gradient of `forward`, through `gradient(ctx, *grads)`; a second gradient is refused.
-
-    gradient  is not asked where no output has a gradient: whatever follows may have none for its input.
-    """
-
-    def first_gradient(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        outputs = grads[0] if isinstance(grads[0], (list, tuple)) else grads
-        if all(grad is None for grad in outputs):
-            needs = ctx.needs_input_grad  # a list where the input is one of tensors
-            return tuple([None] * len(need) if isinstance(need, list) else None for need in needs)
-        return gradient(ctx, *grads)
-
-    def no_second_gradient(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(
-            f"{backend} {op} is differentiable once; for gradients of gradients use the reference: "
-            'fastdream.ops.load("reference")'
-        )
-
-    torch.library.register_autograd(forward, first_gradient, setup_context=setup, lib=LIBRARY)
-    torch.library.register_autograd(
-        backward, no_second_gradient, setup_context=lambda ctx, inputs, output: None, lib=LIBRARY
-    )
-
-
-def register_gradient(
-    forward: str,
-    backward: str,
-    saved: Callable[[tuple[Any, ...], Any], Sequence[Tensor | None]],
-    outputs: int = 1,
-) -> None:
-    """As `register_once_differentiable`, where the gradient is `backward(*grads, *saved(inputs, output), *statics)`.
-
-    grads are of the first so many outputs, statics what of the inputs is no tensor. What `backward` returns are the
-    gradients of the first inputs; the others have none.
-    """
-    call = getattr(torch.ops.fastdream, backward.partition("::")[2])
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        others = output[outputs:] if isinstance(output, tuple) else ()
-        ctx.mark_non_differentiable(*others)
-        ctx.set_materialize_grads(outputs > 1)  # one alone is there whenever this is called
-        ctx.save_for_backward(*saved(inputs, output))
-        ctx.count = len(inputs)
-        ctx.statics = [x for x in inputs if x is not None and not isinstance(x, Tensor)]
-
-    def gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = call(*grads[:outputs], *ctx.saved_tensors, *ctx.statics)
-        found = found if isinstance(found, tuple) else (found,)
-        return *found, *[None] * (ctx.count - len(found))
-
-    register_once_differentiable(forward, backward, gradient, setup, *named(forward))
-
-
-def named(name: str) -> tuple[str, str]:
-    """The op and the backend of what was registered by this name, or of what `register` returned."""
-    name = name.rpartition("::")[2]
-    return name.removeprefix("triton_"), "triton" if name.startswith("triton_") else "native"

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import check_float, check_shape, contiguous, register, run
+from fastdream.ops.native.library import check_float, check_shape, contiguous, run
 from fastdream.ops.native.params import Flat, add_layer, check_params, with_gaps
+from fastdream.ops.native.registry import call, register
 from fastdream.ops.params import MDNRNN, Control, Layer, MDNDream, MDNStep
 from fastdream.ops.reference.layers import match
 from fastdream.ops.reference.mdn import dreamt
@@ -60,7 +61,7 @@ def lstm_mdn_step(
     noise = (match(x, hidden.dtype) for x in (uniform, normal))
     settings = filled, flat.sizes, [temperature, *flat.scalars], list(layout)
     with torch.no_grad():
-        results = torch.ops.fastdream.lstm_mdn_step(params, *settings, hidden, *floats, restart, *noise)
+        results = call("lstm_mdn_step", params, *settings, hidden, *floats, restart, *noise)
     return MDNStep(*results)
 
 

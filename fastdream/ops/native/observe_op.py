@@ -13,16 +13,9 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native.categorical import check_index
-from fastdream.ops.native.library import (
-    check_float,
-    check_shape,
-    contiguous,
-    empty_like,
-    register,
-    register_once_differentiable,
-    run,
-)
+from fastdream.ops.native.library import check_float, check_shape, contiguous, empty_like, run
 from fastdream.ops.native.params import padded, with_gaps
+from fastdream.ops.native.registry import call, register, register_once_differentiable
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -159,9 +152,7 @@ def _gradient(ctx: Any, d_deter: Tensor, d_stoch: Tensor, d_logit: Tensor, *_: N
     inputs, params = saved[:9], saved[9:]
     needs = ctx.needs_input_grad
     wanted = [int(need) for need in (*needs[0], *needs[5:9])]
-    grads = torch.ops.fastdream.observe_backward(
-        list(params), *ctx.static, *inputs, d_deter, d_stoch, d_logit, wanted
-    )
+    grads = call("observe_backward", list(params), *ctx.static, *inputs, d_deter, d_stoch, d_logit, wanted)
     placed = with_gaps(grads, wanted)
     count = len(params)
     return placed[:count], None, None, None, None, *placed[count:], None, None, None

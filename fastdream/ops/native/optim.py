@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import check_float, check_shape, register, run
+from fastdream.ops.native.library import check_float, check_shape, run
+from fastdream.ops.native.registry import register
 from fastdream.ops.reference.layers import upcast
 
 Norms = tuple[Tensor, Tensor, Tensor]

@@ -1,32 +1,23 @@
 """symlog and symexp."""
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import (
-    check_float,
-    empty_like,
-    plain,
-    register,
-    register_gradient,
-    run,
-)
+from fastdream.ops.native.library import check_float, empty_like, run
+from fastdream.ops.native.registry import call, register, register_gradient
 
 
 def symlog(x: Tensor) -> Tensor:
     """As `fastdream.ops.reference.symlog`, x float32 or float64 of any shape. Differentiable once."""
-    return _symlog(x) if plain(x) else torch.ops.fastdream.symlog(x)
+    return call("symlog", x)
 
 
 def symexp(x: Tensor) -> Tensor:
     """As `fastdream.ops.reference.symexp`, x float32 or float64 of any shape. Differentiable once."""
-    return _symexp(x) if plain(x) else torch.ops.fastdream.symexp(x)
+    return call("symexp", x)
 
 
-def _register(name: str) -> Callable[[Tensor], Tensor]:
-    """Both ops of that name. Returns the kernel."""
+def _register(name: str) -> None:
+    """Both ops of that name."""
 
     def fake(x: Tensor) -> Tensor:
         check_float(name, x=x)
@@ -51,8 +42,7 @@ def _register(name: str) -> Callable[[Tensor], Tensor]:
         register(f"{name}_backward(Tensor grad, Tensor x) -> Tensor", backward, backward_fake),
     )
     register_gradient(*ops, lambda inputs, output: inputs)
-    return forward
 
 
-_symlog = _register("symlog")
-_symexp = _register("symexp")
+_register("symlog")
+_register("symexp")

@@ -18,10 +18,10 @@ from fastdream.ops.native.library import (
     check_shape,
     contiguous,
     plain,
-    register,
     run,
 )
 from fastdream.ops.native.params import Flat, LatentShape, add_core, check_params, latent_shape, with_gaps
+from fastdream.ops.native.registry import call, register
 from fastdream.ops.params import RSSM, Actor, Layers, Step
 from fastdream.ops.reference.actor import action_width, check_mode
 from fastdream.ops.reference.layers import match
@@ -139,7 +139,7 @@ def _dispatched(model: "_Model", deter: Tensor, inputs: Inputs, vectors: tuple[i
     params = [x.detach() for x in model.params]
     static = model.filled, model.sizes, model.scalars, model.layout
     detached = (x if x is None else x.detach() for x in _matched(deter, inputs))
-    return torch.ops.fastdream.policy_step(params, *static, vectors, *detached)
+    return call("policy_step", params, *static, vectors, *detached)
 
 
 def _matched(deter: Tensor, inputs: Inputs) -> Inputs:

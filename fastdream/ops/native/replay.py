@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import LIBRARY, register, run
+from fastdream.ops.native.library import run
+from fastdream.ops.native.registry import LIBRARY, call, register
 
 
 def gather_sequences(storage: Tensor, start: Tensor, length: int) -> Tensor:
     """As `fastdream.ops.reference.gather_sequences`, for storage of any dtype."""
-    return torch.ops.fastdream.gather_sequences(storage, start, length)
+    return call("gather_sequences", storage, start, length)
 
 
 def check_gather(storage: Tensor, start: Tensor, length: int) -> Tensor:

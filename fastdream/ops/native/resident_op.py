@@ -14,14 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdream.ops.native.library import (
-    C,
-    addresses,
-    check_shape,
-    contiguous,
-    register,
-    register_once_differentiable,
-)
+from fastdream.ops.native.library import C, addresses, check_shape, contiguous
+from fastdream.ops.native.registry import register, register_once_differentiable
 from fastdream.ops.native.resident_gradients import Kept, Slopes, gradients
 from fastdream.ops.native.resident_pack import Params, Shape, packed_sizes, packed_vectors, packed_weights
 from fastdream.ops.reference.layers import linear

@@ -6,13 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import (
-    WHY_NOT,
-    C,
-    empty_like,
-    register,
-    register_gradient,
-)
+from fastdream.ops.native.library import WHY_NOT, C, empty_like
+from fastdream.ops.native.registry import call, register, register_gradient
 from fastdream.ops.reference.layers import upcast
 
 
@@ -22,7 +17,7 @@ def lambda_return(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> T
     All [..., T], float32 or float64; half precision is widened to float32. Differentiable once.
     Raises ValueError naming the argument that does not fit.
     """
-    return torch.ops.fastdream.lambda_return(upcast(reward), upcast(live), upcast(mix), upcast(value))
+    return call("lambda_return", upcast(reward), upcast(live), upcast(mix), upcast(value))
 
 
 def _check(op: str, inputs: dict[str, Tensor]) -> None:

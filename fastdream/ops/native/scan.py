@@ -17,6 +17,7 @@ from fastdream.ops.native.params import (
     latent_shape,
     padded,
 )
+from fastdream.ops.native.registry import call
 from fastdream.ops.params import GRU, RSSM, BlockGRU, Core, Latent, LayerNormGRU, Layers, Step, need_steps
 from fastdream.ops.reference.layers import match
 
@@ -126,7 +127,7 @@ def _observe(
     index = None if index is None else match(index, torch.int64)
     noise = None if noise is None else match(noise.detach(), dtype)
     inputs = (match(x, dtype) for x in (stoch, action, embed))
-    deter, stoch, logit, index, _ = torch.ops.fastdream.observe(*model, deter, *inputs, reset, noise, index)
+    deter, stoch, logit, index, _ = call("observe", *model, deter, *inputs, reset, noise, index)
     return Step(deter, stoch, logit, index if latent.classes else None)
 
 
@@ -170,4 +171,4 @@ def _single(op: str, core: Core, deter: Tensor, stoch: Tensor, action: Tensor) -
     dtype, latent = deter.dtype, LatentShape(stoch.shape[-1], 0, 0, 0.0, 0.0)
     model = flatten(op, core, (), latent, False, deter, action.shape[-1])
     inputs = match(stoch, dtype), match(action, dtype).unsqueeze(1)
-    return torch.ops.fastdream.observe(*model, deter, *inputs, None, None, None, None)[0].squeeze(1)
+    return call("observe", *model, deter, *inputs, None, None, None, None)[0].squeeze(1)

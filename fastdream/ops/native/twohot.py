@@ -2,17 +2,11 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from fastdream.ops import reference
-from fastdream.ops.native.library import (
-    check_float,
-    check_shape,
-    empty_like,
-    register_gradient,
-    register_kernel,
-)
+from fastdream.ops.native.library import check_float, check_shape, empty_like
+from fastdream.ops.native.registry import call, register_gradient, register_kernel
 from fastdream.ops.reference.twohot import Form
 
 FORMS = ("symexp", "symlog")
@@ -23,12 +17,12 @@ Pair = tuple[Tensor, Tensor]
 def twohot_loss(logit: Tensor, target: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
     """As `fastdream.ops.reference.twohot_loss`, float32 or float64. Differentiable once, in logit."""
     target = target.detach().to(bins.dtype)
-    return torch.ops.fastdream.twohot_loss(logit, target, bins, in_symlog(form))[0]
+    return call("twohot_loss", logit, target, bins, in_symlog(form))[0]
 
 
 def twohot_mean(logit: Tensor, bins: Tensor, form: Form = "symexp") -> Tensor:
     """As `fastdream.ops.reference.twohot_mean`, float32 or float64. Differentiable once, in logit."""
-    return torch.ops.fastdream.twohot_mean(logit, bins, in_symlog(form))
+    return call("twohot_mean", logit, bins, in_symlog(form))
 
 
 def critic_loss(

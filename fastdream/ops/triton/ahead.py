@@ -96,7 +96,7 @@ def compile_kernel(work: Work) -> None:
 
 def _register_for_fakes(schema: str, kernel: Callable, fake: Callable) -> str:
     """Instead of `library.register`: where torch would only infer shapes, what launches kernels runs too."""
-    return library.native.register(f"triton_{schema}", kernel, kernel, ("CPU",))
+    return library.registry.register(f"triton_{schema}", kernel, kernel, ("CPU",))
 
 
 def _without_memory(arg: Any) -> Any:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from fastdream.ops.native import library as native
-from fastdream.ops.native.library import check_shape, contiguous, empty_like, register_gradient, rows_of
+from fastdream.ops.native import registry
+from fastdream.ops.native.library import check_shape, contiguous, empty_like, rows_of
+from fastdream.ops.native.registry import register_gradient
 from fastdream.ops.triton import interpreted
 from fastdream.ops.triton.config import Tile
 
@@ -87,14 +88,14 @@ def check_floats(op: str, **tensors: Tensor | None) -> None:
 
 def register(schema: str, kernel: Callable, fake: Callable) -> str:
     """Tell torch of an op `triton_name(...) -> ...`: what computes it and what its results look like."""
-    return native.register(f"triton_{schema}", kernel, fake, DEVICES)
+    return registry.register(f"triton_{schema}", kernel, fake, DEVICES)
 
 
 def register_once_differentiable(
     forward: str, backward: str, gradient: Callable, setup: Callable, op: str
 ) -> None:
     """Make `backward` the gradient of `forward`, through `gradient(ctx, *grads)`; a second gradient is refused."""
-    native.register_once_differentiable(forward, backward, gradient, setup, op, "triton")
+    registry.register_once_differentiable(forward, backward, gradient, setup, op, "triton")
 
 
 __all__ = [

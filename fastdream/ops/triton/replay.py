@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdream.ops.native.library import LIBRARY
+from fastdream.ops.native.registry import LIBRARY
 from fastdream.ops.native.replay import check_gather, gather_gradient, save_gather
 from fastdream.ops.triton.library import launch, register
 
