@@ -1,4 +1,4 @@
-"""DreamerV3's official JAX code trains on the Gymnasium task of a run of fastdream, with that run's settings.
+"""DreamerV3's official JAX code trains on the task of a run of fastdream, with that run's settings.
 
     git clone https://github.com/danijar/dreamerv3 DIR
     python -m venv VENV && VENV/bin/pip install jax==0.4.33 jaxlib==0.4.33 'numpy<2' gymnasium chex \\
@@ -8,11 +8,13 @@
     python benchmarks/curves.py --name both runs/gym_CartPole-v1/* --beside benchmarks/results/official.csv
 
 Its driver, replay, agent, optimiser and loop are the official ones (`embodied.run.train`), without reports. The
-environment is wrapped here, as theirs is made for gym, which came before Gymnasium. For vectors as observations; on a
-CPU, in float32, pinned to as many cores as there are threads. The last line says how much CPU time it took.
+environment is wrapped here, as theirs is made for gym, which came before Gymnasium: gym_<id>, or module:function,
+called without arguments, with PYTHONPATH so that it is found. For vectors as observations; on a CPU, in float32,
+pinned to as many cores as there are threads. The last line says how much CPU time it took.
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -42,9 +44,11 @@ ALIKE = ("horizon", "contdisc", "imag_length", "imag_last", "reward_grad", "repv
 def overrides(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings, of its config.json, by their official names. ValueError for what the official code lacks."""
     agent, train = run["dreamer"], run["train"]
-    if (run["agent"], run["variant"]) != ("dreamer_v3", "current") or not run["task"].startswith("gym_"):
+    known = run["task"].startswith("gym_") or ":" in run["task"]
+    if (run["agent"], run["variant"]) != ("dreamer_v3", "current") or not known:
         raise ValueError(
-            f"need dreamer_v3, variant current, on a gym_ task, got {run['agent']} on {run['task']!r}"
+            "need dreamer_v3, variant current, on a gym_ or module:function task, got "
+            f"{run['agent']} on {run['task']!r}"
         )
     if agent["imag_start"] != "predicted" or train["prefill"] or train["pretrain"] != 1:
         raise ValueError(
@@ -86,13 +90,17 @@ def renamed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment(task: str, seed: int) -> Any:
-    """A task of Gymnasium as the official driver wants environments."""
+    """A task, gym_<id> or module:function, as the official driver wants environments."""
     import elements
     import embodied
     import gymnasium
     import numpy as np
 
-    env = gymnasium.make(task)
+    if task.startswith("gym_"):
+        env = gymnasium.make(task.removeprefix("gym_"))
+    else:
+        module, _, function = task.partition(":")
+        env = getattr(importlib.import_module(module), function)()
     flag, action = elements.Space(bool), env.action_space
     discrete = isinstance(action, gymnasium.spaces.Discrete)
     if isinstance(action, gymnasium.spaces.Discrete):
@@ -169,7 +177,7 @@ def train(path: Path, run: Mapping[str, Any], seed: int, logdir: Path) -> None:
     config = elements.Config({**config, "jax": {**config.jax, "profiler": False, "precompile": False}})
 
     def make_env(_: Any, index: int) -> Any:
-        return official.wrap_env(environment(run["task"].removeprefix("gym_"), seed * 1000 + index), config)
+        return official.wrap_env(environment(run["task"], seed * 1000 + index), config)
 
     official.make_env = make_env
     shared = (

@@ -1,4 +1,4 @@
-"""The official code's training with a run's settings: what they are called there, and what is refused."""
+"""The official code's training with a run's settings: what they are called there, what it plays, what is refused."""
 
 import copy
 import importlib
@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 
 from fastdream import presets
@@ -82,6 +84,42 @@ def test_no_setting_is_left_out(official: ModuleType, run: dict[str, Any]):
             assert official.overrides(other) != before, f"{part} changes nothing"
         except ValueError:
             continue
+
+
+class Memory(gymnasium.Env):
+    """Of one step, rewarded by its action."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return np.ones(3, np.float32), float(action), True, False, {}
+
+
+def test_it_plays_what_a_function_makes(
+    official: ModuleType, run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """A user's own environment, which a run of ours takes as module:function, and the official driver must, too."""
+    for module, members in (
+        ("elements", {"Space": lambda *args: args}),
+        ("embodied", {"Env": object}),
+        ("own", {"memory": Memory}),
+    ):
+        stand_in = ModuleType(module)
+        vars(stand_in).update(members)
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    run["task"] = "own:memory"
+    assert official.overrides(run)["task"] == "own:memory"
+    assert official.environment("gym_CartPole-v1", 0).obs_space["vector"] == (np.float32, (4,))
+    env = official.environment("own:memory", 0)
+    assert env.act_space["action"] == (np.int32, (), 0, 2) and env.obs_space["vector"] == (np.float32, (3,))
+    first, last = (env.step({"action": 1, "reset": reset}) for reset in (True, False))
+    assert first["is_first"] and not first["is_last"] and first["reward"] == 0.0
+    assert last["is_terminal"] and last["reward"] == 1.0 and last["vector"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_what_it_cannot_run_is_one_line(tmp_path: Path, run: dict[str, Any]):
