@@ -113,21 +113,23 @@ def select(found: list[Part], only: list[str]) -> list[Part]:
 def run(chosen: list[Part], worker: list[str], deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each part and its result. A worker does them in their order, and a fresh one those after one that failed it."""
     process: Worker | None = None
-    for part in chosen:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            yield part.name, {"error": LATE}
-            continue
-        print(f"{part.name}, {left:.0f} s left", file=sys.stderr, flush=True)
-        process = process or Worker(worker)
-        start = time.monotonic()
-        result = process.do(part.name, min(part.limit, left))
-        yield part.name, {**result, "took": round(time.monotonic() - start, 1)}
-        if result.get("fatal"):
+    try:
+        for part in chosen:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                yield part.name, {"error": LATE}
+                continue
+            print(f"{part.name}, {left:.0f} s left", file=sys.stderr, flush=True)
+            process = process or Worker(worker)
+            start = time.monotonic()
+            result = process.do(part.name, min(part.limit, left))
+            yield part.name, {**result, "took": round(time.monotonic() - start, 1)}
+            if result.get("fatal"):
+                process.end()
+                process = None
+    finally:  # Ctrl-C does not reach the worker, which may wait for the GPU for ever
+        if process:
             process.end()
-            process = None
-    if process:
-        process.end()
 
 
 class Worker:

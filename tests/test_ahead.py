@@ -71,6 +71,32 @@ def test_a_gpu_of_little_memory_gets_kernels_of_as_many_stages_as_fit(capability
     assert found == compiled
 
 
+@pytest.mark.parametrize("driver", [True, False])
+def test_what_launches_a_kernel_is_compiled_with_it_where_a_c_compiler_makes_it(driver, monkeypatch):
+    """By Triton 3.6, and beside a driver."""
+    from triton.backends.nvidia import driver as nvidia
+
+    from fastdream.ops.triton import ahead as kernels
+    from fastdream.ops.triton import library, pointwise
+
+    def libcuda_dirs() -> list[str]:
+        assert driver, "libcuda.so cannot found!"
+        return ["/usr/lib"]
+
+    made = SimpleNamespace(src="source", metadata=SimpleNamespace(shared=0))
+    work = kernels.Work(pointwise.__name__, "pointwise_fwd_kernel", (1,), {"num_stages": 1})
+    compiled: list[Any] = []
+    monkeypatch.setattr(library, "capability", lambda device: 90)
+    monkeypatch.setattr(pointwise, work.name, SimpleNamespace(warmup=lambda *_, **__: made))
+    monkeypatch.setattr(nvidia, "make_launcher", object(), raising=False)
+    monkeypatch.setattr(nvidia, "libcuda_dirs", libcuda_dirs)
+    monkeypatch.setattr(nvidia, "CudaLauncher", lambda *given: compiled.append(given))
+    kernels.launchers_are_compiled.cache_clear()
+    kernels.compile_kernel(work)
+    kernels.launchers_are_compiled.cache_clear()
+    assert compiled == [(made.src, made.metadata)] * driver
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("agent", ["dreamer_v3", "dreamer_v2", "dreamer_v1"])
 def test_a_gpu_finds_all_that_was_compiled_beside_it(agent: str, tmp_path, monkeypatch):

@@ -88,6 +88,21 @@ def test_a_part_that_crashes_hangs_or_breaks_the_gpu_leaves_the_others():
     assert [name for name in results if gpu_run.errors(results[name])] == ["a:crash", "a:hang", "a:broken"]
 
 
+def test_an_interrupted_run_leaves_no_worker_behind(monkeypatch: pytest.MonkeyPatch):
+    begun = []
+
+    class Interrupted(gpu_run.Worker):
+        def do(self, name: str, limit: float) -> dict[str, Any]:
+            begun.append(self.process)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_run, "Worker", Interrupted)
+    results = gpu_run.run([part("first")], [sys.executable, "-c", WORKER], time.monotonic() + 60)
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert begun[0].poll() is not None
+
+
 def test_what_the_deadline_leaves_no_time_for_is_an_error():
     chosen = [part("first"), part("second")]
     results = dict(gpu_run.run(chosen, [sys.executable, "-c", WORKER], time.monotonic() - 1))

@@ -5,7 +5,7 @@
     command    fulfils the request there as `python -m fastdream.ahead` does, but for learning; writes for each kernel
                that acting on real tensors launches whether Triton found it in its cache.
     device     fulfils the request as a run does, then acts and learns on this machine's GPU; writes the names of the
-               kernels that Triton did not find in its cache.
+               kernels, and of what launches them, that Triton did not find in its cache.
 
 Runs in a process of its own, where Triton does not interpret.
 """
@@ -84,6 +84,11 @@ def device() -> list[str]:
     def look(*, src: Any, cache_hit: bool, **_: Any) -> None:
         missed.extend([src.fn.__name__] * (not cache_hit))
 
+    def build(name: str, *args: Any, **options: Any) -> Any:
+        missed.extend([name] * (name != "cuda_utils"))  # which every process that has a GPU needs
+        return compiled(name, *args, **options)
+
+    compiled, triton.runtime.build._build = triton.runtime.build._build, build
     triton.knobs.compilation.listener = look
     spaces = [spaces_from_json(wanted[key]) for key in ("obs", "act")]
     dreamer = configs.from_dict(agents.settings(wanted["agent"]).Config, wanted["dreamer"])
