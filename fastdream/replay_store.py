@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Ids = NDArray[np.int64]
 Spec = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
 

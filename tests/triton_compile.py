@@ -144,6 +144,7 @@ def on_tensors_without_memory(schema: str, kernel: Callable, fake: Callable) -> 
     name = f"triton_{schema.partition('(')[0]}"
     library.registry.LIBRARY.define(f"triton_{schema}")
     library.registry.LIBRARY.impl(name, kernel, "Meta")
+    library.registry.OPS[name] = library.registry.Op(name, kernel)
     return f"fastdream::{name}"
 
 

@@ -7,7 +7,7 @@ reward is zero, and whose action is none.
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastdream.envs.base import LARGEST
 from fastdream.spaces import FLAGS, Space, Spaces
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Arrays = dict[str, Array]
 
 # Beside these, names that begin with "log" and names with a slash other than "action/..." are no observations.
@@ -241,7 +241,7 @@ def _unfit(value: Array, space: Space, action: bool) -> str:
     if space.kind == "discrete" and (value.min() < (0 if action else -1) or value.max() >= space.classes):
         return f"holds {value.min()} to {value.max()} where the classes are 0 to {space.classes - 1}"
     if action and bounded(space) and np.abs(value).max() > 1:
-        return f"holds {value.flat[np.abs(value).argmax()]:.4g}; actions must be scaled to [-1, 1]"
+        return f"holds {value.flat[np.argmax(np.abs(value))]:.4g}; actions must be scaled to [-1, 1]"
     return ""
 
 

@@ -157,7 +157,7 @@ class Evolve:
         """Tell how fit it was; a test may be due before the next one."""
         fitness = trial.scores.reshape(self.settings.population, self.settings.rollouts).mean(1)
         self.evolution.tell(fitness)
-        self.recent |= {"mean": fitness.mean(), "best": fitness.max(), "sigma": self.evolution.sigma}
+        self.recent |= {"mean": np.mean(fitness), "best": np.max(fitness), "sigma": self.evolution.sigma}
         count = self.done + 1
         if count % self.settings.test_every == 0 or count == self.units:
             self.testing, self.trial = True, self.test()
