@@ -58,18 +58,18 @@ def test_a_second_signal_ends_the_process_and_the_former_handlers_come_back():
 
 
 def test_a_terminal_that_is_closed_asks_to_stop_and_never_aborts():
-    with Stop() as stop:
-        for _ in range(2):  # from the system, and from the shell
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.reason == "SIGHUP"
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is not so if the tests run under nohup
     try:
+        with Stop() as stop:
+            for _ in range(2):  # from the system, and from the shell
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.reason == "SIGHUP"
+        assert signal.signal(signal.SIGHUP, signal.SIG_IGN) is signal.SIG_DFL
         with Stop() as stop:  # as under nohup
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
-    assert before is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, inherited)
 
 
 def test_a_cadence_in_steps_ignores_how_often_it_is_asked():
