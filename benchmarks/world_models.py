@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdream.agents import STAGED
 from fastdream.build import environment, in_processes
 from fastdream.config import Config
 from fastdream.evaluate import Scores, evaluate
@@ -108,8 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
-    agent, config, _ = load_agent(args.logdir)
+    agent, config, loaded = load_agent(args.logdir)
+    if config.agent not in STAGED:
+        parser.error(f"{args.logdir} is a run of {config.agent}: only world_models evolves in dreams")
     models: Any = agent
+    if args.temperatures and (stage := loaded.tree["session"]["stage"]) != "control":
+        parser.error(f"{args.logdir} is in stage {stage}, and has no memory to dream with: resume it first")
     if args.temperatures and not models.config.memory.ends:
         parser.error(f"the memory of {args.logdir} predicts no ends, so nothing can be evolved in its dreams")
     set_up(config)

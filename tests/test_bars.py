@@ -1,19 +1,19 @@
 """benchmarks/cpu.py: reading its command line, judging bars, timing in turn, peers, and what it prints and writes."""
 
-import importlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from fastdream.ops import reference
+
+from .bench_tools import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,13 +23,6 @@ print(json.dumps({"ready": True, "peer": "fake", "version": "1", "argv": sys.arg
 for line in sys.stdin:
     print(json.dumps({"wall": 3.0, "cpu": 4.0}), flush=True)
 """
-
-
-def load(name: str) -> ModuleType:
-    """A module of benchmarks/, which is no installed package."""
-    package = sys.modules.setdefault("benchmarks", ModuleType("benchmarks"))
-    package.__path__ = [str(ROOT / "benchmarks")]
-    return importlib.import_module(f"benchmarks.{name}")
 
 
 bars, clock, contest, jobs, floors, shapes = map(

@@ -1,14 +1,12 @@
 """The benchmarks themselves: shapes, floors, and the files and pictures that are made of results."""
 
 import csv
-import importlib
 import json
 import subprocess
 import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,14 +17,9 @@ from fastdream import presets
 from fastdream.agents.dreamer_v3 import Config, size
 from fastdream.agents.dreamer_v3_nets import Networks
 
+from .bench_tools import load
+
 ROOT = Path(__file__).parents[1]
-
-
-def load(name: str) -> ModuleType:
-    """A module of benchmarks/, which is no installed package."""
-    package = sys.modules.setdefault("benchmarks", ModuleType("benchmarks"))
-    package.__path__ = [str(ROOT / "benchmarks")]
-    return importlib.import_module(f"benchmarks.{name}")
 
 
 shapes, floors, calls, table, curves = map(load, ("shapes", "floors", "calls", "table", "curves"))

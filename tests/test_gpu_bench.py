@@ -1,29 +1,22 @@
 """benchmarks/gpu.py on a machine without a GPU: everything runs at tiny sizes, and what fails is recorded."""
 
-import importlib
 import json
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from .bench_tools import load
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 # What a machine with a GPU may lack: the run must need none of it.
 ABSENT = ("tyro", "gymnasium", "rich", "safetensors", "pytest", "hypothesis", "matplotlib", "tensorboard")
-
-
-def load(name: str) -> ModuleType:
-    """A module of benchmarks/, which is no installed package."""
-    package = sys.modules.setdefault("benchmarks", ModuleType("benchmarks"))
-    package.__path__ = [str(ROOT / "benchmarks")]
-    return importlib.import_module(f"benchmarks.{name}")
 
 
 gpu_run, gpu_parts, gpu_table, gpu_bench = map(load, ("gpu_run", "gpu_parts", "gpu_table", "gpu_bench"))

@@ -1,7 +1,6 @@
 """The official code's training with a run's settings: what they are called there, what it plays, what is refused."""
 
 import copy
-import importlib
 import json
 import subprocess
 import sys
@@ -16,15 +15,14 @@ import pytest
 from fastdream import presets
 from fastdream.config import to_dict
 
+from .bench_tools import load
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def official() -> ModuleType:
-    """benchmarks/official.py, which is in no installed package."""
-    package = sys.modules.setdefault("benchmarks", ModuleType("benchmarks"))
-    package.__path__ = [str(ROOT / "benchmarks")]
-    return importlib.import_module("benchmarks.official")
+    return load("official")
 
 
 @pytest.fixture

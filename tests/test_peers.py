@@ -1,15 +1,15 @@
 """Timing of other codebases: the protocol with a peer that is made up, and the adapters without their peers."""
 
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from fastdream.agents.dreamer_v3_config import SIZES
+
+from .bench_tools import load
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
@@ -31,13 +31,6 @@ def build(path, job, threads, device):
 
 serve("fake", "mark*", "git clone somewhere", build, kinds=("proprio",))
 """
-
-
-def load(name: str) -> ModuleType:
-    """A module of benchmarks/, which is no installed package."""
-    package = sys.modules.setdefault("benchmarks", ModuleType("benchmarks"))
-    package.__path__ = [str(ROOT / "benchmarks")]
-    return importlib.import_module(f"benchmarks.{name}")
 
 
 def run(adapter: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
