@@ -61,9 +61,12 @@ def existing(path: Path) -> Path:
 def there(path: Path) -> bool:
     """Whether there is such a file; StorageError where the system cannot tell: too long a name, a locked folder."""
     try:
-        return path.exists()
+        path.stat()  # Path.exists() of Python 3.14 says no where the system cannot tell
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError as error:
         raise StorageError(f"cannot look for {path}: {error.strerror}; choose another --logdir") from error
+    return True
 
 
 def writable(directory: Path) -> Path:

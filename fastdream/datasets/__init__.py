@@ -29,11 +29,11 @@ def find(dataset: str) -> Source:
         return minari.Minari(dataset)
     path = Path(dataset).expanduser()
     try:
-        found = path.exists()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(f"there is no dataset {path}; it may be {LAYOUTS}") from None
     except OSError as error:  # too long a name, a folder that is locked
         raise DatasetError(f"cannot look for the dataset {path}: {error.strerror}") from error
-    if not found:
-        raise DatasetError(f"there is no dataset {path}; it may be {LAYOUTS}")
     if path.is_dir() and runs.is_folder(path.resolve()):
         return runs.Run(path.resolve())
     if path.is_dir() and minari.is_folder(path):
