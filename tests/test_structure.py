@@ -31,7 +31,6 @@ LAYERS = {
         "transfer",
         "adam",
         "annealing",
-        "continuous",
         "keras",
         "strided",
         "pages",

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v1_config import Config, NetConfig
-from fastdream.continuous import TanhNormal
 from fastdream.cores import GRU
+from fastdream.distributions import TanhNormal
 from fastdream.heads import BinaryHead, HeadConfig, RegressionHead
 from fastdream.keras import keras_defaults
 from fastdream.latents import Gaussian

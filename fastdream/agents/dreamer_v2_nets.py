@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v2_config import Config, NetConfig
-from fastdream.continuous import TruncNormal
 from fastdream.cores import LayerNormGRU
+from fastdream.distributions import TruncNormal
 from fastdream.heads import BinaryHead, HeadConfig, RegressionHead
 from fastdream.keras import keras_defaults
 from fastdream.latents import Categorical, Gaussian, Latent
