@@ -278,7 +278,7 @@ def test_agent_policy(path: Path, backend: str) -> None:
     state = carry["deter"], carry["stoch"], action
     step = agent.ops.observe_step(nets.dyn.params, *state, nets.enc(obs), obs["is_first"], None, index)
     ours = {"carry/dyn/deter": step.deter, "carry/dyn/stoch": step.stoch}
-    for key, out in zip(nets.pol.spaces, nets.pol(nets.feat(step.deter, step.stoch)), strict=True):
+    for key, out in zip(nets.pol.spaces, nets.pol(nets.dyn.feat(step.deter, step.stoch)), strict=True):
         names, space = ("logits",) if len(out) == 1 else ("mean", "stddev"), nets.pol.spaces[key]
         shape = (-1, *space.shape, *([space.classes] if len(out) == 1 else []))
         ours |= {f"dist/{key}/{name}": x.reshape(shape) for name, x in zip(names, out, strict=True)}

@@ -98,7 +98,7 @@ class Behavior:
             rssm = frozen(model.dyn.params)
             noise = draws.prior, draws.action
             dream = self.ops.imagine(rssm, self.nets.pol.params, start.deter, start.stoch, length, *noise)
-            feat = model.feat(dream.deter, dream.stoch)
+            feat = model.dyn.feat(dream.deter, dream.stoch)
             disc = model.discount(feat, start.disc)
             slow = self.nets.slowval.pred(self.nets.slowval(feat))
             return dream, feat, self.reward(feat, dream.action), disc, slow

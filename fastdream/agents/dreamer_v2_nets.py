@@ -86,10 +86,6 @@ class WorldModel(nn.Module):
         )
         keras_defaults(self, generator)
 
-    def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
-        """Input of every head: [..., D] and [..., S, C] or [..., S] as [..., D + width]."""
-        return self.dyn.feat(deter, stoch)
-
     def discount(self, feat: fd.Feat, first: Tensor) -> Tensor:
         """Discount of imagined states [N, H+1], of the first as given [N]; the head's parameters get no gradient."""
         if self.dis is None:
@@ -173,7 +169,7 @@ class Networks(nn.Module):
         step, action = self.ops.policy_step(encoder, rssm, actor, *state, noise, action_noise)
         if over is not None:
             with torch.no_grad():
-                feat = torch.cat(model.feat(step.deter, step.stoch), -1)
+                feat = torch.cat(model.dyn.feat(step.deter, step.stoch), -1)
                 other = fd.actor(self.task.pol.params, feat, action_noise)
             action = torch.where(over, other, action)
         return {"deter": step.deter, "stoch": step.stoch, "action": action.to(step.deter.dtype)}

@@ -136,7 +136,7 @@ class OfflineDV2(DreamerV2):
         priors = frozen(tuple(self.priors.params(rssm)))
         deters, stochs, logits, actions = [deter], [stoch], [], []
         for t, drawn in enumerate([*self.rng.integers(len(priors), size=length), None]):
-            feat = torch.cat(self.model.feat(deters[-1], stochs[-1]), -1)
+            feat = torch.cat(self.model.dyn.feat(deters[-1], stochs[-1]), -1)
             actions.append(fd.actor(actor, feat, action_noise[:, t]))
             if drawn is not None:
                 step = self.ops.imagine_step(priors[drawn], deters[-1], stochs[-1], actions[-1], noise[:, t])

@@ -129,11 +129,7 @@ class WorldModels:
         """Standard normal numbers from the policy's generator."""
         return torch.randn(*shape, generator=self.generators["policy"], device=self.device)
 
-    # Learning V and M.
-
-    def vision_loss(self, image: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of pictures uint8 [N, 64, 64, C] with normal noise [N, Z]; and metrics."""
-        return self.vision.loss(image, noise)
+    # Learning M; V has its loss to itself.
 
     def memory_loss(
         self, batch: Mapping[str, Tensor], noise: Tensor, state: State
