@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native import dream
+from fastdream.ops.native.actor import check_net
 from fastdream.ops.native.dense import mlps
 from fastdream.ops.native.params import latent_shape
 from fastdream.ops.native.registry import call
-from fastdream.ops.native.scan import check_net, flatten
+from fastdream.ops.native.scan import flatten
 from fastdream.ops.params import RSSM, Actor, Dream, Feat, any_gradient
 from fastdream.ops.reference.actor import action_width
 from fastdream.ops.reference.actor import actor as act
