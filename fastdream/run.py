@@ -247,7 +247,7 @@ class Training:
         if loop.step == step and score in (None, known):
             return
 
-        def extra(_: object) -> dict[str, Any]:
+        def extra() -> dict[str, Any]:
             return {"evaluated": self.eval_due.last, "replay": loop.replay.save(folder)}
 
         checkpoint.save(loop.state(), step=loop.step, score=score, extra=extra)
