@@ -42,7 +42,6 @@ class WorldModels:
     seed      of the initial parameters and of all later draws.
     """
 
-    replay_context = 0
     capturable = False  # as a CUDA graph: see fastdream.graphs
     together = 1  # rows of dreams leave the batch in such numbers that a multiple of it remains
     dtype = torch.float32
@@ -75,11 +74,6 @@ class WorldModels:
         """Trained and evolved parameters."""
         nets = (*self.vision.parameters(), *self.memory.parameters())
         return sum(p.numel() for p in nets) + self.controller.count
-
-    @property
-    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """What `policy` gives replay to keep: nothing."""
-        return {}
 
     # Acting: C on what V sees and M remembers ("Putting Everything Together").
 
