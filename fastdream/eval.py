@@ -66,9 +66,9 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         run(parse(sys.argv[1:] if args is None else args))
     except (ValueError, StorageError) as error:
-        cli.fail(str(error))
+        entry.fail(str(error))
     except RestartedTooOften as error:
-        cli.fail(str(error), code=1)
+        entry.fail(str(error), code=1)
 
 
 def parse(args: Sequence[str]) -> Command:

@@ -57,9 +57,9 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             run(parsed.config, shlex.join(["python", "-m", "fastdream.train", *args]))
     except (ValueError, StorageError) as error:
-        cli.fail(str(error))
+        entry.fail(str(error))
     except (EnvironmentFailed, NonFinite, RestartedTooOften) as error:
-        cli.fail(str(error), code=1)
+        entry.fail(str(error), code=1)
 
 
 def train(config: Config, command: str = "") -> None:
