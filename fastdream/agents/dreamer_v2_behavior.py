@@ -22,12 +22,12 @@ from fastdream.agents.dreamer_v2_config import Config
 from fastdream.agents.dreamer_v2_nets import ActorCritic, Draws, WorldModel
 from fastdream.annealing import Annealed
 from fastdream.behavior import alive_weight, own_return
+from fastdream.dreamer import Metrics
 from fastdream.normalize import Slow
 from fastdream.ops import Ops
 from fastdream.ops.params import frozen
 from fastdream.spaces import Spaces
 
-Metrics = dict[str, Tensor]
 Reward = Callable[[fd.Feat, Tensor], Tensor]
 
 

@@ -16,11 +16,10 @@ from fastdream.agents.dreamer_v2_behavior import Behavior, Start
 from fastdream.agents.dreamer_v2_config import Config
 from fastdream.agents.dreamer_v2_nets import Draws, Networks
 from fastdream.distributions import unit_normal_loss
+from fastdream.dreamer import Metrics
 from fastdream.ops import Ops
 from fastdream.ops.reference.layers import upcast
 from fastdream.spaces import Spaces
-
-Metrics = dict[str, Tensor]
 
 
 class Plan2Explore:

@@ -19,14 +19,12 @@ from fastdream.agents.dreamer_v2_behavior import Behavior
 from fastdream.agents.dreamer_v2_nets import Draws
 from fastdream.agents.dreamer_v2_offline_config import Config
 from fastdream.agents.dreamer_v2_penalties import PENALTIES
+from fastdream.dreamer import Carry, Metrics
 from fastdream.keras import keras_defaults
 from fastdream.nets import Dense
 from fastdream.ops import Ops
 from fastdream.ops.params import frozen
 from fastdream.spaces import Spaces, refuse_misfit, refuse_short
-
-Carry = dict[str, Tensor]
-Metrics = dict[str, Tensor]
 
 
 class Priors(nn.Module):
