@@ -45,6 +45,7 @@ LAYERS = {
         "presets",
         "presets_dreamer_v1",
         "presets_dreamer_v2",
+        "presets_dreamer_v3",
         "presets_shared",
         "presets_offline_dv2",
         "offline",
