@@ -156,11 +156,8 @@ class DreamerV3(Dreamer):
         means = self.ops.summarize([losses[k] for k in self.scales], ["mean"] * len(losses))
         total = (means * self.scale).sum()
         metrics = numbers(self.ops, self.nets, shown | imagined) | {"opt/loss": total.detach()}
-        return (
-            total,
-            post,
-            metrics | dict(zip((f"loss/{k}" for k in self.scales), means.detach(), strict=True)),
-        )
+        metrics |= {f"loss/{k}": v for k, v in zip(self.scales, means.detach(), strict=True)}
+        return total, post, metrics
 
     def world_model_loss(
         self,
