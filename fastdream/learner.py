@@ -24,7 +24,7 @@ CHECK_EVERY = {"cpu": 1, "cuda": 100}
 
 
 class Agent(Protocol):
-    """What the loops need of an agent; see agents/dreamer_v3.py for what each does."""
+    """What the loops need of an agent; `dreamer.Dreamer` says what each does."""
 
     generators: dict[str, torch.Generator]
     ops: Ops

@@ -38,7 +38,9 @@ class Updates:
         self.learner = Learner(parts.agent, parts.replay, config.train.batch_size, parts.device)
         self.step = 0
         self.phase = self._phase()
-        self.unseen = held_out_replay(config, parts) if config.holdout else None
+        assert isinstance(parts.driver, Recorded), parts.driver
+        place = parts.driver, parts.agent, parts.logdir, parts.device
+        self.unseen = dataset_replay(config, *place, unseen=True) if config.holdout else None
 
     def advance(self, _: Mapping[str, Array]) -> None:
         """Make the updates of a block."""
@@ -114,12 +116,6 @@ def split(config: Config, data: Recorded) -> tuple[list[int], list[int]]:
         )
     order = np.random.default_rng((config.seed, 2)).permutation(count).tolist()
     return sorted(order[held:]), sorted(order[:held])
-
-
-def held_out_replay(config: Config, parts: Parts) -> Replay:
-    """A replay of the episodes that are held out. Raises ValueError as `dataset_replay`, and for some agents."""
-    assert isinstance(parts.driver, Recorded), parts.driver
-    return dataset_replay(config, parts.driver, parts.agent, parts.logdir, parts.device, unseen=True)
 
 
 def dataset_replay(
