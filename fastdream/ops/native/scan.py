@@ -60,6 +60,7 @@ def flatten(
     deter: Tensor,
     action: int,
 ) -> Model:
+    """A core for actions of that width, and a posterior or what stands in its place, as `Model`; deter is checked."""
     flat = Flat([], [], [])
     width = add_core(flat, op, core, latent.width, action)
     add_layers(flat, op, "post", post)
