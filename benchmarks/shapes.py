@@ -18,8 +18,8 @@ from fastdream.agents.dreamer_v3 import Config, DreamerV3, size, variant
 from fastdream.agents.dreamer_v3_config import SIZES
 from fastdream.agents.dreamer_v3_nets import Networks
 from fastdream.config import TrainConfig
-from fastdream.continuous import TanhNormal, TruncNormal
 from fastdream.cores import GRU, LayerNormGRU
+from fastdream.distributions import TanhNormal, TruncNormal
 from fastdream.dreamer import Dreamer
 from fastdream.latents import Categorical, Gaussian
 from fastdream.ops import RSSM, Actor, Ops

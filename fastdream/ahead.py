@@ -175,7 +175,7 @@ def launch_all(agent: Any, wanted: Mapping[str, Any]) -> None:
 
 def act(agent: Any, n: int) -> None:
     """In n environments, as in training and as in evaluation."""
-    spec = step_spec(agent.obs_space, agent.act_space, agent)
+    spec = step_spec(agent)
     obs = _zeros({key: spec[key] for key in ("is_first", *agent.obs_space)}, n)
     with torch.no_grad():
         for greedy in (False, True):
@@ -184,7 +184,7 @@ def act(agent: Any, n: int) -> None:
 
 def learn(agent: Any, batch: int, length: int) -> None:
     """From so many sequences."""
-    spec = step_spec(agent.obs_space, agent.act_space, agent)
+    spec = step_spec(agent)
     agent.update(agent.init_train(batch), _zeros(spec, batch, length + agent.replay_context))
 
 

@@ -1,11 +1,10 @@
 """Numbers that change while an agent learns, written as text so that a flag can hold them."""
 
 import re
-from collections.abc import Callable
 
 from torch import Tensor
 
-# Name -> the arguments that it takes. `x` below is the number of updates so far.
+# Name -> the arguments that it takes.
 FORMS = {
     "linear": ("start", "end", "duration"),  # from start to end, then stays
     "warmup": ("duration", "value"),  # from 0 to value, then stays
@@ -22,17 +21,23 @@ class Annealed:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._value = _parse(text)
-
-    def __reduce__(self) -> tuple[type["Annealed"], tuple[str]]:
-        return Annealed, (self.text,)  # what was made of it cannot be pickled
+        self.form, self.numbers = _parse(text)
 
     def __call__(self, count: Tensor) -> Tensor:
         """The value after `count` updates, 0-d like it, float32."""
-        return self._value(count.float())
+        x = count.float()
+        if not self.form:
+            return x * 0 + self.numbers[0]
+        start, end, duration = self.numbers
+        if self.form == "exp":
+            return (start - end) * 0.5 ** (x / duration) + end
+        mix = (x / duration).clamp(0, 1)
+        value = (1 - mix) * start + mix * end
+        return 1 - 1 / value if self.form == "horizon" else value
 
 
-def _parse(text: str) -> Callable[[Tensor], Tensor]:
+def _parse(text: str) -> tuple[str, list[float]]:
+    """The form, of which "" is a number, and its arguments; those of a warm-up as of what is linear from 0 on."""
     match = re.fullmatch(r"\s*(\w+)\s*\(([^()]*)\)\s*", text)
     name, inner = (match[1], match[2].split(",")) if match else ("", [text])
     try:
@@ -40,25 +45,14 @@ def _parse(text: str) -> Callable[[Tensor], Tensor]:
     except ValueError as error:
         raise _unknown(text) from error
     if not name:
-        return lambda x: x * 0 + numbers[0]
+        return name, numbers
     if name not in FORMS or len(numbers) != len(FORMS[name]):
         raise _unknown(text)
-    if numbers[0 if name == "warmup" else 2] <= 0:
-        raise ValueError(f"{text!r} changes over no updates: they must be more than 0")
     if name == "warmup":
-        duration, value = numbers
-        return lambda x: value * (x / duration).clamp(0, 1)
-    start, end, duration = numbers
-    if name == "exp":
-        return lambda x: (start - end) * 0.5 ** (x / duration) + end
-    if name == "horizon":
-        return lambda x: 1 - 1 / _linear(x, start, end, duration)
-    return lambda x: _linear(x, start, end, duration)
-
-
-def _linear(x: Tensor, start: float, end: float, duration: float) -> Tensor:
-    mix = (x / duration).clamp(0, 1)
-    return (1 - mix) * start + mix * end
+        name, numbers = "linear", [0.0, *reversed(numbers)]
+    if numbers[2] <= 0:
+        raise ValueError(f"{text!r} changes over no updates: they must be more than 0")
+    return name, numbers
 
 
 def _unknown(text: str) -> ValueError:

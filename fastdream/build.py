@@ -14,11 +14,10 @@ from fastdream.config import Config, to_dict
 from fastdream.datasets import Recorded
 from fastdream.driver import Driver
 from fastdream.envs import make_seeded
-from fastdream.learner import Agent
+from fastdream.learner import Agent, step_spec
 from fastdream.logger import Logger
 from fastdream.replay import Replay
 from fastdream.replay_device import DeviceReplay
-from fastdream.replay_store import Spec
 from fastdream.rundir import StorageError
 from fastdream.spaces import Spaces
 from fastdream.workers import MakeEnv
@@ -109,15 +108,13 @@ def replay_kind(config: Config, device: torch.device) -> Callable[..., Replay]:
     return partial(DeviceReplay, device=device)
 
 
-def make_replay(
-    config: Config, spec: Spec, context: int, directory: Path | None, device: torch.device
-) -> Replay:
-    """The replay of the settings.
+def make_replay(config: Config, agent: Agent, directory: Path | None, device: torch.device) -> Replay:
+    """The replay of the settings for what the agent observes, does and keeps.
 
     ValueError if it can never hold the windows of one batch, or as `replay_kind`; StorageError if the disk has no
     place for it.
     """
-    length = config.train.batch_length + context
+    length = config.train.batch_length + agent.replay_context
     need, count = min_windows(config), config.env.count
     if config.replay.capacity - count * (length - 1) < need:
         raise ValueError(
@@ -127,7 +124,7 @@ def make_replay(
     place = directory if config.replay.on_disk else None
     try:
         return replay_kind(config, device)(
-            spec,
+            step_spec(agent),
             config.replay.capacity,
             count,
             length,

@@ -38,7 +38,7 @@ class CheckpointError(StorageError):
 class Loaded:
     """What a checkpoint held: tensors on the CPU, arrays, numbers and texts as they were saved.
 
-    score  that it was saved with, or None.   extra  what the `extra` function returned at saving, or {}.
+    score  that it was saved with, or None.   extra  what `extra` gave at saving.
     notes  lines for the user about newer checkpoints that could not be used; empty if all is well.
     """
 
@@ -75,14 +75,13 @@ class Checkpoint:
         *,
         step: int,
         score: float | None = None,
-        extra: Callable[[Path], dict[str, Any]] | None = None,
+        extra: Callable[[], dict[str, Any]] = dict,
     ) -> Path:
         """Write a generation and return its folder. Whatever goes wrong, the older ones stay as they were.
 
         tree   nested dictionaries, lists and tuples of tensors, arrays, numbers, texts, bytes and None.
         score  higher is better; None or NaN never becomes the best.
-        extra  writes files of its own into the folder that it is given (a part of the generation) and returns
-               what JSON can hold: `Loaded.extra`.
+        extra  gives what JSON can hold, `Loaded.extra`; what it writes elsewhere may fill the disk as well.
         Raises CheckpointError when the disk is full or refuses, ValueError for a leaf that cannot be saved.
         """
         score = None if score is None or math.isnan(score) else float(score)
@@ -93,16 +92,16 @@ class Checkpoint:
         needed = _nbytes(groups)
         try:
             temporary.mkdir()
-            about: dict[str, Any] = {
+            about = {
                 "format": FORMAT,
                 "step": step,
                 "score": score,
                 "time": round(time.time(), 3),
+                "extra": extra(),
+                "files": _write(temporary, outline, groups),
             }
-            about["extra"] = _extra(temporary, extra)
-            about["files"] = _write(temporary, outline, groups)
             (temporary / "manifest.json").write_text(_sealed(about))
-            for path in (*temporary.rglob("*"), temporary):
+            for path in (*temporary.iterdir(), temporary):
                 rundir.sync(path)
             temporary.rename(final)
             self._point(final.name, score)
@@ -222,13 +221,6 @@ def _pointed(directory: Path, pointer: str) -> Path | None:
     return path if path in _generations(directory) else None
 
 
-def _extra(folder: Path, extra: Callable[[Path], dict[str, Any]] | None) -> dict[str, Any]:
-    if extra is None:
-        return {}
-    (folder / "extra").mkdir()
-    return extra(folder / "extra")
-
-
 def _write(folder: Path, outline: Any, groups: dict[str, tree_files.Tensors]) -> dict[str, dict[str, Any]]:
     """Write the tree; returns size and checksum of every file that now lies in the folder."""
     digests = {}
@@ -237,12 +229,8 @@ def _write(folder: Path, outline: Any, groups: dict[str, tree_files.Tensors]) ->
         digests[path] = tree_files.write_tensors(path, tensors)
     (folder / "state.json").write_text(json.dumps(outline, allow_nan=False))
     return {
-        str(path.relative_to(folder)): {
-            "bytes": path.stat().st_size,
-            "digest": digests.get(path) or tree_files.digest(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path.name: {"bytes": path.stat().st_size, "digest": digests.get(path) or tree_files.digest(path)}
+        for path in sorted(folder.iterdir())
     }
 
 

@@ -6,14 +6,13 @@ import inspect
 import os
 import re
 import shutil
-import sys
 import textwrap
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from fastdream import agents, checkpoint, presets, rundir
 from fastdream import config as configs
@@ -238,9 +237,3 @@ def field_docs(cls: type) -> dict[str, str]:
         pairs = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', inspect.getsource(base), re.M | re.S)
         docs |= {name: " ".join(text.split()) for name, text in pairs}
     return docs
-
-
-def fail(message: str, code: int = 2) -> NoReturn:
-    """End a command that cannot go on, for a known reason: the message on stderr, no traceback."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(code)

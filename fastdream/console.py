@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
-from fastdream.progress import Goal, Progress, duration, number
+from fastdream.progress import RECENT, Goal, Progress, duration, number
 
 # The first plain line comes this soon, so that nobody wonders whether anything happens.
 FIRST_LINE = 2.0
@@ -216,7 +216,7 @@ def rows(state: Progress, width: int = _WIDEST) -> dict[str, list[tuple[str, str
         counted.append((f"{100 * state.fraction:.1f}", "%"))
     out[goal.stage or "steps"] = counted if goal.stage else [*counted, (f"{state.updates:,}", "updates")]
     if state.episodes:
-        recent = "mean of the last 20" if state.episodes >= 20 else f"mean of {state.episodes}"
+        recent = f"mean of the last {RECENT}" if state.episodes >= RECENT else f"mean of {state.episodes}"
         out["score"] = [
             (number(state.score), recent),
             (number(state.best), "best"),

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fastdream.convs import Conv
-from fastdream.distributions import sum_event, wide
+from fastdream.distributions import sum_event
 from fastdream.encoder import check_keys, check_sizes, image_spaces, smallest_map, vector_spaces
 from fastdream.nets import MLP, Children, Dense, NormAct, layers_of, shaped_vectors, split_images
 from fastdream.ops import Ops, categorical_log_prob, linear, mlp_outputs
 from fastdream.ops.params import Act, Layers, Norm
-from fastdream.ops.reference.layers import match
+from fastdream.ops.reference.layers import match, upcast
 from fastdream.spaces import Space, Spaces
 
 
@@ -194,11 +194,11 @@ class Decoder(nn.Module):
     def _loss(self, space: Space, out: Tensor, target: Tensor) -> Tensor:
         if space.kind == "image":
             return self.ops.image_loss(out, target)
-        return sum_event(-categorical_log_prob(wide(out), target.long()), len(space.shape))
+        return sum_event(-categorical_log_prob(upcast(out), target.long()), len(space.shape))
 
     def pred(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw outputs -> predictions: images in [0, 1], vectors in their own units, class indices."""
-        return {key: self._pred(space, wide(outputs[key])) for key, space in self.spaces.items()}
+        return {key: self._pred(space, upcast(outputs[key])) for key, space in self.spaces.items()}
 
     def _pred(self, space: Space, out: Tensor) -> Tensor:
         if space.kind == "discrete":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdream import generators
 from fastdream import ops as fd
-from fastdream.nets import ActionDecoder, encode_action
+from fastdream.nets import ActionDecoder, flatten_inputs
 from fastdream.openloop import open_loop
 from fastdream.ops import Ops
 from fastdream.spaces import Spaces, refuse_none, refuse_short, seen, spaces_seen
@@ -120,7 +120,7 @@ class Dreamer(ABC):
     def flat_action(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Actions of a batch [B, T, A]."""
         action = {k: batch[f"action/{k}"] for k in self.act_space}
-        return encode_action(self.act_space, action, self.dtype, self.ops.join_inputs)
+        return flatten_inputs(self.act_space, action, dtype=self.dtype, join=self.ops.join_inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs: parameters, optimisers, generators."""

@@ -157,9 +157,8 @@ class Encoder(nn.Module):
     @property
     def vector_layers(self) -> Layers:
         """The layers on vectors, as ops take them."""
-        return (
-            tuple(getattr(self, f"mlp{i}").layer for i in range(self.config.layers)) if self.vectors else ()
-        )
+        count = self.config.layers if self.vectors else 0
+        return tuple(getattr(self, f"mlp{i}").layer for i in range(count))
 
     def features(self, obs: Mapping[str, Tensor]) -> Tensor:
         """All vectors as one flat one [..., F], as `vector_layers` take it."""
@@ -184,13 +183,10 @@ class Encoder(nn.Module):
         """Entries [..., *space.shape] (images uint8) -> [..., E] in `dtype`. Further keys are ignored."""
         parts = []
         if self.vectors:
-            parts.append(self._encode_vectors(obs))
+            parts.append(self.ops.mlp(self.features(obs), self.vector_layers))
         if self.images:
             parts.append(self._encode_images(obs))
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-
-    def _encode_vectors(self, obs: Mapping[str, Tensor]) -> Tensor:
-        return self.ops.mlp(self.features(obs), self.vector_layers)
 
     def _encode_images(self, obs: Mapping[str, Tensor]) -> Tensor:
         parts = [obs[key] for key in sorted(self.images)]

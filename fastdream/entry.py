@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PACKAGE = Path(__file__).parent
 # What a shell says of a program that SIGPIPE or SIGINT ended.
@@ -34,6 +34,12 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End a command that cannot go on, for a known reason: the message on stderr, no traceback."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
 
 
 def plain_warnings() -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,9 +66,9 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         run(parse(sys.argv[1:] if args is None else args))
     except (ValueError, StorageError) as error:
-        cli.fail(str(error))
+        entry.fail(str(error))
     except RestartedTooOften as error:
-        cli.fail(str(error), code=1)
+        entry.fail(str(error), code=1)
 
 
 def parse(args: Sequence[str]) -> Command:
@@ -182,16 +182,13 @@ def playing(config: Config, task: str, agent: Agent, suite: Any = None) -> Confi
     if asked == config:
         return config
     config = asked
-    env = environment(config)(0)
-    try:
+    with closing(environment(config)(0)) as env:
         for what, known, there in (
             ("observes", agent.obs_space, env.obs_space),
             ("takes", agent.act_space, env.act_space),
         ):
             if not alike(known, there):
                 raise ValueError(f"the agent {what} {spoken(known)}, and {task} has {spoken(there)}")
-    finally:
-        env.close()
     return config
 
 

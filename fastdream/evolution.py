@@ -1,11 +1,12 @@
 """Evolution of a vector of parameters by CMA-ES, as the `cma` package does it."""
 
-import importlib
 import pickle
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from fastdream.envs.base import need
 
 Array = np.ndarray[Any, Any]
 
@@ -21,13 +22,8 @@ class Normal:
 
 
 def require() -> tuple[ModuleType, ModuleType]:
-    """The packages that do it; ValueError, with what installs them, where one is missing."""
-    try:
-        return importlib.import_module("cma"), importlib.import_module("threadpoolctl")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"evolution needs the package {error.name}: pip install 'fastdream[evolution]'"
-        ) from error
+    """The packages that do it; EnvError, a ValueError, with what installs them, where one is missing."""
+    return need("cma", "evolution"), need("threadpoolctl", "evolution")
 
 
 class Evolution:

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdream.distributions import sum_event, unit_normal_loss, wide
+from fastdream.distributions import sum_event, unit_normal_loss
 from fastdream.nets import MLP, Children, Dense, layers_of
 from fastdream.ops import Ops, twohot_bins
 from fastdream.ops.params import Act, Feat, Layers, Norm, frozen
+from fastdream.ops.reference.layers import upcast
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,11 @@ class BinaryHead(_Head):
 
     def pred(self, out: Tensor) -> Tensor:
         """Probability [...] of 1."""
-        return wide(out).sigmoid()
+        return upcast(out).sigmoid()
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy [...] with target [...] in [0, 1]; soft targets are allowed."""
-        out = wide(out)
+        out = upcast(out)
         return F.binary_cross_entropy_with_logits(out, target.detach().to(out.dtype), reduction="none")
 
 
@@ -141,11 +142,11 @@ class RegressionHead(_Head):
 
     def pred(self, out: Tensor) -> Tensor:
         """Mean [..., *event]."""
-        return wide(out)
+        return upcast(out)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         """Negative log density [...] of target [..., *event], its constant included; the target gets no gradient."""
-        out = wide(out)
+        out = upcast(out)
         return unit_normal_loss(out, target.detach().to(out.dtype), len(self.shape))
 
 

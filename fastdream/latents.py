@@ -75,7 +75,7 @@ class Gaussian:
     def entropy(self, logit: Tensor) -> Tensor:
         """Differential entropy in nats [...], summed over the S dimensions."""
         _, std = self.stats(logit)
-        return (0.5 * torch.log(2 * torch.pi * std.square()) + 0.5).sum(-1)
+        return fd.normal_entropy(std).sum(-1)
 
 
 Latent = Categorical | Gaussian

@@ -15,16 +15,16 @@ from fastdream.replay_device import DeviceReplay, Gathering
 from fastdream.replay_prefetch import Prefetch
 from fastdream.replay_store import Array, Ids, Spec
 from fastdream.spaces import FLAGS, Spaces
-from fastdream.transfer import Copies, Downloaded, Uploads, copies_for
+from fastdream.transfer import Copies, Downloaded, Inputs, Uploads, copies_for
 
 Tensors = dict[str, Tensor]
 
-# Updates between looks at the losses; on a CPU looking costs nothing.
+# Updates between looks at whether the losses are finite. Each waits for the device: on a CPU looking costs nothing.
 CHECK_EVERY = {"cpu": 1, "cuda": 100}
 
 
 class Agent(Protocol):
-    """What the loops need of an agent; see agents/dreamer_v3.py for what each does."""
+    """What the loops need of an agent; `dreamer.Dreamer` says what each does."""
 
     generators: dict[str, torch.Generator]
     ops: Ops
@@ -50,15 +50,15 @@ class Agent(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-def step_spec(obs_space: Spaces, act_space: Spaces, agent: Agent) -> Spec:
+def step_spec(agent: Agent) -> Spec:
     """What replay keeps of a step: key -> (shape, dtype). ValueError for observations with the names of latents."""
-    if taken := sorted(obs_space.keys() & agent.latent_spec.keys()):
+    if taken := sorted(agent.obs_space.keys() & agent.latent_spec.keys()):
         raise ValueError(
             f"observation keys {taken} are names of what the agent keeps beside them; rename them in the environment"
         )
     flags = {key: ((), np.dtype(bool)) for key in FLAGS}
-    obs = {key: (space.shape, space.dtype) for key, space in obs_space.items()}
-    act = {f"action/{key}": (space.shape, space.dtype) for key, space in act_space.items()}
+    obs = {key: (space.shape, space.dtype) for key, space in agent.obs_space.items()}
+    act = {f"action/{key}": (space.shape, space.dtype) for key, space in agent.act_space.items()}
     return {**obs, "reward": ((), np.dtype(np.float32)), **flags, **act, **agent.latent_spec}
 
 
@@ -166,22 +166,16 @@ def prefetch(
     if isinstance(replay, DeviceReplay):
         return Gathering(replay, batch_size)
     if copies is None:
-        return Prefetch(replay, batch_size, lambda data: partial(tensors, data))
+        return Prefetch(replay, batch_size, lambda data: partial(Inputs(torch.device("cpu")), data))
     uploads = Uploads(copies, replay.window_spec(batch_size))
     return Prefetch(replay, batch_size, lambda data: uploads.send().tensors, uploads.buffers)
-
-
-def tensors(data: Mapping[str, Array]) -> Tensors:
-    """Arrays as tensors of the CPU, without a copy."""
-    return {key: torch.from_numpy(value) for key, value in data.items()}
 
 
 class Learner:
     """The learning half of a run: `request` a batch early, then make the `update`s that are due.
 
-    batch_size   windows in a batch.
-    check_every  updates between looks at whether the losses are finite; each look waits for the device.
-    copies       how batches and latents travel; None is what suits the device.
+    batch_size  windows in a batch.
+    copies      how batches and latents travel; None is what suits the device.
     """
 
     def __init__(
@@ -190,11 +184,10 @@ class Learner:
         replay: Replay,
         batch_size: int,
         device: torch.device,
-        check_every: int,
         copies: Copies | None = None,
     ) -> None:
         self.agent, self.replay, self.batch_size, self.device = agent, replay, batch_size, device
-        self.check_every = check_every
+        self.check_every = CHECK_EVERY[device.type]
         self.updates = 0
         self.carry = agent.init_train(batch_size)
         self.batch: Tensors = {}

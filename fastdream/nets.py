@@ -199,20 +199,20 @@ class Children(nn.Module):
 
 def flatten_inputs(
     spaces: Spaces,
-    obs: Mapping[str, Tensor],
+    entries: Mapping[str, Tensor],
     squish: bool = False,
     dtype: torch.dtype = torch.float32,
     join: Callable[..., Tensor] = reference.join_inputs,
 ) -> Tensor:
-    """Vector and discrete entries -> one flat vector [..., sum of widths] in the sorted order of the keys.
+    """Vector and discrete entries, observed or of an action -> one flat vector [..., sum of widths], keys sorted.
 
-    Entries have shape [..., *space.shape]. Discrete ones become one-hots; `squish` compresses others with symlog. An
+    entries [..., *space.shape]. Discrete ones become one-hots; `squish` compresses others with symlog. An
     entry that holds -1 (integers) or -inf (floats) anywhere is missing: all its features are zero. The result has the
     given dtype. join: `join_inputs` of the ops that serve the device.
     """
     parts, classes = [], []
     for key in sorted(spaces):
-        space, x = spaces[key], obs[key]
+        space, x = spaces[key], entries[key]
         batch = x.shape[: x.dim() - len(space.shape)]
         if batch + space.shape != x.shape:
             raise ValueError(f"{key!r} has shape {tuple(x.shape)}, which does not end in {space.shape}")
@@ -236,16 +236,6 @@ def split_images(spaces: Spaces, x: Tensor) -> dict[str, Tensor]:
     # Splitting off a single part would copy its gradient.
     parts = x.split(channels, -1) if len(channels) > 1 else (x,)
     return dict(zip(spaces, parts, strict=True))
-
-
-def encode_action(
-    act_space: Spaces,
-    action: Mapping[str, Tensor],
-    dtype: torch.dtype = torch.float32,
-    join: Callable[..., Tensor] = reference.join_inputs,
-) -> Tensor:
-    """Action dictionary, entries [..., *space.shape] -> flat [..., A]: one-hots, raw values; keys sorted."""
-    return flatten_inputs(act_space, action, dtype=dtype, join=join)
 
 
 class ActionDecoder:

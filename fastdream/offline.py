@@ -12,9 +12,9 @@ from fastdream.build import Parts, environment, in_processes, replay_kind
 from fastdream.config import Config
 from fastdream.datasets import DatasetError, Recorded, Resized, Source, find
 from fastdream.driver import Driver
-from fastdream.learner import Learner, Metrics, step_spec
+from fastdream.learner import Agent, Learner, Metrics, step_spec
 from fastdream.replay import Replay
-from fastdream.replay_store import GIB, Array, Spec, available_memory
+from fastdream.replay_store import GIB, Array, available_memory
 from fastdream.transfer import Inputs
 
 # Updates of one `advance`: while one runs, the batch of the next is copied, and nothing is on its way at the end.
@@ -32,13 +32,15 @@ class Updates:
     a block in two, and the batch after the cut may begin from newer latents than that of a run which was not.
     """
 
-    def __init__(self, config: Config, parts: Parts, check_every: int) -> None:
+    def __init__(self, config: Config, parts: Parts) -> None:
         self.config, self.parts = config, parts
         self.agent, self.replay, self.driver = parts.agent, parts.replay, parts.driver
-        self.learner = Learner(parts.agent, parts.replay, config.train.batch_size, parts.device, check_every)
+        self.learner = Learner(parts.agent, parts.replay, config.train.batch_size, parts.device)
         self.step = 0
         self.phase = self._phase()
-        self.unseen = held_out_replay(config, parts) if config.holdout else None
+        assert isinstance(parts.driver, Recorded), parts.driver
+        place = parts.driver, parts.agent, parts.logdir, parts.device
+        self.unseen = dataset_replay(config, *place, unseen=True) if config.holdout else None
 
     def advance(self, _: Mapping[str, Array]) -> None:
         """Make the updates of a block."""
@@ -116,20 +118,10 @@ def split(config: Config, data: Recorded) -> tuple[list[int], list[int]]:
     return sorted(order[held:]), sorted(order[:held])
 
 
-def held_out_replay(config: Config, parts: Parts) -> Replay:
-    """A replay of the episodes that are held out. Raises ValueError as `dataset_replay`, and for some agents."""
-    data, agent = parts.driver, parts.agent
-    assert isinstance(data, Recorded), data
-    spec = step_spec(data.obs_space, data.act_space, agent)
-    context, device = agent.replay_context, parts.device
-    return dataset_replay(config, data, spec, context, parts.logdir, device, unseen=True)
-
-
 def dataset_replay(
     config: Config,
     data: Recorded,
-    spec: Spec,
-    context: int,
+    agent: Agent,
     directory: Path | None,
     device: torch.device,
     unseen: bool = False,
@@ -139,6 +131,7 @@ def dataset_replay(
     Raises ValueError if that has no sequence as long as a batch's, or no room, for a hold-out where sequences begin
     from states that only learning gives, and as `build.replay_kind`.
     """
+    context = agent.replay_context
     if config.holdout and context:
         raise ValueError(
             f"--holdout is not for {config.agent}, whose sequences begin from states that it has left in replay"
@@ -152,7 +145,15 @@ def dataset_replay(
     place = directory if config.replay.on_disk else None
     kind = config.replay.windows
     replay = replay_kind(config, device)(
-        spec, steps, 1, length, seed=config.seed, online=False, directory=place, windows=kind, fixed=True
+        step_spec(agent),
+        steps,
+        1,
+        length,
+        seed=config.seed,
+        online=False,
+        directory=place,
+        windows=kind,
+        fixed=True,
     )
     if not config.replay.on_device and place is None and replay.nbytes > available_memory():
         need, have = replay.nbytes / GIB, available_memory() / GIB

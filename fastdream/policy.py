@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastdream.continuous import BoundedNormal, Continuous, TanhNormal
-from fastdream.distributions import wide
+from fastdream.distributions import BoundedNormal, Continuous, TanhNormal
 from fastdream.nets import MLP, Children, Dense, layers_of
 from fastdream.ops import (
     Ops,
@@ -21,6 +20,7 @@ from fastdream.ops import (
     categorical_log_prob,
 )
 from fastdream.ops.params import Act, ActionHead, ActionKind, Actor, Feat, Layers, Norm
+from fastdream.ops.reference.layers import upcast
 from fastdream.spaces import Spaces
 
 Outputs = Sequence[tuple[Tensor, ...]]
@@ -138,7 +138,7 @@ class ActorHeads(nn.Module):
         if len(out) == 1:
             index = part.reshape(out[0].shape).argmax(-1)
             return categorical_log_prob(out[0], index, self.config.unimix).sum(-1)
-        return self.continuous.log_prob(wide(part), wide(out[0]), wide(out[1])).sum(-1)
+        return self.continuous.log_prob(upcast(part), upcast(out[0]), upcast(out[1])).sum(-1)
 
     def reinforce(
         self, outs: Outputs, flat: Tensor, adv: Tensor, weight: Tensor, actent: float
@@ -161,7 +161,7 @@ class ActorHeads(nn.Module):
         if len(out) == 1:
             return categorical_entropy(out[0], self.config.unimix).sum(-1)
         assert not isinstance(self.continuous, TanhNormal), "its entropy has no closed form"
-        return self.continuous.entropy(wide(out[0]), wide(out[1])).sum(-1)
+        return self.continuous.entropy(upcast(out[0]), upcast(out[1])).sum(-1)
 
     def entropy_range(self) -> dict[str, tuple[float, float]]:
         """Smallest and largest entropy that every key can have, in nats, summed over its elements."""

@@ -26,10 +26,10 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         given = request(args[0], args[1:])
     except ValueError as error:
-        cli.fail(str(error))
+        entry.fail(str(error))
     done = subprocess.run(ahead.COMMAND, input=given, text=True, env=ahead.environment())
     if done.returncode:
-        cli.fail("the kernels were not compiled: see above", code=1)
+        entry.fail("the kernels were not compiled: see above", code=1)
     print(f"for compute capability {args[0]}; they are in {ahead.cache()}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastdream.agents.dreamer_v1_config import Config as DreamerConfig
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
-from fastdream.presets_shared import from_dataset, tiny
+from fastdream.presets_shared import from_dataset, learning, tiny
 
 # Options of the suite that differ from its defaults, by preset and variant.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
@@ -78,10 +78,8 @@ def gym() -> Config:
     shallow = {
         name: replace(getattr(dreamer, name), layers=2) for name in ("value", "pconthead", "enc", "dec")
     }
-    rates = {"model_opt": 1e-3, "policy_opt": 1e-4, "value_opt": 3e-4}
-    opts = {name: replace(getattr(dreamer, name), lr=lr) for name, lr in rates.items()}
     policy = replace(dreamer.policy, layers=2, init_std=1.0)
-    dreamer = replace(dreamer, kl_scale=0.01, free_nats=1.0, pcont=True, policy=policy, **shallow, **opts)
+    dreamer = replace(dreamer, kl_scale=0.01, free_nats=1.0, pcont=True, policy=policy, **shallow)
     return replace(
         config,
         env=EnvConfig(count=4),
@@ -90,7 +88,7 @@ def gym() -> Config:
         replay=ReplayConfig(capacity=200_000, online=False),
         eval=EvalConfig(every=10_000, mode="mode"),
         log=LogConfig(save_every=60.0, report_every=10_000),
-        dreamer=dreamer,
+        dreamer=learning(dreamer, 1e-3, 1e-4, 3e-4),
     )
 
 

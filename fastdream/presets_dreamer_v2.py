@@ -10,7 +10,7 @@ from typing import Any
 from fastdream.agents.dreamer_v2_config import Config as DreamerConfig
 from fastdream.agents.dreamer_v2_config import KLConfig, LossScales
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
-from fastdream.presets_shared import from_dataset, tiny
+from fastdream.presets_shared import from_dataset, learning, tiny
 
 # Options of the suite that differ from its defaults, by preset and variant.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
@@ -38,12 +38,6 @@ def official(task: str, steps: float, model: str, every: int, prefill: int, eval
         eval=EvalConfig(every=int(evaluate), episodes=1, count=1, mode="mode"),
         dreamer=DreamerConfig(),
     )
-
-
-def learning(config: DreamerConfig, model: float, actor: float, critic: float) -> DreamerConfig:
-    """With these learning rates."""
-    rates = {"model_opt": model, "policy_opt": actor, "value_opt": critic}
-    return replace(config, **{name: replace(getattr(config, name), lr=lr) for name, lr in rates.items()})
 
 
 def atari() -> Config:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fastdream.config import Config, EnvConfig, EvalConfig, LogConfig, ReplayConfig, TrainConfig
 
@@ -17,6 +18,12 @@ def from_dataset(config: Config, updates: int) -> Config:
         eval=EvalConfig(every=updates // 10, episodes=5, mode=config.eval.mode),
         log=replace(config.log, report_every=updates // 5),
     )
+
+
+def learning(dreamer: Any, model: float, actor: float, critic: float) -> Any:
+    """The settings of one of the first two Dreamers, with these learning rates."""
+    rates = {"model_opt": model, "policy_opt": actor, "value_opt": critic}
+    return replace(dreamer, **{name: replace(getattr(dreamer, name), lr=lr) for name, lr in rates.items()})
 
 
 def tiny(config: Config, nets: Sequence[str], pretrain: int = 1) -> Config:

@@ -165,7 +165,7 @@ def number(value: float) -> str:
     size = abs(value)
     if size == 0:
         return "0"
-    if size >= 1e7 or 0 < size < 1e-3:
+    if size >= 1e7 or size < 1e-3:
         return f"{value:.1e}"
     if size >= 1000:
         return f"{value:,.0f}"

@@ -225,7 +225,7 @@ class Replay:
         """One line on size and place, to be printed at the start of a run."""
         online = "on" if self.online else "off"
         streams = f"{self.workers} workers, windows of {self.length} steps, online queue {online}"
-        return f"replay: {self._store.describe()}; {streams}"
+        return f"{self._store.describe()}; {streams}"
 
     def check_memory(self, available: int | None = None) -> None:
         """Raise ValueError when the full replay exceeds `available` bytes of RAM (None: asks the system)."""
@@ -263,7 +263,7 @@ class Replay:
 
     @staticmethod
     def prune(directory: Path, keep: Sequence[Mapping[str, Any]]) -> None:
-        """Remove the saved files of `directory` that no manifest in `keep` needs; keep the newest, too."""
+        """Remove the saved files of `directory` that no manifest in `keep` needs; the newest should be among these."""
         replay_files.prune(Path(directory), keep)
 
     def _memory(self, spec: Spec, capacity: int, workers: int, directory: Path | None) -> Rings:

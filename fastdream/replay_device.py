@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,13 +138,6 @@ class DeviceStore(Rings):
         self._slots, self._buffers = {}, {}
 
 
-class DeviceBatch(NamedTuple):
-    """Windows on the device: key → [batch, length, ...], the caller's own; the id of each step [batch, length]."""
-
-    data: Tensors
-    ids: Ids
-
-
 class DeviceReplay(Replay):
     """A replay whose steps are kept on a GPU, all of whose memory is taken at once.
 
@@ -160,8 +153,11 @@ class DeviceReplay(Replay):
         self._where = device, copies
         super().__init__(*args, **options)
 
-    def gather(self, batch: int) -> DeviceBatch:
-        """As `sample`, in tensors of the device: nothing crosses to it but which rows are wanted, and nobody waits."""
+    def gather(self, batch: int) -> Converted[Tensors]:
+        """As `sample`, in tensors of the device: nothing crosses to it but which rows are wanted, and nobody waits.
+
+        The tensors, key → [batch, length, ...], are the caller's own.
+        """
         draw = self.draw(batch)
         try:
             assert isinstance(self._store, DeviceStore)
@@ -173,7 +169,7 @@ class DeviceReplay(Replay):
             if "is_last" in data:
                 data["is_last"][:, :-1] |= data["is_first"][:, 1:]
             data["is_first"][:, 0].fill_(True)
-        return DeviceBatch(data, self._ids(draw))
+        return Converted(data, self._ids(draw))
 
     def _memory(self, spec: Spec, capacity: int, workers: int, directory: Path | None) -> Rings:
         assert directory is None, directory
@@ -185,7 +181,7 @@ class Gathering:
 
     def __init__(self, replay: DeviceReplay, batch: int) -> None:
         self._replay, self._batch = replay, batch
-        self._ready: deque[DeviceBatch] = deque()
+        self._ready: deque[Converted[Tensors]] = deque()
 
     @property
     def pending(self) -> int:

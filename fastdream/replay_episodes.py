@@ -28,9 +28,7 @@ class EpisodeWindows:
         self._sizes, self._length, self._extra = list(sizes), length, extra
         self._begun: list[int] = [0] * len(sizes)  # first step of the episode that goes on
         self._episodes: list[deque[tuple[int, int]]] = [deque() for _ in sizes]  # first step, length
-        self._table: Ids | None = (
-            None  # worker, first step and length of all of them, until something changes
-        )
+        self._table: Ids | None = None  # worker, first step, length of all of them, until something changes
         self._rng = np.random.default_rng(seed)
         self._warned = False
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,6 @@ from fastdream import agents, checkpoint, config
 from fastdream.build import Agent, choose_device, make_agent, make_replay
 from fastdream.checkpoint import CheckpointError, Loaded
 from fastdream.config import Config
-from fastdream.learner import step_spec
 from fastdream.offline import dataset_replay, recorded
 from fastdream.replay import CorruptReplay
 from fastdream.replay_store import Array
@@ -68,14 +68,9 @@ def open_loop(
         from fastdream.stages import pictures
 
         return pictures.of_run(logdir, agent, seed), loaded.step
-    spaces = json.loads((logdir / "config.json").read_text())["spaces"]
-    spec = step_spec(spaces_from_json(spaces["obs"]), spaces_from_json(spaces["act"]), agent)
     settings = replace(settings, replay=replace(settings.replay, on_device=False))
-    place = agent.replay_context, logdir, torch.device("cpu")
-    if settings.dataset:
-        replay = dataset_replay(settings, recorded(settings), spec, *place)
-    else:
-        replay = make_replay(settings, spec, *place)
+    make = partial(dataset_replay, data=recorded(settings)) if settings.dataset else make_replay
+    replay = make(settings, agent=agent, directory=logdir, device=torch.device("cpu"))
 
     def fill(saved: Loaded) -> None:
         replay.restore(logdir / "replay", saved.extra["replay"])

@@ -15,7 +15,7 @@ from fastdream.driver import Driver, Voice, no_actions, random_actions
 from fastdream.envs.base import EnvError
 from fastdream.evaluate import Scores, evaluated
 from fastdream.lane import RestartedTooOften
-from fastdream.learner import CHECK_EVERY, Learner
+from fastdream.learner import Learner
 from fastdream.offline import Updates
 from fastdream.replay import Replay
 from fastdream.replay_store import Array
@@ -42,9 +42,7 @@ class Online:
         train = config.train
         self.windows = min_windows(config) if windows is None else windows
         self.ratio = Ratio(Fraction(train.ratio) / (train.batch_size * train.batch_length))
-        self.learner = Learner(
-            parts.agent, parts.replay, train.batch_size, parts.device, CHECK_EVERY[parts.device.type]
-        )
+        self.learner = Learner(parts.agent, parts.replay, train.batch_size, parts.device)
         self.carry = self.agent.init_policy(self.driver.n)
         self.none = self.action = no_actions(self.driver.act_space, self.driver.n)
         self.filling = np.full(self.driver.n, train.prefill > 0)  # environments that still act at random
@@ -147,9 +145,7 @@ class Online:
 
 def loop_of(config: Config, parts: Parts, windows: int | None = None) -> Online | Updates:
     """The loop of these settings; for `windows` see Online."""
-    if config.dataset:
-        return Updates(config, parts, CHECK_EVERY[parts.device.type])
-    return Online(config, parts, windows)
+    return Updates(config, parts) if config.dataset else Online(config, parts, windows)
 
 
 class Training:
@@ -251,7 +247,7 @@ class Training:
         if loop.step == step and score in (None, known):
             return
 
-        def extra(_: object) -> dict[str, Any]:
+        def extra() -> dict[str, Any]:
             return {"evaluated": self.eval_due.last, "replay": loop.replay.save(folder)}
 
         checkpoint.save(loop.state(), step=loop.step, score=score, extra=extra)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fastdream.convs import Valid
-from fastdream.distributions import sum_event, unit_normal_loss, wide
+from fastdream.distributions import sum_event, unit_normal_loss
 from fastdream.encoder import check_keys, image_spaces, vector_spaces
 from fastdream.nets import MLP, Children, Dense, flatten_inputs, layers_of, shaped_vectors, split_images
 from fastdream.ops import Ops, categorical_log_prob, mlp_outputs
 from fastdream.ops.params import Act, Layers, Norm
 from fastdream.ops.reference.images import pixels
+from fastdream.ops.reference.layers import upcast
 from fastdream.spaces import Space, Spaces
 
 
@@ -213,7 +214,7 @@ class StridedDecoder(nn.Module):
 
     def loss(self, outputs: Mapping[str, Tensor], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Negative log probability [...] of every key in float32, summed over the elements of its entry."""
-        return {key: self._loss(space, wide(outputs[key]), obs[key]) for key, space in self.spaces.items()}
+        return {key: self._loss(space, upcast(outputs[key]), obs[key]) for key, space in self.spaces.items()}
 
     def _loss(self, space: Space, out: Tensor, target: Tensor) -> Tensor:
         if space.kind == "discrete":
@@ -225,7 +226,7 @@ class StridedDecoder(nn.Module):
 
     def pred(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raw outputs -> predictions: images in [0, 1], vectors in their own units, class indices."""
-        return {key: self._pred(space, wide(outputs[key])) for key, space in self.spaces.items()}
+        return {key: self._pred(space, upcast(outputs[key])) for key, space in self.spaces.items()}
 
     def _pred(self, space: Space, out: Tensor) -> Tensor:
         if space.kind == "discrete":

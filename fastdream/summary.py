@@ -41,7 +41,7 @@ def header(config: Config, parts: Parts, why: str, kept: bool = True) -> str:
         "device": f"{parts.device} ({why}), {str(agent.dtype).removeprefix('torch.')} matrix products, "
         f"{threads} thread{'s' * (threads != 1)}{', CUDA graphs' * graphs.captured(parts.agent)}",
         "ops": served(parts),
-        "replay": parts.replay.describe().removeprefix("replay: "),
+        "replay": parts.replay.describe(),
         "run": f"{parts.logdir} ({begun(parts)})" if kept else "tried out; nothing is kept",
     }
     return "\n".join(f"{name:9} {fact}" for name, fact in facts.items())

@@ -30,7 +30,7 @@ from fastdream.datasets import Recorded
 from fastdream.driver import Driver, Voice
 from fastdream.evaluate import counted
 from fastdream.lane import RestartedTooOften
-from fastdream.learner import Agent, NonFinite, step_spec
+from fastdream.learner import Agent, NonFinite
 from fastdream.offline import dataset_replay, recorded, refuse_other_data
 from fastdream.progress import Goal, tenths
 from fastdream.replay import Replay
@@ -57,9 +57,9 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             run(parsed.config, shlex.join(["python", "-m", "fastdream.train", *args]))
     except (ValueError, StorageError) as error:
-        cli.fail(str(error))
+        entry.fail(str(error))
     except (EnvironmentFailed, NonFinite, RestartedTooOften) as error:
-        cli.fail(str(error), code=1)
+        entry.fail(str(error), code=1)
 
 
 def train(config: Config, command: str = "") -> None:
@@ -186,10 +186,9 @@ def replay_of(
     config: Config, driver: Driver | Recorded, agent: Agent, logdir: Path | None, device: torch.device
 ) -> Replay:
     """The replay of a run, in memory if there is no directory; ValueError if it is too small, or refused memory."""
-    spec = step_spec(driver.obs_space, driver.act_space, agent)
     if isinstance(driver, Recorded):
-        return dataset_replay(config, driver, spec, agent.replay_context, logdir, device)
-    return make_replay(config, spec, agent.replay_context, logdir, device)
+        return dataset_replay(config, driver, agent, logdir, device)
+    return make_replay(config, agent, logdir, device)
 
 
 def assemble(

@@ -81,7 +81,7 @@ def unit_normal(mean: np.ndarray, event: np.ndarray, dims: int = 0) -> np.ndarra
 def model_losses(agent: Any, post: fd.Step, data: Mapping[str, Tensor], reward: str) -> dict[str, Any]:
     """Of reward, images, vectors and classes at these states, each a mean over them."""
     model, rewards = agent.model, double(data["reward"])
-    feat = model.feat(post.deter, post.stoch)
+    feat = model.dyn.feat(post.deter, post.stoch)
     target = np.tanh(rewards) if reward == "tanh" else rewards
     recon = {k: double(v) for k, v in model.dec(*feat).items()}
     classes = data["kind"].long().numpy()[..., None]

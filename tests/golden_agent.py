@@ -15,7 +15,7 @@ from fastdream.agents.dreamer_v3_config import LossScales, RSSMConfig
 from fastdream.decoder import DecoderConfig
 from fastdream.encoder import EncoderConfig
 from fastdream.heads import HeadConfig, TwoHotConfig
-from fastdream.nets import encode_action
+from fastdream.nets import flatten_inputs
 from fastdream.normalize import NormConfig, SlowConfig
 from fastdream.official import from_official, name_map
 from fastdream.optim import OptConfig
@@ -95,13 +95,13 @@ class Inputs:
         context, keys = agent.replay_context, (*agent.obs_space, *RESERVED)
         self.batch = {k: golden.tensor(f"{step}/data/{k}")[:, context:] for k in keys}
         self.carry = golden.tensors(f"{step}/resolved/carry")
-        self.action = encode_action(agent.act_space, golden.tensors(f"{step}/resolved/prevact"))
+        self.action = flatten_inputs(agent.act_space, golden.tensors(f"{step}/resolved/prevact"))
         sample = golden.tensors(f"{step}/sample")
         acts = {k.removeprefix("imgact/"): v for k, v in sample.items() if k.startswith("imgact/")}
         self.draws = Draws(
             post_index=sample["repstoch"].argmax(-1),
             prior_index=sample["imgstoch"][:, 1:].argmax(-1),
-            action_flat=encode_action(agent.act_space, acts),
+            action_flat=flatten_inputs(agent.act_space, acts),
         )
 
 
@@ -258,7 +258,7 @@ def test_agent_replay_context(path: Path, backend: str) -> None:
     fresh = data["consec"][:, 0].numpy() == 0 if context else slice(None)
     theirs = golden.under("s0/resolved/carry")
     assert_close({k: v[fresh] for k, v in carry.items()}, {k: v[fresh] for k, v in theirs.items()}, STRICT)
-    ours = encode_action(agent.act_space, golden.tensors("s0/resolved/prevact"))
+    ours = flatten_inputs(agent.act_space, golden.tensors("s0/resolved/prevact"))
     assert torch.equal(action, ours)
     assert rest["is_first"].shape == action.shape[:2]
 
@@ -273,12 +273,12 @@ def test_agent_policy(path: Path, backend: str) -> None:
     from_official(golden.under(f"{last}/param_after"), modules(agent, TRAINED))
     nets, carry = agent.nets, golden.tensors("policy/in/carry/dyn")
     obs = golden.tensors("policy/in/obs")
-    action = encode_action(agent.act_space, golden.tensors("policy/in/carry/prevact"))
+    action = flatten_inputs(agent.act_space, golden.tensors("policy/in/carry/prevact"))
     index = golden.tensor("policy/out/carry/dyn/stoch").argmax(-1)
     state = carry["deter"], carry["stoch"], action
     step = agent.ops.observe_step(nets.dyn.params, *state, nets.enc(obs), obs["is_first"], None, index)
     ours = {"carry/dyn/deter": step.deter, "carry/dyn/stoch": step.stoch}
-    for key, out in zip(nets.pol.spaces, nets.pol(nets.feat(step.deter, step.stoch)), strict=True):
+    for key, out in zip(nets.pol.spaces, nets.pol(nets.dyn.feat(step.deter, step.stoch)), strict=True):
         names, space = ("logits",) if len(out) == 1 else ("mean", "stddev"), nets.pol.spaces[key]
         shape = (-1, *space.shape, *([space.classes] if len(out) == 1 else []))
         ours |= {f"dist/{key}/{name}": x.reshape(shape) for name, x in zip(names, out, strict=True)}

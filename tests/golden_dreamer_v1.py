@@ -154,13 +154,13 @@ def computed(agent: DreamerV1, calls: Calls) -> Iterator[tuple[str, Tensor]]:
     for name, logit in (("post", post.logit), ("prior", calls["prior"][-1].result)):
         yield from zip((f"{name}/mean", f"{name}/std"), model.latent.stats(logit), strict=True)
     yield from (("post/stoch", post.stoch), ("post/deter", post.deter))
-    feat = model.feat(post.deter, post.stoch)
+    feat = model.dyn.feat(post.deter, post.stoch)
     yield "embed", calls["observe"][-1].given[4]
     yield "recon", model.dec(*feat)["image"][:, :, ::7, ::7]
     yield "reward", model.rew.pred(model.rew(feat))
     if model.pcont is not None:
         yield "pcont", model.discount(feat)
-    imagined = model.feat(dream.deter[:, 1:], dream.stoch[:, 1:])
+    imagined = model.dyn.feat(dream.deter[:, 1:], dream.stoch[:, 1:])
     yield "imag/feat", torch.cat([imagined.stoch, imagined.deter], -1).transpose(0, 1)
     yield "imag/reward", model.rew.pred(model.rew(imagined)).T
     yield "imag/value", agent.nets.val.pred(agent.nets.val(imagined)).T

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdream import distributions as dist
 from fastdream import ops as fd
 from fastdream.heads import BinaryHead, HeadConfig, TwoHotConfig, TwoHotHead
-from fastdream.nets import ActionDecoder, encode_action
+from fastdream.nets import ActionDecoder, flatten_inputs
 from fastdream.official import from_official, name_map
 from fastdream.ops import Ops
 from fastdream.policy import ActorHeads, PolicyConfig
@@ -125,7 +125,7 @@ def test_policy(heads: Golden, head_ops: Ops) -> None:
     for key, parts, values in zip(head.spaces, names, outs, strict=True):
         theirs = {name: heads[f"pol/out/{key}/{name}"] for name in parts}
         assert_close({n: v.reshape(theirs[n].shape) for n, v in zip(parts, values, strict=True)}, theirs)
-    log_prob = head.log_prob(outs, encode_action(spaces, heads.tensors("pol/in/act")))
+    log_prob = head.log_prob(outs, flatten_inputs(spaces, heads.tensors("pol/in/act")))
     entropy = head.entropy(outs)
     assert_close({"logp": log_prob}, {"logp": sum(heads[f"pol/out/{key}/logp"] for key in spaces)})
     assert_close(entropy, {key: heads[f"pol/out/{key}/entropy"] for key in spaces})

@@ -12,7 +12,7 @@ from fastdream.agents.dreamer_v3_config import Config, size
 from fastdream.agents.dreamer_v3_nets import Networks
 from fastdream.encoder import EncoderConfig
 from fastdream.heads import TwoHotConfig
-from fastdream.nets import encode_action
+from fastdream.nets import flatten_inputs
 from fastdream.normalize import NormConfig
 from fastdream.official import from_official, to_official
 from fastdream.spaces import Space
@@ -82,7 +82,7 @@ def check_call(golden: Golden, part: str, nets: Networks, config: Config) -> Non
     }
     leaves["rep_value_logits"] = repl["value_logits"].requires_grad_(True)
     policy = (given["policy_mean"], given["policy_std"]), (given["policy_logits"][..., None, :],)
-    action = encode_action(
+    action = flatten_inputs(
         nets.act_space, {k.split("/")[1]: v for k, v in given.items() if k.startswith("act/")}
     )
     slow = nets.val.pred(given["slowvalue_logits"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdream.agents.dreamer_v3_config import RSSMConfig
 from fastdream.cores import BlockGRU
 from fastdream.latents import Categorical
-from fastdream.nets import encode_action
+from fastdream.nets import flatten_inputs
 from fastdream.official import from_official, name_map
 from fastdream.rssm import RSSM
 
@@ -39,7 +39,7 @@ class Case:
         from_official(golden.under("param"), {"dyn": self.rssm})
 
     def action(self, prefix: str) -> Tensor:
-        return encode_action(self.act_space, self.golden.tensors(prefix))
+        return flatten_inputs(self.act_space, self.golden.tensors(prefix))
 
     def grads(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients by the official names, zero where none arrived."""

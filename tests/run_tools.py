@@ -14,7 +14,6 @@ from fastdream.build import Parts, environment, make_agent, make_replay
 from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
 from fastdream.driver import Driver, random_actions
-from fastdream.learner import step_spec
 from fastdream.run import Training
 from fastdream.schedule import Stop
 
@@ -41,8 +40,8 @@ class CountingAgent:
     param_count, replay_context = 3, 1
     latent_spec = {"deter": ((2,), np.dtype(np.float16)), "stoch": ((1,), np.dtype(np.uint8))}
 
-    def __init__(self, act_space: Any, bad_update: int = -1) -> None:
-        self.act_space, self.bad_update = act_space, bad_update
+    def __init__(self, obs_space: Any, act_space: Any, bad_update: int = -1) -> None:
+        self.obs_space, self.act_space, self.bad_update = obs_space, act_space, bad_update
         self.generators = {"policy": torch.Generator().manual_seed(1)}
         self.rng = np.random.default_rng(0)
         self.policies = self.updates = 0
@@ -127,11 +126,10 @@ def parts_of(config: Config, logdir: Path, agent: Any = None) -> Parts:
     make_env = environment(config)
     driver = Driver(make_env, config.env.count, seed=config.seed)
     if agent is None:
-        agent = CountingAgent(driver.act_space)
+        agent = CountingAgent(driver.obs_space, driver.act_space)
     elif agent == "real":
         agent = make_agent(config, driver.obs_space, driver.act_space, CPU)
-    spec = step_spec(driver.obs_space, driver.act_space, agent)
-    replay = make_replay(config, spec, agent.replay_context, logdir, CPU)
+    replay = make_replay(config, agent, logdir, CPU)
     logger: Any = ListLogger()
     return Parts(agent, replay, driver, make_env, logger, Checkpoint(logdir / "ckpt"), CPU, logdir)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastdream import ops as fd
-from fastdream import presets
+from fastdream import presets_dreamer_v3
 from fastdream.agents.dreamer_v3 import Config, size
 from fastdream.agents.dreamer_v3_nets import Networks
 
@@ -125,7 +125,7 @@ def test_jobs():
     job = shapes.job("pixels-12m-nature2024-4x16")
     assert (job.batch, job.length, job.config.dyn.deter, job.config.enc.strided) == (4, 16, 2048, True)
     small = shapes.job("cartpole")
-    preset = presets.cartpole()
+    preset = presets_dreamer_v3.cartpole()
     assert (small.batch, small.length) == (preset.train.batch_size, preset.train.batch_length)
     assert small.config.dyn == size(preset.dreamer, preset.size).dyn
     agent = shapes.job("proprio-1m-2x3").agent(fd.load("reference"))

@@ -126,7 +126,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     for step, score in [(1, 5.0), (2, 9.0), (3, float("nan")), (4, 7.0), (5, None)]:
-        checkpoint.save(small(step), step=step, score=score, extra=lambda _, step=step: {"of": step})
+        checkpoint.save(small(step), step=step, score=score, extra=lambda step=step: {"of": step})
     assert [name[-1] for name in generations(tmp_path)] == ["2", "4", "5"]
     last, best = checkpoint.load(), checkpoint.load("best")
     assert last is not None and (last.step, last.score, last.extra) == (5, None, {"of": 5})
@@ -153,14 +153,14 @@ def test_restoring_may_refuse_and_gets_an_older_one(tmp_path: Path) -> None:
 def test_what_is_kept_are_those_that_can_be_restored(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     for step, score in [(1, None), (2, 9.0)]:
-        checkpoint.save(small(step), step=step, score=score, extra=lambda _, step=step: {"of": step})
+        checkpoint.save(small(step), step=step, score=score, extra=lambda step=step: {"of": step})
 
     def restore(loaded: Loaded) -> None:
         if loaded.step == 2:
             raise Damaged("replay file deter-3 is missing")
 
     checkpoint.load(restore=restore)
-    checkpoint.save(small(3), step=3, extra=lambda _: {"of": 3})
+    checkpoint.save(small(3), step=3, extra=lambda: {"of": 3})
     # The best can be acted by, but it is none of the last two that a run goes on from.
     assert [name[-1] for name in generations(tmp_path)] == ["1", "2", "3"]
     assert checkpoint.kept() == [{"of": 1}, {"of": 3}]

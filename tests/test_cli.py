@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastdream import cli, config, presets
+from fastdream import cli, config, presets, presets_dreamer_v3
 from fastdream.agents.dreamer_v3_config import SIZES
 from fastdream.config import Config
 
@@ -144,7 +144,7 @@ def test_short_help_shows_what_the_given_flags_would_choose(
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]):
     text, code = output_of(capsys, "--preset", "list")
     assert code == 0
-    assert [line.split()[0] for line in text.splitlines()] == list(presets.PRESETS)
+    assert [line.split()[0] for line in text.splitlines()] == list(presets_dreamer_v3.PRESETS)
     assert re.search(r"^atari100k +200m +110,000 steps +1 env +ratio 256", text, re.M)
 
 
@@ -208,7 +208,7 @@ def test_flags_override_the_preset_and_nested_ones_the_size():
     assert config.preset == "crafter" and config.train.ratio == 8 and config.suite.size == 96
     assert config.dreamer.dyn.deter == 64 and config.dreamer.dyn.classes == 16
     assert config == dataclasses.replace(
-        presets.resolve("crafter_reward", model="12m"),
+        presets.resolve("crafter_reward", size="12m"),
         train=config.train,
         suite=config.suite,
         dreamer=config.dreamer,
@@ -227,12 +227,12 @@ def test_official_presets(preset: str):
         15,
         4e-5,
     )
-    assert preset not in presets.SUITES.values() or presets.preset_of(task).startswith(preset[:3])
+    assert preset not in presets_dreamer_v3.SUITES.values() or presets.preset_of(task).startswith(preset[:3])
 
 
 def test_suite_options_of_the_presets():
     def options(preset: str, kind: str = "current") -> Any:
-        return presets.resolve(OFFICIAL[preset][0], preset, kind=kind).suite
+        return presets.resolve(OFFICIAL[preset][0], preset, variant=kind).suite
 
     assert (options("dmc_proprio").obs, options("dmc_vision").obs) == ("proprio", "vision")
     atari, hundred = options("atari"), options("atari100k")
@@ -242,7 +242,7 @@ def test_suite_options_of_the_presets():
 
 def test_the_published_settings_differ_where_the_paper_did():
     def published(preset: str) -> Config:
-        return presets.resolve(OFFICIAL[preset][0], preset, kind="nature2024")
+        return presets.resolve(OFFICIAL[preset][0], preset, variant="nature2024")
 
     hundred = published("atari100k")
     assert (hundred.train.ratio, hundred.suite.actions, hundred.suite.noops, hundred.size) == (
@@ -263,7 +263,7 @@ def test_the_published_settings_differ_where_the_paper_did():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_set_the_widths(size: str):
-    config = presets.resolve("crafter_reward", model=size)
+    config = presets.resolve("crafter_reward", size=size)
     deter, hidden, classes, depth, units = SIZES[size]
     dreamer = config.dreamer
     assert (dreamer.dyn.deter, dreamer.dyn.hidden, dreamer.dyn.classes) == (deter, hidden, classes)

@@ -56,7 +56,7 @@ def test_world_model_loss(free: float, pcont: bool, reward: Any) -> None:
     want |= model_losses(agent, post, data, reward)
     if pcont:
         target = 0.9 * (1 - double(data["is_terminal"]))
-        feat = model.feat(post.deter, post.stoch)
+        feat = model.dyn.feat(post.deter, post.stoch)
         want["pcont"] = cross_entropy(double(model.pcont(feat)), target).mean()
     for name, value in want.items():
         assert float(metrics[f"loss/{name}"].detach()) == pytest.approx(value, **NEAR), name
@@ -94,7 +94,7 @@ def test_actor_and_critic_loss(act: Spaces, pcont: bool) -> None:
 
     first = start.deter, start.stoch
     dream = agent.ops.imagine(model.dyn.params, nets.pol.params, *first, H, noise.prior, noise.action)
-    feat = model.feat(dream.deter[:, 1:], dream.stoch[:, 1:])  # the start is not among the H states
+    feat = model.dyn.feat(dream.deter[:, 1:], dream.stoch[:, 1:])  # the start is not among the H states
     rew, val = (double(net(feat)) for net in (model.rew, nets.val))
     disc = sigmoid(double(model.pcont(feat))) if pcont else np.full_like(rew, 0.9)
     ret = lambda_return(rew, disc, val, 0.8)
@@ -127,10 +127,10 @@ def test_gradient_of_the_actor(act: Spaces, discrete: str, pcont: bool) -> None:
 
     rews, discs, vals = [], [], []
     for t in range(H):
-        action = fd.actor(nets.pol.params, model.feat(deter, stoch).detach(), noise.action[:, t])
+        action = fd.actor(nets.pol.params, model.dyn.feat(deter, stoch).detach(), noise.action[:, t])
         step = agent.ops.imagine_step(model.dyn.params, deter, stoch, action, noise.prior[:, t])
         deter, stoch = step.deter, step.stoch
-        feat = model.feat(deter, stoch)
+        feat = model.dyn.feat(deter, stoch)
         rews.append(model.rew(feat))
         vals.append(nets.val(feat))
         discs.append(model.pcont(feat).sigmoid() if pcont else torch.full_like(vals[-1], 0.99))

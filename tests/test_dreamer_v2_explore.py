@@ -38,7 +38,7 @@ def state(agent: DreamerV2) -> tuple[Any, ...]:
     data = batch(agent, B, T)
     draws = agent.nets.draw(B, T, torch.Generator().manual_seed(3))
     _, post, _ = agent.model_loss(agent.init_train(B), data, draws)
-    feat = agent.model.feat(post.deter.detach(), post.stoch.detach())
+    feat = agent.model.dyn.feat(post.deter.detach(), post.stoch.detach())
     return feat, agent.flat_action(data), agent.start(post, data), draws
 
 

@@ -65,7 +65,7 @@ def test_world_model_loss(classes: int, free: float, reward: Any) -> None:
     assert (plain < free) == (free == 50.0)
     want = {"kl": max(plain, free)}  # both sides have this value; only their gradients are balanced
     want |= model_losses(agent, post, data, reward)
-    feat = model.feat(post.deter, post.stoch)
+    feat = model.dyn.feat(post.deter, post.stoch)
     target = 0.9 * (1 - double(data["is_terminal"]))
     want["dis"] = cross_entropy(double(model.dis(feat)), target).mean()
     for name, value in want.items():
@@ -155,7 +155,7 @@ def test_gradient_of_the_actor_through_the_dynamics(classes: int) -> None:
 
     deter, stoch, rews, discs, vals = start.deter, start.stoch, [], [], []
     for t in range(H + 1):
-        feat = model.feat(deter, stoch)
+        feat = model.dyn.feat(deter, stoch)
         rews.append(model.rew(feat))
         discs.append(model.dis(feat).sigmoid() if t else start.disc)
         vals.append(nets.slowval(feat))

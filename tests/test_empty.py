@@ -55,7 +55,9 @@ def test_a_scan_of_no_steps_is_refused(backend: str, op: str):
     ops = fd.load(backend)
     with torch.no_grad():
         scans(agent, ops, 1)[op]()
-        with pytest.raises(ValueError, match=f"{op}: there are 0 time steps, expected 1 or more"):
+    for grad in (False, True):
+        refused = pytest.raises(ValueError, match=f"{op}: there are 0 time steps, expected 1 or more")
+        with torch.set_grad_enabled(grad), refused:
             scans(agent, ops, 0)[op]()
 
 

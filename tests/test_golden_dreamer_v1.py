@@ -189,7 +189,7 @@ def test_acting(path: Path, backend: str, mode: str, monkeypatch: pytest.MonkeyP
 
 def check_likeliest(agent: DreamerV1, carry: dict[str, Tensor], given: dict[str, np.ndarray]) -> None:
     """The density of every official draw at these states, and that the most likely one of ours is the official one."""
-    ((mean, std),) = agent.nets.pol(agent.model.feat(carry["deter"], carry["stoch"]))
+    ((mean, std),) = agent.nets.pol(agent.model.dyn.feat(carry["deter"], carry["stoch"]))
     sample = torch.from_numpy(given["sample"])
     log_prob = agent.nets.pol.continuous.log_prob(sample, mean, std).sum(-1)
     assert_close({"log_prob": log_prob}, {"log_prob": given["log_prob"]}, STRICT)

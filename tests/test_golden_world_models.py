@@ -47,7 +47,7 @@ def test_vision(which: str, backend: str) -> None:
     mean, logvar = agent.vision.encode(given["image"])
     z = draw(mean, logvar, given["noise"])
     assert_close({"mu": mean, "logvar": logvar, "z": z, "y": agent.vision.decode(z)}, gold.under("out"))
-    loss, metrics = agent.vision_loss(given["image"], given["noise"])
+    loss, metrics = agent.vision.loss(given["image"], given["noise"])
     losses = {"loss": loss, "r_loss": metrics["error"], "kl_loss": loss - metrics["error"]}
     assert_close(losses, gold.under("loss"))
     loss.backward()

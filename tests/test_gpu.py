@@ -143,13 +143,14 @@ def test_nothing_in_an_update_waits(place: Place) -> None:
 def test_nothing_between_replay_and_agent_waits(place: Place, on_device: bool) -> None:
     agent = place.agent()
     capture(agent, place.recorder())
-    spec = step_spec(agent.obs_space, agent.act_space, agent)
+    spec = step_spec(agent)
     kind = partial(DeviceReplay, device=place.device, copies=place.copies()) if on_device else Replay
     replay = kind(spec, 64, 1, tiny().train.batch_length + agent.replay_context)
     rng = np.random.default_rng(0)
     for _ in range(60):
         replay.add(0, {k: rng.integers(0, 2, dims).astype(dtype) for k, (dims, dtype) in spec.items()})
-    learner = Learner(agent, replay, 2, place.device, 10**9, place.copies())
+    learner = Learner(agent, replay, 2, place.device, place.copies())
+    learner.check_every = 10**9
     learner.request()
     learner.update(more=True)
     with place.no_waiting():

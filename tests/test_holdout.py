@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,9 @@ def numbered(number: int, picture: bool = False) -> dict[str, np.ndarray]:
 def rewards(config: Config, unseen: bool) -> tuple[set[float], int]:
     """The rewards in one of the two replays, and how many steps it holds."""
     data = recorded(config)
-    spec: Any = {"action/action": ((2,), np.float32), "reward": ((), np.float32)}
-    spec |= {key: (space.shape, space.dtype) for key, space in data.obs_space.items()}
-    spec |= {flag: ((), bool) for flag in ("is_first", "is_last", "is_terminal")}
-    replay = dataset_replay(config, data, spec, 0, None, CPU, unseen)
+    spaces = {"obs_space": data.obs_space, "act_space": data.act_space}
+    agent: Any = SimpleNamespace(**spaces, latent_spec={}, replay_context=0)
+    replay = dataset_replay(config, data, agent, None, CPU, unseen)
     steps = replay.stream(0)
     assert len(steps["reward"]) == replay.capacity  # full, and nothing was overwritten
     return set(steps["reward"][steps["reward"] > 0].tolist()) | {0.0}, replay.capacity

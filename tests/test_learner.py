@@ -24,11 +24,12 @@ def update(loss: float, other: float = 0.0) -> dict[str, Tensor]:
 
 def test_observations_do_not_take_the_place_of_latents():
     """Whose shape and values they would have in replay."""
-    agent: Any = CountingAgent({})
     obs = {"vector": Space("vector", (2,)), "deter": Space("vector", (2,))}
+    agent: Any = CountingAgent(obs, {})
     with pytest.raises(ValueError, match=r"observation keys \['deter'\] are names of what the agent keeps"):
-        step_spec(obs, {}, agent)
-    assert step_spec({"vector": obs["vector"]}, {}, agent)["deter"] == ((2,), np.dtype(np.float16))
+        step_spec(agent)
+    del obs["deter"]
+    assert step_spec(agent)["deter"] == ((2,), np.dtype(np.float16))
 
 
 def test_means_since_the_last_call():
@@ -45,7 +46,7 @@ def test_means_since_the_last_call():
 def test_what_a_failed_launch_left_is_not_saved(tmp_path: Path):
     """The next update would say so: after the last checkpoint has what it learned from."""
     parts = parts_of(tiny(), tmp_path)
-    learner = Learner(parts.agent, parts.replay, 2, CPU, 1)
+    learner = Learner(parts.agent, parts.replay, 2, CPU)
     failed = resident_op._failed(CPU).fill_(1)
     try:
         with pytest.raises(RuntimeError, match="an earlier launch gave up waiting"):
@@ -82,9 +83,10 @@ def test_of_losses_that_go_wrong_together_that_of_a_part_is_named():
 
 def test_losses_are_looked_at_every_so_many_updates(tmp_path: Path):
     parts = parts_of(tiny(), tmp_path)
-    agent = CountingAgent(parts.driver.act_space, bad_update=2)
+    agent = CountingAgent(parts.driver.obs_space, parts.driver.act_space, bad_update=2)
     fill(replay := make(length=5), 20)
-    learner = Learner(agent, replay, 2, CPU, check_every=3)  # type: ignore[arg-type]
+    learner = Learner(agent, replay, 2, CPU)  # type: ignore[arg-type]
+    learner.check_every = 3
     learner.write_back.put = lambda *_: None  # type: ignore[method-assign]
     learner.request()
     learner.update(more=True)

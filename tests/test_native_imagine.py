@@ -289,6 +289,8 @@ def _bad(change: str, args: list[Any]) -> list[Any]:
 )
 def test_bad_input_is_named(native: ModuleType, change: str, message: str):
     make = Maker(12)
-    args = list(plain(replay(make, make.rssm(), make.actor(), 3, 2), torch.float32))
-    with pytest.raises(ValueError, match=message):
-        native.imagine(*_bad(change, args))
+    args = _bad(change, list(plain(replay(make, make.rssm(), make.actor(), 3, 2), torch.float32)))
+    for learned in (False, change in ("action", "draws")):
+        args[2].requires_grad_(learned)
+        with pytest.raises(ValueError, match=message):
+            native.imagine(*args)

@@ -200,7 +200,7 @@ def test_second_gradient_is_refused(native: ModuleType):
             (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).double()),
             "prior has dtype torch.float64, expected torch.float32",
         ),
-        ((torch.zeros(4), torch.zeros(4)), r"post has shape \[4\], expected 2 axes or more"),
+        ((torch.zeros(4), torch.zeros(4)), r"post has shape \[4\], expected 2 or more axes"),
         ((torch.zeros(2, 3, 0), torch.zeros(2, 3, 0)), "expected classes"),
         (
             (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), 0.0, 1.0, "steps"),

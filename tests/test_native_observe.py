@@ -220,7 +220,7 @@ def broken(case: Case, **changes: Tensor) -> tuple:
         ("stoch", (4, S, C), r"stoch has shape \[4, 3, 5\], expected \[3, 3, 5\]"),
         ("action", (3, 4, A + 1), r"core.action maps 3 to 4, expected 4 to 4"),
         ("action", (2, 4, A), r"action has shape \[2, 4, 3\], expected \[3, 4, 3\]"),
-        ("embed", (3, 4, E + 1), r"post\[0\] takes 12 features, expected 13"),
+        ("embed", (3, 4, E + 1), r"post\[0\].weight has shape \[\d+, 12\], expected \[out, 13\]"),
         ("embed", (3, 5, E), r"embed has shape \[3, 5, 4\], expected \[3, 4, 4\]"),
         ("reset", (3, 5), r"reset has shape \[3, 5\], expected \[3, 4\]"),
         ("noise", (3, 4, S + 1), r"noise has shape \[3, 4, 4\], expected \[3, 4, 3\]"),
@@ -258,6 +258,9 @@ def test_refuses_what_it_cannot_do(native: ModuleType):
     linear: Layer = case.rssm.post[-1]._replace(act="silu")
     with pytest.raises(ValueError, match="last layer of post must be linear"):
         native.observe(case.rssm._replace(post=(*case.rssm.post[:-1], linear)), *broken(case)[1:])
+    blocks = Layer(case.rssm.post[0].weight.new_zeros(2, 2, 3))
+    with pytest.raises(ValueError, match=r"post\[0\].weight has shape \[2, 2, 3\], expected \[out, 12\]"):
+        native.observe(case.rssm._replace(post=(blocks, *case.rssm.post[1:])), *broken(case)[1:])
     bare = case.rssm._replace(core=case.rssm.core._replace(hidden=()))
     with pytest.raises(ValueError, match="core.hidden has no layers"):
         native.observe(bare, *case.trees[1:], case.reset, None, case.index)

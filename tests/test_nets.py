@@ -18,7 +18,6 @@ from fastdream.nets import (
     Children,
     Dense,
     NormAct,
-    encode_action,
     flatten_inputs,
     trunc_normal_in_,
 )
@@ -178,7 +177,7 @@ def test_actions_survive_encoding(seed: int, batch: list[int]) -> None:
         else torch.as_tensor(rng.normal(size=(*batch, *space.shape)).astype(np.float32))
         for key, space in ACT.items()
     }
-    flat = encode_action(ACT, action)
+    flat = flatten_inputs(ACT, action)
     assert flat.shape == (*batch, sum(space.width for space in ACT.values()))
     decoded = ActionDecoder(ACT)(flat.numpy())
     assert list(decoded) == sorted(ACT)

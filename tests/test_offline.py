@@ -16,7 +16,6 @@ from fastdream.build import Parts, environment, make_agent
 from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config
 from fastdream.datasets import DatasetError
-from fastdream.learner import step_spec
 from fastdream.offline import BLOCK, dataset_replay, recorded
 from fastdream.run import Training
 from fastdream.schedule import Stop
@@ -61,8 +60,7 @@ class Run:
         stop = Stop()
         data = recorded(config)
         agent = make_agent(config, data.obs_space, data.act_space, CPU)
-        spec = step_spec(data.obs_space, data.act_space, agent)
-        replay = dataset_replay(config, data, spec, agent.replay_context, self.logdir, CPU)
+        replay = dataset_replay(config, data, agent, self.logdir, CPU)
         logger: Any = ListLogger()
         checkpoint = Checkpoint(self.logdir / "ckpt")
         parts = Parts(agent, replay, data, environment(config), logger, checkpoint, CPU, self.logdir)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal
 
 from fastdream import ops as fd
-from fastdream.nets import ActionDecoder, encode_action
+from fastdream.nets import ActionDecoder, flatten_inputs
 from fastdream.policy import ActorHeads, PolicyConfig
 from fastdream.spaces import Space, Spaces
 
@@ -84,7 +84,7 @@ def test_unimix_keeps_every_action_possible() -> None:
     pol = policy({"jump": Space("discrete", (), 4)}, unimix=0.2, outscale=500.0)
     outs = pol(torch.randn(50, FEAT))
     for index in range(4):
-        flat = encode_action({"jump": Space("discrete", (), 4)}, {"jump": torch.full((50,), index)})
+        flat = flatten_inputs({"jump": Space("discrete", (), 4)}, {"jump": torch.full((50,), index)})
         assert bool((pol.log_prob(outs, flat) >= math.log(0.05) - 1e-5).all())
 
 

@@ -154,7 +154,8 @@ def test_latents_come_back_to_the_steps_that_were_trained(tmp_path: Path):
 
 def test_a_loss_that_is_not_finite_stops_at_once_and_is_never_saved(tmp_path: Path):
     config = tiny(steps=200, log=dict(save_every=1e-9))
-    agent = CountingAgent(parts_of(config, tmp_path).driver.act_space, bad_update=7)
+    driver = parts_of(config, tmp_path).driver
+    agent = CountingAgent(driver.obs_space, driver.act_space, bad_update=7)
     with pytest.raises(NonFinite, match="loss/rew became NaN or infinite in update 7") as caught:
         train(config, tmp_path, agent)
     assert caught.value.update == 7 and agent.updates == 7

@@ -237,7 +237,7 @@ def test_the_last_batch_can_be_reported_on_after_later_ones_were_requested(tmp_p
             key: rng.integers(0, 2, shape).astype(dtype) for key, (shape, dtype) in replay._store.spec.items()
         }
         replay.add(0, step)
-    learner = Learner(agent, replay, 2, CPU, 1, LateCopies())
+    learner = Learner(agent, replay, 2, CPU, LateCopies())
     learner.request()
     learner.update(more=True)
     learner.request()

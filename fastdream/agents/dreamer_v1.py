@@ -113,7 +113,7 @@ class DreamerV1(Dreamer):
         dyn, rep = model.latent.kl(post.logit, prior, self.config.free_nats, "mean")
         # Both are the KL; together they have its gradient with respect to both distributions.
         losses = {"kl": dyn + rep - rep.detach()}
-        feat = model.feat(post.deter, post.stoch)
+        feat = model.dyn.feat(post.deter, post.stoch)
         reward = batch["reward"].tanh() if self.config.reward == "tanh" else batch["reward"]
         losses["rew"] = model.rew.loss(model.rew(feat), reward).mean()
         if model.pcont is not None:
@@ -148,7 +148,7 @@ class DreamerV1(Dreamer):
         dream = self.ops.imagine(
             rssm, nets.pol.params, start.deter, start.stoch, self.config.imag_length, *noise
         )
-        feat = model.feat(dream.deter[:, 1:], dream.stoch[:, 1:])
+        feat = model.dyn.feat(dream.deter[:, 1:], dream.stoch[:, 1:])
         rew, val = model.rew.pred(model.rew(feat, fixed=True)), nets.val.pred(nets.val(feat, fixed=True))
         disc = model.discount(feat)
         ret = own_return(self.ops, rew, disc, val, self.config.lam)
@@ -158,6 +158,6 @@ class DreamerV1(Dreamer):
         stats = {"rew": rew, "disc": disc, "val": val, "ret": ret, "weight": weight}
         metrics = {k: v.mean() for k, v in stats.items()}
         with torch.no_grad():
-            policy = nets.pol(model.feat(start.deter, start.stoch))
+            policy = nets.pol(model.dyn.feat(start.deter, start.stoch))
             metrics["logpi"] = nets.pol.log_prob(policy, dream.action[:, 0]).mean()
         return actor, value, metrics

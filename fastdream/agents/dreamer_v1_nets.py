@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v1_config import Config, NetConfig
-from fastdream.continuous import TanhNormal
 from fastdream.cores import GRU
+from fastdream.distributions import TanhNormal
 from fastdream.heads import BinaryHead, HeadConfig, RegressionHead
 from fastdream.keras import keras_defaults
 from fastdream.latents import Gaussian
@@ -87,10 +87,6 @@ class WorldModel(nn.Module):
         self.pcont = BinaryHead(ops, feat, pcont, generator) if config.pcont else None
         keras_defaults(self, generator)
 
-    def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
-        """Input of every head: [..., D] and [..., S] as [..., D + S]."""
-        return self.dyn.feat(deter, stoch)
-
     def discount(self, feat: fd.Feat) -> Tensor:
         """Discount of imagined states [N, H]; the head's parameters get no gradient."""
         if self.pcont is None:
@@ -150,7 +146,7 @@ class Networks(nn.Module):
         if greedy:
             step = self.ops.observe_step(rssm, *state, model.enc(obs), reset, noise)
             draws = self.pol.noise(n, self.config.mode_draws, generator=generator)
-            action = self.pol.likeliest(self.pol(model.feat(step.deter, step.stoch)), draws)
+            action = self.pol.likeliest(self.pol(model.dyn.feat(step.deter, step.stoch)), draws)
         else:
             features = model.enc.features(obs) if encoder else model.enc(obs)
             action_noise = self.pol.noise(n, generator=generator)

@@ -89,7 +89,7 @@ class DreamerV2(Dreamer):
         start = self.start(post, batch)
         metrics |= self.behavior.update(start, draws)
         if self.explore is not None:
-            feat, action = self.model.feat(post.deter, post.stoch), self.flat_action(batch)
+            feat, action = self.model.dyn.feat(post.deter, post.stoch), self.flat_action(batch)
             draws = self.nets.draw(B, T, self.generators["train"])
             metrics |= self.explore.update(feat, action, start, draws)
         metrics["opt/loss"] = metrics["loss/model"] + metrics["loss/policy"] + metrics["loss/value"]
@@ -120,7 +120,7 @@ class DreamerV2(Dreamer):
         prior = self.prior(post.deter)
         dyn, rep = model.latent.kl(post.logit, prior, config.kl.free, config.kl.clamp)
         losses = {"kl": config.kl.balance * dyn.mean() + (1 - config.kl.balance) * rep.mean()}
-        feat = model.feat(post.deter, post.stoch)
+        feat = model.dyn.feat(post.deter, post.stoch)
 
         def inputs(head: str) -> fd.Feat:
             return feat if head in config.grad_heads else feat.detach()

@@ -22,12 +22,12 @@ from fastdream.agents.dreamer_v2_config import Config
 from fastdream.agents.dreamer_v2_nets import ActorCritic, Draws, WorldModel
 from fastdream.annealing import Annealed
 from fastdream.behavior import alive_weight, own_return
+from fastdream.dreamer import Metrics
 from fastdream.normalize import Slow
 from fastdream.ops import Ops
 from fastdream.ops.params import frozen
 from fastdream.spaces import Spaces
 
-Metrics = dict[str, Tensor]
 Reward = Callable[[fd.Feat, Tensor], Tensor]
 
 
@@ -98,7 +98,7 @@ class Behavior:
             rssm = frozen(model.dyn.params)
             noise = draws.prior, draws.action
             dream = self.ops.imagine(rssm, self.nets.pol.params, start.deter, start.stoch, length, *noise)
-            feat = model.feat(dream.deter, dream.stoch)
+            feat = model.dyn.feat(dream.deter, dream.stoch)
             disc = model.discount(feat, start.disc)
             slow = self.nets.slowval.pred(self.nets.slowval(feat))
             return dream, feat, self.reward(feat, dream.action), disc, slow

@@ -15,11 +15,11 @@ from fastdream.adam import Adam
 from fastdream.agents.dreamer_v2_behavior import Behavior, Start
 from fastdream.agents.dreamer_v2_config import Config
 from fastdream.agents.dreamer_v2_nets import Draws, Networks
-from fastdream.distributions import unit_normal_loss, wide
+from fastdream.distributions import unit_normal_loss
+from fastdream.dreamer import Metrics
 from fastdream.ops import Ops
+from fastdream.ops.reference.layers import upcast
 from fastdream.spaces import Spaces
-
-Metrics = dict[str, Tensor]
 
 
 class Plan2Explore:
@@ -56,14 +56,14 @@ class Plan2Explore:
     def loss(self, feat: fd.Feat, action: Tensor) -> Tensor:
         """Sum over the nets of the mean loss of the next stochastic state: [B, T, ...] -> scalar."""
         now = fd.Feat(feat.deter[:, :-1], feat.stoch[:, :-1])
-        preds = wide(self.ensemble(now, action[:, :-1]))
-        target = wide(feat.stoch[:, 1:]).expand_as(preds)
+        preds = upcast(self.ensemble(now, action[:, :-1]))
+        target = upcast(feat.stoch[:, 1:]).expand_as(preds)
         return unit_normal_loss(preds, target, 1).mean((1, 2)).sum()
 
     def reward(self, feat: fd.Feat, action: Tensor) -> Tensor:
         """Reward of a dream's states [N, H+1]: the nets' standard deviation, its mean over what they predict."""
         led = torch.cat([torch.zeros_like(action[:, :1]), action[:, :-1]], 1)
-        preds = wide(self.ensemble(feat, led, fixed=True))
+        preds = upcast(self.ensemble(feat, led, fixed=True))
         reward = self.config.intrinsic * preds.std(0, correction=0).mean(-1)
         if self.config.extrinsic:
             reward = reward + self.config.extrinsic * self.task_reward(feat, action)

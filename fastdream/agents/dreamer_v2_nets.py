@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastdream import ops as fd
 from fastdream.agents.dreamer_v2_config import Config, NetConfig
-from fastdream.continuous import TruncNormal
 from fastdream.cores import LayerNormGRU
+from fastdream.distributions import TruncNormal
 from fastdream.heads import BinaryHead, HeadConfig, RegressionHead
 from fastdream.keras import keras_defaults
 from fastdream.latents import Categorical, Gaussian, Latent
@@ -85,10 +85,6 @@ class WorldModel(nn.Module):
             BinaryHead(ops, feat, head_config(config.dishead), generator) if config.pred_discount else None
         )
         keras_defaults(self, generator)
-
-    def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
-        """Input of every head: [..., D] and [..., S, C] or [..., S] as [..., D + width]."""
-        return self.dyn.feat(deter, stoch)
 
     def discount(self, feat: fd.Feat, first: Tensor) -> Tensor:
         """Discount of imagined states [N, H+1], of the first as given [N]; the head's parameters get no gradient."""
@@ -173,7 +169,7 @@ class Networks(nn.Module):
         step, action = self.ops.policy_step(encoder, rssm, actor, *state, noise, action_noise)
         if over is not None:
             with torch.no_grad():
-                feat = torch.cat(model.feat(step.deter, step.stoch), -1)
+                feat = torch.cat(model.dyn.feat(step.deter, step.stoch), -1)
                 other = fd.actor(self.task.pol.params, feat, action_noise)
             action = torch.where(over, other, action)
         return {"deter": step.deter, "stoch": step.stoch, "action": action.to(step.deter.dtype)}

@@ -19,14 +19,12 @@ from fastdream.agents.dreamer_v2_behavior import Behavior
 from fastdream.agents.dreamer_v2_nets import Draws
 from fastdream.agents.dreamer_v2_offline_config import Config
 from fastdream.agents.dreamer_v2_penalties import PENALTIES
+from fastdream.dreamer import Carry, Metrics
 from fastdream.keras import keras_defaults
 from fastdream.nets import Dense
 from fastdream.ops import Ops
 from fastdream.ops.params import frozen
 from fastdream.spaces import Spaces, refuse_misfit, refuse_short
-
-Carry = dict[str, Tensor]
-Metrics = dict[str, Tensor]
 
 
 class Priors(nn.Module):
@@ -136,7 +134,7 @@ class OfflineDV2(DreamerV2):
         priors = frozen(tuple(self.priors.params(rssm)))
         deters, stochs, logits, actions = [deter], [stoch], [], []
         for t, drawn in enumerate([*self.rng.integers(len(priors), size=length), None]):
-            feat = torch.cat(self.model.feat(deters[-1], stochs[-1]), -1)
+            feat = torch.cat(self.model.dyn.feat(deters[-1], stochs[-1]), -1)
             actions.append(fd.actor(actor, feat, action_noise[:, t]))
             if drawn is not None:
                 step = self.ops.imagine_step(priors[drawn], deters[-1], stochs[-1], actions[-1], noise[:, t])

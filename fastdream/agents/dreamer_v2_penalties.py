@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdream.distributions import wide
 from fastdream.latents import Gaussian, Latent
 from fastdream.ops import normal_log_prob
+from fastdream.ops.reference.layers import upcast
 
 # Of a variance, so that a root of it has a gradient.
 TINY = 1e-12
@@ -26,11 +26,11 @@ def disagreement(latent: Latent, logits: Tensor, stoch: Tensor) -> Tensor:
 def log_prob(latent: Latent, logits: Tensor, stoch: Tensor) -> Tensor:
     """Standard deviation among the priors of the log-probability of what was drawn, `stoch` [..., S*C] or [..., S]."""
     if isinstance(latent, Gaussian):
-        logs = normal_log_prob(wide(stoch), *latent.stats(logits)).sum(-1)
+        logs = normal_log_prob(upcast(stoch), *latent.stats(logits)).sum(-1)
     else:
         # No gradient through drawn classes, as in TensorFlow Probability; through normals there is one.
-        drawn = wide(stoch.detach()).unflatten(-1, latent.shape)
-        logs = (drawn * wide(logits).log_softmax(-1)).sum((-1, -2))
+        drawn = upcast(stoch.detach()).unflatten(-1, latent.shape)
+        logs = (drawn * upcast(logits).log_softmax(-1)).sum((-1, -2))
     # The norm, and not the standard deviation, has a gradient where all are equal.
     return torch.linalg.vector_norm(logs - logs.mean(0), dim=0) / len(logs) ** 0.5
 
@@ -52,7 +52,7 @@ def mixture(latent: Latent, logits: Tensor, stoch: Tensor) -> Tensor:
 def probabilities(logits: Tensor) -> Tensor:
     """[..., S, C] -> [..., C, S]."""
     # Classes before variables: over a short last axis, PyTorch's softmax takes eight times as long on a CPU.
-    return wide(logits).transpose(-1, -2).contiguous().softmax(-2)
+    return upcast(logits).transpose(-1, -2).contiguous().softmax(-2)
 
 
 PENALTIES: dict[str, Callable[[Latent, Tensor, Tensor], Tensor]] = {

@@ -156,11 +156,8 @@ class DreamerV3(Dreamer):
         means = self.ops.summarize([losses[k] for k in self.scales], ["mean"] * len(losses))
         total = (means * self.scale).sum()
         metrics = numbers(self.ops, self.nets, shown | imagined) | {"opt/loss": total.detach()}
-        return (
-            total,
-            post,
-            metrics | dict(zip((f"loss/{k}" for k in self.scales), means.detach(), strict=True)),
-        )
+        metrics |= {f"loss/{k}": v for k, v in zip(self.scales, means.detach(), strict=True)}
+        return total, post, metrics
 
     def world_model_loss(
         self,
@@ -201,10 +198,10 @@ class DreamerV3(Dreamer):
         with torch.no_grad():
             noise = draws.prior, draws.action, draws.prior_index, draws.action_flat
             dream = self.ops.imagine(params, nets.pol.params, deter, stoch, H, *noise)
-        feat = nets.feat(dream.deter, dream.stoch)
+        feat = nets.dyn.feat(dream.deter, dream.stoch)
         if config.ac_grads:
             begun = zip((deter, stoch), (dream.deter, dream.stoch), strict=True)
-            feat = nets.feat(*(torch.cat([start[:, None], later[:, 1:]], 1) for start, later in begun))
+            feat = nets.dyn.feat(*(torch.cat([start[:, None], later[:, 1:]], 1) for start, later in begun))
         heads = (nets.pol, nets.val), (nets.rew, nets.con, nets.slowval)
         (policy, value), (rew, con, slow) = outputs_at(self.ops, feat, *heads)
         with torch.no_grad():

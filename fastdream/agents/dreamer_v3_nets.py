@@ -119,10 +119,6 @@ class Networks(nn.Module):
         firsts = [head.layers[0] for head in heads if head.layers]
         return [[layer.weight for layer in layers] for layers in (firsts, actor, outs)]
 
-    def feat(self, deter: Tensor, stoch: Tensor) -> fd.Feat:
-        """Input of every head: [..., D] and [..., S, C] as [..., D + S*C]."""
-        return self.dyn.feat(deter, stoch)
-
     def replayed(self, post: fd.Step, critics: bool) -> dict[str, Tensor]:
         """Raw outputs [B, T, ...] of rew and con at posterior states, and [B, K, ...] of val and slowval at the last K.
 
@@ -138,7 +134,7 @@ class Networks(nn.Module):
         for (steps, reaches), names in calls.items():
             # A cut of all of them would copy their gradient.
             states = (x if steps == T else x[:, -steps:] for x in (post.deter, post.stoch))
-            feat, fixed = self.feat(*states), ["slowval"] if "val" in names else []
+            feat, fixed = self.dyn.feat(*states), ["slowval"] if "val" in names else []
             heads = ([getattr(self, name) for name in some] for some in (names, fixed))
             outs, others = outputs_at(self.ops, feat if reaches else feat.detach(), *heads)
             found |= zip([*names, *fixed], [*outs, *others], strict=True)

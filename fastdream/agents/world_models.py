@@ -42,7 +42,6 @@ class WorldModels:
     seed      of the initial parameters and of all later draws.
     """
 
-    replay_context = 0
     capturable = False  # as a CUDA graph: see fastdream.graphs
     together = 1  # rows of dreams leave the batch in such numbers that a multiple of it remains
     dtype = torch.float32
@@ -75,11 +74,6 @@ class WorldModels:
         """Trained and evolved parameters."""
         nets = (*self.vision.parameters(), *self.memory.parameters())
         return sum(p.numel() for p in nets) + self.controller.count
-
-    @property
-    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """What `policy` gives replay to keep: nothing."""
-        return {}
 
     # Acting: C on what V sees and M remembers ("Putting Everything Together").
 
@@ -129,11 +123,7 @@ class WorldModels:
         """Standard normal numbers from the policy's generator."""
         return torch.randn(*shape, generator=self.generators["policy"], device=self.device)
 
-    # Learning V and M.
-
-    def vision_loss(self, image: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of pictures uint8 [N, 64, 64, C] with normal noise [N, Z]; and metrics."""
-        return self.vision.loss(image, noise)
+    # Learning M; V has its loss to itself.
 
     def memory_loss(
         self, batch: Mapping[str, Tensor], noise: Tensor, state: State

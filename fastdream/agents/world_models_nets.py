@@ -57,9 +57,9 @@ class Vision(nn.Module):
         return torch.sigmoid(x).permute(0, 2, 3, 1)
 
     def loss(self, image: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of a picture, summed over pixels, and the KL above what is tolerated; normal noise [N, Z].
+        """Squared error of pictures uint8 [N, 64, 64, C], summed over pixels, and the KL above what is tolerated.
 
-        The authors' code leaves some of the KL free; the paper does not say so.
+        noise [N, Z] normal. The authors' code leaves some of the KL free; the paper does not say so.
         Returns the mean over pictures, and metrics.
         """
         mean, logvar = self.encode(image)

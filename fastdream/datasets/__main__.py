@@ -1,7 +1,6 @@
 """python -m fastdream.datasets: look at a dataset, or write it as a Minari dataset."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +49,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         check(command) if isinstance(command, Check) else write(command)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        entry.fail(str(error))
 
 
 def check(command: Check) -> None:

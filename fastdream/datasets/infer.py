@@ -6,7 +6,6 @@ import numpy as np
 
 from fastdream.datasets.layout import (
     ACTION_SLACK,
-    SMALLEST_PICTURE,
     Array,
     Arrays,
     action_keys,
@@ -14,6 +13,7 @@ from fastdream.datasets.layout import (
     observation_keys,
     onehot,
 )
+from fastdream.envs.base import SMALLEST_PICTURE
 from fastdream.spaces import Space, Spaces
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdream.envs.base import LARGEST
+from fastdream.envs.base import LARGEST, SMALLEST_PICTURE
 from fastdream.spaces import FLAGS, Space, Spaces
 
 Array = NDArray[Any]
@@ -20,7 +20,6 @@ Arrays = dict[str, Array]
 
 # Beside these, names that begin with "log" and names with a slash other than "action/..." are no observations.
 NOT_OBSERVED = ("discount", "step_type")
-SMALLEST_PICTURE = 16
 # Names that other code gives to what is called is_terminal, is_last and the next observation here.
 ENDS = re.compile(r"dones?|(terminal|timeout|terminated|truncated|termination|truncation)s?", re.I)
 NEXT = re.compile(r"next_(obs|observation|state)s?", re.I)

@@ -18,6 +18,8 @@ Action = dict[str, np.ndarray]
 # Bounds of this size say "no bounds" (float32's largest number is a habit of many environments).
 NO_BOUND = 1e30
 
+SMALLEST_PICTURE = 16  # pixels a side: smaller arrays of uint8 are vectors
+
 # The largest number of float32, in which observations and rewards are kept.
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -13,13 +13,21 @@ from typing import Any
 import gymnasium.spaces as gs
 import numpy as np
 
-from fastdream.envs.base import NO_BOUND, Action, EnvError, Obs, action_vector, rescale, unscale
+from fastdream.envs.base import (
+    NO_BOUND,
+    SMALLEST_PICTURE,
+    Action,
+    EnvError,
+    Obs,
+    action_vector,
+    rescale,
+    unscale,
+)
 from fastdream.spaces import RESERVED, Space, Spaces
 
 Encode = Callable[[Any], Obs]
 Decode = Callable[[Action], Any]
 
-SMALLEST_PICTURE = 16
 MOST_CHANNELS = 16
 
 

@@ -1,6 +1,7 @@
 """Networks that other codebases build of torch's modules, as ops take them."""
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,20 +19,15 @@ _ACTS: dict[type[nn.Module], Act] = {
 }
 
 
-def own_weight(module: Any) -> Tensor:
-    """The weight as it is."""
-    return module.weight
-
-
 def layers_of(
     net: Iterable[Any],
-    weight: Callable[[Any], Tensor] = own_weight,
+    weight: Callable[[Any], Tensor] = attrgetter("weight"),
     norms: tuple[Any, ...] = (nn.RMSNorm,),
     others: tuple[str, ...] = (),
 ) -> Layers:
     """The modules of a chain as layers: each with weights begins one, a norm and an activation complete it.
 
-    weight  of a linear map or a convolution, as the op wants it.
+    weight  what gives that of a linear map or a convolution as the op wants it.
     norms   which modules are RMS norms, with weight and eps; torch's layer norms are known.
     others  classes of modules that are no part of a layer, as a change of shape.
     Raises ValueError for a module that no op has, and for modules in another order.

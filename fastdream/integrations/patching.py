@@ -53,17 +53,13 @@ def outside_autocast(new: Function, compiled: bool = True) -> Callable[[Function
     compiled  whether it is the new one that is compiled, where they compile.
     """
 
-    def make(old: Function) -> Function:
-        @wraps(old)
-        def function(*args: Any, **kwargs: Any) -> Any:
-            x = _first((*args, *kwargs.values()))
-            if (x is not None and halved(x)) or (torch.compiler.is_compiling() and not compiled):
-                return old(*args, **kwargs)
-            return new(*args, **kwargs)
+    def function(old: Function, *args: Any, **kwargs: Any) -> Any:
+        x = _first((*args, *kwargs.values()))
+        if (x is not None and halved(x)) or (torch.compiler.is_compiling() and not compiled):
+            return old(*args, **kwargs)
+        return new(*args, **kwargs)
 
-        return function
-
-    return make
+    return instead(function)
 
 
 def _first(args: tuple[Any, ...]) -> Tensor | None:

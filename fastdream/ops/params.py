@@ -108,6 +108,8 @@ Latent = Categorical | Gaussian
 
 
 class RSSM(NamedTuple):
+    """A recurrent state-space model."""
+
     core: Core
     latent: Latent
     prior: Layers  # deter -> logit; the last layer is linear
@@ -138,6 +140,8 @@ class ActionHead(NamedTuple):
 
 
 class Actor(NamedTuple):
+    """A policy on the features of a state."""
+
     layers: Layers  # feat = [deter, flat stoch] -> units
     heads: tuple[ActionHead, ...]  # in the sorted order of the action keys
     detach: bool = (

@@ -59,7 +59,7 @@ class FitVision:
 
     def update(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]]:
         """From image [N, 64, 64, C] and noise [N, Z] to metrics."""
-        loss, metrics = self.agent.vision_loss(batch["image"], batch["noise"])
+        loss, metrics = self.agent.vision.loss(batch["image"], batch["noise"])
         loss.backward()
         self.opt.step()
         return ({key: value.detach() for key, value in metrics.items()},)

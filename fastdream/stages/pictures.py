@@ -1,5 +1,6 @@
 """What people look at: reconstructions, dreams beside what really happened, and beside a real episode."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,9 @@ def dream(agent: WorldModels, dreams: Dreams, seed: int, length: int) -> Array:
 
 def episode(agent: WorldModels, make_env: MakeEnv, seed: int) -> Array:
     """What the controller sees in a real episode: [T, 64, 64, C]."""
-    env = make_env(seed)
-    try:
+    frames: list[Array] = []
+    with closing(make_env(seed)) as env:
         obs, carry = env.reset(seed), agent.init_policy(1)
-        frames: list[Array] = []
         agent.generators["policy"].manual_seed(seed)
         while len(frames) < LONGEST:
             frames.append(obs[agent.key])
@@ -119,8 +119,6 @@ def episode(agent: WorldModels, make_env: MakeEnv, seed: int) -> Array:
             batch = {key: np.asarray(obs[key])[None] for key in (agent.key, "is_first")}
             carry, action, _ = agent.policy(carry, batch)
             obs = env.step({key: value[0] for key, value in action.items()})
-    finally:
-        env.close()
     return np.stack(frames)
 
 

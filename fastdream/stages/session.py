@@ -166,7 +166,7 @@ class Session:
         session = {"stage": self.names[self.at], "state": self.stage.state_dict()}
         tree = {"agent": self.agent.state_dict(), "session": session}
         finished = {"finished": self.finished}
-        self.parts.checkpoint.save(tree, step=self.step, score=score, extra=lambda _: finished)
+        self.parts.checkpoint.save(tree, step=self.step, score=score, extra=lambda: finished)
         self.log.saved()
 
     def notes(self) -> list[str]:

@@ -11,6 +11,11 @@ MAX_HEADS = 32  # kMaxHeads there
 def add_chain(flat: Flat, op: str, name: str, layers: Layers, width: int) -> int:
     """Append dense layers that take so many features one after the other. Returns how many the last one gives."""
     add_layers(flat, op, name, layers)
+    return chained(op, name, layers, width)
+
+
+def chained(op: str, name: str, layers: Layers, width: int) -> int:
+    """How many features the last of these layers gives; ValueError unless each is dense and takes what comes to it."""
     for i, layer in enumerate(layers):
         if layer.weight.dim() != 2 or layer.weight.shape[1] != width:
             shape = list(layer.weight.shape)
@@ -21,7 +26,13 @@ def add_chain(flat: Flat, op: str, name: str, layers: Layers, width: int) -> int
 
 def add_latent_net(flat: Flat, op: str, name: str, layers: Layers, width: int, latent: Latent) -> None:
     """Append the layers from so many features to the latent's logits."""
-    out = add_chain(flat, op, name, layers, width)
+    add_layers(flat, op, name, layers)
+    check_net(op, name, layers, width, latent)
+
+
+def check_net(op: str, name: str, layers: Layers, width: int, latent: Latent) -> None:
+    """ValueError unless the layers lead from so many features to the latent's logits, the last of them linear."""
+    out = chained(op, name, layers, width)
     shape = latent_shape(op, latent)
     if not layers or out != shape.logits:
         wanted = "{} * {}".format(*shape.factors)

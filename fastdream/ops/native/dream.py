@@ -53,17 +53,10 @@ def imagine(
 ) -> Dream:
     """As `fastdream.ops.reference.imagine`, in float32 or float64.
 
-    Parameters have deter's dtype; the other floats are cast to it. Has no gradient: raises ValueError where one
-    would be needed, and naming what does not fit.
+    Parameters have deter's dtype; the other floats are cast to it. Has no gradient; for `dream_gradient.imagine`, which
+    has looked at length and actions. Raises ValueError naming what does not fit.
     """
-    need_steps("imagine", length)
-    if action is None and action_noise is None:
-        raise ValueError("actor needs noise to draw with, or the action that it should replay")
     width = action_width(actor)
-    if action is not None and action.shape[-1] != width:
-        raise ValueError(
-            f"imagine: action has {action.shape[-1]} features, expected {width} like the actor's"
-        )
     flat, latent = _flatten("imagine", rssm, deter, width)
     widths = add_actor(flat, "imagine", actor, deter.shape[-1] + latent.width)
     layout = Layout(length, 1, *latent[:3], *widths, 1)

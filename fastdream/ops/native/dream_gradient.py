@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from fastdream.ops.native import dream
+from fastdream.ops.native.actor import check_net
 from fastdream.ops.native.dense import mlps
 from fastdream.ops.native.params import latent_shape
 from fastdream.ops.native.registry import call
-from fastdream.ops.native.scan import check_net, flatten
-from fastdream.ops.params import RSSM, Actor, Dream, Feat, any_gradient
+from fastdream.ops.native.scan import flatten
+from fastdream.ops.params import RSSM, Actor, Dream, Feat, any_gradient, need_steps
 from fastdream.ops.reference.actor import action_width
 from fastdream.ops.reference.actor import actor as act
 from fastdream.ops.reference.layers import match
@@ -31,12 +32,18 @@ def imagine(
     elsewhere it is `dream.imagine`, which is faster.
     Raises ValueError naming what does not fit.
     """
+    need_steps("imagine", length)
+    if action is None and action_noise is None:
+        raise ValueError("actor needs noise to draw with, or the action that it should replay")
+    width = action_width(actor)
+    if action is not None and action.shape[-1] != width:
+        raise ValueError(
+            f"imagine: action has {action.shape[-1]} features, expected {width} like the actor's"
+        )
     inputs = rssm, actor, deter, stoch, noise, action_noise, action
     if not torch.is_grad_enabled() or not any_gradient(*inputs):
         return dream.imagine(rssm, actor, deter, stoch, length, noise, action_noise, index, action)
-    if action is None and action_noise is None:
-        raise ValueError("actor needs noise to draw with, or the action that it should replay")
-    dtype, latent, width = deter.dtype, latent_shape("imagine", rssm.latent), action_width(actor)
+    dtype, latent = deter.dtype, latent_shape("imagine", rssm.latent)
     noise, index = latent.draws("imagine", noise, index)
     index = None if index is None else match(index, torch.int64)
     noise = None if noise is None else match(noise.detach(), dtype)

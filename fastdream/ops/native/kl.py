@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdream.ops.native.library import check_float, check_shape, empty_like
+from fastdream.ops.native.library import check_alike, check_float, check_shape, empty_like
 from fastdream.ops.native.params import code
 from fastdream.ops.native.registry import call, register_gradient, register_kernel
 from fastdream.ops.params import Clamp
@@ -30,16 +30,6 @@ def gaussian_kl(post: Pair, prior: Pair, free: float = 3.0, clamp: Clamp = "mean
     return dyn, rep
 
 
-def _check(op: str, event: int, inputs: dict[str, Tensor]) -> None:
-    """All inputs like the first, [..., *event]."""
-    check_float(op, **inputs)
-    name, first = next(iter(inputs.items()))
-    if first.dim() < event:
-        raise ValueError(f"{op}: {name} has shape {list(first.shape)}, expected {event} axes or more")
-    for other, x in inputs.items():
-        check_shape(op, other, x, *first.shape)
-
-
 def _losses(x: Tensor, event: int, clamp: int) -> Losses:
     rows = x.shape[: x.dim() - event]
     shape = () if CLAMPS[clamp] == "mean" else rows
@@ -54,7 +44,7 @@ def _check_grads(op: str, expected: Losses, *given: Tensor) -> None:
 
 
 def _categorical_fake(post: Tensor, prior: Tensor, unimix: float, free: float, clamp: int) -> Losses:
-    _check("categorical_kl", 2, {"post": post, "prior": prior})
+    check_alike("categorical_kl", 2, post=post, prior=prior)
     if post.shape[-1] < 1:
         raise ValueError(f"categorical_kl: post has shape {list(post.shape)}, expected classes")
     return _losses(post, 2, clamp)
@@ -91,7 +81,7 @@ def _gaussian_fake(
     mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor, free: float, clamp: int
 ) -> Losses:
     names = "post mean", "post std", "prior mean", "prior std"
-    _check("gaussian_kl", 1, dict(zip(names, (mean, std, prior_mean, prior_std), strict=True)))
+    check_alike("gaussian_kl", 1, **dict(zip(names, (mean, std, prior_mean, prior_std), strict=True)))
     return _losses(mean, 1, clamp)
 
 

@@ -152,6 +152,16 @@ def check_shape(op: str, name: str, x: Tensor, *shape: int) -> None:
         raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {list(shape)}")
 
 
+def check_alike(op: str, axes: int, **tensors: Tensor) -> None:
+    """ValueError unless all have the dtype, the device and the shape of the first, which has so many axes or more."""
+    check_float(op, **tensors)
+    name, first = next(iter(tensors.items()))
+    if first.dim() < axes:
+        raise ValueError(f"{op}: {name} has shape {list(first.shape)}, expected {axes} or more axes")
+    for other, x in tensors.items():
+        check_shape(op, other, x, *first.shape)
+
+
 def empty_like(x: Tensor) -> Tensor:
     """A fresh contiguous tensor of x's shape and dtype."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)

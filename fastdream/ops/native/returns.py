@@ -1,12 +1,11 @@
 """Lambda-returns, on the CPU and on CUDA devices."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.library import WHY_NOT, C, empty_like
+from fastdream.ops.native.library import WHY_NOT, C, check_alike, empty_like
 from fastdream.ops.native.registry import call, register, register_gradient
 from fastdream.ops.reference.layers import upcast
 
@@ -18,26 +17,6 @@ def lambda_return(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> T
     Raises ValueError naming the argument that does not fit.
     """
     return call("lambda_return", upcast(reward), upcast(live), upcast(mix), upcast(value))
-
-
-def _check(op: str, inputs: dict[str, Tensor]) -> None:
-    """Every input like the first one: what the kernels rely on, since they see bare pointers."""
-    name, first = next(iter(inputs.items()))
-    if first.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{op}: {name} is {first.dtype}, expected torch.float32 or torch.float64")
-    if first.dim() < 1:
-        raise ValueError(f"{op}: {name} has shape [], expected [..., T]")
-    for other, x in inputs.items():
-        for what in ("shape", "dtype", "device"):
-            actual, expected = getattr(x, what), getattr(first, what)
-            if actual != expected:
-                raise ValueError(
-                    f"{op}: {other} has {what} {_show(actual)}, expected {_show(expected)} like {name}"
-                )
-
-
-def _show(value: Any) -> str:
-    return str(list(value)) if isinstance(value, torch.Size) else str(value)
 
 
 def _launch(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -61,7 +40,7 @@ def _launch(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> N
 
 
 def _forward_fake(reward: Tensor, live: Tensor, mix: Tensor, value: Tensor) -> Tensor:
-    _check("lambda_return", {"reward": reward, "live": live, "mix": mix, "value": value})
+    check_alike("lambda_return", 1, reward=reward, live=live, mix=mix, value=value)
     return empty_like(reward)
 
 
@@ -75,8 +54,7 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _backward_fake(grad: Tensor, live: Tensor, mix: Tensor, value: Tensor, ret: Tensor) -> Gradients:
-    inputs = {"grad": grad, "live": live, "mix": mix, "value": value, "ret": ret}
-    _check("lambda_return_backward", inputs)
+    check_alike("lambda_return_backward", 1, grad=grad, live=live, mix=mix, value=value, ret=ret)
     return empty_like(grad), empty_like(live), empty_like(mix), empty_like(value)
 
 

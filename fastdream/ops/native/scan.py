@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastdream.ops.native import observe_op as _registered  # noqa: F401
 from fastdream.ops.native import resident
+from fastdream.ops.native.actor import check_net
 from fastdream.ops.native.library import check_shape
 from fastdream.ops.native.params import (
     Flat,
@@ -18,7 +19,7 @@ from fastdream.ops.native.params import (
     padded,
 )
 from fastdream.ops.native.registry import call
-from fastdream.ops.params import GRU, RSSM, BlockGRU, Core, Latent, LayerNormGRU, Layers, Step, need_steps
+from fastdream.ops.params import GRU, RSSM, BlockGRU, Core, LayerNormGRU, Layers, Step, need_steps
 from fastdream.ops.reference.layers import match
 
 
@@ -59,6 +60,7 @@ def flatten(
     deter: Tensor,
     action: int,
 ) -> Model:
+    """A core for actions of that width, and a posterior or what stands in its place, as `Model`; deter is checked."""
     flat = Flat([], [], [])
     width = add_core(flat, op, core, latent.width, action)
     add_layers(flat, op, "post", post)
@@ -123,33 +125,13 @@ def _observe(
     dtype, latent = deter.dtype, latent_shape(op, rssm.latent)
     noise, index = latent.draws(op, noise, index)
     model = flatten(op, rssm.core, rssm.post, latent, rssm.absolute, deter, action.shape[-1])
-    check_post(op, rssm, deter.shape[-1], embed.shape[-1])
+    seen = embed.shape[-1] + (0 if rssm.absolute else deter.shape[-1])
+    check_net(op, "post", rssm.post, seen, rssm.latent)
     index = None if index is None else match(index, torch.int64)
     noise = None if noise is None else match(noise.detach(), dtype)
     inputs = (match(x, dtype) for x in (stoch, action, embed))
     deter, stoch, logit, index, _ = call("observe", *model, deter, *inputs, reset, noise, index)
     return Step(deter, stoch, logit, index if latent.classes else None)
-
-
-def check_post(op: str, rssm: RSSM, deter: int, embed: int) -> None:
-    """The posterior's layers fit one another, and the last is linear."""
-    check_net(op, "post", rssm.post, embed if rssm.absolute else deter + embed, rssm.latent)
-
-
-def check_net(op: str, name: str, layers: Layers, inputs: int, latent: Latent) -> None:
-    """Layers from `inputs` features to the latent's logits fit one another, and the last is linear."""
-    expected = inputs
-    for i, layer in enumerate(layers):
-        out, inp = layer.weight.shape
-        if inp != expected:
-            raise ValueError(f"{op}: {name}[{i}] takes {inp} features, expected {expected}")
-        expected = out
-    shape = latent_shape(op, latent)
-    if expected != shape.logits or not layers:
-        wanted = "{} * {}".format(*shape.factors)
-        raise ValueError(f"{op}: {name} gives {expected} logits, expected {wanted}")
-    if layers[-1].norm != "none" or layers[-1].act != "none":
-        raise ValueError(f"{op}: the last layer of {name} must be linear; use the reference for others")
 
 
 def block_gru(core: BlockGRU, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from fastdream.ops.native.params import Flat, add_core, add_layers, latent_shape
-from fastdream.ops.native.scan import check_net, check_post
+from fastdream.ops.native.actor import add_latent_net
+from fastdream.ops.native.params import Flat, add_core, latent_shape
 from fastdream.ops.params import RSSM, Step
 from fastdream.ops.reference.layers import match
 from fastdream.ops.triton import scan_op as _registered  # noqa: F401
@@ -83,11 +83,8 @@ def _observe(
     flat = Flat([], [], [])
     width = add_core(flat, op, rssm.core, latent.width, action.shape[-1])
     name = "prior" if embed is None else "post"
-    add_layers(flat, op, name, rssm.post)
-    if embed is None:
-        check_net(op, name, rssm.post, width, rssm.latent)
-    else:
-        check_post(op, rssm, width, embed.shape[-1])
+    seen = width if embed is None else embed.shape[-1] + (0 if rssm.absolute else width)
+    add_latent_net(flat, op, name, rssm.post, seen, rssm.latent)
     params, filled = flat.present()
     layout, scalars = [*latent[:3], int(rssm.absolute)], [*flat.scalars, *latent[3:]]
     index = None if index is None else match(index, torch.int64)

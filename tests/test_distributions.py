@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdream import ops as fd
-from fastdream.continuous import BoundedNormal, TanhNormal, TruncNormal
-from fastdream.distributions import unit_normal_loss
+from fastdream.distributions import BoundedNormal, TanhNormal, TruncNormal, unit_normal_loss
 from fastdream.ops import reference
 from fastdream.policy import ActorHeads, PolicyConfig
 from fastdream.spaces import Space
