@@ -130,6 +130,8 @@ class Config:
                 "need horizon >= 2, imag_length >= 1 and imag_last >= 0, got "
                 f"{self.horizon}, {self.imag_length} and {self.imag_last}"
             )
+        if not 0 <= self.lam <= 1 or not 0 <= self.replay_lam <= 1:
+            raise ValueError(f"need 0 <= lam, replay_lam <= 1, got {self.lam} and {self.replay_lam}")
         if self.replay_context not in (0, 1):
             raise ValueError(f"replay_context={self.replay_context} is not supported; use 0 or 1")
 
