@@ -227,6 +227,7 @@ def test_observation_called_like_a_loss_is_refused() -> None:
         ({"horizon": 1}, "horizon"),
         ({"imag_length": 0}, "imag_length"),
         ({"replay_context": 2}, "replay_context"),
+        ({"imag_last": 1}, "imag_last=1.* two states of a sequence"),
         ({"lam": 1.5}, "lam"),
         ({"replay_lam": -0.5}, "replay_lam"),
     ],

@@ -132,6 +132,11 @@ class Config:
             )
         if not 0 <= self.lam <= 1 or not 0 <= self.replay_lam <= 1:
             raise ValueError(f"need 0 <= lam, replay_lam <= 1, got {self.lam} and {self.replay_lam}")
+        if self.imag_last == 1 and self.loss_scales.repval:
+            raise ValueError(
+                "imag_last=1: the critic's loss on replayed states needs two states of a sequence to imagine from; "
+                "choose another number, or loss_scales.repval=0"
+            )
         if self.replay_context not in (0, 1):
             raise ValueError(f"replay_context={self.replay_context} is not supported; use 0 or 1")
 
