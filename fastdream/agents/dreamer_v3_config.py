@@ -130,7 +130,7 @@ class Config:
                 "need horizon >= 2, imag_length >= 1 and imag_last >= 0, got "
                 f"{self.horizon}, {self.imag_length} and {self.imag_last}"
             )
-        if not 0 <= self.lam <= 1 or not 0 <= self.replay_lam <= 1:
+        if min(self.lam, self.replay_lam) < 0 or max(self.lam, self.replay_lam) > 1:
             raise ValueError(f"need 0 <= lam, replay_lam <= 1, got {self.lam} and {self.replay_lam}")
         if self.imag_last == 1 and self.loss_scales.repval:
             raise ValueError(
