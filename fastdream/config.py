@@ -20,6 +20,7 @@ T = TypeVar("T")
 # What no machine has a use for, and some break at.
 MOST_ENVS, MOST_THREADS = 10_000, 1024
 SEEDS = 2**62  # what PyTorch's generators take, with room for the seeds that are made of one
+LEAST = {"deter": 1, "hidden": 1, "units": 1, "blocks": 1, "bins": 2}  # of an agent's numbers; others: 0
 
 
 def refuse_less(group: str, settings: Any, **least: int) -> None:
@@ -198,8 +199,11 @@ class Config:
         refuse_less("", self, steps=1, seed=0, threads=0)
         refuse_more("", self, threads=MOST_THREADS)
         for name, value in flatten(dataclasses.asdict(self)).items():
-            if isinstance(value, float) and math.isnan(value):
-                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be a number")
+            least = LEAST.get(name.rpartition(".")[2], 0)
+            small = name.startswith("dreamer.") and isinstance(value, int) and value < least
+            if small or isinstance(value, float) and math.isnan(value):
+                more = f" of at least {least}" * small
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be a number{more}")
         refuse_seed(self.seed)
         if self.dataset and self.agent in agents.STAGED:
             raise ValueError(

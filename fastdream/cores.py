@@ -35,7 +35,7 @@ class BlockGRU(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if deter % blocks:
+        if blocks < 1 or deter % blocks:
             raise ValueError(f"deter={deter} is not divisible by blocks={blocks}; choose a multiple")
         if layers < 1:
             raise ValueError(f"the block GRU needs at least one hidden layer, got dynlayers={layers}")

@@ -68,6 +68,8 @@ class Dense(NormAct):
         eps: float = 1e-4,
         generator: torch.Generator | None = None,
     ) -> None:
+        if min(inp, out) < 1 or blocks < 0:
+            raise ValueError(f"a map from {inp} to {out} features, in {blocks} blocks: widths begin at 1")
         if blocks and (inp % blocks or out % blocks):
             raise ValueError(
                 f"a map from {inp} to {out} features does not divide into {blocks} blocks; choose another number"

@@ -32,6 +32,8 @@ class NormConfig:
             raise ValueError(f"need 0 <= perclo < perchi <= 100, got {self.perclo} and {self.perchi}")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate={self.rate} is not in (0, 1]")
+        if self.limit <= 0:
+            raise ValueError(f"limit={self.limit} is divided by, and has to be more than 0")
 
 
 class Normalize(nn.Module):

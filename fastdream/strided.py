@@ -247,7 +247,8 @@ def _shrunk(images: Spaces, kernels: tuple[int, ...]) -> tuple[int, int]:
         height, width = ((n - kernel) // 2 + 1 for n in (height, width))
     if min(height, width) < 1:
         raise ValueError(
-            f"images of {size[0]}x{size[1]} are too small for convolutions with kernels {kernels}"
+            f"images of {size[0]}x{size[1]} are too small for convolutions with kernels {kernels}: make them larger "
+            "with --suite.size (a dataset's with --resize), or choose fewer kernels"
         )
     return height, width
 

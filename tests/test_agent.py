@@ -227,11 +227,14 @@ def test_observation_called_like_a_loss_is_refused() -> None:
         ({"horizon": 1}, "horizon"),
         ({"imag_length": 0}, "imag_length"),
         ({"replay_context": 2}, "replay_context"),
+        ({"imag_last": 1}, "imag_last=1.* two states of a sequence"),
+        ({"lam": 1.5}, "lam"),
+        ({"replay_lam": -0.5}, "replay_lam"),
     ],
 )
-def test_impossible_settings_are_refused(changes: dict[str, int], message: str) -> None:
+def test_impossible_settings_are_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Config(**changes)
+        Config(**changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastdream import ops as fd
+from fastdream.agents.dreamer_v2_config import ExploreConfig
 
 from . import agent_tools, dreamer_tools
 from .dreamer_tools import DISCRETE, VECTOR
@@ -30,6 +31,17 @@ def test_an_agent_names_the_shape_of_a_batch_that_is_too_small(
     )
     with pytest.raises(ValueError, match=message):
         getattr(agent, what)(agent.init_train(count), batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("dreamer_v1", {"pcont": True}), ("dreamer_v2", {"explore": ExploreConfig("plan2explore", models=2)})],
+)
+def test_what_learns_from_pairs_of_states_takes_no_single_ones(name: str, changes: dict[str, Any]):
+    agent = dreamer_tools.make(name, VECTOR, DISCRETE, **changes)
+    agent.update(agent.init_train(2), dreamer_tools.batch(agent, T=2))
+    with pytest.raises(ValueError, match=r"shape \[2, 1\] of sequences and steps: expected \[1, 2\]"):
+        agent.update(agent.init_train(2), dreamer_tools.batch(agent, T=1))
 
 
 def scans(agent: Any, ops: fd.Ops, steps: int) -> dict[str, Any]:

@@ -120,11 +120,15 @@ def test_environments_in_processes_warn_once(tmp_path: Path):
         ("--train.batch-length", "1", 2),
         ("--eval.final-episodes", "-1", 0),
         ("--log.save-every", "-2.5", 0),
+        ("--dreamer.value.units", "0", 1),
+        ("--dreamer.policy.layers", "-1", 0),
+        ("--dreamer.dyn.blocks", "0", 1),
+        ("--dreamer.rewhead.bins", "1", 2),
     ],
 )
 def test_a_number_that_is_too_small_names_its_flag_alone(flag: str, value: str, least: int, capsys: Capture):
     with pytest.raises(SystemExit) as exit:
-        train.main([flag, value])
+        train.main(["--dry-run", flag, value])
     error = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert exit.value.code == 2
     assert f"{flag} {value}: it must be a number of at least {least}" in error and "Config(" not in error

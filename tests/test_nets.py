@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from fastdream import ops as fd
+from fastdream.cores import BlockGRU
 from fastdream.nets import (
     MLP,
     ActionDecoder,
@@ -84,6 +85,17 @@ def test_blocks_see_only_their_own_inputs() -> None:
 def test_blocks_must_divide_both_widths() -> None:
     with pytest.raises(ValueError, match="from 6 to 9 features does not divide into 4 blocks"):
         Dense(OPS, 6, 9, blocks=4)
+
+
+@pytest.mark.parametrize(("inp", "out", "blocks"), [(0, 4, 0), (4, 0, 0), (4, -4, 0), (4, 4, -1)])
+def test_a_map_of_nothing_is_refused(inp: int, out: int, blocks: int) -> None:
+    with pytest.raises(ValueError, match=f"from {inp} to {out} features, in {blocks} blocks"):
+        Dense(OPS, inp, out, blocks=blocks)
+
+
+def test_a_core_of_no_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="blocks=0"):
+        BlockGRU(OPS, 8, 4, 2, hidden=4, blocks=0)
 
 
 def test_mlp_is_its_layers_one_after_the_other() -> None:

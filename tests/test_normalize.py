@@ -28,6 +28,11 @@ def test_numbers_that_are_all_the_same_have_the_least_scale():
         assert scale == 0.5, value
 
 
+def test_what_is_divided_by_is_never_zero():
+    with pytest.raises(ValueError, match="limit=0"):
+        NormConfig(limit=0)
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_slow_networks_move_at_the_first_update_and_every_so_many(every):
     fast, slow = nn.Linear(2, 1), nn.Linear(2, 1)

@@ -31,11 +31,13 @@ from .dreamer_tools import (
 B, T, H, K = 2, 6, 3, 4
 
 
-def make(act: Spaces = CONTINUOUS, seed: int = 0, classes: int = 4, **changes: Any) -> OfflineDV2:
+def make(
+    act: Spaces = CONTINUOUS, seed: int = 0, classes: int = 4, ops: str = "reference", **changes: Any
+) -> OfflineDV2:
     settings = dict(models=K, model_updates=0) | changes
     config = replace(size(Config(imag_length=H), "debug"), offline=OfflineConfig(**settings))
     config = replace(config, dyn=RSSMConfig(16, 8, 4, classes))
-    return OfflineDV2(VECTOR, act, config, fd.load("reference"), seed=seed)
+    return OfflineDV2(VECTOR, act, config, fd.load(ops), seed=seed)
 
 
 def logits(agent: OfflineDV2, deter: torch.Tensor) -> np.ndarray:
@@ -159,6 +161,15 @@ def test_priors_that_agree_dream_as_one():
     inputs = rssm, actor, start.deter, start.stoch, H, draws.prior, draws.action
     for got, want in zip(agent.imagine(*inputs), agent.ops.imagine(*inputs), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("act", [DISCRETE, CONTINUOUS], ids=["reinforce", "dynamics"])
+def test_native_ops_compute_the_same_losses(act: Spaces):
+    agents = [make(act, ops=ops) for ops in ("reference", "native")]
+    ours, theirs = (agent.update(agent.init_train(B), batch(agent, B, T))[2] for agent in agents)
+    assert {k: float(x) for k, x in theirs.items()} == pytest.approx(
+        {k: float(x) for k, x in ours.items()}, 1e-4, 1e-5
+    )
 
 
 def test_each_step_of_a_dream_is_drawn_from_one_prior():

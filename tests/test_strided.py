@@ -96,7 +96,7 @@ def test_images_of_another_size_are_refused_with_the_right_one() -> None:
         ValueError, match="'image' has size 96x96.*draws 64x64.*--suite.size 64 .*--resize 64"
     ):
         StridedDecoder(OPS, space, 4, 4, StridedDecoderConfig())
-    with pytest.raises(ValueError, match="16x16 are too small"):
+    with pytest.raises(ValueError, match="16x16 are too small .* --resize.*, or choose fewer kernels"):
         StridedEncoder(OPS, {"image": Space("image", (16, 16, 3))}, StridedEncoderConfig())
     with pytest.raises(ValueError, match="one resolution"):
         StridedEncoder(OPS, space | {"other": Space("image", (64, 64, 1))}, StridedEncoderConfig())

@@ -77,7 +77,7 @@ class DreamerV1(Dreamer):
     def update(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Carry, dict[str, Tensor], Metrics]:
         """One gradient step of model, actor and critic, from one forward pass."""
         refuse_misfit(batch, self.obs_space, self.act_space)
-        refuse_short(batch, 1)
+        refuse_short(batch, 2 if self.config.pcont else 1)  # the last state of each begins no dream then
         B, T = batch["is_first"].shape
         loss, metrics = self.loss(carry, batch, self.nets.draw(B, T, self.generators["train"]))
         for opt in self.opts.values():

@@ -82,7 +82,7 @@ class DreamerV2(Dreamer):
     def update(self, carry: Carry, batch: Mapping[str, Tensor]) -> tuple[Carry, dict[str, Tensor], Metrics]:
         """One gradient step of the model, then one of actor and critic in the dreams of what it has become."""
         refuse_misfit(batch, self.obs_space, self.act_space)
-        refuse_short(batch, 1)
+        refuse_short(batch, 2 if self.explore else 1)  # an ensemble learns what follows a state
         B, T = batch["is_first"].shape
         draws = self.nets.draw(B, T, self.generators["train"])
         post, metrics = self.update_model(carry, batch, draws)

@@ -22,7 +22,7 @@ from fastdream.agents.dreamer_v2_penalties import PENALTIES
 from fastdream.dreamer import Carry, Metrics
 from fastdream.keras import keras_defaults
 from fastdream.nets import Dense
-from fastdream.ops import Ops
+from fastdream.ops import Ops, reference
 from fastdream.ops.params import frozen
 from fastdream.spaces import Spaces, refuse_misfit, refuse_short
 
@@ -132,12 +132,14 @@ class OfflineDV2(DreamerV2):
     ) -> fd.Dream:
         """`ops.imagine`, in which every step is drawn from the prior that is drawn for it."""
         priors = frozen(tuple(self.priors.params(rssm)))
+        # No other backend's step has a gradient.
+        step_of = reference.imagine_step if torch.is_grad_enabled() else self.ops.imagine_step
         deters, stochs, logits, actions = [deter], [stoch], [], []
         for t, drawn in enumerate([*self.rng.integers(len(priors), size=length), None]):
             feat = torch.cat(self.model.dyn.feat(deters[-1], stochs[-1]), -1)
             actions.append(fd.actor(actor, feat, action_noise[:, t]))
             if drawn is not None:
-                step = self.ops.imagine_step(priors[drawn], deters[-1], stochs[-1], actions[-1], noise[:, t])
+                step = step_of(priors[drawn], deters[-1], stochs[-1], actions[-1], noise[:, t])
                 deters.append(step.deter)
                 stochs.append(step.stoch)
                 logits.append(step.logit)

@@ -86,7 +86,7 @@ def replay_critic_loss(
     if boot.shape[1] < 2:
         raise ValueError(
             "the critic's loss on replayed states needs two states of a sequence to imagine from, has "
-            f"{boot.shape[1]}: give longer sequences or a larger imag_last, or leave it out by loss_scales.repval=0"
+            f"{boot.shape[1]}: give longer sequences, or leave it out by loss_scales.repval=0"
         )
     last, disc = batch["is_last"], 1 - 1 / config.horizon
     ret = replayed_return(ops, batch["reward"], last, batch["is_terminal"], boot, disc, config.replay_lam)

@@ -130,6 +130,13 @@ class Config:
                 "need horizon >= 2, imag_length >= 1 and imag_last >= 0, got "
                 f"{self.horizon}, {self.imag_length} and {self.imag_last}"
             )
+        if min(self.lam, self.replay_lam) < 0 or max(self.lam, self.replay_lam) > 1:
+            raise ValueError(f"need 0 <= lam, replay_lam <= 1, got {self.lam} and {self.replay_lam}")
+        if self.imag_last == 1 and self.loss_scales.repval:
+            raise ValueError(
+                "imag_last=1: the critic's loss on replayed states needs two states of a sequence to imagine from; "
+                "choose another number, or loss_scales.repval=0"
+            )
         if self.replay_context not in (0, 1):
             raise ValueError(f"replay_context={self.replay_context} is not supported; use 0 or 1")
 
