@@ -79,12 +79,15 @@ def train(config: Config, command: str = "") -> None:
     ):
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
-        replay = None if config.replay.on_disk else replay_of(config, driver, agent, None, device)
-        if replay is not None and not config.dataset:  # whose size was looked at before it was read
+        # On disk its files have no names: any folder of the disk will do.
+        disk = rundir.existing(Path(config.logdir or "runs").expanduser())
+        replay = replay_of(config, driver, agent, disk, device)
+        if not config.dataset:  # whose size was looked at before it was read
             replay.check_memory()
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
-            parts = assemble(config, driver, agent, device, logdir, replay)
+            refuse_other_spaces(logdir, driver)
+            parts = make_parts(config, agent, replay, driver, device, logdir)
             parts.checkpoint.require(agent.state_dict())  # now, and not when there is something to lose
             print(header(config, parts, why), flush=True)
             describe(config, parts, command)
@@ -183,27 +186,12 @@ def environments(config: Config, voice: Voice) -> Driver:
 
 
 def replay_of(
-    config: Config, driver: Driver | Recorded, agent: Agent, logdir: Path | None, device: torch.device
+    config: Config, driver: Driver | Recorded, agent: Agent, disk: Path, device: torch.device
 ) -> Replay:
-    """The replay of a run, in memory if there is no directory; ValueError if it is too small, or refused memory."""
+    """The replay of a run, on the disk of that folder if it is to be; ValueError if too small, or refused memory."""
     if isinstance(driver, Recorded):
-        return dataset_replay(config, driver, agent, logdir, device)
-    return make_replay(config, agent, logdir, device)
-
-
-def assemble(
-    config: Config,
-    driver: Driver | Recorded,
-    agent: Agent,
-    device: torch.device,
-    logdir: Path,
-    replay: Replay | None = None,
-) -> Parts:
-    """All parts of a run; ValueError or StorageError for what the settings or the directory cannot have."""
-    refuse_other_spaces(logdir, driver)
-    if replay is None:
-        replay = replay_of(config, driver, agent, logdir, device)
-    return make_parts(config, agent, replay, driver, device, logdir)
+        return dataset_replay(config, driver, agent, disk, device)
+    return make_replay(config, agent, disk, device)
 
 
 def refuse_other_spaces(logdir: Path, driver: Driver | Recorded) -> None:
@@ -269,7 +257,8 @@ def dry_run(config: Config) -> None:
         ahead.beside(config, driver.obs_space, driver.act_space, device),
     ):
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
-        parts = assemble(config, driver, agent, device, Path(folder))
+        steps = replay_of(config, driver, agent, Path(folder), device)
+        parts = make_parts(config, agent, steps, driver, device, Path(folder))
         print(header(config, parts, why, kept=False), flush=True)
         loop = loop_of(config, parts, windows=1)
         while not loop.learner.updates:

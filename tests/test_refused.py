@@ -29,7 +29,23 @@ def test_a_disk_without_place_for_the_replay(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**30, 2**30, 1000))
     args = ["--task", "dummy_vector", "--replay.on-disk", "--logdir", str(tmp_path / "run")]
     error = refused(capsys, *args)
-    assert in_order(error, "--replay.on-disk", str(tmp_path / "run"), "0.00 GiB free", "--replay.capacity")
+    assert in_order(error, "--replay.on-disk", str(tmp_path), "0.00 GiB free", "--replay.capacity")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["--replay.on-disk", "--replay.no-on-disk"])
+def test_a_replay_that_holds_no_batch_leaves_no_directory(place: str, tmp_path: Path, capsys: Capture):
+    args = [
+        "--task",
+        "dummy_vector",
+        place,
+        "--replay.capacity",
+        "20",
+        "--logdir",
+        str(tmp_path / "a" / "run"),
+    ]
+    assert in_order(refused(capsys, *args), "--replay.capacity 6", "too small")
+    assert not any(tmp_path.iterdir())
 
 
 def test_memory_without_place_for_the_replay(
