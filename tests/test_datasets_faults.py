@@ -126,19 +126,21 @@ def test_a_dataset_of_another_task(obs: Any, act: Any, message: str, tmp_path: P
     assert "set and what --task dmc_walker_walk shows and takes" in str(error.value)
 
 
-def test_actions_that_are_not_scaled(tmp_path: Path):
+@pytest.mark.parametrize("action", [-2.5, -1.01])
+def test_actions_that_are_not_scaled(action: float, tmp_path: Path):
     data = episode()
-    data["action"][4, 1] = -2.5
+    data["action"][4, 1] = action
     with pytest.raises(
-        DatasetError, match=r"'action/action' holds -2.5; actions must be scaled to \[-1, 1\]"
+        DatasetError, match=rf"'action/action' holds {action}; actions must be scaled to \[-1, 1\]"
     ):
         survey(find(str(save_npz(tmp_path, data))), SPACES)
 
 
-def test_classes_that_there_are_not(tmp_path: Path):
+@pytest.mark.parametrize(("action", "held"), [(7, "0 to 7"), (4, "0 to 4"), (-1, "-1 to 2")])
+def test_classes_that_there_are_not(action: int, held: str, tmp_path: Path):
     data = episode(3)
-    data["action"] = np.array([0, 7, 1, 2])
-    with pytest.raises(DatasetError, match="holds 0 to 7 where the classes are 0 to 3"):
+    data["action"] = np.array([0, action, 1, 2])
+    with pytest.raises(DatasetError, match=f"holds {held} where the classes are 0 to 3"):
         survey(find(str(save_npz(tmp_path, data))), (SPACES[0], {"action": Space("discrete", (), 4)}))
 
 

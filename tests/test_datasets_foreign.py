@@ -101,7 +101,9 @@ def test_ends_under_other_names_are_no_observations(key: str, tmp_path: Path):
     del data["is_terminal"], data["discount"]
     data[key] = data["is_last"]
     # With a task, only what it shows is learned from; without ends, too.
-    for spaces in (None,) if key.startswith("next") else (None, SPACES):
+    following = key.startswith("next")
+    assert not following or look(tmp_path, data, spaces=SPACES).episodes == 1
+    for spaces in (None,) if following else (None, SPACES):
         with pytest.raises(DatasetError, match=rf"\.npz: '{key}' would be an observation; (call|leave)"):
             look(tmp_path, data, spaces=spaces)
     # One whose name only begins like that of the next observation may be one.
@@ -164,6 +166,8 @@ def test_pictures_of_one_plane(tmp_path: Path):
     assert look(tmp_path, grey).obs_space == {"image": Space("image", (20, 20, 1))}
     assert (filled(tmp_path, grey)["image"] == data["image"][..., :1]).all()
     assert survey(Resized(find(str(tmp_path)), 16)).obs_space == {"image": Space("image", (16, 16, 1))}
+    small = episode() | {"vector": data["image"][:13, :4, :4, 0]}
+    assert look(tmp_path, small).obs_space == {"vector": Space("vector", (4, 4))}
 
 
 def test_observations_that_are_called_as_latents_are(tmp_path: Path):
@@ -172,11 +176,12 @@ def test_observations_that_are_called_as_latents_are(tmp_path: Path):
 
 
 def test_actions_that_stand_where_they_were_chosen_are_pointed_out(tmp_path: Path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert look(tmp_path / "led here", episode(), episode(seed=1)).episodes == 2
     shifted = [episode(seed=seed) for seed in range(2)]
     for data in shifted:
         data["action"] = np.roll(data["action"], -1, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert look(tmp_path / "led here", episode(), episode(seed=1)).episodes == 2
+        assert look(tmp_path / "one of both", episode(), shifted[1]).episodes == 2
     with pytest.warns(UserWarning, match="every episode has an action beside its first observation"):
         look(tmp_path / "led away", *shifted)

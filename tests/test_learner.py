@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdream.learner import Learner, Metrics, NonFinite, step_spec
+from fastdream.learner import Learner, Metrics, NonFinite, WriteBack, step_spec
 from fastdream.ops.native import resident_op
 from fastdream.spaces import Space
 
@@ -56,6 +56,40 @@ def test_what_a_failed_launch_left_is_not_saved(tmp_path: Path):
         parts.driver.close()
     assert learner.state_dict()["updates"] == 0
     learner.close()
+
+
+def test_it_goes_on_from_its_carry_and_reports_from_the_beginning(tmp_path: Path):
+    parts = parts_of(tiny(), tmp_path)
+    fill(replay := make(length=5), 20)
+    agent: Any = CountingAgent(parts.driver.act_space)
+    agent.report = lambda carry, batch: (carry, {})
+    learner, other = (Learner(agent, replay, 2, CPU, check_every=3) for _ in range(2))
+    learner.write_back.put = lambda *_: None  # type: ignore[method-assign]
+    for _ in range(2):
+        learner.request()
+        learner.update()
+    other.load_state_dict(learner.state_dict())
+    assert other.updates == 2 and other.carry["count"].tolist() == [2, 2]
+    report = learner.report()
+    assert report is not None and report[0]["count"].tolist() == [0, 0]
+    for one in (learner, other):
+        one.close()
+
+
+def test_latents_are_written_when_the_next_ones_come_or_when_asked_for():
+    fill(replay := make(length=5), 20)
+    back, steps = WriteBack(replay), np.array([[0, 2], [1, 3]])  # steps 0 and 1 of both workers
+
+    def seen() -> list[float]:
+        return replay.stream(0)["deter"][:4, 0].tolist()
+
+    expected = [[0, 1, 2, 3], [70, 70, 2, 3], [70, 70, 71, 71]]
+    for i in range(2):
+        values = {"deter": torch.full((2, 2, 3), 70.0 + i).half(), "stoch": torch.zeros(2, 2, 2).byte()}
+        back.put(steps + 4 * i, values)
+        assert seen() == expected[i] and back.state_dict()["ids"].tolist() == (steps + 4 * i).tolist()
+    back.flush()
+    assert seen() == expected[2] and back.state_dict() == {}
 
 
 def test_many_small_numbers_are_summed_without_loss():

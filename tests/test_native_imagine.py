@@ -119,7 +119,8 @@ def test_rollout_and_step_agree(native: ModuleType, poison: list[str], core: Any
     assert_as_good_as_reference(native.rollout, "rollout", args, dtype)
     args = rssm, *make.state(5), make.normal(5, A, scale=2.0), None, make.index(5, S)
     assert_as_good_as_reference(native.imagine_step, "imagine_step", args, dtype)
-    assert torch.equal(native.imagine_step(*plain(args, dtype)).index, args[-1])
+    for index in (args[-1], args[-1].int()):
+        assert torch.equal(native.imagine_step(*plain(args[:-1], dtype), index).index, args[-1])
 
 
 def test_more_blocks_layers_and_other_widths(native: ModuleType):
@@ -219,8 +220,12 @@ def test_gradients_are_refused_with_the_remedy(native: ModuleType):
     make = Maker(11)
     rssm, _, deter, stoch, _, _, _, index, action = replay(make, make.rssm(), make.actor(), 3, 2)
     given = rssm, deter, stoch, action[:, :2], None, index
-    with pytest.raises(ValueError, match=r"native rollout has no gradient.*no_grad.*rollout=\"reference\""):
-        native.rollout(*given)
+    to_act = *plain(given[:3], torch.float32), action[:, :2].detach().requires_grad_(), None, index
+    for args in (given, to_act):
+        with pytest.raises(
+            ValueError, match=r"native rollout has no gradient.*no_grad.*rollout=\"reference\""
+        ):
+            native.rollout(*args)
     with torch.no_grad():
         assert not native.rollout(*given).deter.requires_grad
 

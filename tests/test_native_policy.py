@@ -176,7 +176,8 @@ def test_inputs_may_change_in_every_way(native: ModuleType):
     double = [*more[:4], *(x.double() for x in more[4:7]), *more[7:]]
     drawn = [*more[:8], noise, torch.rand(5, 2), None, (2, 3)]
     prepared = [*more[:6], more[6].clamp(-9), *more[7:-1], ()]
-    for case in (args, more, strided, more, double, drawn, prepared, [*more[:-1], (5,)], args):
+    turned = [*more[:6], torch._neg_view(-more[6]), *more[7:]]
+    for case in (args, more, turned, strided, more, double, drawn, prepared, [*more[:-1], (5,)], args):
         ours, theirs = native.policy_step(*case), reference.policy_step(*case)
         torch.testing.assert_close(ours[0].logit, theirs[0].logit)
         torch.testing.assert_close(ours[1], theirs[1])
@@ -264,6 +265,11 @@ def test_opcheck(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
         (1, lambda x: x._replace(latent=Categorical(S, C + 1)), "core.stoch maps 15 to 4, expected 18 to 4"),
         (1, lambda x: x._replace(post=x.post[:-1]), r"post has 2 layers that give 4, expected 3 \* 5"),
         (0, lambda x: x[::-1], r"encoder\[1\].weight has shape \[4, 5\], expected \[out, 4\]"),
+        (
+            0,
+            lambda x: (x[0], mapped(lambda p: p[:-1], x[1])),
+            "encoder gives 3 features, the posterior takes 4",
+        ),
         (3, lambda x: x[:, :-1], r"deter has shape \[3, 7\], expected \[3, 8\]"),
         (3, lambda x: x.bfloat16(), "deter is torch.bfloat16, expected torch.float32 or torch.float64"),
         (4, lambda x: x[:-1], r"stoch has shape \[2, 3, 5\], expected \[3, 3, 5\]"),

@@ -10,6 +10,8 @@ from torch import nn
 
 from fastdream.normalize import Normalize, NormConfig, Slow, SlowConfig
 
+from .dreamer_tools import DISCRETE, VECTOR, make
+
 
 @pytest.mark.parametrize("debias", [False, True])
 @pytest.mark.parametrize("impl", ["perc", "meanstd", "none"])
@@ -45,6 +47,14 @@ def test_slow_networks_move_at_the_first_update_and_every_so_many(every):
         torch.testing.assert_close(slow.weight, expected)
     assert moved == [step % every == 0 for step in range(7)] and int(moving.count) == 7
     assert not any(p.requires_grad for p in slow.parameters())
+
+
+@pytest.mark.parametrize("name", ["dreamer_v2", "dreamer_v3"])
+def test_a_slow_critic_begins_as_a_copy(name):
+    nets = make(name, VECTOR, DISCRETE).nets
+    critics = getattr(nets, "task", nets)
+    pairs = zip(critics.val.parameters(), critics.slowval.parameters(), strict=True)
+    assert all(torch.equal(fast, slow) for fast, slow in pairs)
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,11 @@ def test_the_priors_have_the_same_form_and_begin_elsewhere():
         p.numel() for p in [*agent.model.dyn.prior.parameters(), *agent.model.dyn.priorlogit.parameters()]
     )
     assert sum(p.numel() for p in agent.priors.parameters()) == (K - 1) * own
-    elsewhere = zip(agent.priors.parameters(), make(seed=1).priors.parameters(), strict=True)
-    assert not all(torch.equal(one, other) for one, other in elsewhere)
+    for seed in (0, 1):  # which alone decides, also of the priors that will be drawn
+        other = make(seed=seed)
+        pairs = zip(agent.priors.parameters(), other.priors.parameters(), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs) == (seed == 0)
+        assert (agent.rng.bit_generator.state == other.rng.bit_generator.state) == (seed == 0)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)

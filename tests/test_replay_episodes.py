@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdream.replay import Replay
+from fastdream.replay import CorruptReplay, Replay
 
 from .replay_tools import EPISODE, SPEC, fill, make, step
 
@@ -92,15 +92,22 @@ def test_saved_and_restored_it_draws_the_same(tmp_path: Path) -> None:
 
     replay, other = filled(), make(windows="ends", online=False, length=4)
     replay.sample(5)
-    other.restore(tmp_path, replay.save(tmp_path))
-    for one in (replay, other):
-        fill(one, 9, first=33)
-    assert len(replay) == len(other) > 0
-    assert np.array_equal(replay.sample(50).ids, other.sample(50).ids)
+    assert len(other) == 0  # which is known from then on, until it is restored
+    saved = replay.save(tmp_path)
+    other.restore(tmp_path, saved)
+    for first in (33, 42):
+        assert len(replay) == len(other) > 0
+        assert np.array_equal(replay.sample(50).ids, other.sample(50).ids)
+        for one in (replay, other):
+            fill(one, 9, first=first)
     stream = make(online=False, length=4)
     with pytest.raises(ValueError, match="windows was ends, is None"):
         stream.restore(tmp_path, replay.save(tmp_path))
-    assert make(windows="ends", online=False).steps == 0
+    for file in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        file.unlink()
+    with pytest.raises(CorruptReplay):
+        other.restore(tmp_path, saved)
+    assert len(other) == other.steps == 0
 
 
 def test_the_online_queue_goes_with_streams_only() -> None:
