@@ -222,9 +222,7 @@ def test_gradients_are_refused_with_the_remedy(native: ModuleType):
     given = rssm, deter, stoch, action[:, :2], None, index
     to_act = *plain(given[:3], torch.float32), action[:, :2].detach().requires_grad_(), None, index
     for args in (given, to_act):
-        with pytest.raises(
-            ValueError, match=r"native rollout has no gradient.*no_grad.*rollout=\"reference\""
-        ):
+        with pytest.raises(ValueError, match=r"native rollout has no gradient.*no_grad.*\"reference\""):
             native.rollout(*args)
     with torch.no_grad():
         assert not native.rollout(*given).deter.requires_grad

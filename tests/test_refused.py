@@ -35,8 +35,8 @@ def test_a_disk_without_place_for_the_replay(
 
 @pytest.mark.parametrize("place", ["--replay.on-disk", "--replay.no-on-disk"])
 def test_a_replay_that_holds_no_batch_leaves_no_directory(place: str, tmp_path: Path, capsys: Capture):
-    args = [*"--task dummy_vector --replay.capacity 6 --logdir".split(), str(tmp_path / "a" / "run"), place]
-    assert in_order(refused(capsys, *args), "--replay.capacity 6", "too small")
+    args = ["--task", "dummy_vector", "--logdir", str(tmp_path / "a" / "run"), place]
+    assert in_order(refused(capsys, *args, "--replay.capacity", "6"), "--replay.capacity 6", "too small")
     assert not any(tmp_path.iterdir())
 
 
