@@ -61,9 +61,9 @@ def test_what_a_failed_launch_left_is_not_saved(tmp_path: Path):
 def test_it_goes_on_from_its_carry_and_reports_from_the_beginning(tmp_path: Path):
     parts = parts_of(tiny(), tmp_path)
     fill(replay := make(length=5), 20)
-    agent: Any = CountingAgent(parts.driver.act_space)
+    agent: Any = CountingAgent(parts.driver.obs_space, parts.driver.act_space)
     agent.report = lambda carry, batch: (carry, {})
-    learner, other = (Learner(agent, replay, 2, CPU, check_every=3) for _ in range(2))
+    learner, other = (Learner(agent, replay, 2, CPU) for _ in range(2))
     learner.write_back.put = lambda *_: None  # type: ignore[method-assign]
     for _ in range(2):
         learner.request()
