@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastdream import cli, config, presets, presets_dreamer_v3
+from fastdream import cli, config, presets, presets_dreamer_v3, train
 from fastdream.agents.dreamer_v3_config import SIZES
 from fastdream.config import Config
 
@@ -73,9 +73,10 @@ def test_help_shows_every_setting_with_its_default(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("flag", ["--dreamer.lam", "--dreamer.opt.lr", "--dreamer.loss-scales.rew"])
 def test_what_is_no_number_is_no_setting(flag: str, capsys: pytest.CaptureFixture[str]):
-    """No comparison with a bound finds it."""
-    text, code = output_of(capsys, flag, "nan")
-    assert code == 2 and f"{flag} nan: it must be a number" in text
+    """No comparison with a bound finds it. Some releases of tyro leave the error to the command."""
+    with pytest.raises(SystemExit) as exit:
+        train.main([flag, "nan"])
+    assert exit.value.code == 2 and f"{flag} nan: it must be a number" in capsys.readouterr().err
 
 
 def test_short_help_fits_a_screen(capsys: pytest.CaptureFixture[str]):

@@ -30,7 +30,7 @@ ENCODED = 256  # pictures that are encoded at once
 def stream(config: Config, *key: int) -> tuple[np.random.Generator, torch.Generator]:
     """Random numbers that belong to a place in the run: for choosing rows on the host, and for noise, there too."""
     seed = np.random.SeedSequence((config.seed, *key))
-    torch_seed = int(seed.generate_state(1, np.uint64)[0] >> 1)
+    torch_seed = int(seed.generate_state(1, np.uint64)[0]) >> 1
     return np.random.default_rng(seed), torch.Generator().manual_seed(torch_seed)
 
 
