@@ -28,7 +28,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastdream
-from fastdream import agents, entry, ops
+from fastdream import agents, entry, nets, ops
 from fastdream import config as configs
 from fastdream.config import Config
 from fastdream.learner import step_spec
@@ -191,7 +191,7 @@ def learn(agent: Any, batch: int, length: int) -> None:
 def make(wanted: Mapping[str, Any]) -> Any:
     """The agent of a request on the CPU, with the ops of a GPU, in a process that pretends to have one."""
     # Fakes cannot be looked at, as to draw again what is too far out, nor moved. Nobody reads parameters here.
-    torch.nn.init.trunc_normal_ = lambda tensor, *_, **__: tensor
+    nets.truncated_ = lambda weight, generator: None
     torch.nn.Module.to = lambda self, *_, **__: self  # type: ignore[method-assign]
     spaces = [spaces_from_json(wanted[key]) for key in ("obs", "act")]
     dreamer = configs.from_dict(agents.settings(wanted["agent"]).Config, wanted["dreamer"])

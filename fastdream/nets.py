@@ -16,12 +16,30 @@ from fastdream.spaces import Spaces
 T = TypeVar("T")
 
 
+# From so many on, only the numbers that are too far out are drawn again. PyTorch draws all of them again, five times at
+# such sizes, which would take size200m most of the time before its first update.
+MANY = 1 << 20
+
+
 def trunc_normal_in_(weight: Tensor, fan_in: int, outscale: float, generator: torch.Generator | None) -> None:
     """Fill with a normal truncated at two sigma whose variance is 1 / fan_in, times `outscale`."""
     with torch.no_grad():
-        nn.init.trunc_normal_(weight, 0.0, 1.0, -2.0, 2.0, generator=generator)
+        truncated_(weight, generator)
         # 1.1368 makes up for the variance that the truncation takes away.
         weight.mul_(1.1368 * math.sqrt(1 / fan_in) * outscale)
+
+
+def truncated_(weight: Tensor, generator: torch.Generator | None) -> None:
+    """Fill with standard normal numbers from -2 to 2."""
+    if weight.numel() < MANY:
+        nn.init.trunc_normal_(weight, 0.0, 1.0, -2.0, 2.0, generator=generator)
+        return
+    flat = weight.normal_(generator=generator).view(-1)
+    outside = (flat.abs() > 2).nonzero()[:, 0]
+    while len(outside):
+        again = flat.new_empty(len(outside)).normal_(generator=generator)
+        flat[outside] = again
+        outside = outside[again.abs() > 2]
 
 
 class NormAct(nn.Module):

@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 from fastdream import ops as fd
 from fastdream.cores import BlockGRU
 from fastdream.nets import (
+    MANY,
     MLP,
     ActionDecoder,
     Children,
@@ -38,12 +39,16 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("fan_in, outscale", [(16, 1.0), (400, 0.01), (16, 0.0)])
-def test_initial_weights_have_their_variance_and_bound(fan_in: int, outscale: float) -> None:
-    weight = torch.empty(200, 400)
+@pytest.mark.parametrize("rows", [200, MANY // 400 + 1])
+def test_initial_weights_have_their_variance_and_bound(rows: int, fan_in: int, outscale: float) -> None:
+    weight = torch.empty(rows, 400)
     trunc_normal_in_(weight, fan_in, outscale, seeded())
     sigma = outscale / math.sqrt(fan_in)
     assert float(weight.std()) == pytest.approx(sigma, rel=0.02)
     assert float(weight.abs().max()) <= 2 * 1.1368 * sigma + 1e-7
+    if sigma:  # a normal truncated at two sigma has 71.5 % of its numbers within one, which is here 1.1368
+        within = (weight.abs() < 1.1368 * sigma).double().mean()
+        assert float(within) == pytest.approx(math.erf(0.5**0.5) / math.erf(2**0.5), rel=0.01)
 
 
 def test_block_weights_count_the_whole_input() -> None:
