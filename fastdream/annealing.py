@@ -20,7 +20,6 @@ class Annealed:
     """
 
     def __init__(self, text: str) -> None:
-        self.text = text
         self.form, self.numbers = _parse(text)
 
     def __call__(self, count: Tensor) -> Tensor:

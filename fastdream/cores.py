@@ -6,7 +6,7 @@ A core owns its parameters, hands them to the ops as `params`, and knows nothing
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastdream import ops as fd
 from fastdream.nets import Dense, layers_of
@@ -39,7 +39,7 @@ class BlockGRU(nn.Module):
             raise ValueError(f"deter={deter} is not divisible by blocks={blocks}; choose a multiple")
         if layers < 1:
             raise ValueError(f"the block GRU needs at least one hidden layer, got dynlayers={layers}")
-        self.ops, self.deter, self.blocks = ops, deter, blocks
+        self.deter = deter
 
         def dense(inp: int, out: int, blocks: int = 0) -> Dense:
             return Dense(ops, inp, out, norm=norm, act=act, blocks=blocks, generator=generator)
@@ -58,10 +58,6 @@ class BlockGRU(nn.Module):
         hidden = layers_of(self.dynhid)
         return fd.BlockGRU(self.dynin0.layer, self.dynin1.layer, self.dynin2.layer, hidden, self.dyngru.layer)
 
-    def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-        """One step: deter [B, D], flat stoch [B, S*C], flat action [B, A] -> deter' [B, D]."""
-        return self.ops.block_gru(self.params, deter, stoch, action)
-
 
 class LayerNormGRU(nn.Module):
     """DreamerV2's GRU: one product for all gates, LayerNorm over them, update bias -1 (Hafner et al. 2021)."""
@@ -79,17 +75,13 @@ class LayerNormGRU(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.ops, self.deter = ops, deter
+        self.deter = deter
         self.inputs = Dense(ops, stoch_width + action_width, hidden, norm=norm, act=act, generator=generator)
         self.gates = Dense(ops, hidden + deter, 3 * deter, norm="layer", eps=1e-3, generator=generator)
 
     @property
     def params(self) -> fd.LayerNormGRU:
         return fd.LayerNormGRU(self.inputs.layer, self.gates.layer)
-
-    def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-        """One step: deter [B, D], flat stoch [B, S*C], flat action [B, A] -> deter' [B, D]."""
-        return self.ops.layernorm_gru(self.params, deter, stoch, action)
 
 
 class GRU(nn.Module):
@@ -108,7 +100,7 @@ class GRU(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.ops, self.deter, self.reset_after = ops, deter, reset_after
+        self.deter, self.reset_after = deter, reset_after
         self.inputs = Dense(ops, stoch_width + action_width, hidden, act=act, generator=generator)
         self.weight_ih = nn.Parameter(torch.empty(3 * deter, hidden))
         self.weight_hh = nn.Parameter(torch.empty(3 * deter, deter))
@@ -135,7 +127,3 @@ class GRU(nn.Module):
     def params(self) -> fd.GRU:
         weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         return fd.GRU(self.inputs.layer, *weights, reset_after=self.reset_after)
-
-    def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-        """One step: deter [B, D], stoch [B, S], flat action [B, A] -> deter' [B, D]."""
-        return self.ops.gru(self.params, deter, stoch, action)

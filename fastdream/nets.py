@@ -94,7 +94,7 @@ class Dense(NormAct):
             )
         super().__init__(ops, out, norm, act, eps)
         shape = (blocks, inp // blocks, out // blocks) if blocks else (out, inp)
-        self.inp, self.out, self.blocks = inp, out, blocks
+        self.blocks = blocks
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.zeros(out)) if bias else None
         trunc_normal_in_(self.weight, inp, outscale, generator)

@@ -81,7 +81,6 @@ class ActorHeads(nn.Module):
         self.discrete: ActionKind = discrete
         self.continuous = continuous or BoundedNormal(config.min_std, config.max_std)
         self.spaces = {key: act_space[key] for key in sorted(act_space)}
-        self.width = sum(space.width for space in self.spaces.values())
         draws = {"discrete": _uniform, "vector": self.continuous.noise}
         self._draws = [
             (draws[space.kind], space.size) for space in self.spaces.values() if space.kind in draws
@@ -174,13 +173,8 @@ class ActorHeads(nn.Module):
             for key, space in self.spaces.items()
         }
 
-    def mode(self, outs: Outputs) -> Tensor:
-        """Most likely flat action [..., A]: one-hots of the largest logits and means."""
-        assert not isinstance(self.continuous, TanhNormal), "its mode has no closed form"
-        return actor_mode(outs)
-
     def likeliest(self, outs: Outputs, noise: Tensor) -> Tensor:
-        """As `mode`, where a family has none: the most likely of K draws of each key, noise [..., K, M]."""
+        """As `ops.actor_mode`, where a family has none: the most likely of K draws of each key, noise [..., K, M]."""
         assert isinstance(self.continuous, TanhNormal), self.continuous
         noises, parts = noise.split([space.size for space in self.spaces.values()], -1), []
         for out, eps in zip(outs, noises, strict=True):

@@ -43,7 +43,7 @@ class RSSM(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.ops, self.core, self.latent, self.absolute = ops, core, latent, absolute
+        self.core, self.latent, self.absolute = core, latent, absolute
         self.deter = core.deter
         self.feat_width = core.deter + latent.width
 

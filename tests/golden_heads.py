@@ -129,7 +129,7 @@ def test_policy(heads: Golden, head_ops: Ops) -> None:
     entropy = head.entropy(outs)
     assert_close({"logp": log_prob}, {"logp": sum(heads[f"pol/out/{key}/logp"] for key in spaces)})
     assert_close(entropy, {key: heads[f"pol/out/{key}/entropy"] for key in spaces})
-    modes = ActionDecoder(spaces)(head.mode(outs).detach().numpy())
+    modes = ActionDecoder(spaces)(fd.actor_mode(outs).detach().numpy())
     preds = {key: heads[f"pol/out/{key}/pred"] for key in spaces}
     assert_close({key: torch.from_numpy(mode) for key, mode in modes.items()}, preds)
     (log_prob.mean() + 0.3 * sum(e.mean() for e in entropy.values())).backward()

@@ -83,7 +83,7 @@ def check_call(golden: Golden, part: str, nets: Networks, config: Config) -> Non
     leaves["rep_value_logits"] = repl["value_logits"].requires_grad_(True)
     policy = (given["policy_mean"], given["policy_std"]), (given["policy_logits"][..., None, :],)
     action = flatten_inputs(
-        nets.act_space, {k.split("/")[1]: v for k, v in given.items() if k.startswith("act/")}
+        nets.pol.spaces, {k.split("/")[1]: v for k, v in given.items() if k.startswith("act/")}
     )
     slow = nets.val.pred(given["slowvalue_logits"])
     calls = watch_ops(nets, "lambda_return", "critic_loss") | watch_ops(nets.pol, "reinforce")

@@ -91,7 +91,7 @@ def test_rssm_core(path: Path, backend: str) -> None:
     golden, action = case.golden, case.action("core/in/action")
     assert_close({"action_flat": action}, {"action_flat": golden["core/out/action_flat"]})
     stoch = golden.tensor("core/in/stoch").flatten(-2)
-    deter = case.rssm.core(golden.tensor("core/in/deter"), stoch, action)
+    deter = case.ops.block_gru(case.rssm.core.params, golden.tensor("core/in/deter"), stoch, action)
     assert_close({"deter": deter}, {"deter": golden["core/out/deter"]})
 
 

@@ -132,7 +132,7 @@ def test_a_policy_of_each_family_draws_by_its_own_rule() -> None:
             torch.testing.assert_close(std, 2 * (raw_std / 2).sigmoid() + 0.2)
             assert (noise >= 0).all() and (noise < 1).all()
             expected = reference.trunc_normal_sample(mean, std, noise[:, 1:])
-            assert torch.equal(pol.mode(outs)[:, 3:], mean)
+            assert torch.equal(fd.actor_mode(outs)[:, 3:], mean)
             low, high = pol.entropy_range()["turn"]
             assert (low < pol.entropy(outs)["turn"]).all() and (pol.entropy(outs)["turn"] < high).all()
         else:

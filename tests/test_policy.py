@@ -36,7 +36,7 @@ def sample(pol: ActorHeads, feat: Tensor, seed: int = 1) -> Tensor:
 
 def test_keys_are_sorted_and_parameters_carry_their_names() -> None:
     pol = policy()
-    assert list(pol.spaces) == ["button", "grip", "jump", "turn"] and pol.width == 12 + 1 + 2 + 2
+    assert list(pol.spaces) == ["button", "grip", "jump", "turn"]
     assert [head.kind for head in pol.params.heads] == ["categorical", "bounded_normal"] * 2
     names = [name for name, _ in pol.named_parameters() if name.endswith("weight") and "head" in name]
     outs = ["button.logits", "grip.mean", "grip.stddev", "jump.logits", "turn.mean", "turn.stddev"]
@@ -48,7 +48,7 @@ def test_log_probability_and_entropy_are_those_of_torch(batch: tuple[int, ...]) 
     pol, feat = policy(unimix=0.1), torch.randn(*batch, FEAT)
     outs, flat = pol(feat), sample(pol, feat)
     action, entropy = ActionDecoder(ACT)(flat.detach().numpy()), pol.entropy(outs)
-    assert flat.shape == (*batch, pol.width)
+    assert flat.shape == (*batch, 12 + 1 + 2 + 2)
     expected = torch.zeros(batch)
     for (key, space), out in zip(pol.spaces.items(), outs, strict=True):
         value = torch.from_numpy(action[key]).reshape(*batch, -1)
@@ -109,7 +109,7 @@ def test_score_function_gradient_has_zero_mean() -> None:
 def test_mode_is_the_most_likely_action() -> None:
     pol, feat = policy(), torch.randn(6, FEAT)
     outs = pol(feat)
-    best = pol.log_prob(outs, pol.mode(outs))
+    best = pol.log_prob(outs, fd.actor_mode(outs))
     for seed in range(5):
         assert bool((pol.log_prob(outs, sample(pol, feat, seed)) <= best + 1e-5).all())
 

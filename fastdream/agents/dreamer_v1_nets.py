@@ -106,7 +106,7 @@ class Networks(nn.Module):
         self, obs_space: Spaces, act_space: Spaces, config: Config, ops: Ops, dtype: torch.dtype, seed: int
     ) -> None:
         super().__init__()
-        self.ops, self.config, self.act_space, self.dtype = ops, config, act_space, dtype
+        self.ops, self.config = ops, config
         generator = torch.Generator().manual_seed(seed)
         self.action_width = sum(space.width for space in act_space.values())
         self.model = WorldModel(ops, obs_space, self.action_width, config, dtype, generator)

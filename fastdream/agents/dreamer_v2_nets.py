@@ -65,7 +65,7 @@ class WorldModel(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.ops, self.config, cfg = ops, config, config.dyn
+        self.config, cfg = config, config.dyn
         self.latent: Latent = (
             Categorical(ops, cfg.stoch, cfg.classes, unimix=0.0)
             if cfg.classes
@@ -122,7 +122,7 @@ class Networks(nn.Module):
         self, obs_space: Spaces, act_space: Spaces, config: Config, ops: Ops, dtype: torch.dtype, seed: int
     ) -> None:
         super().__init__()
-        self.ops, self.config, self.act_space, self.dtype = ops, config, act_space, dtype
+        self.ops, self.config = ops, config
         generator = torch.Generator().manual_seed(seed)
         self.action_width = sum(space.width for space in act_space.values())
         self.model = WorldModel(ops, obs_space, self.action_width, config, dtype, generator)
