@@ -25,9 +25,9 @@ import torch
 from fastdream.agents import STAGED
 from fastdream.build import environment, in_processes
 from fastdream.config import Config
-from fastdream.evaluate import Scores, evaluate
 from fastdream.recording import Recording
 from fastdream.restore import load_agent
+from fastdream.scores import Scores, evaluate
 from fastdream.stages.collect import RandomActions, recording_spec
 from fastdream.stages.evolve import Dreams, Evolve
 from fastdream.stages.fit import Latents

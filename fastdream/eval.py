@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from fastdream import cli, curves, entry, evaluate, rundir, video
+from fastdream import cli, curves, entry, rundir, scores, video
 from fastdream import config as configs
 from fastdream.build import Agent, environment, in_processes, scored
 from fastdream.checkpoint import Loaded
@@ -128,7 +128,7 @@ def run(command: Command) -> None:
     with redirect_stdout(sys.stderr), Stop() as stop:
         config = playing(config, command.task, agent, command.suite)
         set_up(config)
-        result = evaluate.evaluate(
+        result = scores.evaluate(
             agent,
             environment(config),
             command.episodes,
@@ -213,9 +213,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def videos(
-    logdir: Path, step: int, result: evaluate.Scores, pictures: Mapping[str, np.ndarray]
-) -> list[Path]:
+def videos(logdir: Path, step: int, result: scores.Scores, pictures: Mapping[str, np.ndarray]) -> list[Path]:
     """Write the episode's clip, and what `open_loop` gave: clips of images, curves of vectors."""
     folder = logdir / "media"
     folder.mkdir(exist_ok=True)

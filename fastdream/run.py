@@ -13,13 +13,13 @@ from fastdream.checkpoint import KEPT, Loaded
 from fastdream.config import Config
 from fastdream.driver import Driver, Voice, no_actions, random_actions
 from fastdream.envs.base import EnvError
-from fastdream.evaluate import Scores, evaluated
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import Learner
 from fastdream.offline import Updates
 from fastdream.replay import Replay
 from fastdream.replay_store import Array
 from fastdream.schedule import EverySeconds, EverySteps, Ratio, Stop
+from fastdream.scores import Scores, evaluate_run
 
 
 class EnvironmentFailed(RuntimeError):
@@ -237,7 +237,7 @@ class Training:
         if not self.config.task:
             return Scores()
         with self.saved_if_environments_fail():
-            return evaluated(self.config, self.parts, episodes, self.voice, stop)
+            return evaluate_run(self.config, self.parts, episodes, self.voice, stop)
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint, unless it is there, as when a run that is done is resumed; NonFinite if a loss is not."""

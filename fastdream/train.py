@@ -28,7 +28,6 @@ from fastdream.build import (
 from fastdream.config import Config
 from fastdream.datasets import Recorded
 from fastdream.driver import Driver, Voice
-from fastdream.evaluate import counted
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import Agent, NonFinite
 from fastdream.offline import dataset_replay, recorded, refuse_other_data
@@ -37,6 +36,7 @@ from fastdream.replay import Replay
 from fastdream.run import EnvironmentFailed, Training, loop_of
 from fastdream.rundir import RunLock, StorageError
 from fastdream.schedule import Stop
+from fastdream.scores import counted
 from fastdream.spaces import spaces_from_json, spaces_to_json
 from fastdream.summary import header, memory, served, spoken
 

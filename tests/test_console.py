@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdream.console import Console, can_be_live, rows, sparkline
-from fastdream.evaluate import Scores
 from fastdream.progress import Goal, Progress, Trend, duration, number, tenths
+from fastdream.scores import Scores
 
 GOAL = Goal("gym_CartPole-v1", 1000, 0, "cpu", "runs/x", "native: 1, reference: 21")
 

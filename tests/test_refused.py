@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from fastdream import agents, train
+from fastdream import agents, scores, train
 from fastdream import eval as evaluation
-from fastdream import evaluate as evaluating
 from fastdream.checkpoint import Checkpoint
-from fastdream.evaluate import Scores
-from fastdream.evaluate import evaluate as real_evaluate
 from fastdream.schedule import Stop
+from fastdream.scores import Scores
+from fastdream.scores import evaluate as real_evaluate
 
 from . import run_tools
 from .run_tools import tiny
@@ -122,7 +121,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> None:
         stop.reason = "SIGINT"
         return Scores(result.scores[:1], result.lengths[:1])
 
-    monkeypatch.setattr(evaluating, "evaluate", evaluate)
+    monkeypatch.setattr(scores, "evaluate", evaluate)
 
 
 def test_an_evaluation_that_was_stopped_is_no_score(

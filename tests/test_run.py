@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from fastdream.envs.base import Wrapper
 from fastdream.eval import Command
-from fastdream.evaluate import evaluate
 from fastdream.learner import NonFinite
 from fastdream.run import Training
 from fastdream.schedule import EverySteps, Ratio, Stop
+from fastdream.scores import evaluate
 
 from .run_tools import CountingAgent, parts_of, tiny, train
 
@@ -185,7 +185,7 @@ def test_evaluation_plays_exactly_the_episodes_asked_for(tmp_path: Path, episode
 
 def test_a_run_is_evaluated_in_the_episodes_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     training, seeds = train(tiny(steps=20), tmp_path), []
-    monkeypatch.setattr("fastdream.evaluate.evaluate", lambda *_, seed, **__: seeds.append(seed))
+    monkeypatch.setattr("fastdream.scores.evaluate", lambda *_, seed, **__: seeds.append(seed))
     training.evaluate(1)
     assert seeds == [Command().seed] != [training.config.seed]
 
@@ -243,7 +243,7 @@ def test_evaluation_tells_of_episodes_that_do_not_end(
     patience: int,
     told: bool,
 ):
-    monkeypatch.setattr("fastdream.evaluate.PATIENCE", patience)
+    monkeypatch.setattr("fastdream.scores.PATIENCE", patience)
     parts = parts_of(tiny(), tmp_path)
     evaluate(parts.agent, parts.make_env, 2, count=1, task="dummy_vector")
     words = [str(w.message) for w in recwarn if "without an episode's end" in str(w.message)]

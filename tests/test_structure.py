@@ -57,7 +57,7 @@ LAYERS = {
         "build",
         "learner",
         "replay_device",
-        "evaluate",
+        "scores",
         "restore",
     },
 }

@@ -48,7 +48,7 @@ class Vision(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [N, 64, 64, C] -> mean and log variance of z, [N, Z] each."""
-        x = self.down(pixels(image).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1)
+        x = self.down(unit_pixels(image).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1)
         return self.mean(x), self.logvar(x)
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -63,13 +63,13 @@ class Vision(nn.Module):
         Returns the mean over pictures, and metrics.
         """
         mean, logvar = self.encode(image)
-        error = (self.decode(draw(mean, logvar, noise)) - pixels(image)).square().sum((1, 2, 3)).mean()
+        error = (self.decode(draw(mean, logvar, noise)) - unit_pixels(image)).square().sum((1, 2, 3)).mean()
         kl = -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(-1)
         loss = error + kl.clamp_min(self.tolerance).mean()
         return loss, {"loss": loss, "error": error, "kl": kl.mean()}
 
 
-def pixels(image: Tensor) -> Tensor:
+def unit_pixels(image: Tensor) -> Tensor:
     """uint8 -> values in [0, 1]."""
     return image.float() / 255
 

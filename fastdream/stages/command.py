@@ -16,7 +16,6 @@ from fastdream.build import Parts, choose_device, make_agent, make_parts
 from fastdream.config import Config
 from fastdream.driver import Driver, Voice
 from fastdream.envs.base import EnvError
-from fastdream.evaluate import counted
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import Agent, NonFinite
 from fastdream.recording import Recording
@@ -24,6 +23,7 @@ from fastdream.replay import Replay
 from fastdream.run import EnvironmentFailed
 from fastdream.rundir import RunLock
 from fastdream.schedule import Stop
+from fastdream.scores import counted
 from fastdream.stages.collect import Collect, recording_spec
 from fastdream.stages.fit import Encode, FitMemory, FitVision, Latents
 from fastdream.stages.session import Session, Stage

@@ -22,7 +22,7 @@ from fastdream.config import Config
 from fastdream.learner import Metrics
 from fastdream.recording import Recording
 from fastdream.replay_store import Array
-from fastdream.stages.replayed import replayed
+from fastdream.stages.graphed import graphed
 
 ENCODED = 256  # pictures that are encoded at once
 
@@ -45,7 +45,7 @@ class FitVision:
             dict(agent.vision.named_parameters()), AdamConfig(self.settings.lr, clip=0.0, eps=1e-8)
         )
         self.losses = Metrics()
-        self.updated = replayed(self.update, agent.vision, self.opt, agent.device)
+        self.updated = graphed(self.update, agent.vision, self.opt, agent.device)
 
     def advance(self) -> None:
         """One update."""
@@ -200,7 +200,7 @@ class FitMemory:
             dict(agent.memory.named_parameters()), AdamConfig(self.settings.lr, clip=0.0, eps=1e-8)
         )
         self.losses = Metrics()
-        self.updated = replayed(self.update, agent.memory, self.opt, agent.device)
+        self.updated = graphed(self.update, agent.memory, self.opt, agent.device)
         self._order: tuple[int, Array] = -1, np.zeros(0, int)
 
     @cached_property

@@ -9,10 +9,10 @@ from fastdream.build import Parts
 from fastdream.checkpoint import Loaded
 from fastdream.config import Config
 from fastdream.driver import Driver, Voice
-from fastdream.evaluate import Scores, evaluated
 from fastdream.progress import Goal
 from fastdream.recording import Recording
 from fastdream.schedule import EverySeconds, Stop
+from fastdream.scores import Scores, evaluate_run
 from fastdream.stages import pictures
 from fastdream.stages.collect import Collect
 from fastdream.stages.evolve import Dreams, Evolve, Races
@@ -159,7 +159,7 @@ class Session:
 
     def evaluate(self, stop: Stop) -> Scores:
         """Episodes in the real environment, on environments of their own."""
-        return evaluated(self.config, self.parts, self.config.eval.final_episodes, self.voice, stop)
+        return evaluate_run(self.config, self.parts, self.config.eval.final_episodes, self.voice, stop)
 
     def save(self, score: float | None = None) -> None:
         """Write a checkpoint, unless a loss is not finite: then raise NonFinite."""

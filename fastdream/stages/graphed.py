@@ -1,4 +1,4 @@
-"""Updates of V and M on a GPU: recorded as CUDA graphs, for they are thousands of small launches."""
+"""Updates of V and M as CUDA graphs on a GPU, for they are thousands of small launches."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,7 +32,7 @@ def recorder_for(device: torch.device) -> Recorder | None:
     return CudaGraphs(device) if device.type == "cuda" else None
 
 
-def replayed(
+def graphed(
     update: Callable[..., Results], module: nn.Module, opt: Adam, device: torch.device
 ) -> Callable[..., Results]:
     """An update, dictionaries of tensors to such, that is recorded where that is possible."""

@@ -1,4 +1,4 @@
-"""The loop that only evaluates an agent."""
+"""Scores of an agent: the loop that only plays, and what it came to."""
 
 import math
 import warnings
@@ -117,7 +117,7 @@ def evaluate(
     return result
 
 
-def evaluated(config: Config, parts: Parts, episodes: int, voice: Voice, stop: Stop | None) -> Scores:
+def evaluate_run(config: Config, parts: Parts, episodes: int, voice: Voice, stop: Stop | None) -> Scores:
     """Episodes of a run's agent as its settings want them, on environments and with random numbers of their own."""
     return evaluate(
         parts.agent,
