@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -46,10 +45,8 @@ def resolve(
     presets = known.PRESETS
     # Without a task or a preset, what trains soonest.
     preset = preset or (preset_of(task, agent) if task else next(iter(presets)))
-    if preset not in presets:
-        raise ValueError(f"unknown preset {preset!r}: {nearest(preset, presets, 'preset')}")
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}: {nearest(variant, VARIANTS, 'variant')}")
+    agents.refuse_unknown("preset", preset, presets)
+    agents.refuse_unknown("variant", variant, VARIANTS)
     config = presets[preset]()
     if variant == "nature2024":
         if agent != "dreamer_v3":
@@ -60,8 +57,7 @@ def resolve(
     # What is learned from a dataset has a task only where it is to be evaluated.
     task = task if dataset else task or config.task
     config = replace(config, preset=preset, task=task, dataset=dataset, size=size or config.size)
-    if config.size not in settings.SIZES:
-        raise ValueError(f"unknown size {config.size!r}: {nearest(config.size, settings.SIZES, 'size')}")
+    agents.refuse_unknown("size", config.size, settings.SIZES)
     options = suite_options(config.task, known.OPTIONS.get((preset, variant), {}))
     return replace(config, suite=options, dreamer=settings.size(config.dreamer, config.size))
 
@@ -76,14 +72,6 @@ def suite_options(task: str, changes: Mapping[str, Any]) -> Any:
     kind_of_options = options_of(task)
     known = {field.name for field in fields(kind_of_options)}
     return kind_of_options(**{k: v for k, v in changes.items() if k in known})
-
-
-def nearest(name: str, known: Any, what: str) -> str:
-    """'did you mean ...?' with the nearest known name, or the list of all."""
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return (
-        f"did you mean {close[0]!r}?" if close else f"there is no such {what}; known are {', '.join(known)}"
-    )
 
 
 def describe(agent: str = "dreamer_v3") -> str:

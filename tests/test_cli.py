@@ -187,7 +187,7 @@ def test_other_numbers_of_steps_are_refused(text: str, capsys: pytest.CaptureFix
         (["--preset", "atarii"], "unknown preset 'atarii': did you mean 'atari'"),
         (["--preset", "dmlab"], "unknown task 'dmlab_explore_goal_locations_small'"),
         (["--size", "13m"], "unknown size '13m': did you mean '1"),
-        (["--size", "giant"], "known are debug, tiny, 1m, 12m"),
+        (["--size", "giant"], "there are debug, tiny, 1m, 12m"),
         (["--variant", "nature"], "unknown variant 'nature': did you mean 'nature2024'"),
     ],
 )

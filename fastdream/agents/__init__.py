@@ -12,6 +12,7 @@ actions with finite bounds in [-1, 1].
 
 import difflib
 import importlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,16 @@ def settings(name: str) -> Any:
 
 
 def _entry(name: str) -> tuple[str, str]:
-    if name not in AGENTS:
-        close = difflib.get_close_matches(name, AGENTS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(AGENTS)}"
-        raise ValueError(f"unknown agent {name!r}: {hint}")
+    refuse_unknown("agent", name, AGENTS)
     return AGENTS[name]
+
+
+def refuse_unknown(what: str, name: str, known: Collection[str]) -> None:
+    """ValueError for a name of nothing that there is, with the nearest one, or with all where none is near."""
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+        raise ValueError(f"unknown {what} {name!r}: {hint}")
 
 
 def load(logdir: str | Path, device: str = "cpu", checkpoint: str = "last") -> Any:
