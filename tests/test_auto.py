@@ -1,6 +1,7 @@
 """Which backend takes a call under "auto": by dtype, by kind of model, by gradients, by size."""
 
 from collections.abc import Callable
+from inspect import getdoc, signature
 from typing import Any, get_args
 
 import pytest
@@ -241,8 +242,9 @@ def test_says_what_it_computes(native: Any):
     """help(table.mlp) is that of the op."""
     for op in auto.RULES:
         if op in ops.OPS:
-            chosen = getattr(ops.load(), op)
-            assert chosen.__name__ == op and chosen.__doc__ == getattr(reference, op).__doc__
+            chosen, plain = getattr(ops.load(), op), getattr(reference, op)
+            words = f"{op}{signature(plain)}\n\n{getdoc(plain)}"
+            assert chosen.__name__ == op and signature(chosen) == signature(plain) and chosen.__doc__ == words
 
 
 def test_compiles_as_one_graph(native: Any):

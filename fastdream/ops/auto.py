@@ -6,7 +6,7 @@ loses: a few numbers, for which telling torch of a call takes longer than the ar
 
 from collections.abc import Callable
 from functools import partial, update_wrapper
-from inspect import signature
+from inspect import getdoc, signature
 from typing import Any, NamedTuple
 
 import torch
@@ -71,6 +71,9 @@ def route(
     # Not a function in this one: an agent has it and may be pickled.
     routed = partial(_routed, ours, reference, at, serves, name, limits.precisions, least)
     update_wrapper(routed, reference)  # whose signature and words it has
+    if not isinstance(reference, partial):  # which has said it
+        # Of a partial help() shows no arguments.
+        routed.__doc__ = f"{op}{signature(reference)}\n\n{getdoc(reference)}"
     if op not in limits.rules:
         return routed, ""
     turned_down = limits.but, but, f"less than {least} elements" if least else ""
