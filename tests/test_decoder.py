@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ def state(*batch: int) -> tuple[Tensor, Tensor]:
     return torch.randn(*batch, D), torch.randn(*batch, S)
 
 
+def blank(*batch: int) -> dict[str, Tensor]:
+    """An observation that is all zeros."""
+    return {k: torch.from_numpy(np.zeros((*batch, *s.shape), s.dtype)) for k, s in SPACES.items()}
+
+
 @pytest.mark.parametrize("batch", [(3,), (2, 3)])
 def test_outputs_have_the_shapes_of_the_observations(batch: tuple[int, ...]) -> None:
     dec = decoder()
@@ -39,7 +45,7 @@ def test_outputs_have_the_shapes_of_the_observations(batch: tuple[int, ...]) -> 
     assert {key: x.shape for key, x in outputs.items()} == {k: (*batch, *s) for k, s in shapes.items()}
     preds = dec.pred(outputs)
     assert {key: x.shape for key, x in preds.items()} == {k: (*batch, *s.shape) for k, s in SPACES.items()}
-    obs = {key: torch.zeros((*batch, *space.shape)) for key, space in SPACES.items()}
+    obs = blank(*batch)
     assert all(loss.shape == batch for loss in dec.loss(outputs, obs).values())
 
 
@@ -81,7 +87,7 @@ def test_blocks_of_the_deterministic_state_fill_their_own_channels() -> None:
 
 
 def test_losses_are_sums_over_the_entry() -> None:
-    dec, obs = decoder(), {key: torch.zeros((1, *space.shape)) for key, space in SPACES.items()}
+    dec, obs = decoder(), blank(1)
     obs["cam"] += 255
     obs["type"] += math.expm1(2)
     outputs = {key: torch.zeros((1, *space.shape)) for key, space in SPACES.items()}
@@ -118,7 +124,7 @@ def test_plain_vectors_without_symlog() -> None:
 def test_half_precision_losses_are_float32() -> None:
     dec, (deter, stoch) = decoder(), state(2)
     outputs = dec(deter.bfloat16(), stoch.bfloat16())
-    obs = {key: torch.zeros((2, *space.shape)) for key, space in SPACES.items()}
+    obs = blank(2)
     assert {x.dtype for x in outputs.values()} == {torch.bfloat16}
     full = dec.loss(dec(deter, stoch), obs)
     for key, loss in dec.loss(outputs, obs).items():

@@ -84,6 +84,12 @@ def test_loss_of_an_image_by_hand() -> None:
     assert float(loss) == pytest.approx(0.3**2 + 1, abs=1e-6)
 
 
+def test_loss_of_what_is_no_stored_image_is_refused() -> None:
+    """Floats from 0 to 1 would be taken for black."""
+    with pytest.raises(ValueError, match=r"an image is torch.float32 \[4, 6, 3\], expected torch.uint8"):
+        reference.image_loss(torch.zeros(4, 6, 3), torch.rand(4, 6, 3))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_reference_gradients(name: str) -> None:
     def op(*args: Tensor) -> Tensor:

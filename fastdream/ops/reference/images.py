@@ -23,12 +23,17 @@ def conv_same(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return match(F.conv2d(x, weight, bias, padding=padding), x.dtype)
 
 
-def pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images, uint8 [..., H, W, C], as values from -0.5 to 0.5 [N, H, W, C] in `dtype`. ValueError for others."""
+def check_stored(x: Tensor) -> None:
+    """ValueError for images that are not as they are stored: floats from 0 to 1 would be taken for black."""
     if x.dtype != torch.uint8:
         raise ValueError(
             f"an image is {x.dtype} {list(x.shape)}, expected torch.uint8 [..., H, W, C] from 0 to 255"
         )
+
+
+def pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images, uint8 [..., H, W, C], as values from -0.5 to 0.5 [N, H, W, C] in `dtype`."""
+    check_stored(x)
     return x.reshape(-1, *x.shape[-3:]).to(dtype).div_(255).sub_(0.5)
 
 
@@ -123,8 +128,9 @@ def phase_weight(weight: Tensor, taps: Tensor) -> Tensor:
 def image_loss(x: Tensor, target: Tensor) -> Tensor:
     """Squared error of an image with values in [0, 1], summed over its pixels and colours.
 
-    x [..., H, W, C] before the sigmoid, target the same shape in 0 to 255, of any type; it gets no gradient. Returns
-    [...] in float32, or float64 where x is.
+    x [..., H, W, C] before the sigmoid, target of the same shape as images are stored, uint8 from 0 to 255. Returns
+    [...] in float32, or float64 where x is. Raises ValueError for a target of another type.
     """
+    check_stored(target)
     # The target is read as it is: a copy in float32 would be four times as large.
-    return torch.sub(upcast(x).sigmoid(), target.detach(), alpha=1 / 255).square().sum((-3, -2, -1))
+    return torch.sub(upcast(x).sigmoid(), target, alpha=1 / 255).square().sum((-3, -2, -1))

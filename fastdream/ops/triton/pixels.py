@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdream.ops.reference.images import check_stored
 from fastdream.ops.triton.library import (
     check_floats,
     check_shape,
@@ -81,6 +82,7 @@ def _fake(x: Tensor, target: Tensor) -> Tensor:
     if x.dim() < 3:
         raise ValueError(f"image_loss: x has shape {list(x.shape)}, expected [..., H, W, C]")
     check_shape("image_loss", "target", target, *x.shape)
+    check_stored(target)
     return x.new_empty(x.shape[:-3], dtype=torch.float32)
 
 
