@@ -26,6 +26,11 @@ def same_draws(seed: int = 0) -> Iterator[None]:
         yield
 
 
+def wanting(*shape: int) -> Tensor:
+    """Normal numbers that want a gradient."""
+    return torch.randn(shape).requires_grad_()
+
+
 def randomized(module: nn.Module, seed: int = 0) -> Any:
     """With small random parameters everywhere, that gradients reach."""
     stream = torch.Generator().manual_seed(seed)

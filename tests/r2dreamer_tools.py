@@ -60,10 +60,6 @@ def check_alike(
     assert getattr(owner, name) is stock
 
 
-def wanting(*shape: int) -> Tensor:
-    return torch.randn(shape).requires_grad_()
-
-
 def config(**changes: Any) -> SimpleNamespace:
     sizes = {"stoch": S, "deter": D, "hidden": 6, "discrete": K, "blocks": 2, "unimix_ratio": 0.01}
     layers = {"obs_layers": 1, "img_layers": 2, "dyn_layers": 2}

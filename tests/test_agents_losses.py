@@ -11,11 +11,11 @@ from fastdream.config import Config
 from fastdream.stages.session import Session
 
 from .dataset_tools import episode, save_npz
+from .stages_tools import StopIn, opened
+from .stages_tools import tiny as staged_settings
 from .test_offline import Run
 from .test_offline import settings as offline_settings
 from .test_resume import Losses
-from .test_stages import StopIn, opened
-from .test_stages import tiny as staged_settings
 
 replace = dataclasses.replace
 

@@ -35,10 +35,7 @@ for state in states:
 sys.stdout.buffer.write(pickle.dumps(means))
 """
 
-
-@pytest.fixture(autouse=True)
-def _package() -> None:
-    pytest.importorskip("cma", reason="what evolution is done by")
+pytest.importorskip("cma", reason="what evolution is done by")
 
 
 def climb(evolution: Evolution, generations: int) -> np.ndarray:

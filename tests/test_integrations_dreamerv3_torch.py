@@ -12,14 +12,11 @@ from fastdream.integrations import dreamerv3_torch
 
 from .dreamerv3_torch_tools import A, B, C, D, E, S, T
 from .dreamerv3_torch_tools import peer as fixture
+from .integration_tools import wanting
 from .standin_tools import assert_as_good, drawn, randomized, replayed
 
 peer = fixture
 ROWS, HORIZON = 6, 5
-
-
-def wanting(*shape: int) -> Tensor:
-    return torch.randn(shape).requires_grad_()
 
 
 def onehots(*shape: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdream.integrations import r2dreamer
 from fastdream.ops import twohot_bins
 
-from .integration_tools import randomized
+from .integration_tools import randomized, wanting
 from .r2dreamer_tools import (
     HEADS,
     NAMES,
@@ -26,7 +26,6 @@ from .r2dreamer_tools import (
     config,
     onehots,
     rssm,
-    wanting,
 )
 
 

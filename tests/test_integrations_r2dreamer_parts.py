@@ -11,8 +11,8 @@ from torch import Tensor
 from fastdream.integrations import r2dreamer
 from fastdream.ops import twohot_bins
 
-from .integration_tools import assert_as_good, randomized
-from .r2dreamer_tools import B, D, K, S, T, actor, check_alike, config, onehots, rssm, wanting
+from .integration_tools import assert_as_good, randomized, wanting
+from .r2dreamer_tools import B, D, K, S, T, actor, check_alike, config, onehots, rssm
 
 
 @pytest.mark.parametrize("free", [0.0, 1.0, 100.0])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastdream.integrations import sheeprl
 
+from .integration_tools import wanting
 from .sheeprl_peer_tools import peer as fixture
 from .sheeprl_peer_tools import unrolled
 from .sheeprl_tools import A, B, C, D, E, H, S, T, dense
@@ -18,10 +19,6 @@ from .standin_tools import assert_as_good, drawn, randomized, replayed
 peer = fixture
 KINDS = "v2", "v3", "v3_5"
 HORIZON, ROWS = 4, 6
-
-
-def wanting(*shape: int) -> Tensor:
-    return torch.randn(shape).requires_grad_()
 
 
 def flags(*times: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastdream.integrations import torchrl as integration
 
-from .integration_tools import assert_as_good, randomized
+from .integration_tools import assert_as_good, randomized, wanting
 
 PEERS = Path(__file__).parents[1] / "benchmarks" / "peers"
 B, T, D, S, K, A, E = 3, 5, 16, 3, 4, 2, 7
@@ -43,10 +43,6 @@ def check_alike(owner: Any, name: str, module: nn.Module, *inputs: Any) -> None:
         assert ours is not stock
         assert_as_good(stock, ours, module, inputs)
     assert getattr(owner, name) is stock
-
-
-def wanting(*shape: int) -> Tensor:
-    return torch.randn(shape).requires_grad_()
 
 
 def onehots(*lead: int) -> Tensor:

@@ -28,10 +28,7 @@ from .test_resume import equal
 
 COMMAND = ["--agent", "world_models", "--task", "dummy_image", "--env.parallel", "no"]
 
-
-@pytest.fixture(autouse=True)
-def _package() -> None:
-    pytest.importorskip("cma", reason="what the last stage is done by")
+pytest.importorskip("cma", reason="what the last stage is done by")
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -16,10 +16,7 @@ from fastdream.stages.session import Session
 
 from .stages_tools import StopIn, opened, run, tiny
 
-
-@pytest.fixture(autouse=True)
-def _package() -> None:
-    pytest.importorskip("cma", reason="what the last stage is done by")
+pytest.importorskip("cma", reason="what the last stage is done by")
 
 
 def encode_on(config: Config, folder: Path) -> list[int]:

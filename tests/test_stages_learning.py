@@ -15,10 +15,7 @@ from fastdream.stages.session import Session
 
 from .stages_tools import StopIn, opened, run, tiny
 
-
-@pytest.fixture(autouse=True)
-def _package() -> None:
-    pytest.importorskip("cma", reason="what the last stage is done by")
+pytest.importorskip("cma", reason="what the last stage is done by")
 
 
 def test_memory_forgets_between_passes_and_learns_in_small_and_falling_steps(tmp_path: Path):

@@ -12,10 +12,7 @@ from fastdream.train import describe
 
 from .stages_tools import StopIn, opened, run, tiny
 
-
-@pytest.fixture(autouse=True)
-def _package() -> None:
-    pytest.importorskip("cma", reason="what the last stage is done by")
+pytest.importorskip("cma", reason="what the last stage is done by")
 
 
 def test_looking_at_a_run_that_records_leaves_its_rollouts_alone(tmp_path: Path):

@@ -20,10 +20,7 @@ from .test_resume import equal
 
 KEYS = ("mean", "best", "sigma", "test")
 
-
-@pytest.fixture(autouse=True)
-def _package() -> None:
-    pytest.importorskip("cma", reason="what the last stage is done by")
+pytest.importorskip("cma", reason="what the last stage is done by")
 
 
 def test_evolution_in_the_environment(tmp_path: Path):
