@@ -83,7 +83,7 @@ class Dreamer(ABC):
 
         obs     observation keys and is_first, [n, ...].
         mode    "sample" draws from the policy and explores; "mode" takes what it holds most likely: the most likely
-                class, the mean. The official codes evaluate with "mode", but DreamerV3's, which draws there, too.
+                class, the mean. The official codes evaluate with "mode", except DreamerV3's, which draws there, too.
         Returns the next carry, actions [n, ...] by key, and what `latent_spec` names for replay.
         """
         if mode not in ("sample", "mode"):

@@ -150,7 +150,7 @@ class RegressionHead(_Head):
         return unit_normal_loss(out, target.detach().to(out.dtype), len(self.shape))
 
 
-class Outputs(Protocol):
+class AnyHead(Protocol):
     """A head, of one output or of several: layers on the features, and what becomes of what these give."""
 
     @property
@@ -160,7 +160,7 @@ class Outputs(Protocol):
 
 
 def outputs_at(
-    ops: Ops, feat: Tensor | Feat, learned: Sequence[Outputs], others: Sequence[Outputs]
+    ops: Ops, feat: Tensor | Feat, learned: Sequence[AnyHead], others: Sequence[AnyHead]
 ) -> tuple[list[Any], list[Any]]:
     """Raw outputs of several heads at the same features, in one call: those that learn, and those without gradient."""
     nets = [*(head.layers for head in learned), *(frozen(head.layers) for head in others)]

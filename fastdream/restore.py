@@ -31,7 +31,7 @@ def load_agent(logdir: Path, device: str = "cpu", which: str = "last") -> tuple[
     if loaded is None:
         raise CheckpointError(f"{logdir} holds no checkpoint yet")
     place, _ = choose_device(device)
-    settings = served(settings, place)
+    settings = suited(settings, place)
     agent = make_agent(settings, spaces_from_json(spaces["obs"]), spaces_from_json(spaces["act"]), place)
     try:
         agent.load_state_dict(loaded.tree["agent"])
@@ -46,7 +46,7 @@ def load_agent(logdir: Path, device: str = "cpu", which: str = "last") -> tuple[
     return agent, settings, loaded
 
 
-def served(settings: Config, device: torch.device) -> Config:
+def suited(settings: Config, device: torch.device) -> Config:
     """The settings without what they ask of a GPU, kernels and graphs, where the agent is to act without one."""
     if device.type == "cuda":
         return settings

@@ -2,10 +2,10 @@
 
 Read from `update` downwards, it is the paper: the actor climbs the gradient of imagined returns, which flows through
 rewards, values, dynamics and actions, all three losses come from one forward pass, and each has its own optimiser.
-What can be told apart from the official code: updates are spread evenly over steps; the noise of latents is drawn for
-every sequence and every dream, not once for all of them; no dream counts that begins where an episode has ended,
-which its sequences, of one episode each, have at their ends alone; and the actor's output begins as two matrices, of
-means and of deviations, where theirs is one, whose Glorot limit is 0.7 % lower (6 actions).
+What differs from the official code: updates are spread evenly over steps; the noise of latents is drawn for every
+sequence and every dream, not once for all of them; dreams that begin where an episode has ended do not count (its
+sequences are of one episode each, and end there); and the actor's output begins as two matrices, of means and of
+deviations, where theirs is one, whose Glorot limit is 0.7 % lower (6 actions).
 """
 
 from collections.abc import Mapping

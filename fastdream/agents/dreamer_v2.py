@@ -1,8 +1,8 @@
 """DreamerV2: mastering Atari with discrete world models (Hafner et al., ICLR 2021).
 
 Read from `update` downwards, it is the paper: the world model learns first, then actor and critic in the dreams of
-the model that has just learned. What can be told apart from the official code: schedules count updates, not steps of
-the environment; and the target critic begins as a copy of the critic, not as a stranger for one update.
+the model that has just learned. What differs from the official code: schedules count updates, not steps of the
+environment; and the target critic begins as a copy of the critic, where theirs has other parameters for one update.
 """
 
 from collections.abc import Mapping

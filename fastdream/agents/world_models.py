@@ -4,7 +4,7 @@ Three parts, learned one after another from rollouts of a random policy: V makes
 predicts the next z from z, the action and all that was before; C, one linear layer on what V sees and M remembers, is
 evolved, in the environment or in the dream that M is. Neither V nor M ever meets a reward.
 
-What can be told apart from the authors' code: the step of an episode's end is not followed by the next episode's
+What differs from the authors' code: the step of an episode's end is not followed by the next episode's
 first in M's loss of z; M forgets wherever an episode begins, where theirs returns to the state that it began the batch
 with; M sees a car's actions before they become gas and brake; and pictures are reduced with area support. The rest is
 small, and named in tests/test_golden_world_models.py.
@@ -29,8 +29,8 @@ __all__ = ["SIZES", "Config", "WorldModels", "size"]
 
 Carry = dict[str, Tensor]
 
-# Dreams that are over leave the batch after so many steps: until then nothing waits for the device.
-PATIENCE = 16
+# Steps of dreams at once, after which those that are over leave the batch: until then nothing waits for the device.
+STRIDE = 16
 
 
 class WorldModels:
@@ -163,9 +163,9 @@ class WorldModels:
         lasted, alive = torch.zeros(count, device=self.device), torch.ones_like(rows, dtype=torch.bool)
         hidden, cell = self.memory.initial(count)
         dream = {"controls": controls, "hidden": hidden, "cell": cell, "latent": latent, "restart": alive}
-        draws = controls.new_empty(PATIENCE, 2, count, self.config.latents)
-        for begin in range(0, length, PATIENCE):
-            steps = min(PATIENCE, length - begin)
+        draws = controls.new_empty(STRIDE, 2, count, self.config.latents)
+        for begin in range(0, length, STRIDE):
+            steps = min(STRIDE, length - begin)
             for uniform, normal in draws[:steps]:
                 uniform.uniform_(generator=generator)
                 normal.normal_(generator=generator)
