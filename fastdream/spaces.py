@@ -121,13 +121,14 @@ def refuse_none(n: int) -> None:
 
 def refuse_misfit(batch: Mapping[str, Any], obs_space: Spaces, act_space: Spaces, *others: str) -> None:
     """ValueError naming the first entry that a batch lacks as a tensor, of those that an agent with these spaces
-    learns from, or that has another shape or dtype than the spaces say: rewards [B, T, 1] would be broadcast against
-    [B, T], and fractions of a class cut off.
+    learns from, or that has another shape or dtype than the spaces say: rewards and flags [B, T, 1] would be broadcast
+    against [B, T], and fractions of a class cut off.
     """
     spaces = obs_space | {f"action/{name}": space for name, space in act_space.items()}
     names = {"image": "uint8", "vector": "float32", "discrete": "int"}  # of whichever width
     kinds = {key: (space.shape, names[space.kind]) for key, space in spaces.items()}
-    kinds |= {"reward": ((), "float32"), "is_first": ((), "bool")}
+    flags = "is_first", "is_terminal", *(key for key in others if key in FLAGS)
+    kinds |= {"reward": ((), "float32")} | dict.fromkeys(flags, ((), "bool"))
     for key in (*kinds, *others):
         if key not in batch:
             raise ValueError(

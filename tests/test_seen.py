@@ -124,23 +124,21 @@ def test_numbers_that_an_environment_may_not_show_are_refused(name: str) -> None
             agent.policy(carry, fine | changes)
 
 
-NEEDED = ("image", "action/action", "reward", "is_first")
+NEEDED = ("image", "action/action", "reward", "is_first", "is_terminal")
 
 
-@pytest.mark.parametrize("missing", [*NEEDED, "is_terminal", "deter", "stoch"])
+@pytest.mark.parametrize("missing", [*NEEDED, "is_last", "deter", "stoch"])
 def test_a_batch_without_an_entry_names_it(dreamer: Any, missing: str) -> None:
     if missing not in NEEDED and not dreamer.latent_spec:
-        pytest.skip("only agents that keep latents in replay read this whatever their settings")
-    keys = {*NEEDED, "is_terminal", "is_last", "deter", "stoch"} - {missing}
+        pytest.skip("only DreamerV3 reads this")
+    keys = {*NEEDED, "is_last", "deter", "stoch"} - {missing}
     batch = {key: torch.zeros(2, 3) for key in keys}
     with pytest.raises(ValueError, match=f"the batch has no '{missing}', only .*: fastdream/replay.py says"):
         dreamer.update(dreamer.init_train(2), batch)
 
 
 def test_a_batch_as_replay_samples_it_names_what_makes_tensors_of_it(dreamer: Any) -> None:
-    batch = {
-        key: np.zeros((2, 3), np.float32) for key in (*NEEDED, "is_terminal", "is_last", "deter", "stoch")
-    }
+    batch = {key: np.zeros((2, 3), np.float32) for key in (*NEEDED, "deter", "stoch")}
     with pytest.raises(
         ValueError, match=r"batch\['image'\] is a ndarray; agent.inputs\(batch\) gives tensors"
     ):
@@ -150,15 +148,17 @@ def test_a_batch_as_replay_samples_it_names_what_makes_tensors_of_it(dreamer: An
     assert all(torch.is_tensor(x) for x in dreamer.inputs(batch).values())
 
 
-@pytest.mark.parametrize("key", NEEDED)
+@pytest.mark.parametrize("key", [*NEEDED, "is_last"])
 def test_a_batch_of_other_shapes_or_dtypes_names_the_entry(dreamer: Any, key: str) -> None:
     """With as many sequences as steps, rewards [B, T, 1] of other codebases would be broadcast without a word, and of
     actions and sensors that are whole numbers by mistake nobody would hear.
     """
+    if key == "is_last" and not dreamer.latent_spec:
+        pytest.skip("only DreamerV3 reads this")
     shapes = {"image": (64, 64, 3), "action/action": (1,)} | {
         k: shape for k, (shape, _) in dreamer.latent_spec.items()
     }
-    keys = (*NEEDED, "is_terminal", "is_last", *dreamer.latent_spec)
+    keys = (*NEEDED, "is_last", *dreamer.latent_spec)
     batch = {name: torch.zeros(9, 9, *shapes.get(name, ())) for name in keys}
     for name in ("is_first", "is_terminal", "is_last"):
         batch[name] = batch[name].bool()

@@ -110,8 +110,8 @@ class DreamerV3(Dreamer):
 
         Returns the next carry, the new latents of the T trained steps for replay, and metrics (0-d tensors).
         """
-        latents = self.latent_spec if self.replay_context else ()
-        refuse_misfit(batch, self.obs_space, self.act_space, "is_terminal", *latents)
+        others = ["is_last"] * ("repval" in self.scales) + [*self.latent_spec] * (self.replay_context > 0)
+        refuse_misfit(batch, self.obs_space, self.act_space, *others)
         refuse_short(batch, 1 + self.replay_context)
         carry, batch, action = self.context(carry, batch)
         B, T = action.shape[:2]
