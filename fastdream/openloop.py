@@ -64,12 +64,12 @@ def clip(truth: Tensor, pred: Tensor, half: int) -> np.ndarray:
     true = truth.short()
     model = (pred.float() * 255).clamp(0, 255).to(torch.int16)
     error = (model - true + 255) // 2
-    rows = torch.stack([true, model, error], 1)  # [B, 3, T, H, W, C]
-    rows = rows.expand(*rows.shape[:-1], 3) if rows.shape[-1] == 1 else rows[..., :3]
+    rows = torch.stack([true, model, error], 1)[..., :3]  # [B, 3, T, H, W, C]
     if rows.shape[-1] == 2:
         rows = F.pad(rows, (0, 1))
     framed = F.pad(rows, (0, 0, 2, 2, 2, 2), value=-1)
     border = torch.tensor([GREEN] * half + [RED] * (rows.shape[2] - half), device=rows.device)
+    # Where there is one channel, the colours of the frame make three of it.
     framed = torch.where(framed < 0, border[None, None, :, None, None, :].short(), framed)
     B, R, T, H, W, C = framed.shape
     return framed.permute(2, 1, 3, 0, 4, 5).reshape(T, R * H, B * W, C).to(torch.uint8).cpu().numpy()
