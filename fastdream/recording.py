@@ -123,7 +123,5 @@ class Recording:
 
     def describe(self) -> str:
         """What is kept, and what that takes, in words."""
-        size = rundir.megabytes(sum(map(self._row, self.spec)))
-        return (
-            f"rollouts on disk, {size.replace('0.0 MB', 'under 0.1 MB')} a step, {self.rows:,} steps so far"
-        )
+        size = sum(map(self._row, self.spec)) / 1e3
+        return f"rollouts on disk, {size:,.1f} kB a step, {self.rows:,} steps so far"

@@ -36,6 +36,8 @@ def test_episodes_come_back_one_after_another(tmp_path: Path) -> None:
         for key, (_, dtype) in SPEC.items():
             assert recording[key].dtype == dtype
             assert np.array_equal(recording[key], np.concatenate([p[key] for p in parts]).astype(dtype))
+    large = Recording(tmp_path / "large", {"image": ((100, 100, 1000), np.dtype(np.uint8))})
+    assert "10,000.0 kB a step, 0 steps so far" in large.describe() and "0.0 kB a step, 7" in one.describe()
 
 
 def test_what_was_not_finished_is_cut_off(tmp_path: Path) -> None:
