@@ -231,8 +231,8 @@ def rows(state: Progress, width: int = _WIDEST) -> dict[str, list[tuple[str, str
     out["time"] = [(duration(state.elapsed), "elapsed")]
     if (left := state.left()) is not None:
         out["time"].append((duration(left), "left"))
-    if state.saved is not None:
-        out["time"].append(("", f"saved {duration(state.since_saved)} ago"))
+    if (since := state.since_saved) is not None:
+        out["time"].append(("", f"saved {duration(since)} ago"))
     losses = [("", f"{name} {number(value)}") for name, value in state.losses.items()]
     half = len(losses) if len(losses) < 6 else -(-len(losses) // 2)
     out["losses"] = losses[:half] or [("-", "none yet")]

@@ -86,9 +86,9 @@ class Progress:
         return self._clock() - self._begin
 
     @property
-    def since_saved(self) -> float:
-        """Seconds since the last checkpoint."""
-        return self._clock() - (self._begin if self.saved is None else self.saved)
+    def since_saved(self) -> float | None:
+        """Seconds since the last checkpoint; None if there is none."""
+        return None if self.saved is None else self._clock() - self.saved
 
     def steps_rate(self) -> float:
         """Steps a second over the last minute; NaN before it is known."""

@@ -55,9 +55,10 @@ def test_scores_are_shown_before_there_is_a_loss() -> None:
     console.start(GOAL)
     console.progress(0, 0)
     clock.now += 10
-    console.episode(20.0, 21)
     console.episode(41.0, 40)
+    console.episode(20.0, 21)
     console.progress(200, 0)
+    console.saved()
     console.metrics({"train/loss/dyn": 1.25, "replay/steps": 7.0, "loss/rew": 0.0123})
     console.metrics({"report/loss/dyn": 9.0, "report/unseen/loss/dyn": 8.0})  # of no update
     clock.now += 10
@@ -67,6 +68,16 @@ def test_scores_are_shown_before_there_is_a_loss() -> None:
     assert "score 30.5 (best 41.0, length 30, 2 episodes)" in second
     assert "step 200/1,000 (20%)" in second and "20.0 steps/s" in second and "left 0:40" in second
     assert "loss" not in second and third.endswith("2.50 updates/s  left 0:30  loss dyn 1.25 rew 0.012")
+    assert rows(console.state)["time"] == [("0:20", "elapsed"), ("0:30", "left"), ("", "saved 0:10 ago")]
+
+
+def test_many_losses_take_two_lines() -> None:
+    console, _ = plain(Clock())
+    console.metrics({f"loss/{name}": 1.0 for name in "abcdefg"})
+    shown = rows(console.state)
+    assert [[text for _, text in shown[name]] for name in ("losses", "")] == [
+        [f"{name} 1.00" for name in part] for part in ("abcd", "efg")
+    ]
 
 
 def test_an_output_that_is_gone_ends_the_display_and_not_the_run() -> None:
@@ -79,6 +90,9 @@ def test_an_output_that_is_gone_ends_the_display_and_not_the_run() -> None:
     console.progress(2, 0)
     console.close()
     assert console.state.step == 2
+    closed, file = plain(Clock())
+    file.close()
+    closed.print("nor this")
 
 
 def test_what_the_encoding_lacks_is_replaced() -> None:
@@ -150,6 +164,14 @@ def test_a_trend_keeps_few_numbers_of_a_long_history(values: list[int], count: i
     if shown:
         assert min(values) - 1e-6 <= min(shown) and max(shown) <= max(values) + 1e-6
         assert len(sparkline(shown)) == (len(shown) if len(shown) > 1 else 0)
+
+
+def test_a_trend_is_drawn_from_the_oldest_to_the_latest() -> None:
+    trend = Trend()
+    for value in range(200):
+        trend.add(value)
+    assert trend.values(4) == [23.5, 73.5, 123.5, 173.5]
+    assert sparkline(trend.values(4)) == "▁▃▆█" and sparkline([2.0, 2.0, 2.0]) == "▁▁▁"
 
 
 def test_numbers_and_times_for_people() -> None:

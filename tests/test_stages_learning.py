@@ -1,4 +1,4 @@
-"""How M and C learn in their stages: what begins a pass, how large steps are, which controller is kept."""
+"""How M and C learn in their stages: what begins a pass or a dream, how large steps are, which controller is kept."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastdream.stages.evolve import Evolve
+from fastdream.stages.evolve import Dreams, Evolve
 from fastdream.stages.fit import FitMemory, Latents
 from fastdream.stages.session import Session
 
+from .run_tools import CPU
 from .stages_tools import StopIn, opened, run, tiny
 
 pytest.importorskip("cma", reason="what the last stage is done by")
@@ -78,11 +79,32 @@ def test_the_best_mean_is_kept_and_the_last_generation_tested(tmp_path: Path):
                 assert np.array_equal(trial.seeds[:half], trial.seeds[half:]), "both halves meet the same"
                 trial.scores[:] = trial.controls.sum(1)
                 evolve.finish_generation(trial)
-            tested.append(evolve.done + 1)
+            tested.append((evolve.done + 1, evolve.evolution.mean))
+            assert (evolve.trial.controls == tested[-1][1]).all()
             evolve.trial.scores[:] = score
             evolve.finish_test(evolve.trial)
             kept.append(agent.controls.clone())
-        assert tested == [2, 3] and evolve.best == 5.0
-        assert kept[0].any() and torch.equal(*kept)
+        assert [count for count, _ in tested] == [2, 3] and evolve.best == 5.0
+        assert kept[0].any() and torch.equal(*kept) and np.allclose(kept[0], tested[0][1])
 
     opened(config, tmp_path, use)
+
+
+def test_dreams_begin_where_recorded_episodes_did(tmp_path: Path):
+    encoded = np.full((9, 2, 4), -60, np.float16)  # almost certain
+    encoded[:, 0] = np.arange(9)[:, None]
+    np.save(tmp_path / "latents.npy", encoded)
+    begun: list[np.ndarray] = []
+
+    def dream(controls: torch.Tensor, start: torch.Tensor, *_: Any) -> torch.Tensor:
+        begun.append(start.numpy())
+        return torch.arange(len(controls))
+
+    agent: Any = SimpleNamespace(config=tiny().dreamer, device=CPU, dream=dream)
+    dreams = Dreams(tiny(), agent, Latents(tmp_path / "latents.npy", 9), np.array([2, 5, 7]))
+    seeds = np.array([0, 1, 2, 3] * 2)
+    assert dreams(np.zeros((8, 3)), seeds, (4, 0)).tolist() == [*range(8)]
+    dreams(np.zeros((8, 3)), seeds, (4, 1))
+    for start in begun:
+        assert np.array_equal(start[:4], start[4:]) and set(start.round(4).flat) <= {2, 5, 7}
+    assert not np.array_equal(*begun)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdream import video
+from fastdream import curves, video
 from fastdream.curves import plot_curves
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (pip install pillow)")
@@ -142,6 +142,17 @@ def test_curves_show_truth_dream_and_gaps() -> None:
     assert plot_curves(np.zeros((1, 1)), np.zeros((1, 1)), 1).ndim == 3
     png = np.asarray(Image.open(io.BytesIO(video.png_bytes(same))))
     assert np.array_equal(png, same)
+
+
+def test_curves_are_drawn_where_their_values_are_in_colours_that_tell_when_it_dreams() -> None:
+    true, imagined = np.zeros((21, 1)), np.ones((21, 1))
+    picture = plot_curves(true, imagined, 8)[40:].astype(int)  # below the legend
+    blue, orange = picture[..., 2] - picture[..., 0], picture[..., 0] - picture[..., 2]
+    truth, seen, dreamed = (np.argwhere(x) for x in (picture.max(-1) < 80, blue > 60, orange > 60))
+    assert seen[:, 0].max() < truth[:, 0].min() and dreamed[:, 0].max() < truth[:, 0].min()
+    last_seen = curves._LEFT + 7 * curves._WIDTH // 20  # the eighth of 21 steps
+    assert (seen[:, 1].min(), seen[:, 1].max()) == (curves._LEFT, last_seen - 1)
+    assert (dreamed[:, 1].min(), dreamed[:, 1].max()) == (last_seen, truth[:, 1].max())
 
 
 def test_curves_choose_the_dimensions_that_move() -> None:
