@@ -184,10 +184,10 @@ def test_evaluation_plays_exactly_the_episodes_asked_for(tmp_path: Path, episode
 
 
 def test_a_run_is_evaluated_in_the_episodes_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    training, seeds = train(tiny(steps=20), tmp_path), []
-    monkeypatch.setattr("fastdream.scores.evaluate", lambda *_, seed, **__: seeds.append(seed))
+    training, told = train(tiny(steps=20, eval={"mode": "mode"}), tmp_path), []
+    monkeypatch.setattr("fastdream.scores.evaluate", lambda *_, seed, mode, **__: told.append((seed, mode)))
     training.evaluate(1)
-    assert seeds == [Command().seed] != [training.config.seed]
+    assert told == [(Command().seed, "mode")] and Command().seed != training.config.seed
 
 
 def test_episodes_whose_environment_died_are_played_again(tmp_path: Path):
@@ -220,19 +220,23 @@ def test_an_episode_whose_environment_died_has_no_score(tmp_path: Path, recwarn:
 
 
 def test_evaluation_draws_the_same_whatever_was_drawn_before(tmp_path: Path):
-    parts, drawn = parts_of(tiny(), tmp_path), []
+    parts, drawn, seen = parts_of(tiny(), tmp_path), [], []
     generator, policy = parts.agent.generators["policy"], parts.agent.policy
 
-    def noting(*args: Any) -> Any:
+    def noting(carry: Any, obs: Any, mode: str) -> Any:
+        assert mode == "mode"
         drawn[-1].append(torch.rand((), generator=generator).item())
-        return policy(*args)
+        seen[-1].append(obs["vector"].tolist())
+        return policy(carry, obs, mode)
 
     parts.agent.policy = noting
     for seed in (3, 3, 4):
         drawn.append([])
-        evaluate(parts.agent, parts.make_env, 1, seed=seed)
+        seen.append([])
+        evaluate(parts.agent, parts.make_env, 4, seed=seed, mode="mode")
         torch.rand((), generator=generator)
     assert drawn[0] == drawn[1] and drawn[0] != drawn[2]
+    assert seen[0][0] == seen[1][0] != seen[2][0]  # what the episodes begin with
 
 
 @pytest.mark.parametrize(("patience", "told"), [(15, True), (25, False)])

@@ -160,6 +160,9 @@ def test_curves_choose_the_dimensions_that_move() -> None:
     true[:, 33] = np.arange(20)
     one = plot_curves(true, true, 5)
     assert one.shape == plot_curves(true[:, :16], true[:, :16], 5).shape
+    assert not np.array_equal(
+        plot_curves(np.roll(true, 1, 1), np.roll(true, 1, 1), 5), one
+    )  # by another number
     for dimension, shown in ((33, True), (20, False)):
         other = true.copy()
         other[:, dimension] = 3 - other[:, dimension]
