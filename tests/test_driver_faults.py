@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
+from fastdream.died import died_of
 from fastdream.driver import Driver, Voice, random_actions
 from fastdream.envs import make
 from fastdream.envs.base import EnvError
@@ -272,3 +273,8 @@ def test_workers_import_no_torch():
             pytest.skip("this system does not list what a process has loaded")
         with open(maps) as file:
             assert "libtorch" not in file.read()
+
+
+def test_code_that_is_no_python_is_named_by_what_is_wrong_with_it():
+    died = died_of(SyntaxError("invalid syntax", ("mine.py", 3, 1, "def def")))
+    assert died.reason == "SyntaxError: invalid syntax" and 'File "mine.py", line 3' in died.trace

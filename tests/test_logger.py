@@ -14,6 +14,7 @@ import torch
 
 from fastdream import logger as logger_module
 from fastdream import video
+from fastdream.curves import plot_curves
 from fastdream.logger import DEFAULT, Logger, fetch
 from fastdream.outputs import JsonLines, drop_after
 from fastdream.rundir import StorageError
@@ -131,9 +132,8 @@ def test_tensorboard_gets_scalars_and_moving_pictures(tmp_path: Path) -> None:
         logger.scalars(10, {"train/loss/dyn": 0.5, "bad": float("nan")})
         logger.scalars(20, {"train/loss/dyn": torch.tensor(0.25)})
         path = logger.video(20, "openloop/image", clip())
-        logger.picture(
-            20, "openloop/vector", np.random.default_rng(0).normal(size=(2, 16, 3)).astype(np.float32)
-        )
+        curves = np.random.default_rng(0).normal(size=(2, 16, 3)).astype(np.float32)
+        logger.picture(20, "openloop/vector", curves)
         logger.picture(20, "openloop/rows", clip())
     seen = events(tmp_path)
     assert [(e.step, e.value) for e in seen.Scalars("train/loss/dyn")] == [(10, 0.5), (20, 0.25)]
@@ -145,7 +145,8 @@ def test_tensorboard_gets_scalars_and_moving_pictures(tmp_path: Path) -> None:
     assert path is not None and path.parent == tmp_path / "media" and path.stem == "openloop_image_000000020"
     logged = {k: v for row in rows(tmp_path / "metrics.jsonl") for k, v in row.items()}
     assert logged["openloop/image"] == f"media/{path.name}"
-    assert (tmp_path / "media/openloop_vector_000000020.png").read_bytes().startswith(b"\x89PNG")
+    drawn = np.asarray(image.open(tmp_path / "media/openloop_vector_000000020.png"))
+    assert np.array_equal(drawn, plot_curves(*curves, 8))  # truth, model, the second half dreamed
 
 
 @needs_tensorboard
