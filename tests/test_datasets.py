@@ -106,6 +106,13 @@ def test_an_action_that_was_always_the_same_had_another_beside_it(tmp_path: Path
     assert survey(find(str(save_npz(tmp_path, data)))).act_space == {"action": Space("discrete", (), 2)}
 
 
+@pytest.mark.parametrize("taken", [np.ones((7, 1)), np.eye(7, 3)])
+def test_numbers_of_which_not_every_step_chooses_one_are_no_classes(taken: Any, tmp_path: Path):
+    taken[0] = 0  # of the reset
+    act = survey(find(str(save_npz(tmp_path, episode(6) | {"action": taken})))).act_space
+    assert act == {"action": Space("vector", taken.shape[1:], low=-1, high=1)}
+
+
 def test_actions_in_another_scale_are_no_bounded_actions(tmp_path: Path):
     data = episode()
     data["action"] *= 3
@@ -238,6 +245,8 @@ def test_what_rounding_adds_to_an_action_is_taken_off_and_more_is_another_scale(
     near["action"][3], far["action"][3] = 1.0005, 1.01
     (found,) = read(find(str(save_npz(tmp_path / "near", near))))
     assert found["action/action"].max() == 1
+    spaces = {"vector": Space("vector", (3,))}, {"action": Space("vector", (2,), low=-1, high=1)}
+    assert survey(find(str(tmp_path / "near")), spaces).episodes == 1
     assert survey(find(str(save_npz(tmp_path / "far", far)))).act_space["action"].high != 1
 
 

@@ -55,10 +55,17 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
         lambda d: d.update(action=d["action"].astype(int)),
         r"'action/action' is int64 \[2\] a step where .*\.npz has \[2\]",
     ),
-    "another key": (lambda d: d.update(speed=np.zeros(13)), "'speed' is missing, which .* has"),
+    "another key": (
+        lambda d: d.update(speed=np.zeros(13)),
+        r"T000000-\S+: 'speed' is missing, which \S+T000001-\S+ has",
+    ),
     "one record": (
         lambda d: d.update({k: v[:1] for k, v in d.items()}),
         "it has 1 records; a transition needs two",
+    ),
+    "discount of two axes": (
+        lambda d: d.update(discount=np.ones((13, 1))),
+        r"'discount' has shape \[13, 1\]; one number a step is needed",
     ),
     "nothing": (
         lambda d: d.update(vector=np.zeros((13, 0), np.float32)),
@@ -95,6 +102,9 @@ def test_missing_values_are_no_fault(tmp_path: Path):
     data = episode()
     data["vector"][3] = -np.inf  # "not available", as environments say it
     assert survey(find(str(save_npz(tmp_path, data)))).episodes == 1
+    data["vector"][3, 0] = 0.0  # but a part of them is
+    with pytest.raises(DatasetError, match="'vector' contains -inf at record 3"):
+        survey(find(str(save_npz(tmp_path, data))))
 
 
 SPACES = {"vector": Space("vector", (3,))}, {"action": Space("vector", (2,), low=-1, high=1)}

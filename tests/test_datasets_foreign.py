@@ -112,7 +112,10 @@ def test_ends_under_other_names_are_no_observations(key: str, tmp_path: Path):
     obs = SPACES[0] | {key: Space("vector", ())}
     assert look(tmp_path, data, spaces=(obs, SPACES[1])).episodes == 1
     # Or the ends are said under the names that they have here, and only those of the task are learned from.
-    assert look(tmp_path, data | {"is_terminal": data["is_last"]}, spaces=SPACES).episodes == 1
+    said = data | {"is_terminal": data["is_last"]}
+    assert look(tmp_path, said, spaces=SPACES).episodes == 1
+    with pytest.raises(DatasetError, match=f"'{key}' would be an observation"):
+        look(tmp_path, said)
 
 
 def test_numbers_that_float32_cannot_hold(tmp_path: Path):
