@@ -250,13 +250,12 @@ def test_what_rounding_adds_to_an_action_is_taken_off_and_more_is_another_scale(
     assert survey(find(str(save_npz(tmp_path / "far", far)))).act_space["action"].high != 1
 
 
-def test_a_dataset_is_known_by_its_keys_too(tmp_path: Path):
-    data = episode(12, 0)
-    other = {"wector" if key == "vector" else key: value for key, value in data.items()}
-    one, two = (
-        survey(find(str(save_npz(tmp_path / name, x)))) for name, x in (("one", data), ("two", other))
-    )
-    assert one.digest != two.digest
+def test_a_dataset_is_known_by_all_its_episodes_and_by_their_keys(tmp_path: Path):
+    one, two, three = (episode(12, seed) for seed in range(3))
+    other = {"wector" if key == "vector" else key: value for key, value in one.items()}
+    sets = [one], [other], [one, two], [three, two], [one, three]
+    folders = [save_npz(tmp_path / str(i), *each) for i, each in enumerate(sets)]
+    assert len({survey(find(str(folder))).digest for folder in folders}) == len(sets)
 
 
 def test_a_replay_is_filled_with_everything(tmp_path: Path):

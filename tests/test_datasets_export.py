@@ -72,6 +72,24 @@ def test_minari_s_library_reads_what_was_written(minari: Any, tmp_path: Path):
         assert not found.terminations[:-1].any() and not found.truncations[:-1].any()
 
 
+def test_an_id_that_is_taken_keeps_its_dataset(minari: Any, tmp_path: Path):
+    for name, seed in (("one", 0), ("two", 1)):
+        save_npz(tmp_path / name, episode(5, seed))
+    export(find(str(tmp_path / "one")), "test/set-v0")
+    with pytest.raises(ValueError, match="already exist"):
+        export(find(str(tmp_path / "two")), "test/set-v0")
+    assert read("minari:test/set-v0")[0].returns == survey(find(str(tmp_path / "one"))).returns
+
+
+def test_a_reset_that_nothing_follows_is_no_episode_there(minari: Any, tmp_path: Path):
+    begun = {key: value[:1] for key, value in episode(5, 1).items()}
+    file = {key: np.concatenate([value, begun[key]]) for key, value in episode(5, 0).items()}
+    there = str(tmp_path / "there")
+    export(find(str(save_npz(tmp_path / "set", file))), "test/set-v0", root=Path(there))
+    assert os.environ["MINARI_DATASETS_PATH"] == str(tmp_path / "home")  # as it was before
+    assert read(f"{there}/test/set-v0")[0].lengths == (5,)
+
+
 def test_an_exported_run_is_learned_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     flags = [
         "--preset",
