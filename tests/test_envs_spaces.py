@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdream.envs.base import Checked, EnvError, rescale, transition
+from fastdream.envs.base import Checked, EnvError, rescale, transition, unscale
 from fastdream.envs.convert import action, observation
 from fastdream.envs.from_gymnasium import FromGymnasium
 from fastdream.spaces import Space, alike, spaces_from_json, spaces_to_json
@@ -174,6 +174,8 @@ def test_finite_bounds_are_scaled_and_infinite_ones_passed_through():
     # Rounding may not lead beyond a bound.
     low, high = np.array([0.1]), np.array([0.7])
     assert rescale(low, high)(np.array([1.0])) <= high and rescale(low, high)(np.array([-1.0])) >= low
+    # A number that can have one value alone was recorded as what is scaled to it.
+    assert unscale(low, low)(low) == -1 and rescale(low, low)(np.array([-1.0])) == low
     with pytest.raises(AssertionError, match="nan"):
         scale(np.array([np.nan, 0, 0]))
 

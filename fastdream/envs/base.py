@@ -105,7 +105,7 @@ def rescale(low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndar
 
     def apply(action: np.ndarray) -> np.ndarray:
         assert np.isfinite(action).all(), f"the policy gave the action {action}"
-        scaled = (np.clip(action, -1, 1) + 1) / 2 * (highest - lowest) + lowest
+        scaled = (action + 1) / 2 * (highest - lowest) + lowest
         return np.clip(np.where(bounded, scaled, action), low, high)
 
     return apply
