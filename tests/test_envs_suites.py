@@ -226,6 +226,9 @@ def test_crafter_shows_its_view_and_logs_achievements():
     assert sum(key.startswith("log/achievement_") for key in obs[-1]) == 22
     assert all(o["reward"] == 0 for o in obs) and "log/reward" in obs[-1]
     assert np.array_equal(env.reset(seed=3)["image"], obs[0]["image"])
+    env.env._env._length = 2  # steps, after which an episode is cut short
+    one, two = (env.step({"action": 0}) for _ in range(2))
+    assert not one["is_last"] and two["is_last"] and not two["is_terminal"]
     with pytest.raises(EnvError, match="got 9"):
         make("crafter_reward", size=9)
     assert not any(key.startswith("log/") for key in make("crafter_reward", size=18, logs=False).reset(0))
@@ -253,7 +256,18 @@ class TestMiniGrid:
             "state": (7, 7),
         }
         assert len({int(env.reset(seed=s)["mission"]) for s in range(20)}) > 1
+        missions = [*env.env._missions]
+        assert missions == sorted(missions)  # in every process, for resumed runs and loaded agents
         assert "mission" not in make("minigrid_Empty-5x5", obs="flat").obs_space
+
+    def test_the_goal_is_a_terminal_state_and_the_limit_is_none(self):
+        env = make("minigrid_Empty-5x5", obs="flat")
+        ahead, right = 2, 1
+        for actions, reached in (([ahead, ahead, right, ahead, ahead], True), ([right] * 100, False)):
+            env.reset(seed=0)
+            obs = [env.step({"action": action}) for action in actions]
+            assert [bool(o["is_last"]) for o in obs] == [False] * (len(obs) - 1) + [True]
+            assert obs[-1]["is_terminal"] == reached == (obs[-1]["reward"] > 0)
 
     def test_unknown_tasks_sizes_and_missions_are_named(self):
         with pytest.raises(EnvError, match="did you mean 'minigrid_DoorKey-5x5-v0'"):
