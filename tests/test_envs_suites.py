@@ -79,6 +79,12 @@ class TestAtari:
             (30, 4, 2, 108_000, False)
         }
 
+    def test_every_episode_has_all_of_its_frames(self):
+        env = make("atari100k_pong", length=10, noops=0)
+        for seed in range(2):
+            env.reset(seed=seed)
+            assert [bool(env.step({"action": 0})["is_last"]) for _ in range(3)] == [False, False, True]
+
     def test_comes_back_to_the_same_states_with_sticky_actions(self):
         assert comes_back("atari_breakout", steps=40)
         assert not alike(roll(make("atari_breakout"), 40, seed=3), roll(make("atari_breakout"), 40, seed=4))
