@@ -137,9 +137,8 @@ def _conv_pool_fake(
     check_shape("conv_pool", "bias", bias, out)
     _check_affine("conv_pool", x, out, scale, shift)
     pixels = batch, height // 2, width // 2
-    new = (
-        x.new_zeros if out % PADDED else x.new_empty
-    )  # the kernel leaves what fills up the last vector as it is
+    # The kernel leaves what fills up the last vector as it is.
+    new = x.new_zeros if out % PADDED else x.new_empty
     place = new(*pixels, -(-out // PADDED) * PADDED, dtype=torch.uint8)
     return x.new_empty(*pixels, out), x.new_empty(*pixels, out), place
 
