@@ -31,7 +31,7 @@ def trunc_normal_in_(weight: Tensor, fan_in: int, outscale: float, generator: to
 
 def truncated_(weight: Tensor, generator: torch.Generator | None) -> None:
     """Fill with standard normal numbers from -2 to 2."""
-    if weight.numel() < MANY:
+    if weight.numel() < MANY or weight.is_meta:  # which PyTorch leaves as it is: there are no numbers
         nn.init.trunc_normal_(weight, 0.0, 1.0, -2.0, 2.0, generator=generator)
         return
     flat = weight.normal_(generator=generator).view(-1)

@@ -63,7 +63,7 @@ def test_other_shapes_types_and_options_are_recorded_beside_the_others() -> None
         assert_equal(learned(agent, 2, rows), learned(eager, 2, rows))
     assert len(recorder.tapes) == 2
     data = batch(agent, 2, 4)
-    wide = {key: x.float() if key == "is_terminal" else x for key, x in data.items()}
+    wide = {key: x.long() if key == "kind" else x for key, x in data.items()}
     agent.update(agent.init_train(2), wide)
     agent.update(agent.init_train(2), wide)
     assert len(recorder.tapes) == 3

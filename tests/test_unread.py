@@ -8,7 +8,7 @@ import pytest
 from fastdream import cli, config, presets, train
 from fastdream import eval as evaluation
 from fastdream.build import make_agent
-from fastdream.restore import served
+from fastdream.restore import suited
 from fastdream.spaces import Space
 from fastdream.unread import OFF, Off, unread
 
@@ -206,6 +206,6 @@ def test_what_was_trained_on_a_gpu_acts_on_a_cpu():
     spaces = {"vector": Space("vector", (3,))}, {"action": Space("discrete", (), 2)}
     with pytest.raises(ValueError, match="--train.graph on needs a CUDA device"):
         make_agent(asked, *spaces, CPU)
-    assert make_agent(served(asked, CPU), *spaces, CPU).param_count
+    assert make_agent(suited(asked, CPU), *spaces, CPU).param_count
     kept = tiny(ops="reference", train=dict(graph="off"))
-    assert served(kept, CPU) == kept
+    assert suited(kept, CPU) == kept
