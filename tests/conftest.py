@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fastdream.ops import native as native_ops
 
-from .interpreter_speed import look_once
+from .interpreter_speed import hasten
 from .r2dreamer_tools import peer  # noqa: F401  # a fixture
 
 # Triton reads this when it is imported, once for the process: kernels are interpreted where there is no GPU.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-    look_once()
+    hasten()
 
 
 def pytest_configure(config: pytest.Config) -> None:

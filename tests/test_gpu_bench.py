@@ -53,7 +53,7 @@ def test_everything_runs_without_a_gpu_and_without_what_a_gpu_machine_may_lack(t
     for name in ABSENT:
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} must not be needed')")
     # Which Python reads when it starts.
-    faster = Path(__file__).with_name("interpreter_speed.py").read_text() + "\nlook_once()\n"
+    faster = Path(__file__).with_name("interpreter_speed.py").read_text() + "\nhasten()\n"
     (tmp_path / "sitecustomize.py").write_text(faster)
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
     output = tmp_path / "gpu.json"
