@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fastdream.allocator import keep_freed_memory
+from fastdream.ops.native.library import cpu_kernels
 
 from . import jobs
 from .bars import FASTEST_PEER, OURS, PATCHED, Bar, Measured, Rates, Sample, Verdict, judge, select, wanted
@@ -144,7 +145,7 @@ class Contest:
         return {
             "command": command(argv),
             "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": machine | {"torch": torch.__version__},
+            "machine": machine | {"torch": torch.__version__, "kernels": cpu_kernels()},
             "rates": {str(threads): rates._asdict() for threads, rates in self.rates.items()},
             "peers": self.about_peers,
             "convolutions": self.convolutions,

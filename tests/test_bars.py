@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fastdream.ops import reference
+from fastdream.ops.native import library
 
 from .bench_tools import load
 
@@ -178,6 +179,7 @@ def test_what_is_printed_and_written(
     assert (
         data["rates"]["1"] == {"flops": 1e9, "bytes": 1e9} and data["machine"]["torch"] == torch.__version__
     )
+    assert data["machine"]["kernels"] == library.cpu_kernels()
     assert [(bar["name"], bar["threads"], bar["met"]) for bar in data["bars"]] == [
         ("imagine-1m", 1, True),
         ("imagine-1m", 2, True),
