@@ -3,9 +3,8 @@
 For kernels as small as those of tests nearly all of its time goes into Triton's language and not into numbers. It
 works out the same types and shapes for every value, and at every launch and call of a device function looks through
 all of the language for what it must replace. Here it does each of that once in a process; results are the same to the
-bit. What it has replaced stays so: nothing is compiled beside. Sums of integers are not watched for overflow, which
-takes six more operations each and cannot happen at sizes of tests; `triton_sizes`, a process without this, watches
-them at the largest.
+bit. What it has replaced stays so: nothing is compiled beside. For every sum of integers it also computes whether it
+overflows, by six more operations, and unless it debugs, which it never does here, looks at none of them: left out.
 """
 
 from collections.abc import Callable
