@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
-from fastdream.progress import RECENT, Goal, Progress, duration, number
+from fastdream.progress import RECENT, Goal, Progress, counted, duration, number
 
 # The first plain line comes this soon, so that nobody wonders whether anything happens.
 FIRST_LINE = 2.0
@@ -119,7 +119,7 @@ def line(state: Progress) -> str:
     if state.episodes:
         parts.append(
             f"score {number(state.score)} (best {number(state.best)}, length {state.length:.0f}, "
-            f"{state.episodes:,} episode{'s' * (state.episodes != 1)})"
+            f"{counted(state.episodes, 'episode')})"
         )
     else:
         parts.append("score -")

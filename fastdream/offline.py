@@ -13,6 +13,7 @@ from fastdream.config import Config
 from fastdream.datasets import DatasetError, Recorded, Resized, Source, find
 from fastdream.driver import Driver
 from fastdream.learner import Agent, Learner, Metrics, step_spec
+from fastdream.progress import counted
 from fastdream.replay import Replay
 from fastdream.replay_store import GIB, Array, available_memory
 from fastdream.transfer import Inputs
@@ -107,11 +108,11 @@ def split(config: Config, data: Recorded) -> tuple[list[int], list[int]]:
 
     Raises DatasetError where there are too few of either.
     """
-    count = data.survey.episodes
+    count = len(data.survey.lengths)
     held = round(config.holdout * count)
     if config.holdout and not 0 < held < count:
         raise DatasetError(
-            f"{data.name} holds {count:,} episode{'s' * (count != 1)}, of which --holdout {config.holdout} makes "
+            f"{data.name} holds {counted(count, 'episode')}, of which --holdout {config.holdout} makes "
             f"{held:,}: choose a share that leaves some on both sides"
         )
     order = np.random.default_rng((config.seed, 2)).permutation(count).tolist()

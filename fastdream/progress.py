@@ -175,3 +175,8 @@ def number(value: float) -> str:
 def tenths(value: float) -> str:
     """A score as a result is said: '495.8'; and '0.253', '1e-05' where a decimal would say little or nothing."""
     return f"{value:.3g}" if 0 < abs(value) < 1 else f"{value:.1f}"
+
+
+def counted(count: int, what: str) -> str:
+    """So many of these: '1 episode', '2,000 episodes'."""
+    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdream import replay_files
+from fastdream.progress import counted
 from fastdream.replay_episodes import EpisodeWindows
 from fastdream.replay_files import CorruptReplay, Files
 from fastdream.replay_gate import Gate
@@ -224,7 +225,7 @@ class Replay:
     def describe(self) -> str:
         """One line on size and place, to be printed at the start of a run."""
         online = "on" if self.online else "off"
-        streams = f"{self.workers} workers, windows of {self.length} steps, online queue {online}"
+        streams = f"{counted(self.workers, 'worker')}, windows of {counted(self.length, 'step')}, online queue {online}"
         return f"{self._store.describe()}; {streams}"
 
     def check_memory(self, available: int | None = None) -> None:

@@ -14,7 +14,7 @@ from fastdream.driver import Driver, Voice, warn_restart
 from fastdream.episodes import Episode
 from fastdream.lane import Restart
 from fastdream.learner import Agent
-from fastdream.progress import tenths
+from fastdream.progress import counted, tenths
 from fastdream.replay_store import Array
 from fastdream.schedule import Stop
 from fastdream.workers import MakeEnv
@@ -41,7 +41,7 @@ class Scores:
         return float(np.std(self.scores)) if self.scores else math.nan
 
     def __str__(self) -> str:
-        return f"{tenths(self.mean)} ± {tenths(self.std)} over {counted(len(self.scores))}"
+        return f"{tenths(self.mean)} ± {tenths(self.std)} over {counted(len(self.scores), 'episode')}"
 
     def summary(self) -> dict[str, Any]:
         """Everything but the pictures, as JSON holds it."""
@@ -54,11 +54,6 @@ class Scores:
             "eval/score_std": self.std,
             "eval/length": float(np.mean(self.lengths)),
         }
-
-
-def counted(episodes: int) -> str:
-    """'1 episode', '20 episodes'."""
-    return f"{episodes} episode{'s' * (episodes != 1)}"
 
 
 def evaluate(

@@ -10,6 +10,7 @@ from fastdream.build import Parts, in_processes
 from fastdream.config import Config
 from fastdream.datasets import Recorded
 from fastdream.offline import split
+from fastdream.progress import counted
 from fastdream.spaces import Space, Spaces
 
 
@@ -23,11 +24,11 @@ def header(config: Config, parts: Parts, why: str, kept: bool = True) -> str:
     many, threads = driver.n > 1, torch.get_num_threads()
     envs = f"{driver.n} environments, each in a process" if many else "1 environment, in its own process"
     if not in_processes(config):
-        envs = f"{driver.n} environment{'s' * many}, in this process"
+        envs = f"{counted(driver.n, 'environment')}, in this process"
     from_what = {"task": f"{config.task}, {envs}"}
     if isinstance(driver, Recorded):
         count = len(split(config, driver)[1])
-        held = f"; {count:,} episode{'s' * (count != 1)} held out" if config.holdout else ""
+        held = f"; {counted(count, 'episode')} held out" if config.holdout else ""
         from_what = {"dataset": f"{driver.name}: {driver.survey}{held}"}
         from_what["task"] = (
             f"{config.task}, for evaluation" if config.task else "none, so no evaluation (--task)"
@@ -39,7 +40,7 @@ def header(config: Config, parts: Parts, why: str, kept: bool = True) -> str:
         "agent": f"{config.agent}{variant}, preset {config.preset}, size {config.size}, "
         f"{agent.param_count:,} parameters",
         "device": f"{parts.device} ({why}), {str(agent.dtype).removeprefix('torch.')} matrix products, "
-        f"{threads} thread{'s' * (threads != 1)}{', CUDA graphs' * graphs.captured(parts.agent)}",
+        f"{counted(threads, 'thread')}{', CUDA graphs' * graphs.captured(parts.agent)}",
         "ops": served(parts),
         "replay": parts.replay.describe(),
         "run": f"{parts.logdir} ({begun(parts)})" if kept else "tried out; nothing is kept",

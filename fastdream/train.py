@@ -31,12 +31,11 @@ from fastdream.driver import Driver, Voice
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import Agent, NonFinite
 from fastdream.offline import dataset_replay, recorded, refuse_other_data
-from fastdream.progress import Goal, tenths
+from fastdream.progress import Goal, counted, tenths
 from fastdream.replay import Replay
 from fastdream.run import EnvironmentFailed, Training, loop_of
 from fastdream.rundir import RunLock, StorageError
 from fastdream.schedule import Stop
-from fastdream.scores import counted
 from fastdream.spaces import spaces_from_json, spaces_to_json
 from fastdream.summary import header, memory, served, spoken
 
@@ -124,7 +123,7 @@ def final_evaluation(config: Config, training: Training, stop: Stop) -> str:
     done = f"done after {training.loop.step:,} steps; run: {training.parts.logdir}"
     if not config.eval.final_episodes or not config.task:
         return done
-    training.log.print(f"evaluating over {counted(config.eval.final_episodes)}")
+    training.log.print(f"evaluating over {counted(config.eval.final_episodes, 'episode')}")
     result = training.evaluate(config.eval.final_episodes, stop)
     if stop:
         return f"{stopped(stop, done)}; {resume_hint(training.parts.logdir)}"

@@ -166,4 +166,4 @@ def test_a_disk_that_refuses_leaves_the_id_free(
         command.main([*args, str(tmp_path / "file")])
     assert capsys.readouterr().err.startswith(f"error: cannot write {tmp_path}/file/my/set-v0: ")
     command.main([*args, str(tmp_path / "root")])
-    assert "wrote 1 episodes" in capsys.readouterr().out
+    assert "wrote 1 episode of 5 steps" in capsys.readouterr().out

@@ -188,3 +188,18 @@ def test_actions_that_stand_where_they_were_chosen_are_pointed_out(tmp_path: Pat
         assert look(tmp_path / "one of both", episode(), shifted[1]).episodes == 2
     with pytest.warns(UserWarning, match="every episode has an action beside its first observation"):
         look(tmp_path / "led away", *shifted)
+
+
+def test_a_reset_alone_counts_in_no_number(tmp_path: Path):
+    def found(folder: str, *several: Arrays) -> Any:
+        keys = "vector", "action", "reward", "is_first"
+        return look(tmp_path / folder, {key: np.concatenate([data[key] for data in several]) for key in keys})
+
+    played, lone = episode(5, 0), {key: value[:1] for key, value in episode(5, 1).items()}
+    both, without = found("both", played, lone), found("played", played)
+    assert both.lengths == (5, 0) and str(both) == str(without)
+    assert str(both).startswith("1 episode of 5 steps, ")
+    others = {"steps": 7, "digest": both.digest}  # resets are records
+    assert both.summary() == without.summary() | others
+    with pytest.raises(DatasetError, match="holds no episode but lone resets"):
+        found("lone", lone, lone)

@@ -185,7 +185,7 @@ def test_too_little_memory_is_said_with_what_fits(monkeypatch: pytest.MonkeyPatc
 
 
 def test_says_where_it_is():
-    assert "2,000 bytes = 0.00 GiB on cpu; 1 workers" in DeviceReplay(
+    assert "2,000 bytes = 0.00 GiB on cpu; 1 worker," in DeviceReplay(
         {"x": ((2000,), np.uint8)}, 9, 1, 2, device=CPU, copies=LateCopies()
     ).describe()  # fmt: skip
 

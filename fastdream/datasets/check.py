@@ -8,7 +8,7 @@ import numpy as np
 
 from fastdream.datasets.infer import Inference
 from fastdream.datasets.layout import Arrays, DatasetError, Raw, Source, foreign, records, standard
-from fastdream.progress import tenths
+from fastdream.progress import counted, tenths
 from fastdream.spaces import Spaces
 
 SHOWN = 10  # problems that are listed; of the others only the number is said
@@ -18,7 +18,8 @@ class Survey(NamedTuple):
     """What a sound dataset holds.
 
     steps    records: transitions, and one reset an episode.
-    returns  sum of rewards of each episode; lengths their transitions.
+    returns  sum of rewards of each episode; lengths their transitions. One that is a reset alone has none: it counts in
+             no other number, and neither as an episode.
     digest   checksum of all arrays, by which a resumed run knows the dataset again.
     """
 
@@ -31,25 +32,30 @@ class Survey(NamedTuple):
 
     @property
     def episodes(self) -> int:
-        return len(self.returns)
+        return len(self._played()[0])
 
     @property
     def mean(self) -> float:
         """Mean return, which an agent that learned something should beat."""
-        return float(np.mean(self.returns))
+        return float(np.mean(self._played()[0]))
 
     def summary(self) -> dict[str, Any]:
         """Its numbers as JSON holds them."""
-        spread = {"mean": self.mean, "std": float(np.std(self.returns))}
-        spread |= {"min": min(self.returns), "max": max(self.returns)}
-        facts = {"episodes": self.episodes, "steps": self.steps, "mean_length": float(np.mean(self.lengths))}
+        returns, lengths = self._played()
+        spread = {"mean": self.mean, "std": float(np.std(returns)), "min": min(returns), "max": max(returns)}
+        facts = {"episodes": self.episodes, "steps": self.steps, "mean_length": float(np.mean(lengths))}
         return facts | {"return": spread, "digest": self.digest}
 
     def __str__(self) -> str:
-        facts = self.mean, float(np.std(self.returns)), min(self.returns), max(self.returns)
-        mean, std, low, high = map(tenths, facts)
+        returns, lengths = self._played()
+        mean, std, low, high = map(tenths, (self.mean, float(np.std(returns)), min(returns), max(returns)))
         spread = f"return {mean} ± {std} ({low} to {high})"
-        return f"{self.episodes:,} episodes of {np.mean(self.lengths):,.0f} steps, {spread}"
+        return f"{counted(self.episodes, 'episode')} of {np.mean(lengths):,.0f} steps, {spread}"
+
+    def _played(self) -> tuple[list[float], list[int]]:
+        """Returns and lengths of the episodes that have a transition."""
+        both = [(score, length) for score, length in zip(self.returns, self.lengths, strict=True) if length]
+        return [score for score, _ in both], [length for _, length in both]
 
 
 def survey(source: Source, spaces: tuple[Spaces, Spaces] | None = None) -> Survey:
@@ -82,8 +88,8 @@ def survey(source: Source, spaces: tuple[Spaces, Spaces] | None = None) -> Surve
         more = len(problems) - SHOWN
         listed = "\n  ".join([*problems[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
         raise DatasetError(f"the dataset cannot be learned from:\n  {listed}")
-    if not returns:
-        raise DatasetError("the dataset holds no episode")
+    if not any(lengths):
+        raise DatasetError("the dataset holds no episode" + " but lone resets" * bool(lengths))
     if shifted:
         warnings.warn(
             "every episode has an action beside its first observation. Here the action at t is the one that led to the "

@@ -18,12 +18,12 @@ from fastdream.driver import Driver, Voice
 from fastdream.envs.base import EnvError
 from fastdream.lane import RestartedTooOften
 from fastdream.learner import Agent, NonFinite
+from fastdream.progress import counted
 from fastdream.recording import Recording
 from fastdream.replay import Replay
 from fastdream.run import EnvironmentFailed
 from fastdream.rundir import RunLock
 from fastdream.schedule import Stop
-from fastdream.scores import counted
 from fastdream.stages.collect import Collect, recording_spec
 from fastdream.stages.fit import Encode, FitMemory, FitVision, Latents
 from fastdream.stages.session import Session, Stage
@@ -150,7 +150,7 @@ def final_evaluation(config: Config, session: Session, stop: Stop) -> str:
     done = f"done after all stages; run: {logdir}"
     if not config.eval.final_episodes:
         return done
-    session.log.print(f"evaluating over {counted(config.eval.final_episodes)}")
+    session.log.print(f"evaluating over {counted(config.eval.final_episodes, 'episode')}")
     result = session.evaluate(stop)
     if stop:
         return f"{stopped(stop, done)}; {resume_hint(logdir)}"
