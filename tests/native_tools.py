@@ -1,9 +1,14 @@
 """What the tests of compiled ops share: results with gradients, and the rule for their errors."""
 
+import re
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -47,6 +52,30 @@ def assert_as_good_as_reference(op: Callable, expected: Callable, args: tuple) -
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return all(torch.equal(our, their) for our, their in zip(ours, theirs, strict=True))
+
+
+class Usage(NamedTuple):
+    """What a compiled CUDA kernel takes of a thread: registers, and bytes that did not fit into them."""
+
+    registers: int
+    spilled: int
+
+
+def cuda_resources(native: ModuleType, source: str, arch: str) -> list[Usage]:
+    """Of every kernel for `arch` that the installed library has of `source`, the end of a path."""
+    module = native.library.C
+    if not module.cuda:
+        pytest.skip(f"compiled without CUDA: {native.build_record()['why']}")
+    triton = pytest.importorskip("triton", reason="Triton, which brings the tool for this, is not installed")
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    shown = subprocess.run([tool, "-res-usage", module.__file__], capture_output=True, text=True, check=True)
+    found = []
+    for part in re.split("Fatbin (?:elf|ptx) code:", shown.stdout)[1:]:
+        facts = dict(re.findall(r"^(arch|identifier) = (.*)$", part, re.M))
+        if facts["arch"] == arch and facts["identifier"].endswith(source):
+            usage = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", part)
+            found += [Usage(int(registers), int(stack) + int(local)) for registers, stack, local in usage]
+    return found
 
 
 def check_others_run(kernel: Callable[[], object]) -> None:

@@ -1,9 +1,5 @@
 """Where observing in one launch serves: which devices and calls, and what its kernels take of a device."""
 
-import re
-import shutil
-import subprocess
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -14,9 +10,8 @@ from fastdream.ops import reference
 from fastdream.ops.native import resident, resident_op
 from fastdream.ops.params import BlockGRU
 
+from .native_tools import cuda_resources
 from .test_native_resident import Case
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_device_that_cannot_run_the_clusters_says_so(native: ModuleType, monkeypatch: pytest.MonkeyPatch):
@@ -93,18 +88,7 @@ def test_auto_on_cuda_takes_the_single_launch_where_it_is_faster_than_triton(
 
 # Registers a thread of each direction; at 128 ptxas begins to spill. Shared memory is held by the sources themselves.
 @pytest.mark.parametrize("direction, registers", [("forward", 112), ("backward", 120)])
-def test_resident_kernels_do_not_spill(direction: str, registers: int, tmp_path: Path):
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("nvcc not found")
-    source = ROOT / "csrc" / "cuda" / "resident" / f"{direction}.cu"
-    command = [nvcc, "-arch=sm_90a", "-std=c++17", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin", str(source)]
-    done = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    frames = re.findall(
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr
-    )
-    used = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
-    assert len(frames) == len(used) == len(resident.SHAPES), done.stderr
-    assert all(frame == ("0", "0", "0") for frame in frames), done.stderr
-    assert max(used) <= registers, used
+def test_resident_kernels_do_not_spill(native: ModuleType, direction: str, registers: int):
+    used = cuda_resources(native, f"resident/{direction}.cu", "sm_90a")
+    assert len(used) == len(resident.SHAPES)
+    assert all(x.spilled == 0 and x.registers <= registers for x in used), used
