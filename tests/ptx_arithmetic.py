@@ -124,7 +124,7 @@ ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     "ex2": lambda x: np.where(np.exp2(x) < np.finfo(np.float32).tiny, 0, np.exp2(x)),
     "lg2": np.log2,
     "rcp": np.reciprocal,
-    "popc": np.bitwise_count,
+    "popc": lambda x: np.unpackbits(x[:, None].view(np.uint8), axis=1).sum(1),
     "sqrt": np.sqrt,
     "rsqrt": lambda x: 1 / np.sqrt(x.astype(np.float64)),
 }  # fmt: skip
