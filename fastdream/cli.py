@@ -110,8 +110,8 @@ def defaults(saved: Config | None, chosen: dict[str, str]) -> Config:
     """What flags are defaults of: the run that --logdir holds, unless a flag that chooses defaults is given too."""
     if saved is None:
         task, preset, size, variant, agent, dataset = (chosen[name] for name in CHOOSERS)
-        if dataset and not preset and agent not in agents.STAGED:
-            preset = "offline_vision" if shows_pictures(dataset) else "offline"
+        if dataset and not preset:
+            preset = "offline_vision" if agent in agents.STAGED or shows_pictures(dataset) else "offline"
         return presets.resolve(task, preset, size, variant or "current", agent or Config.agent, dataset)
     if not any(chosen[name] for name in CHOOSERS):
         return saved

@@ -205,10 +205,6 @@ class Config:
                 more = f" of at least {least}" * small
                 raise ValueError(f"--{name.replace('_', '-')} {value}: it must be a number{more}")
         refuse_seed(self.seed)
-        if self.dataset and self.agent in agents.STAGED:
-            raise ValueError(
-                f"{self.agent} records rollouts of its own; give it --task, and other agents --dataset"
-            )
         if not 0 <= self.holdout < 1 or (self.holdout and not self.dataset):
             raise ValueError(
                 f"holdout={self.holdout} must be a share below 1 of the episodes that --dataset gives"

@@ -81,11 +81,13 @@ def describe(agent: str = "dreamer_v3") -> str:
     lines, wide = [], max(map(len, presets))
     for name, make in presets.items():
         config = make()
-        unit, envs = "steps  ", "env " if config.env.count == 1 else "envs"
+        count, unit, envs = f"{config.steps:,}", "steps  ", "env " if config.env.count == 1 else "envs"
         learns = "in stages" if agent in agents.STAGED else f"ratio {config.train.ratio:g}"
         learns = f"{config.env.count:>2} {envs}  {learns}"
         if not config.task:
             unit, learns = "updates", "from a dataset"
+            if agent in agents.STAGED:
+                count, unit = "all", "steps  "
         about = (make.__doc__ or "").splitlines()[0]
-        lines.append(f"{name:{wide}} {config.size:>5}  {config.steps:>14,} {unit}  {learns:<21}  {about}")
+        lines.append(f"{name:{wide}} {config.size:>5}  {count:>14} {unit}  {learns:<21}  {about}")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Settings to start World Models from: those of its two experiments, and ours for small machines.
 
-Steps are steps that are recorded of a random policy; V, M and C learn from nothing else but, where C is evolved in the
-environment, its scores. The experiments recorded 10,000 rollouts each.
+Steps are steps that are recorded of a random policy, unless a dataset is in its place; V, M and C learn from nothing
+else but, where C is evolved in the environment, its scores. The experiments recorded 10,000 rollouts each.
 """
 
 from collections.abc import Callable
@@ -95,6 +95,14 @@ def gym() -> Config:
     return replace(config, task="atari_pong", steps=1_000_000, dreamer=dreamer)
 
 
+def offline_vision() -> Config:
+    """A dataset of 64 × 64 pictures whose episodes can end: V, M, and C in dreams, for two CPU cores; ours."""
+    config = take_cover_small()
+    collect = replace(config.dreamer.collect, shortest=2)
+    # As many steps as the dataset has take their place.
+    return replace(config, task="", steps=1, dreamer=replace(config.dreamer, collect=collect))
+
+
 def debug() -> Config:
     """Everything tiny, to find out quickly whether it runs."""
     dreamer = AgentConfig(
@@ -118,7 +126,8 @@ def debug() -> Config:
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    make.__name__: make for make in (take_cover_small, take_cover, racing_small, car_racing, gym, debug)
+    make.__name__: make
+    for make in (take_cover_small, take_cover, racing_small, car_racing, gym, offline_vision, debug)
 }
 
 # What a task starts from: by its name, or by its suite.

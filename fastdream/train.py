@@ -130,9 +130,13 @@ def final_evaluation(config: Config, training: Training, stop: Stop) -> str:
     training.save(result.mean)
     facts = {"step": training.loop.step, **result.summary(), "mode": config.eval.mode}
     rundir.store(training.parts.logdir / "eval.json", json.dumps(facts, indent=1).encode())
-    data = training.parts.driver
-    beside = f"; mean return of the dataset: {tenths(data.survey.mean)}" if isinstance(data, Recorded) else ""
-    return f"{done}\nevaluation: {result} ({config.eval.mode} actions){beside}"
+    return f"{done}\nevaluation: {result} ({config.eval.mode} actions){beside(training.parts)}"
+
+
+def beside(parts: Parts) -> str:
+    """What a score is to be held against, if it was learned from a dataset."""
+    data = parts.driver
+    return f"; mean return of the dataset: {tenths(data.survey.mean)}" if isinstance(data, Recorded) else ""
 
 
 def stopped(stop: Stop, done: str) -> str:

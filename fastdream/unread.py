@@ -14,10 +14,9 @@ COLLECTING = (
     "replay.capacity",
     "replay.online",
 )
-WITHOUT_STAGES = (
-    *("train", "replay", "eval.every", "eval.episodes", "log.report_every"),
-    *("dataset", "resize", "holdout"),
-)
+WITHOUT_STAGES = (*("train", "replay", "eval.every", "eval.episodes", "log.report_every", "holdout"),)
+# Of an agent that learns in stages, where the first one reads a dataset.
+RECORDING = ("env.count", "dreamer.start", "dreamer.collect.actions", "dreamer.collect.hold")
 
 
 class Off(NamedTuple):
@@ -67,8 +66,11 @@ def not_for(config: Config) -> dict[str, str]:
     if config.agent in agents.STAGED:
         why = f"{config.agent} learns in stages, and what it has instead is --dreamer.*"
         found |= dict.fromkeys(WITHOUT_STAGES, why)
-    elif config.dataset:
-        found |= dict.fromkeys(COLLECTING, "nothing is collected where a dataset is learned from")
+        if config.dataset:
+            found["steps"] = "all steps of a dataset are learned from"
+    if config.dataset:
+        collecting = RECORDING if config.agent in agents.STAGED else COLLECTING
+        found |= dict.fromkeys(collecting, "nothing is collected where a dataset is learned from")
         if not config.task:
             found |= dict.fromkeys(("eval", "env.parallel"), "there is nothing to evaluate in without --task")
     if config.agent == "offline_dv2":

@@ -9,7 +9,7 @@ from fastdream import presets, train
 from fastdream.config import Config
 from fastdream.driver import Voice
 from fastdream.schedule import Stop
-from fastdream.stages.command import assemble
+from fastdream.stages.command import assemble, with_steps
 from fastdream.stages.session import Session
 
 from .run_tools import CPU
@@ -42,6 +42,7 @@ def opened(config: Config, logdir: Path, use: Callable[[Session], Any]) -> Any:
     driver = train.make_driver(config, Voice())
     with driver:
         agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
+        config = with_steps(config, driver)
         parts, models, recording = assemble(config, driver, agent, CPU, logdir)
         try:
             return use(Session(config, parts, models, recording))

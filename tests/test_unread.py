@@ -72,7 +72,10 @@ def test_episodes_of_evaluations_that_are_not_made():
     [
         ([*OFFLINE, "--dreamer.explore.models", "3"], "--dreamer.explore.models: nothing is explored"),
         (["--log.wandb-project", "mine"], "--log.wandb-project: --log.outputs has no wandb"),
-        ([*EVOLVED[:2], "--dataset", "somewhere"], "records rollouts of its own; give it --task"),
+        (
+            [*EVOLVED[:2], "--dataset", "somewhere", "--env.count", "3"],
+            "--env.count: nothing is collected where",
+        ),
     ],
 )
 def test_what_another_setting_rules_out(args: list[str], message: str):

@@ -188,6 +188,17 @@ class Controller:
             decoded[key] = x.reshape(-1, *space.shape)
         return decoded
 
+    def encode(self, actions: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Actions [N, ...] by key, as environments take them -> [N, A] that `decode` makes them of.
+
+        Of a class, the middle of its part.
+        """
+        parts = []
+        for key, space in sorted(self.act_space.items()):
+            x = actions[key].reshape(-1, space.size)
+            parts.append((2 * x + 1) / space.classes - 1 if space.kind == "discrete" else x)
+        return np.concatenate(parts, 1).astype(np.float32)
+
 
 def picture_key(obs_space: Spaces) -> str:
     """The one picture among the observations; ValueError where there is none, or several, or another size."""
@@ -196,6 +207,6 @@ def picture_key(obs_space: Spaces) -> str:
         shown: Mapping[str, tuple[int, ...]] = {key: space.shape for key, space in obs_space.items()}
         raise ValueError(
             f"world_models sees one picture of {SIDE} × {SIDE} pixels, and the environment shows {shown}; "
-            f"choose a task with pictures, or resize them (--suite.size {SIDE})"
+            f"choose a task with pictures, or resize them (--suite.size {SIDE}; of a dataset, --resize {SIDE})"
         )
     return pictures[0]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdream.datasets.infer import Inference
-from fastdream.datasets.layout import Arrays, DatasetError, Raw, Source, foreign, records, standard
+from fastdream.datasets.layout import Arrays, DatasetError, Raw, Source, foreign, records, singly, standard
 from fastdream.progress import counted, tenths
 from fastdream.spaces import Spaces
 
@@ -20,6 +20,7 @@ class Survey(NamedTuple):
     steps    records: transitions, and one reset an episode.
     returns  sum of rewards of each episode; lengths their transitions. One that is a reset alone has none: it counts in
              no other number, and neither as an episode.
+    terminal whether each ended in a terminal state.
     digest   checksum of all arrays, by which a resumed run knows the dataset again.
     """
 
@@ -28,6 +29,7 @@ class Survey(NamedTuple):
     steps: int
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    terminal: tuple[bool, ...]
     digest: int
 
     @property
@@ -67,6 +69,7 @@ def survey(source: Source, spaces: tuple[Spaces, Spaces] | None = None) -> Surve
     problems: list[str] = []
     returns: list[float] = []
     lengths: list[int] = []
+    terminal: list[bool] = []
     digest = steps = 0
     shifted = True
     for raw in source.episodes():
@@ -81,9 +84,10 @@ def survey(source: Source, spaces: tuple[Spaces, Spaces] | None = None) -> Surve
         shifted &= _acts_at_reset(raw)
         steps += len(data["reward"])
         digest = _digest(data, digest)
-        for reward in np.split(data["reward"], np.flatnonzero(data["is_first"])[1:]):  # of each episode
-            returns.append(float(reward.sum(dtype=np.float64)))
-            lengths.append(len(reward) - 1)
+        for episode in singly(data):
+            returns.append(float(episode["reward"].sum(dtype=np.float64)))
+            lengths.append(len(episode["reward"]) - 1)
+            terminal.append(bool(episode["is_terminal"].any()))
     if problems:
         more = len(problems) - SHOWN
         listed = "\n  ".join([*problems[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
@@ -97,7 +101,7 @@ def survey(source: Source, spaces: tuple[Spaces, Spaces] | None = None) -> Surve
             stacklevel=2,
         )
     obs, act = known or inference.spaces()
-    return Survey(obs, act, steps, tuple(returns), tuple(lengths), digest)
+    return Survey(obs, act, steps, tuple(returns), tuple(lengths), tuple(terminal), digest)
 
 
 def _acts_at_reset(raw: Raw) -> bool:

@@ -13,7 +13,7 @@ import gymnasium.spaces as gs
 import numpy as np
 
 from fastdream.datasets.check import Survey, survey
-from fastdream.datasets.layout import Array, Arrays, DatasetError, Source, episodes
+from fastdream.datasets.layout import Array, Arrays, DatasetError, Source, episodes, singly
 from fastdream.envs.base import need
 from fastdream.spaces import Space, Spaces
 
@@ -44,7 +44,10 @@ def export(
     facts = survey(source)
     obs, act = facts.obs_space, facts.act_space
     buffers = [
-        _buffer(minari, episode, obs, act) for data in episodes(source, obs, act) for episode in _each(data)
+        _buffer(minari, episode, obs, act)
+        for data in episodes(source, obs, act)
+        for episode in singly(data)
+        if len(episode["reward"]) > 1
     ]
     about = f"{source.layout}{f' of {task}, {UNITS}' * bool(task)}, written by fastdream: {facts}"
     with _kept_in(root), _whole_or_not_at_all(name), warnings.catch_warnings():
@@ -96,14 +99,6 @@ def _whole_or_not_at_all(name: str) -> Iterator[None]:
     finally:
         if not done and not taken:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _each(data: Arrays) -> Iterator[Arrays]:
-    """Single episodes of records that may hold several."""
-    begins = np.flatnonzero(data["is_first"])
-    for begin, end in zip(begins, [*begins[1:], len(data["is_first"])], strict=True):
-        if end - begin > 1:
-            yield {key: value[begin:end] for key, value in data.items()}
 
 
 def _buffer(minari: Any, data: Arrays, obs: Spaces, act: Spaces) -> Any:

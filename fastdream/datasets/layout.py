@@ -244,6 +244,13 @@ def _unfit(value: Array, space: Space, action: bool) -> str:
     return ""
 
 
+def singly(data: Arrays) -> Iterator[Arrays]:
+    """Single episodes of records that may hold several."""
+    begins = np.flatnonzero(data["is_first"])
+    for begin, end in zip(begins, [*begins[1:], len(data["is_first"])], strict=True):
+        yield {key: value[begin:end] for key, value in data.items()}
+
+
 def episodes(source: Source, obs_space: Spaces, act_space: Spaces) -> Iterator[Arrays]:
     """The episodes of a dataset that was surveyed, in exactly the shapes and dtypes of the spaces.
 

@@ -1,11 +1,11 @@
 """What a run has in place of environments when it learns from a dataset."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from fastdream.datasets.check import Survey, survey
-from fastdream.datasets.layout import DatasetError, Source, episodes
+from fastdream.datasets.layout import Arrays, DatasetError, Source, episodes, singly
 from fastdream.episodes import Episode
 from fastdream.replay import Replay
 from fastdream.replay_store import Array
@@ -38,18 +38,20 @@ class Recorded:
 
         Latents begin as zeros.
         """
-        number = -1
         blank = {
             key: np.zeros(shape[2:], dtype)
             for key, (shape, dtype) in replay.window_spec(1).items()
             if key in ("deter", "stoch")
         }
+        for number, data in enumerate(self.each()):
+            if chosen is None or number in chosen:
+                for t in range(len(data["reward"])):
+                    replay.add(0, blank | {key: value[t] for key, value in data.items()})
+
+    def each(self) -> Iterator[Arrays]:
+        """The episodes one by one, in the layout of replay.py; numbers in `survey` are in the same order."""
         for data in episodes(self._source, self.obs_space, self.act_space):
-            for t, first in enumerate(data["is_first"]):
-                number += bool(first)
-                if chosen is not None and number not in chosen:
-                    continue
-                replay.add(0, blank | {key: value[t] for key, value in data.items()})
+            yield from singly(data)
 
     def recv(self) -> dict[str, Array]:
         """No observations."""

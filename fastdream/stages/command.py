@@ -14,6 +14,7 @@ from fastdream import config as configs
 from fastdream.agents.world_models import WorldModels
 from fastdream.build import Parts, choose_device, make_agent, make_parts
 from fastdream.config import Config
+from fastdream.datasets import Recorded
 from fastdream.driver import Driver, Voice
 from fastdream.envs.base import EnvError
 from fastdream.lane import RestartedTooOften
@@ -24,15 +25,17 @@ from fastdream.replay import Replay
 from fastdream.run import EnvironmentFailed
 from fastdream.rundir import RunLock
 from fastdream.schedule import Stop
-from fastdream.stages.collect import Collect, recording_spec
+from fastdream.stages.collect import recording_spec
 from fastdream.stages.fit import Encode, FitMemory, FitVision, Latents
-from fastdream.stages.session import Session, Stage
+from fastdream.stages.read import usable
+from fastdream.stages.session import Session
 from fastdream.summary import header, memory
 from fastdream.train import (
+    beside,
     describe,
     directory,
-    environments,
     last_good,
+    make_driver,
     refuse_other_spaces,
     resume_hint,
     set_up,
@@ -48,9 +51,10 @@ def train(config: Config, command: str = "") -> None:
     # All that can be refused is refused before there is a directory.
     evolution.require()
     cli.refuse_differences(config)
-    with environments(config, voice) as driver:
+    with make_driver(config, voice) as driver:
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
+        config = with_steps(config, driver)
         start = Path(config.dreamer.start).expanduser().resolve()  # runs/latest is another run from here on
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
@@ -68,6 +72,11 @@ def train(config: Config, command: str = "") -> None:
             finally:
                 parts.logger.close()
     print(result, flush=True)
+
+
+def with_steps(config: Config, driver: Driver | Recorded) -> Config:
+    """The settings, with as many steps as a dataset has in place of those to record. Raises ValueError as `usable`."""
+    return replace(config, steps=usable(config, driver)) if isinstance(driver, Recorded) else config
 
 
 def begin_from(start: Path, agent: WorldModels, logdir: Path) -> None:
@@ -118,7 +127,7 @@ def refuse_other_steps(config: Config, logdir: Path) -> None:
 
 
 def assemble(
-    config: Config, driver: Driver, agent: Agent, device: torch.device, logdir: Path
+    config: Config, driver: Driver | Recorded, agent: Agent, device: torch.device, logdir: Path
 ) -> tuple[Parts, WorldModels, Recording]:
     """The parts of a run; recordings stand where the replay of other agents is."""
     models = cast(WorldModels, agent)
@@ -148,7 +157,7 @@ def final_evaluation(config: Config, session: Session, stop: Stop) -> str:
     """Evaluate the controller in the real environment; keep the score in `eval.json` and with the checkpoint."""
     logdir = session.parts.logdir
     done = f"done after all stages; run: {logdir}"
-    if not config.eval.final_episodes:
+    if not config.eval.final_episodes or not config.task:
         return done
     session.log.print(f"evaluating over {counted(config.eval.final_episodes, 'episode')}")
     result = session.evaluate(stop)
@@ -160,25 +169,26 @@ def final_evaluation(config: Config, session: Session, stop: Stop) -> str:
         session.save(result.mean)
         session.log.scalars(session.step, result.metrics())
         rundir.store(path, text)
-    return f"{done}\nevaluation: {result} ({config.eval.mode} actions)"
+    return f"{done}\nevaluation: {result} ({config.eval.mode} actions){beside(session.parts)}"
 
 
 def dry_run(config: Config) -> None:
-    """Build everything, record until there are episodes to learn from, update V and M once, and say what it took."""
+    """Build everything, record or read episodes to learn from, update V and M once, and say what it took."""
     device, why = choose_device(config.device)
     set_up(config)
     collect = replace(config.dreamer.collect, shortest=1)
     config = replace(
         config, log=replace(config.log, outputs=()), dreamer=replace(config.dreamer, collect=collect)
     )
-    with tempfile.TemporaryDirectory() as folder, environments(config, Voice()) as driver:
+    with tempfile.TemporaryDirectory() as folder, make_driver(config, Voice()) as driver:
         logdir = Path(folder)
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
+        config = with_steps(config, driver)
         parts, models, recording = assemble(config, driver, agent, device, logdir)
         print(header(config, parts, why, kept=False), flush=True)
-        stage: Stage = Collect(config, parts, models, recording)
+        first = Session(config, parts, models, recording).stage
         while recording.rows < 2:
-            stage.advance()
+            first.advance()
         vision = FitVision(config, models, recording)
         vision.advance()
         encode = Encode(models, recording, logdir / "latents.npy")

@@ -86,6 +86,11 @@ def real_and_dream(agent: WorldModels, make_env: MakeEnv, dreams: Dreams, seed: 
     return visible(side_by_side(real, dream(agent, dreams, seed, length)))
 
 
+def dream_alone(agent: WorldModels, dreams: Dreams, seed: int) -> Array:
+    """A dream of the controller, as a clip [T, 64, 64, 1 or 3]."""
+    return visible(dream(agent, dreams, seed, min(LONGEST, agent.config.control.length)))
+
+
 @torch.no_grad()
 def dream(agent: WorldModels, dreams: Dreams, seed: int, length: int) -> Array:
     """What the controller sees in a dream of its own, at the temperature of dreams: [at most length, 64, 64, C]."""

@@ -8,6 +8,7 @@ from fastdream.agents.world_models import WorldModels
 from fastdream.build import Parts
 from fastdream.checkpoint import Loaded
 from fastdream.config import Config
+from fastdream.datasets import Recorded
 from fastdream.driver import Driver, Voice
 from fastdream.progress import Goal
 from fastdream.recording import Recording
@@ -17,6 +18,7 @@ from fastdream.stages import pictures
 from fastdream.stages.collect import Collect
 from fastdream.stages.evolve import Dreams, Evolve, Races
 from fastdream.stages.fit import Encode, FitMemory, FitVision, Latents, memory_updates, vision_updates
+from fastdream.stages.read import Read
 from fastdream.summary import served
 
 # What the stages count, if not steps of the environment.
@@ -40,22 +42,25 @@ class Stage(Protocol):
 class Session:
     """All stages in their order, from the beginning or from where the last checkpoint stands.
 
-    Steps, as they are logged: steps recorded, then updates of V, updates of M and generations on top of them.
+    Steps, as they are logged: steps recorded, or read from a dataset, then updates of V, updates of M and generations
+    on top of them.
     """
 
     def __init__(self, config: Config, parts: Parts, agent: WorldModels, recording: Recording) -> None:
         self.config, self.parts, self.log = config, parts, parts.logger
         self.agent, self.recording = agent, recording
         self.encoded = parts.logdir / "latents.npy"
-        self.makers: dict[str, Callable[[], Stage]] = {
-            "collect": lambda: Collect(config, parts, agent, recording),
+        first: dict[str, Callable[[], Stage]] = {"collect": lambda: Collect(config, parts, agent, recording)}
+        if isinstance(data := parts.driver, Recorded):
+            first = {"read": lambda: Read(config, agent, data, recording)}
+        self.makers = first | {
             "vision": lambda: FitVision(config, agent, recording),
             "encode": lambda: Encode(agent, recording, self.encoded),
             "memory": lambda: FitMemory(config, agent, recording, self.latents()),
             "control": lambda: Evolve(config, agent, self.fitness()),
         }
         self.names, self.at = list(self.makers), 0
-        self.planned = [*planned(config).values()]
+        self.planned = planned(config)
         self.log_due, self.save_due = EverySeconds(config.log.every), EverySeconds(config.log.save_every)
         self.voice = Voice(lambda text: self.log.print(f"in evaluation, {text}"))
         self.resumed_from = parts.checkpoint.load()
@@ -100,9 +105,8 @@ class Session:
         """What the live display says of the stage."""
         parts, name = self.parts, self.names[self.at]
         place = str(parts.device), str(parts.logdir), served(parts)
-        return Goal(
-            self.config.task, self.stage.units, self.stage.done, *place, name, UNITS.get(name, "step")
-        )
+        source, done = self.config.task or self.config.dataset, self.stage.done
+        return Goal(source, self.stage.units, done, *place, name, UNITS.get(name, "step"))
 
     def run(self, stop: Stop) -> bool:
         """All that is left to do; whether it is done, which it is not if `stop` came before. Saves what it did."""
@@ -154,8 +158,11 @@ class Session:
             except ValueError as error:
                 self.log.print(f"no open-loop predictions: {error}")
         if name == "control":
-            clip = pictures.real_and_dream(agent, self.parts.make_env, self.dreams(), seed)
-            self.log.video(step, "real_dream", clip)
+            if self.config.task:
+                clip = pictures.real_and_dream(agent, self.parts.make_env, self.dreams(), seed)
+                self.log.video(step, "real_dream", clip)
+            else:
+                self.log.video(step, "dream", pictures.dream_alone(agent, self.dreams(), seed))
 
     def evaluate(self, stop: Stop) -> Scores:
         """Episodes in the real environment, on environments of their own."""
@@ -178,15 +185,15 @@ class Session:
         return [*self.resumed_from.notes, f"resumed in stage {place}, from {self.resumed_from.path}"]
 
 
-def planned(config: Config) -> dict[str, int]:
-    """How many pieces of work each stage is counted as."""
-    return {
-        "collect": config.steps,
-        "vision": vision_updates(config),
-        "encode": 0,
-        "memory": memory_updates(config),
-        "control": config.dreamer.control.generations,
-    }
+def planned(config: Config) -> list[int]:
+    """How many pieces of work each stage is counted as, in their order."""
+    return [
+        config.steps,
+        vision_updates(config),
+        0,  # encoding learns nothing
+        memory_updates(config),
+        config.dreamer.control.generations,
+    ]
 
 
 def lacking(session: Mapping[str, Any]) -> tuple[str, ...]:
