@@ -102,8 +102,13 @@ def test_short_help_fits_a_screen(capsys: pytest.CaptureFixture[str]):
     [
         (
             ["--agent", "world_models"],
-            ["--train.", "--replay.", "--dataset ", "every, episodes"],
-            ["final_episodes"],
+            ["--train.", "--replay.", "--holdout ", "every, episodes"],
+            ["final_episodes", "--dataset ", "--steps "],
+        ),
+        (
+            ["--agent", "world_models", "--dataset", "somewhere", "--preset", "debug"],
+            ["--steps ", "--eval.", "--env.count", "start, "],
+            ["latents", "--resize "],
         ),
         (
             ["--dataset", "somewhere", "--preset", "offline"],
@@ -116,7 +121,7 @@ def test_short_help_fits_a_screen(capsys: pytest.CaptureFixture[str]):
             ["imag_length"],
         ),
     ],
-    ids=["stages", "dataset", "offline"],
+    ids=["stages", "stages_dataset", "dataset", "offline"],
 )
 def test_short_help_leaves_out_what_nothing_would_read(
     args: list[str], hidden: list[str], shown: list[str], capsys: pytest.CaptureFixture[str]
