@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -68,6 +69,32 @@ def test_it_begins_with_what_was_the_latest_run(first: Path, tmp_path: Path, mon
     assert latest.resolve().parent == tmp_path / "runs" / "dummy_image"
     one, two = (Recording(folder / "rollouts", {}).episodes for folder in (first, latest))
     assert two[: len(one)] == one
+
+
+def test_it_goes_on_from_them_though_the_latest_run_is_another_by_now(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped with Ctrl-C twice, say, before a checkpoint was due."""
+    monkeypatch.chdir(tmp_path)
+    latest = tmp_path / "runs" / "latest"
+    latest.parent.mkdir()
+    latest.symlink_to(first)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Session, "run", raising := MagicMock(side_effect=KeyboardInterrupt))
+        train.main([*COMMAND, "--dreamer.start", "runs/latest"])
+    raising.assert_called_once()
+    vision = load(first).vision.state_dict()
+    begun: list[bool] = []
+    run = Session.run
+
+    def noting(session: Session, stop: Any) -> bool:
+        begun.append(all(torch.equal(session.agent.vision.state_dict()[key], vision[key]) for key in vision))
+        return run(session, stop)
+
+    monkeypatch.setattr(Session, "run", noting)
+    monkeypatch.chdir(tmp_path.parent)
+    train.main(["--logdir", str(latest.resolve())])
+    assert begun == [True]
 
 
 @pytest.mark.parametrize(

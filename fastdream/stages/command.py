@@ -143,6 +143,8 @@ def go_through(config: Config, parts: Parts, agent: WorldModels, recording: Reco
         parts.logger.start(session.goal())
         for note in session.notes():
             parts.logger.print(note)
+        if config.dreamer.start and session.resumed_from is None:
+            session.save()  # what it begins with, which may be gone or another run's when this one is resumed
         if not session.run(stop):
             name = session.names[session.at]
             return f"stopped by {stop.reason} in stage {name}; {resume_hint(parts.logdir)}"
