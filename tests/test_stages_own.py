@@ -17,10 +17,13 @@ from fastdream.envs.from_gymnasium import FromGymnasium
 from fastdream.lane import MOST_RESTARTS, RestartedTooOften
 from fastdream.stages import collect
 from fastdream.stages.command import assemble
-from fastdream.stages.evolve import Races
+from fastdream.stages.evolve import Evolve, Races
 
 from .run_tools import CPU
 from .stages_tools import StopIn, run, tiny
+
+COMMAND = ["--agent", "world_models", "--preset", "debug", "--env.parallel", "no"]
+COMMAND += ["--log.outputs", "jsonl", "console"]
 
 
 class Pictures(gymnasium.Env):
@@ -52,9 +55,7 @@ def test_pictures_of_any_channels_are_learned_and_drawn(
     module: Any = ModuleType("homemade")
     module.pictures = lambda: Pictures(channels)
     monkeypatch.setitem(sys.modules, "homemade", module)
-    args = ["--agent", "world_models", "--preset", "debug", "--task", "homemade:pictures"]
-    args += ["--env.parallel", "no", "--log.outputs", "jsonl", "--logdir", str(tmp_path)]
-    train.main(args)
+    train.main([*COMMAND, "--task", "homemade:pictures", "--logdir", str(tmp_path)])
     assert "evaluation: " in capsys.readouterr().out
     media = {path.name.rpartition("_")[0] for path in (tmp_path / "media").iterdir()}
     assert {"reconstructions", "real_dream"} <= media
@@ -113,6 +114,26 @@ class Dying(Pictures):
         return super().step(action)
 
 
+def test_the_picture_of_a_real_episode_ends_no_run_where_its_environment_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("cma", reason="what the last stage is done by")
+    module: Any = ModuleType("homemade")
+    module.dying = lambda: Dying(3)
+    monkeypatch.setitem(sys.modules, "homemade", module)
+    finish = Evolve.finish
+
+    def finishing(stage: Evolve) -> str:
+        monkeypatch.setattr(Dying, "left", 1)
+        return finish(stage)
+
+    monkeypatch.setattr(Evolve, "finish", finishing)
+    train.main([*COMMAND, "--task", "homemade:dying", "--logdir", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert "in evaluation, environment 0 " in text and "evaluation: " in text and not Dying.left
+    assert list((tmp_path / "media").glob("real_dream*"))
+
+
 class Failing(Pictures):
     """Its second reset fails, the first time that somebody asks for it."""
 
@@ -146,6 +167,29 @@ def raced(deaths: int, monkeypatch: pytest.MonkeyPatch) -> Any:
         agent.controller.decode = lambda action: {"action": np.array([1, 0], np.int32)}
         controls = np.zeros((2, agent.controller.count))
         return Races(config, agent, driver)(controls, np.arange(2), (4, 0)).tolist(), len(told)
+
+
+class Lasting(Pictures):
+    """Lasts for so many steps."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(3)
+        self.length = length
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self.look(), float(action), self.steps == self.length, False, {}
+
+
+def test_an_episode_counts_to_its_end_and_no_further_whatever_others_last():
+    config, lengths, steps = tiny(where="real", length=100), iter((2, 6, 3)), []
+    make: Callable[[int], Any] = lambda seed: FromGymnasium(Lasting(next(lengths)), "mine")  # noqa: E731
+    with Driver(make, 3) as driver:
+        agent: Any = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
+        agent.controller.decode = lambda action: steps.append(action) or {"action": np.ones(3, np.int32)}
+        controls = np.zeros((3, agent.controller.count))
+        assert Races(config, agent, driver)(controls, np.arange(3), (4, 0)).tolist() == [2.0, 6.0, 3.0]
+    assert len(steps) == 6
 
 
 def test_an_episode_whose_environment_died_is_no_fitness(monkeypatch: pytest.MonkeyPatch):

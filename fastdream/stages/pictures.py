@@ -1,6 +1,5 @@
 """What people look at: reconstructions, dreams beside what really happened, and beside a real episode."""
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,12 @@ import torch
 
 from fastdream.agents.world_models import WorldModels
 from fastdream.agents.world_models_nets import draw
+from fastdream.driver import Driver
 from fastdream.openloop import clip
 from fastdream.recording import Recording
 from fastdream.replay_store import Array
 from fastdream.stages.collect import recording_spec
 from fastdream.stages.evolve import Dreams
-from fastdream.workers import MakeEnv
 
 COUNT = 6  # episodes side by side
 STEPS = 60  # of an open-loop prediction
@@ -75,12 +74,12 @@ def of_run(logdir: Path, agent: Any, seed: int) -> dict[str, Array]:
     return {agent.key: open_loop(agent, recording, seed)}
 
 
-def real_and_dream(agent: WorldModels, make_env: MakeEnv, dreams: Dreams, seed: int) -> Array:
+def real_and_dream(agent: WorldModels, driver: Driver, dreams: Dreams, seed: int) -> Array:
     """A real episode of the controller beside a dream of it, as a clip [T, 64, 2 * 64 + gap, 1 or 3].
 
     The dream of a memory that knows no end lasts as long as the episode.
     """
-    real = episode(agent, make_env, seed)
+    real = episode(agent, driver, seed)
     config = agent.config
     length = min(LONGEST, config.control.length) if config.memory.ends else len(real)
     return visible(side_by_side(real, dream(agent, dreams, seed, length)))
@@ -111,19 +110,17 @@ def dream(agent: WorldModels, dreams: Dreams, seed: int, length: int) -> Array:
     return to_pixels(agent.vision.decode(torch.cat(trail[: int(lasted[0])])))
 
 
-def episode(agent: WorldModels, make_env: MakeEnv, seed: int) -> Array:
-    """What the controller sees in a real episode: [T, 64, 64, C]."""
+def episode(agent: WorldModels, driver: Driver, seed: int) -> Array:
+    """What the controller sees in a real episode of one environment, until it ends or dies: [T, 64, 64, C]."""
     frames: list[Array] = []
-    with closing(make_env(seed)) as env:
-        obs, carry = env.reset(seed), agent.init_policy(1)
-        agent.generators["policy"].manual_seed(seed)
-        while len(frames) < LONGEST:
-            frames.append(obs[agent.key])
-            if obs["is_last"]:
-                break
-            batch = {key: np.asarray(obs[key])[None] for key in (agent.key, "is_first")}
-            carry, action, _ = agent.policy(carry, batch)
-            obs = env.step({key: value[0] for key, value in action.items()})
+    carry, obs = agent.init_policy(1), driver.restart([seed])
+    agent.generators["policy"].manual_seed(seed)
+    while len(frames) < LONGEST:
+        frames.append(obs[agent.key][0])
+        if obs["is_last"][0]:
+            break
+        carry, action, _ = agent.policy(carry, obs)
+        obs = driver.step(action)
     return np.stack(frames)
 
 

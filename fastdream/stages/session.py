@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from fastdream.agents.world_models import WorldModels
-from fastdream.build import Parts
+from fastdream.build import Parts, in_processes
 from fastdream.checkpoint import Loaded
 from fastdream.config import Config
 from fastdream.datasets import Recorded
@@ -157,12 +157,15 @@ class Session:
                 self.log.picture(step, "openloop", pictures.open_loop(agent, self.recording, seed))
             except ValueError as error:
                 self.log.print(f"no open-loop predictions: {error}")
-        if name == "control":
-            if self.config.task:
-                clip = pictures.real_and_dream(agent, self.parts.make_env, self.dreams(), seed)
-                self.log.video(step, "real_dream", clip)
-            else:
-                self.log.video(step, "dream", pictures.dream_alone(agent, self.dreams(), seed))
+        if name == "control" and self.config.task:
+            parallel, make_env = in_processes(self.config), self.parts.make_env
+            with Driver(
+                make_env, parallel=parallel, seed=seed, on_restart=self.voice, task=self.config.task
+            ) as driver:
+                clip = pictures.real_and_dream(agent, driver, self.dreams(), seed)
+            self.log.video(step, "real_dream", clip)
+        elif name == "control":
+            self.log.video(step, "dream", pictures.dream_alone(agent, self.dreams(), seed))
 
     def evaluate(self, stop: Stop) -> Scores:
         """Episodes in the real environment, on environments of their own."""
