@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fastdream import rundir
 from fastdream.config import Config
@@ -14,6 +15,7 @@ from fastdream.stages import fit
 from fastdream.stages.fit import Encode, Latents
 from fastdream.stages.session import Session
 
+from .run_tools import CPU
 from .stages_tools import StopIn, opened, run, tiny
 
 pytest.importorskip("cma", reason="what the last stage is done by")
@@ -52,6 +54,22 @@ def test_encoding_goes_on_where_it_was_saved(tmp_path: Path, monkeypatch: pytest
     assert encode_on(config, tmp_path) == [0, 32, 64, 96] and path.read_bytes() == whole
     path.unlink()
     assert encode_on(config, tmp_path) == [0, 32, 64, 96] and path.read_bytes() == whole
+
+
+def test_latents_are_what_vision_makes_of_each_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fit, "ENCODED", 32)
+    config = tiny()
+    run(config, tmp_path, StopIn("memory", 0))
+
+    def use(session: Session) -> None:
+        rows = torch.arange(session.recording.rows)
+        latents = session.latents().at(rows.numpy(), CPU)
+        with torch.no_grad():
+            mean, logvar = session.agent.vision.encode(torch.from_numpy(np.array(session.recording["image"])))
+        assert not torch.allclose(mean, logvar, atol=0.01)
+        torch.testing.assert_close(latents, {"mean": mean, "logvar": logvar}, rtol=0.001, atol=1e-4)
+
+    opened(config, tmp_path, use)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,43 @@ import pytest
 import torch
 
 from fastdream.stages.evolve import Dreams, Evolve
-from fastdream.stages.fit import FitMemory, Latents
+from fastdream.stages.fit import FitMemory, FitVision, Latents
 from fastdream.stages.session import Session
 
 from .run_tools import CPU
 from .stages_tools import StopIn, opened, run, tiny
 
 pytest.importorskip("cma", reason="what the last stage is done by")
+
+
+def test_vision_learns_from_all_pictures_and_draws_others_at_every_update(tmp_path: Path):
+    config = tiny()
+    run(config, tmp_path, StopIn("vision", 1))
+
+    def use(session: Session) -> None:
+        drawn: list[dict[str, torch.Tensor]] = []
+        for seed in (config.seed, config.seed + 1):
+            fit = FitVision(replace(config, seed=seed), session.agent, session.recording)
+            updated = fit.updated
+            fit.updated = lambda batch, updated=updated: [drawn.append(batch), updated(batch)][-1]
+            before = {name: value.clone() for name, value in session.agent.vision.named_parameters()}
+            fit.advance()
+            moved = [
+                (value - before[name]).abs().detach()
+                for name, value in session.agent.vision.named_parameters()
+            ]
+            # Adam's first step is as long as the learning rate, wherever there is a gradient.
+            assert all(float(x.max()) == pytest.approx(fit.settings.lr, rel=0.01) for x in moved)
+            for _ in range(29):
+                fit.advance()
+        assert len({float(batch["noise"].double().square().sum()) for batch in drawn}) == 60
+        assert 0.5 < float(torch.stack([batch["noise"] for batch in drawn]).std()) < 2
+        shown = {x.numpy().tobytes() for batch in drawn[:30] for x in batch["image"]}
+        recorded = {x.tobytes() for x in session.recording["image"]}
+        assert shown <= recorded and len(shown) > 0.8 * len(recorded)
+        assert not torch.equal(drawn[0]["image"], drawn[30]["image"])
+
+    opened(config, tmp_path, use)
 
 
 def test_memory_forgets_between_passes_and_learns_in_small_and_falling_steps(tmp_path: Path):
@@ -28,11 +58,14 @@ def test_memory_forgets_between_passes_and_learns_in_small_and_falling_steps(tmp
     def use(session: Session) -> None:
         latents = Latents(tmp_path / "latents.npy", session.recording.rows)
         fit = FitMemory(config, session.agent, session.recording, latents)
-        began, rates, clipped = [], [], []
+        began, rates, clipped, drawn = [], [], [], set()
         updated = fit.updated
 
         def noting(batch: Any, state: Any) -> Any:
             began.append(not state["hidden"].any())
+            drawn.add(float(batch["noise"].double().square().sum()))
+            for key in ("action", "first", "terminal"):
+                assert np.array_equal(batch[key], session.recording[key][fit.rows(fit.done)])
             return updated(batch, state)
 
         def step(rate: Any) -> None:
@@ -45,6 +78,7 @@ def test_memory_forgets_between_passes_and_learns_in_small_and_falling_steps(tmp
         fit.opt.step = step  # type: ignore[method-assign]
         for _ in range(2 * fit.chunks):
             fit.advance()
+        assert len(drawn) == 2 * fit.chunks and min(drawn) > 1
         assert fit.chunks > 1 and began == 2 * [True, *[False] * (fit.chunks - 1)]
         assert rates == pytest.approx([0.09 * 0.5**i + 0.01 for i in range(2 * fit.chunks)])
         assert clipped == pytest.approx([1e-3] * len(clipped))
@@ -90,21 +124,81 @@ def test_the_best_mean_is_kept_and_the_last_generation_tested(tmp_path: Path):
     opened(config, tmp_path, use)
 
 
+def test_fitness_is_the_mean_of_a_controller_s_own_rollouts(tmp_path: Path):
+    config = tiny(rollouts=3, test_rollouts=5, generations=1)
+
+    def use(session: Session) -> None:
+        evolve = Evolve(config, session.agent, SimpleNamespace())  # type: ignore[arg-type]
+        told: list[np.ndarray] = []
+        asked, tell = evolve.evolution.ask(), evolve.evolution.tell
+        evolve.evolution.tell = lambda fitness: [told.append(fitness), tell(fitness)][-1]  # type: ignore[method-assign]
+        trial, count = evolve.trial, len(asked)
+        assert np.array_equal(trial.controls.reshape(count, 3, -1), np.stack([asked] * 3, 1))
+        assert (
+            len(set(trial.seeds[: 3 * count // 2])) == 3 * count // 2
+        )  # no dream or episode of one is another's
+        trial.scores[:] = np.random.default_rng(0).standard_normal(3 * count)
+        fitness = [sum(trial.scores[3 * i : 3 * i + 3]) / 3 for i in range(count)]
+        evolve.finish_generation(trial)
+        assert np.allclose(told, [fitness])
+        assert len(set(evolve.trial.seeds)) == 5
+        evolve.trial.scores[:] = 0, 0, 0, 1, 9
+        sigma = evolve.evolution.sigma
+        evolve.finish_test(evolve.trial)
+        logged = {"mean": sum(fitness) / count, "best": max(fitness), "sigma": sigma, "test": 2.0}
+        assert evolve.metrics() == pytest.approx({f"control/{key}": value for key, value in logged.items()})
+        assert "best mean scored 2.0 in dreams after 1 generations" in evolve.finish()
+
+    opened(config, tmp_path, use)
+
+
+def test_no_generation_and_no_test_meets_the_random_numbers_of_another(tmp_path: Path):
+    config, met = tiny(generations=3, test_every=1), []
+
+    def fitness(controls: np.ndarray, seeds: np.ndarray, key: tuple[int, ...], begin: int) -> np.ndarray:
+        met.append((key, begin))
+        return np.zeros(len(seeds))
+
+    def use(session: Session) -> None:
+        evolve = Evolve(config, session.agent, fitness)  # type: ignore[arg-type]
+        while evolve.done < evolve.units:
+            evolve.advance()
+
+    fitness.at_once = 2  # type: ignore[attr-defined]
+    opened(config, tmp_path, use)
+    begun = [key for key, begin in met if not begin]
+    assert len(begun) == len(set(begun)) == 2 * 3 and len(met) == len(set(met)) == 3 * (8 // 2 + 4 // 2)
+
+
 def test_dreams_begin_where_recorded_episodes_did(tmp_path: Path):
     encoded = np.full((9, 2, 4), -60, np.float16)  # almost certain
     encoded[:, 0] = np.arange(9)[:, None]
     np.save(tmp_path / "latents.npy", encoded)
     begun: list[np.ndarray] = []
+    drawn: list[float] = []
 
-    def dream(controls: torch.Tensor, start: torch.Tensor, *_: Any) -> torch.Tensor:
+    def dream(controls: Any, start: Any, seeds: Any, generator: Any, temperature: float, length: int) -> Any:
+        assert (seeds.tolist(), temperature, length) == ([0, 1, 2, 3] * 2, 1.5, 7)
         begun.append(start.numpy())
+        drawn.append(float(torch.rand((), generator=generator)))
         return torch.arange(len(controls))
 
-    agent: Any = SimpleNamespace(config=tiny().dreamer, device=CPU, dream=dream)
-    dreams = Dreams(tiny(), agent, Latents(tmp_path / "latents.npy", 9), np.array([2, 5, 7]))
+    config = tiny(temperature=1.5, length=7)
+    agent: Any = SimpleNamespace(config=config.dreamer, device=CPU, dream=dream)
+    dreams = Dreams(config, agent, Latents(tmp_path / "latents.npy", 9), np.array([2, 5, 7]))
     seeds = np.array([0, 1, 2, 3] * 2)
     assert dreams(np.zeros((8, 3)), seeds, (4, 0)).tolist() == [*range(8)]
     dreams(np.zeros((8, 3)), seeds, (4, 1))
     for start in begun:
         assert np.array_equal(start[:4], start[4:]) and set(start.round(4).flat) <= {2, 5, 7}
-    assert not np.array_equal(*begun)
+    assert not np.array_equal(*begun) and drawn[0] != drawn[1]
+    dreams.config = replace(config, seed=config.seed + 1)  # what another run dreams
+    dreams(np.zeros((8, 3)), seeds, (4, 0))
+    assert len(set(drawn)) == 3
+    encoded[:, 1] = 0  # uncertain: each begins elsewhere around there
+    np.save(tmp_path / "latents.npy", encoded)
+    dreams.latents = Latents(tmp_path / "latents.npy", 9)
+    for _ in range(2):
+        dreams(np.zeros((8, 3)), seeds, (4, 0))
+    (*_, one, two) = begun
+    assert np.array_equal(one, two) and len(np.unique(one)) == 4 * 4

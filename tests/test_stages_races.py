@@ -108,8 +108,15 @@ def test_episodes_that_c_is_evolved_in_are_broken_off(tmp_path: Path):
     assert np.allclose(scores, sum(obs["reward"] for obs in steps))
 
 
-def test_antithetic_halves_meet_the_same_episodes_of_their_own_controllers():
-    config = tiny(where="real")
+def test_antithetic_halves_meet_the_same_episodes_of_their_own_controllers(monkeypatch: pytest.MonkeyPatch):
+    config, noises = tiny(where="real"), []
+    played = Races.played
+
+    def noting(self: Races, controls: Any, seeds: Any, noise: int) -> Any:
+        noises.append(noise)
+        return played(self, controls, seeds, noise)
+
+    monkeypatch.setattr(Races, "played", noting)
     with train.make_driver(replace(config, env=replace(config.env, count=3)), Voice()) as driver:
         agent = train.make_agent(config, driver.obs_space, driver.act_space, CPU)
         races = Races(config, agent, driver)  # type: ignore[arg-type]
@@ -123,6 +130,7 @@ def test_antithetic_halves_meet_the_same_episodes_of_their_own_controllers():
             races(controls[i : i + 3], np.array([0, 1, 2, 3] * 2)[i : i + 3], (4, 0), i) for i in (0, 3, 6)
         ]
     assert np.array_equal(np.concatenate(parts), scores)
+    assert noises[:3] == noises[3:6] == noises[-3:] and len(set(noises)) == 2 * 3  # of two generations
     assert np.array_equal(scores, again) and len(set(scores)) > 1
     assert np.array_equal(same[:4], same[4:]) and np.array_equal(same[:4], scores[:4])
     assert not np.array_equal(same, other)
