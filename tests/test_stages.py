@@ -202,18 +202,21 @@ def test_episodes_that_are_all_too_short_are_not_recorded_for_ever(
     )
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path: Path):
+@pytest.mark.parametrize("due", [False, True], ids=["at the end of the stage", "after every update"])
+@pytest.mark.parametrize("stage", ["vision", "memory"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(stage: str, due: bool, tmp_path: Path):
     config = tiny()
-    run(config, tmp_path, StopIn("vision", 2))
+    run(config, tmp_path, StopIn(stage, 2))
 
     def use(session: Session) -> None:
-        assert session.names[session.at] == "vision", session.names[session.at]
+        assert session.names[session.at] == stage, session.names[session.at]
+        session.save_due = lambda: due  # type: ignore[assignment]
         with torch.no_grad():
-            session.agent.vision.mean.bias.fill_(torch.nan)
-        with pytest.raises(NonFinite, match="loss/vision_loss became NaN"):
+            next(getattr(session.agent, stage).parameters()).fill_(torch.nan)
+        with pytest.raises(NonFinite, match=f"loss/{stage}_loss became NaN"):
             session.run(Stop())
         loaded = session.parts.checkpoint.load()
-        assert loaded is not None and loaded.tree["agent"]["vision"]["mean.bias"].isfinite().all()
+        assert loaded is not None and all(x.isfinite().all() for x in loaded.tree["agent"][stage].values())
 
     opened(config, tmp_path, use)
 

@@ -10,13 +10,20 @@ import pytest
 import torch
 
 from fastdream.stages.evolve import Dreams, Evolve
-from fastdream.stages.fit import FitMemory, FitVision, Latents
+from fastdream.stages.fit import FitMemory, FitVision, Latents, vision_updates
 from fastdream.stages.session import Session
 
 from .run_tools import CPU
 from .stages_tools import StopIn, opened, run, tiny
 
 pytest.importorskip("cma", reason="what the last stage is done by")
+
+
+def test_vision_sees_pictures_as_often_as_it_was_told():
+    config = replace(tiny(), steps=100)
+    for passes, units in ((3.0, 30), (0.5, 5), (0.01, 1)):
+        vision = replace(config.dreamer.vision, passes=passes, batch=10)
+        assert vision_updates(replace(config, dreamer=replace(config.dreamer, vision=vision))) == units
 
 
 def test_vision_learns_from_all_pictures_and_draws_others_at_every_update(tmp_path: Path):
@@ -93,10 +100,14 @@ def test_memory_sees_few_rollouts_as_often_as_it_was_told(steps: int, tmp_path: 
     config = replace(config, dreamer=replace(config.dreamer, memory=memory))
 
     def use(session: Session) -> None:
-        recording: Any = SimpleNamespace(rows=steps)
+        one = {"starts": lambda: np.array([0]), "lengths": lambda: np.array([steps])}
+        recording: Any = SimpleNamespace(rows=steps, **one)
         fit = FitMemory(config, session.agent, recording, None)  # type: ignore[arg-type]
         assert fit.units * fit.streams * fit.length == pytest.approx(60 * steps, rel=0.02)
         assert session.planned[3] == fit.units
+        shapes = {fit.rows(update).shape for update in range(fit.chunks)}
+        assert shapes == {(fit.streams, fit.length + 1)}
+        assert fit.width - fit.chunks * fit.length <= fit.length  # no more would fit
 
     opened(config, tmp_path, use)
 

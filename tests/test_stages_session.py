@@ -1,0 +1,104 @@
+"""What a run in stages logs and keeps beside its work, and when: steps in one order, checkpoints, what came of it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdream import train
+from fastdream.config import Config
+from fastdream.rundir import RunLock
+from fastdream.schedule import Stop
+from fastdream.stages.fit import FitMemory
+from fastdream.stages.session import Session
+
+from .stages_tools import StopIn, opened, run, tiny
+
+COMMAND = ["--agent", "world_models", "--task", "dummy_image", "--env.parallel", "no"]
+COMMAND += ["--log.outputs", "jsonl", "--eval.final-episodes", "0"]
+
+pytest.importorskip("cma", reason="what the last stage is done by")
+
+
+def timed(**log: float) -> Config:
+    config = tiny()
+    return replace(config, log=replace(config.log, **log))
+
+
+class Noted:
+    """What a session logs and saves, in a run that may be stopped."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[int, set[str]]] = []
+        self.episodes: list[int] = []
+        self.saves: list[str] = []
+        self.resumed: list[int] = []
+
+    def __call__(self, session: Session, stop: Stop | None = None) -> int:
+        log: Any = session.log
+        log.scalars = lambda step, values: self.metrics.append((step, set(values)))
+        log.episode = lambda step, score, length: self.episodes.append(step)
+        log.saved = lambda: self.saves.append(session.names[session.at])
+        if isinstance(stop, StopIn):
+            stop.session = session
+        session.run(stop or Stop())
+        return sum(session.planned)
+
+
+def test_metrics_and_checkpoints_each_have_an_interval_of_their_own(tmp_path: Path):
+    often, seldom = Noted(), Noted()
+    opened(timed(every=1e-9, save_every=1e9), tmp_path / "metrics", often)
+    opened(timed(every=1e9, save_every=1e-9), tmp_path / "saves", seldom)
+    stages = ["vision", "encode", "memory", "control", "control"]  # saved as each begins, and in the end
+    assert often.saves == stages and len(often.metrics) > 10
+    assert [
+        name for name, last in zip(seldom.saves, [*seldom.saves[1:], ""], strict=True) if name != last
+    ] == [
+        "collect",
+        *stages[:4],
+    ]
+    assert len(seldom.saves) > 40
+    assert [
+        (
+            "collect/score" in names,
+            "loss/vision_loss" in names,
+            "loss/memory_loss" in names,
+            "control/mean" in names,
+        )
+        for _, names in seldom.metrics
+    ] == [tuple(i == j for j in range(4)) for i in range(4)]
+
+
+def test_steps_go_on_from_stage_to_stage_and_nothing_is_logged_twice(tmp_path: Path):
+    noted, config = Noted(), timed(every=1e-9)
+    for place in (("collect", 30), ("memory", 2), ("control", 1), ("", 0)):
+        end = opened(config, tmp_path, lambda session, place=place: noted(session, StopIn(*place)))
+    steps = [step for step, _ in noted.metrics]
+    assert steps == sorted(set(steps)) and steps[-1] == end
+    assert noted.episodes == sorted(noted.episodes) and noted.episodes[-1] == config.steps
+    # One that is done is not gone through again.
+    again = Noted()
+    opened(config, tmp_path, again)
+    assert not again.metrics and not again.saves
+
+
+def test_a_run_that_is_killed_as_a_stage_begins_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(self: FitMemory) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FitMemory, "advance", killed)
+        run(tiny(), tmp_path)
+    name, notes = opened(tiny(), tmp_path, lambda session: (session.names[session.at], session.notes()))
+    assert name == "memory" and notes[-1].startswith("resumed in stage memory, 0 of 5, from ")
+
+
+def test_a_run_that_another_process_works_at_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with RunLock(tmp_path), pytest.raises(SystemExit) as exit:
+        train.main([*COMMAND, "--logdir", str(tmp_path)])
+    assert exit.value.code == 2 and str(tmp_path) in capsys.readouterr().err
