@@ -20,6 +20,7 @@ from fastdream.driver import Voice
 from fastdream.envs import options_of
 from fastdream.lane import RestartedTooOften
 from fastdream.logger import write_png
+from fastdream.progress import counted
 from fastdream.restore import load_agent, open_loop
 from fastdream.rundir import StorageError
 from fastdream.schedule import Stop
@@ -143,6 +144,11 @@ def run(command: Command) -> None:
         )
     if not result.scores:
         raise ValueError(f"stopped by {stop.reason} before an episode had ended")
+    if (ended := len(result.scores)) < command.episodes:
+        say(
+            f"stopped by {stop.reason} after {ended:,} of {counted(command.episodes, 'episode')}, of which the "
+            "short ones are the first to end"
+        )
     facts = {"task": config.task, "step": loaded.step, "checkpoint": str(loaded.path), **result.summary()}
     files = []
     if command.video:

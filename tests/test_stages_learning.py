@@ -100,13 +100,15 @@ def test_memory_sees_few_rollouts_as_often_as_it_was_told(steps: int, tmp_path: 
     config = replace(config, dreamer=replace(config.dreamer, memory=memory))
 
     def use(session: Session) -> None:
-        one = {"starts": lambda: np.array([0]), "lengths": lambda: np.array([steps])}
-        recording: Any = SimpleNamespace(rows=steps, **one)
+        starts, lengths = np.array([0, 7, 40]), np.array([7, 33, steps - 40])
+        recording: Any = SimpleNamespace(rows=steps, starts=lambda: starts, lengths=lambda: lengths)
         fit = FitMemory(config, session.agent, recording, None)  # type: ignore[arg-type]
         assert fit.units * fit.streams * fit.length == pytest.approx(60 * steps, rel=0.02)
         assert session.planned[3] == fit.units
         shapes = {fit.rows(update).shape for update in range(fit.chunks)}
         assert shapes == {(fit.streams, fit.length + 1)}
+        seen = np.concatenate([fit.rows(update)[:, :-1] for update in range(fit.chunks)], 1).ravel()
+        assert len(set(seen)) == len(seen) and set(seen) < set(range(steps))
         assert fit.width - fit.chunks * fit.length <= fit.length  # no more would fit
 
     opened(config, tmp_path, use)
