@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastdream.stages.evolve import Dreams, Evolve
-from fastdream.stages.fit import FitMemory, FitVision, Latents, vision_updates
+from fastdream.stages.fit import FitMemory, FitVision, Latents, memory_updates, vision_updates
 from fastdream.stages.session import Session
 
 from .run_tools import CPU
@@ -19,11 +19,13 @@ from .stages_tools import StopIn, opened, run, tiny
 pytest.importorskip("cma", reason="what the last stage is done by")
 
 
-def test_vision_sees_pictures_as_often_as_it_was_told():
+def test_vision_sees_pictures_as_often_as_it_was_told_and_both_learn_once_at_least():
     config = replace(tiny(), steps=100)
     for passes, units in ((3.0, 30), (0.5, 5), (0.01, 1)):
         vision = replace(config.dreamer.vision, passes=passes, batch=10)
         assert vision_updates(replace(config, dreamer=replace(config.dreamer, vision=vision))) == units
+    memory = replace(config.dreamer.memory, passes=0.01)
+    assert memory_updates(replace(config, dreamer=replace(config.dreamer, memory=memory))) == 1
 
 
 def test_vision_learns_from_all_pictures_and_draws_others_at_every_update(tmp_path: Path):
