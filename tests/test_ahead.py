@@ -126,6 +126,18 @@ def test_kernels_are_compiled_for_a_gpu_that_is_not_here(monkeypatch, capsys, tm
     assert stopped.value.code == 1 and "not compiled" in capsys.readouterr().err
 
 
+def test_without_a_capability_the_command_says_how_it_is_used(monkeypatch, capsys):
+    for args, status in ((["-h"], 0), (["--help"], 0), ([], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            precompile.main(args)
+        assert stopped.value.code == status and capsys.readouterr().out.startswith("python -m fastdream.prec")
+    assert json.loads(precompile.request("8.0", ["--task", "dummy_vector"]))["capability"] == 80
+    monkeypatch.setattr(precompile.triton, "missing", lambda: "no Triton here")
+    with pytest.raises(SystemExit) as stopped:
+        precompile.main(["8.0", "--task", "dummy_vector"])
+    assert stopped.value.code == 2 and capsys.readouterr().err == "error: no Triton here\n"
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_by_hand_another_command_is_named(terminal: bool, monkeypatch):
     stdin = SimpleNamespace(isatty=lambda: terminal, read=lambda: "")

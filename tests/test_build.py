@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fastdream
-from fastdream import doctor, ops
+from fastdream import ops
 from fastdream.ops.native import library as native_ops
 
 ROOT = Path(__file__).parents[1]
@@ -177,35 +177,6 @@ def test_a_module_that_cannot_load_says_why(monkeypatch: pytest.MonkeyPatch):
         None,
         f"compiled, but cannot be loaded (fastdream._C: wrong ELF class); {REMEDY}",
     )
-
-
-def test_doctor_reports(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["doctor", "--json"])
-    doctor.main()
-    data = json.loads(capsys.readouterr().out)
-    assert data["versions"]["torch"] == torch.__version__ or data["versions"]["torch"] in torch.__version__
-    assert {row["op"] for row in data["ops"]["cpu"]} >= {"lambda_return", "observe"}
-    assert data["build"]["on cpu"]
-    assert data["build"].get("CPU kernels", "") == native_ops.cpu_kernels()
-    text = doctor.format_report(data)
-    assert all(
-        word in text for word in ("versions", "devices", "compiled", "ops on cpu", "extras", "lambda_return")
-    )
-
-
-def test_doctor_names_what_an_extra_lacks(monkeypatch: pytest.MonkeyPatch):
-    lines = [
-        "torch>=2.10",
-        'crafter; extra == "crafter"',
-        'numba ; extra == "crafter"',
-        'mujoco==3.17.0; extra == "dmc"',
-    ]
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
-    monkeypatch.setattr(doctor, "installed", {"crafter": "1.8.3", "mujoco": "4.0.0"}.get)
-    assert doctor.extras() == {
-        "crafter": "numba is missing: pip install 'fastdream[crafter]'",
-        "dmc": "mujoco is 4.0.0, 3.17.0 is needed: pip install 'fastdream[dmc]'",
-    }
 
 
 def copy_sources(to: Path) -> Path:
