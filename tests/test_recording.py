@@ -1,11 +1,14 @@
 """Rollouts on disk: what comes back, what a killed process leaves, what is missing."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fastdream import rundir
 from fastdream.recording import Recording
 from fastdream.rundir import StorageError
 
@@ -51,6 +54,11 @@ def test_what_was_not_finished_is_cut_off(tmp_path: Path) -> None:
     again.add(episode(2, 2), score=2.0)
     assert (tmp_path / "image.bin").stat().st_size == 6 * 6
     assert np.array_equal(Recording(tmp_path, SPEC)["image"][4:], episode(2, 2)["image"])
+    # Nor need there be a whole line before it.
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "episodes.jsonl").write_text('{"rows": 3, "sc')
+    Recording(tmp_path / "first", SPEC).add(episode(2, 2))
+    assert Recording(tmp_path / "first", SPEC).rows == 2
 
 
 def test_who_only_reads_cuts_nothing_off_that_another_process_is_writing(tmp_path: Path) -> None:
@@ -91,6 +99,38 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path) -> None:
     index.write_text(index.read_text().replace("{", "", 2).replace('"rows"', '{"rows"', 1))
     with pytest.raises(StorageError, match=r"line 2 of .*episodes.jsonl is damaged: .*; restore the file"):
         Recording(tmp_path, SPEC)
+
+
+def test_an_episode_that_the_disk_refuses_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Recording(tmp_path, SPEC)
+    recording.add(episode(4, 1), score=1.0)
+    place = tmp_path / "x.bin"
+    held = place.read_bytes()
+    place.unlink()
+    place.mkdir()
+    with pytest.raises(StorageError, match=f"cannot write {tmp_path}: "):
+        recording.add(episode(3, 2), score=2.0)
+    assert recording.rows == 4 and len(recording.episodes) == 1
+    place.rmdir()
+    place.write_bytes(held)
+    again = Recording(tmp_path, SPEC)
+    assert [e["score"] for e in again.episodes] == [1.0] and (tmp_path / "image.bin").stat().st_size == 4 * 6
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(rundir, "sync", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        again.sync()
+
+
+def test_what_is_read_cannot_be_changed_by_mistake(tmp_path: Path) -> None:
+    recording = Recording(tmp_path, SPEC)
+    recording.add(episode(4))
+    with pytest.raises(ValueError, match="read-only"):
+        recording["x"][0] = 7
 
 
 def test_a_folder_in_the_way_of_a_file_is_named(tmp_path: Path) -> None:
