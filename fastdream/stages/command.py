@@ -55,13 +55,13 @@ def train(config: Config, command: str = "") -> None:
         driver.recv()  # an environment that cannot even begin says so here
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         config = with_steps(config, driver)
-        start = Path(config.dreamer.start).expanduser().resolve()  # runs/latest is another run from here on
+        start = begin_from(config, cast(WorldModels, agent))
         logdir = directory(config)
         with RunLock(logdir), Stop() as stop:
             refuse_other_spaces(logdir, driver)
             refuse_other_steps(config, logdir)
-            if config.dreamer.start and not checkpoint.any_in(logdir / "ckpt"):
-                begin_from(start, cast(WorldModels, agent), logdir)
+            if start and not (logdir / "rollouts").exists():
+                take_over(start, logdir)
             parts, models, recording = assemble(config, driver, agent, device, logdir)
             parts.checkpoint.require(agent.state_dict())
             print(header(config, parts, why), flush=True)
@@ -79,15 +79,21 @@ def with_steps(config: Config, driver: Driver | Recorded) -> Config:
     return replace(config, steps=usable(config, driver)) if isinstance(driver, Recorded) else config
 
 
-def begin_from(start: Path, agent: WorldModels, logdir: Path) -> None:
-    """Begin with the rollouts, V and M of another run; ValueError if it has none, or none for this one."""
+def begin_from(config: Config, agent: WorldModels) -> Path | None:
+    """Begin with V and M of another run, whose folder this is; None if there is none, or this one has begun already.
+
+    ValueError if it has no rollouts, V or M, or none for this one.
+    """
+    begun = config.logdir and checkpoint.any_in(Path(config.logdir).expanduser() / "ckpt")
+    if not config.dreamer.start or begun:
+        return None
+    start = Path(config.dreamer.start).expanduser().resolve()  # runs/latest is soon another run
     if not (start / "rollouts").is_dir():
         raise ValueError(
             f"--dreamer.start {start} holds no rollouts: give the directory of a world_models run"
         )
     warm(agent, start)
-    if not (logdir / "rollouts").exists():
-        take_over(start, logdir)
+    return start
 
 
 def take_over(start: Path, logdir: Path) -> None:
@@ -186,6 +192,7 @@ def dry_run(config: Config) -> None:
         logdir = Path(folder)
         agent = make_agent(config, driver.obs_space, driver.act_space, device)
         config = with_steps(config, driver)
+        begin_from(config, cast(WorldModels, agent))
         parts, models, recording = assemble(config, driver, agent, device, logdir)
         print(header(config, parts, why, kept=False), flush=True)
         first = Session(config, parts, models, recording).stage
