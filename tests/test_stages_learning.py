@@ -157,12 +157,12 @@ def test_fitness_is_the_mean_of_a_controller_s_own_rollouts(tmp_path: Path):
         evolve.finish_generation(trial)
         assert np.allclose(told, [fitness])
         assert len(set(evolve.trial.seeds)) == 5
-        evolve.trial.scores[:] = 0, 0, 0, 1, 9
+        evolve.trial.scores[:] = 0, 0, 0, 0.25, 1
         sigma = evolve.evolution.sigma
         evolve.finish_test(evolve.trial)
-        logged = {"mean": sum(fitness) / count, "best": max(fitness), "sigma": sigma, "test": 2.0}
+        logged = {"mean": sum(fitness) / count, "best": max(fitness), "sigma": sigma, "test": 0.25}
         assert evolve.metrics() == pytest.approx({f"control/{key}": value for key, value in logged.items()})
-        assert "best mean scored 2.0 in dreams after 1 generations" in evolve.finish()
+        assert "best mean scored 0.25 in dreams after 1 generations" in evolve.finish()
 
     opened(config, tmp_path, use)
 

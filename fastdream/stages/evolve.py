@@ -18,6 +18,7 @@ from fastdream.driver import Driver
 from fastdream.evolution import Evolution
 from fastdream.graphs import capture_dreams
 from fastdream.lane import MOST_RESTARTS, RestartedTooOften
+from fastdream.progress import tenths
 from fastdream.replay_store import Array
 from fastdream.stages.fit import Latents, stream
 
@@ -212,4 +213,4 @@ class Evolve:
     def finish(self) -> str:
         """What came of it."""
         where = "dreams" if self.settings.where == "dream" else "the environment"
-        return f"C's best mean scored {self.best:.1f} in {where} after {self.done:,} generations"
+        return f"C's best mean scored {tenths(self.best)} in {where} after {self.done:,} generations"
