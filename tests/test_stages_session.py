@@ -1,19 +1,23 @@
 """What a run in stages logs and keeps beside its work, and when: steps in one order, checkpoints, what came of it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from fastdream import train
+from fastdream import checkpoint, train
 from fastdream.config import Config
+from fastdream.lane import RestartedTooOften
 from fastdream.rundir import RunLock
 from fastdream.schedule import Stop
-from fastdream.stages.fit import FitMemory
+from fastdream.stages.fit import FitMemory, FitVision
 from fastdream.stages.session import Session
 
 from .stages_tools import StopIn, opened, run, tiny
+from .test_refused import stopping
 
 COMMAND = ["--agent", "world_models", "--task", "dummy_image", "--env.parallel", "no"]
 COMMAND += ["--log.outputs", "jsonl", "--eval.final-episodes", "0"]
@@ -102,3 +106,53 @@ def test_a_run_that_another_process_works_at_is_left_alone(
     with RunLock(tmp_path), pytest.raises(SystemExit) as exit:
         train.main([*COMMAND, "--logdir", str(tmp_path)])
     assert exit.value.code == 2 and str(tmp_path) in capsys.readouterr().err
+
+
+def failed(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    """Exit status and message of a command that cannot go on."""
+    with pytest.raises(SystemExit) as exit:
+        train.main([*args])
+    assert isinstance(exit.value.code, int)
+    return exit.value.code, " ".join(capsys.readouterr().err.split())
+
+
+def test_why_a_run_ended_and_how_it_goes_on_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    run_of = [*COMMAND, "--logdir", str(tmp_path)]
+    hint = f"to resume: python -m fastdream.train --logdir {tmp_path}"
+
+    def poisoned(self: FitMemory) -> None:
+        self.losses.add({"loss/memory_loss": torch.tensor(torch.nan)}, self.done)
+        self.done += 1
+
+    def died(self: FitVision) -> None:
+        raise RestartedTooOften("it died again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FitVision, "advance", died)
+        assert failed(capsys, *run_of) == (1, f"error: it died again {hint}")
+    with monkeypatch.context() as patch:
+        patch.setattr(FitMemory, "advance", poisoned)
+        status, error = failed(capsys, *run_of)
+    assert status == 1 and "loss/memory_loss became NaN" in error and "The last good checkpoint is " in error
+    assert failed(capsys, *run_of, "--dreamer.latents", "5") == (
+        2,
+        f"error: {tmp_path} holds a run with other settings (saved -> asked): dreamer.latents: 4 -> 5 "
+        "Leave those flags out to resume it, or choose another --logdir.",
+    )
+    status, error = failed(capsys, *run_of, "--steps", "300")
+    assert status == 2 and "--steps: 100 -> 300" in error and f"--dreamer.start {tmp_path}" in error
+    with monkeypatch.context() as patch:
+        stopping(patch)
+        train.main(["--logdir", str(tmp_path), "--eval.final-episodes", "2"])
+    output = capsys.readouterr().out
+    assert "stopped by SIGINT in the evaluation" in output and output.rstrip().endswith(hint)
+    assert "resumed in stage memory" in output and not (tmp_path / "eval.json").exists()
+    for episodes in (2, 3):  # what is asked for of a finished run is evaluated
+        train.main(["--logdir", str(tmp_path), "--eval.final-episodes", str(episodes)])
+        assert len(json.loads((tmp_path / "eval.json").read_text())["scores"]) == episodes
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sum("eval/score" in entry for entry in metrics) == 2
+    best = checkpoint.load(tmp_path / "ckpt", "best")
+    assert best is not None and best.score == json.loads((tmp_path / "eval.json").read_text())["mean"]
