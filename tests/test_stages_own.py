@@ -64,6 +64,35 @@ def test_pictures_of_any_channels_are_learned_and_drawn(
     assert "1 episode" in capsys.readouterr().out
 
 
+class Broken(Pictures):
+    """Cannot begin."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        raise RuntimeError("no display")
+
+
+def test_an_environment_that_cannot_begin_and_one_that_is_another_than_it_was_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    module: Any = ModuleType("homemade")
+    monkeypatch.setitem(sys.modules, "homemade", module)
+    args = [*COMMAND, "--task", "homemade:pictures", "--logdir", str(tmp_path / "run")]
+    module.pictures = lambda: Broken(3)
+    with pytest.raises(SystemExit) as exit:
+        train.main(args)
+    assert exit.value.code == 2 and "no display" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    module.pictures = lambda: Pictures(3)
+    train.main([*args, "--eval.final-episodes", "0"])
+    assert (
+        "control: generation 3/3 (100%)" in capsys.readouterr().out
+    )  # the last thing that the console shows
+    module.pictures = lambda: Pictures(1)
+    with pytest.raises(SystemExit) as exit:
+        train.main(["--logdir", str(tmp_path / "run")])
+    assert exit.value.code == 2 and "holds a run whose environment showed" in capsys.readouterr().err
+
+
 class Endless(Pictures):
     """Never ends."""
 
