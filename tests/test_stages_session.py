@@ -13,6 +13,7 @@ from fastdream.config import Config
 from fastdream.lane import RestartedTooOften
 from fastdream.rundir import RunLock
 from fastdream.schedule import Stop
+from fastdream.stages import command
 from fastdream.stages.fit import FitMemory, FitVision
 from fastdream.stages.session import Session
 
@@ -106,6 +107,25 @@ def test_a_run_that_another_process_works_at_is_left_alone(
     with RunLock(tmp_path), pytest.raises(SystemExit) as exit:
         train.main([*COMMAND, "--logdir", str(tmp_path)])
     assert exit.value.code == 2 and str(tmp_path) in capsys.readouterr().err
+
+
+def test_the_number_of_steps_may_change_until_they_are_recorded(tmp_path: Path):
+    config = tiny()
+
+    def use(session: Session) -> None:
+        train.describe(config, session.parts, "")
+        stop.session = session
+        session.run(stop)
+
+    stop = StopIn("collect", 21)
+    opened(config, tmp_path, use)
+    for steps in (50, 300):
+        command.refuse_other_steps(replace(config, steps=steps), tmp_path)
+    stop = StopIn("vision", 1)
+    opened(config, tmp_path, use)
+    for steps in (50, 300):
+        with pytest.raises(ValueError, match=f"--steps: 100 -> {steps}: .* has recorded its steps"):
+            command.refuse_other_steps(replace(config, steps=steps), tmp_path)
 
 
 def failed(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:

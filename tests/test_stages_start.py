@@ -1,5 +1,7 @@
 """A run of World Models that goes on from another one's rollouts, V and M."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -9,7 +11,9 @@ import torch
 
 from fastdream import train
 from fastdream.agents import load
+from fastdream.agents.world_models import WorldModels
 from fastdream.recording import Recording
+from fastdream.rundir import StorageError
 from fastdream.stages import command
 from fastdream.stages.session import Session
 
@@ -36,19 +40,24 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def both(agent: WorldModels) -> dict[str, torch.Tensor]:
+    """Parameters of V and M."""
+    return {**agent.vision.state_dict(prefix="vision."), **agent.memory.state_dict(prefix="memory.")}
+
+
 def test_it_begins_with_what_the_other_had(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     before, seen = load(first), []
     warm = command.warm
 
     def noting(agent, start):
         warm(agent, start)
-        seen.append({name: value.clone() for name, value in agent.vision.state_dict().items()})
+        seen.append({name: value.clone() for name, value in both(agent).items()})
 
     monkeypatch.setattr(command, "warm", noting)
     args = [*COMMAND, "--logdir", str(tmp_path / "second"), "--dreamer.start", str(first), "--steps", "200"]
     train.main(args)
-    (vision,) = seen
-    assert all(torch.equal(vision[k], v) for k, v in before.vision.state_dict().items())
+    (taken,) = seen
+    assert all(torch.equal(taken[name], value) for name, value in both(before).items())
     one, two = (Recording(folder / "rollouts", {}).episodes for folder in (first, tmp_path / "second"))
     assert two[: len(one)] == one and len(two) > len(one)
     after = load(tmp_path / "second")
@@ -72,6 +81,44 @@ def test_it_begins_with_what_was_the_latest_run(first: Path, tmp_path: Path, mon
     assert two[: len(one)] == one and {episode["worker"] for episode in two[len(one) :]} == {0}
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_rollouts_are_taken_over_whole_or_not_at_all(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def ended_by(error: BaseException) -> None:
+        def copy(source: str, target: str, **_: Any) -> None:
+            Path(target).write_bytes(b"half")
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises((StorageError, KeyboardInterrupt)) as raised:
+            patch.setattr(command.shutil, "copyfile", copy)
+            command.take_over(first, tmp_path)
+        assert not (tmp_path / "rollouts").exists()
+        if isinstance(error, OSError):
+            assert "the disk is full" in str(raised.value)
+
+    ended_by(KeyboardInterrupt())
+    ended_by(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    command.take_over(first, tmp_path)
+    assert files_of(tmp_path / "rollouts") == files_of(first / "rollouts")
+    assert [path.name for path in tmp_path.iterdir()] == ["rollouts"]
+
+
+def test_a_run_that_was_killed_when_it_had_taken_them_over_begins_with_them(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    args = [*COMMAND, "--logdir", str(tmp_path), "--dreamer.start", str(first), "--steps", "200"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(command, "describe", MagicMock(side_effect=KeyboardInterrupt))
+        train.main(args)
+    train.main(args)
+    one, two = (Recording(folder / "rollouts", {}).episodes for folder in (first, tmp_path))
+    assert two[: len(one)] == one
+
+
 def test_it_goes_on_from_them_though_the_latest_run_is_another_by_now(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -84,12 +131,12 @@ def test_it_goes_on_from_them_though_the_latest_run_is_another_by_now(
         patch.setattr(Session, "run", raising := MagicMock(side_effect=KeyboardInterrupt))
         train.main([*COMMAND, "--dreamer.start", "runs/latest"])
     raising.assert_called_once()
-    vision = load(first).vision.state_dict()
-    begun: list[bool] = []
+    parameters, begun = both(load(first)), []
     run = Session.run
 
     def noting(session: Session, stop: Any) -> bool:
-        begun.append(all(torch.equal(session.agent.vision.state_dict()[key], vision[key]) for key in vision))
+        now = both(session.agent)
+        begun.append(all(torch.equal(now[name], value) for name, value in parameters.items()))
         return run(session, stop)
 
     monkeypatch.setattr(Session, "run", noting)

@@ -102,7 +102,9 @@ def take_over(start: Path, logdir: Path) -> None:
     partial = logdir / "rollouts.tmp"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(start / "rollouts", partial)
+        partial.mkdir()
+        for path in (start / "rollouts").iterdir():
+            shutil.copyfile(path, partial / path.name)
         partial.rename(logdir / "rollouts")
     except OSError as error:
         raise rundir.refusal(logdir, error, rundir.StorageError) from error
