@@ -1,5 +1,6 @@
 """Environments that are none of gymnasium's but in name: one error at once that says what theirs would do."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -227,3 +228,16 @@ def test_a_picture_is_looked_at_before_it_is_resized(picture: Any):
     with pytest.raises(EnvError, match=r"'image' is .*, its space says uint8 \[96, 96, 3\]"):
         make(lambda: showing(space, picture), size=64).reset(0)
     assert make(lambda: showing(space, space.sample()), size=64).reset(0)["image"].shape == (64, 64, 3)
+
+
+def test_a_package_in_front_of_an_id_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "far_worlds.py").write_text(
+        "import gymnasium\ngymnasium.register('Far-v0', 'gymnasium.envs.classic_control:PendulumEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert make("gym_far_worlds:Far-v0").obs_space["vector"].shape == (3,)
+    with pytest.raises(EnvError, match="'gym_far_worlds:Fra-v0'; did you mean 'gym_far_worlds:Far-v0'"):
+        make("gym_far_worlds:Fra-v0")
+    with pytest.raises(EnvError, match="gym_no_such:Far-v0 needs a package .*No module named 'no_such'"):
+        make("gym_no_such:Far-v0")
+    del gymnasium.registry["Far-v0"]

@@ -34,20 +34,23 @@ def names() -> list[str]:
 def make(name: str, seed: int, options: Options) -> Env:
     """An environment of gymnasium by its id, such as CartPole-v1, ALE/Pong-v5 or package:Id-v0."""
     task = f"gym_{name}"
-    if name.startswith(("MiniGrid-", "BabyAI-")):
+    package, _, id = name.rpartition(":")
+    if id.startswith(("MiniGrid-", "BabyAI-")):
         raise EnvError(
-            f"{task} asks for its mission in words, which are not served; use the task minigrid_{name}"
+            f"{task} asks for its mission in words, which are not served; use the task minigrid_{id}"
         )
     if name.startswith("ALE/"):  # in gymnasium's registry only once the package is imported
         gymnasium.register_envs(need("ale_py", "atari"))
     try:
-        spec = gymnasium.spec(name)
-        env = gymnasium.make(name, disable_env_checker=True)
+        if package:  # which registers its ids
+            importlib.import_module(package)
+        spec = gymnasium.spec(id)
+        env = gymnasium.make(id, disable_env_checker=True)
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         raise EnvError(f"{task} needs a package that is not installed: {error}") from error
     except gymnasium.error.Error as error:
-        if isinstance(error, gymnasium.error.UnregisteredEnv) or name not in gymnasium.registry:
-            hint = near(name, names(), "gym_{}".format) or f": {error}"
+        if isinstance(error, gymnasium.error.UnregisteredEnv) or id not in gymnasium.registry:
+            hint = near(id, names(), task.removesuffix(id).__add__) or f": {error}"
             raise EnvError(f"unknown task {task!r}{hint}") from error
         raise EnvError(f"{task} cannot be made: {error}") from error
     return _finish(FromGymnasium(env, task, _exact(spec.entry_point)), task, options)
