@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastdream.envs import describe, make, options_of
-from fastdream.envs.base import Checked, EnvError, Repeat, Wrapper, need
+from fastdream.envs.base import Checked, EnvError, Repeat, Wrapper
 from fastdream.envs.dummy import TASKS, Dummy, Options
 from fastdream.episodes import Tally
 from fastdream.spaces import RESERVED, Space
@@ -40,44 +40,6 @@ def lie(**values):
     env = Checked(Lying(values), "liar")
     env.reset(0)
     return env.step(act(env, np.random.default_rng(0)))
-
-
-@pytest.mark.parametrize(
-    ("task", "hint"),
-    [
-        ("atary_pong", "'atari_pong'"),
-        ("CartPole-v1", "'gym_CartPole-v1'"),
-        ("gym_Cartpole-v2", "'gym_CartPole-v1'"),
-        ("dummy_vectr", "did you mean 'dummy_vector'?"),
-        ("crafter_rewrad", "'crafter_reward'"),
-        ("os.path:jion", "'os.path:join'"),
-        ("crafter_x", "there are crafter_reward, crafter_noreward"),
-        ("dmc", "'dmc_walker_walk'"),
-        ("nonsense", "gym_<id>"),
-    ],
-)
-def test_an_unknown_task_gives_the_nearest_one(task, hint):
-    with pytest.raises(EnvError, match="unknown|no 'jion'") as error:
-        make(task)
-    assert hint in str(error.value)
-
-
-def test_an_unknown_option_gives_the_nearest_one():
-    with pytest.raises(EnvError, match=r"no option 'lenght'; did you mean 'length'.*size"):
-        make("dummy_vector", lenght=3)
-
-
-def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ale_py", None)
-    with pytest.raises(EnvError, match=r"pip install 'fastdream\[atari\]'"):
-        make("atari_pong")
-    with pytest.raises(EnvError, match=r"pip install 'fastdream\[atari\]'"):
-        make("gym_ALE/Pong-v5")
-    monkeypatch.setitem(sys.modules, "minigrid", None)
-    with pytest.raises(EnvError, match=r"pip install 'fastdream\[minigrid\]'"):
-        make("minigrid_Empty-5x5")
-    with pytest.raises(EnvError, match="'no_such_package'"):
-        need("no_such_package", "none")
 
 
 def test_every_suite_is_described_and_has_frozen_options():

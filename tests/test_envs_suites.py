@@ -211,7 +211,7 @@ class TestControl:
     def test_unknown_tasks_and_settings_are_refused(self):
         with pytest.raises(EnvError, match="did you mean 'dmc_walker_walk'"):
             make("dmc_walker_wlak")
-        with pytest.raises(EnvError, match="proprio, vision or both"):
+        with pytest.raises(EnvError, match="dmc_walker_walk: obs is 'pixels'; it must be 'proprio' or 'vis"):
             make("dmc_walker_walk", obs="pixels")
 
     def test_versions_that_do_not_fit_are_named(self, monkeypatch):

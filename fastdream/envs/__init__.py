@@ -1,9 +1,9 @@
 """Environments by name: `make("suite_name")`, one small file a suite, imported when it is asked for."""
 
-import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, get_args, get_type_hints
 
 from fastdream.envs.base import Checked, Env, EnvError, Seeded, near, seed_all
 
@@ -30,6 +30,9 @@ CUSTOM = (
     "Options",
     "module:callable: your own; a gymnasium.Env or a function that makes one",
 )
+
+# What an option of this type may be, and what that is called; a Literal names its own.
+KINDS = {bool: (bool, "True or False"), int: (Integral, "a whole number"), float: (Real, "a number")}
 
 
 def make(task: str | Callable[..., Any], seed: int = 0, **options: Any) -> Env:
@@ -87,8 +90,12 @@ def _find(task: str) -> tuple[tuple[str, str, str, str], str]:
 
 
 def _fill(kind: type, task: str, options: dict[str, Any]) -> Any:
-    known = [field.name for field in dataclasses.fields(kind)]
-    for key in options:
+    known = get_type_hints(kind)
+    for key, value in options.items():
         if key not in known:
             raise EnvError(f"{task} has no option {key!r}{near(key, known)}; it has {', '.join(known)}")
+        choices = get_args(known[key])  # of a Literal
+        if not (value in choices if choices else isinstance(value, KINDS[known[key]][0])):
+            allowed = " or ".join(map(repr, choices)) or KINDS[known[key]][1]
+            raise EnvError(f"{task}: {key} is {value!r}; it must be {allowed}")
     return kind(**options)

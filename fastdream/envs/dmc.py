@@ -45,8 +45,8 @@ class Options:
     """Draw without shadows, reflections and anti-aliasing: many times faster on a CPU, but other pictures."""
 
     def __post_init__(self) -> None:
-        if self.obs not in ("proprio", "vision", "both") or self.size < 1 or self.camera < -1:
-            raise EnvError(f"need obs proprio, vision or both, size >= 1 and camera >= -1, got {self}")
+        if self.size < 1 or self.camera < -1:
+            raise EnvError(f"need size >= 1 and camera >= -1, got {self}")
 
 
 def make(name: str, seed: int, options: Options) -> Env:

@@ -22,10 +22,6 @@ class Options:
     size: int = 64
     """Height and width of the picture."""
 
-    def __post_init__(self) -> None:
-        if self.obs not in ("vision", "flat"):
-            raise EnvError(f"minigrid shows obs=vision or obs=flat, got {self.obs!r}")
-
 
 def names() -> list[str]:
     """All ids, without "MiniGrid-"."""

@@ -1,0 +1,68 @@
+"""Tasks and options by name: what is unknown or unfit is named, with what there is instead."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from fastdream.envs import make
+from fastdream.envs.base import EnvError, need
+
+
+@pytest.mark.parametrize(
+    ("task", "hint"),
+    [
+        ("atary_pong", "'atari_pong'"),
+        ("CartPole-v1", "'gym_CartPole-v1'"),
+        ("gym_Cartpole-v2", "'gym_CartPole-v1'"),
+        ("dummy_vectr", "did you mean 'dummy_vector'?"),
+        ("crafter_rewrad", "'crafter_reward'"),
+        ("os.path:jion", "'os.path:join'"),
+        ("crafter_x", "there are crafter_reward, crafter_noreward"),
+        ("dmc", "'dmc_walker_walk'"),
+        ("nonsense", "gym_<id>"),
+    ],
+)
+def test_an_unknown_task_gives_the_nearest_one(task, hint):
+    with pytest.raises(EnvError, match="unknown|no 'jion'") as error:
+        make(task)
+    assert hint in str(error.value)
+
+
+def test_an_unknown_option_gives_the_nearest_one():
+    with pytest.raises(EnvError, match=r"no option 'lenght'; did you mean 'length'.*size"):
+        make("dummy_vector", lenght=3)
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "allowed"),
+    [
+        ("atari_pong", {"lives": "terminal"}, "'unused' or 'discount' or 'reset'"),
+        ("minigrid_Empty-5x5", {"obs": "pixels"}, "'vision' or 'flat'"),
+        ("atari_pong", {"sticky": None}, "a number"),
+        ("car_racing", {"size": "64"}, "a whole number"),
+        ("dmc_walker_walk", {"repeat": 2.0}, "a whole number"),
+        ("dummy_vector", {"terminal": "no"}, "True or False"),
+    ],
+)
+def test_an_option_of_another_kind_is_named_with_what_it_may_be(task, option, allowed):
+    ((key, value),) = option.items()
+    with pytest.raises(EnvError, match=f"{task}: {key} is {value!r}; it must be {allowed}$"):
+        make(task, **option)
+
+
+def test_whole_numbers_pass_for_any_and_those_of_numpy_too():
+    assert make("dummy_slow", delay=0, length=np.int64(3)).reset(0)["is_first"]
+
+
+def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(EnvError, match=r"pip install 'fastdream\[atari\]'"):
+        make("atari_pong")
+    with pytest.raises(EnvError, match=r"pip install 'fastdream\[atari\]'"):
+        make("gym_ALE/Pong-v5")
+    monkeypatch.setitem(sys.modules, "minigrid", None)
+    with pytest.raises(EnvError, match=r"pip install 'fastdream\[minigrid\]'"):
+        make("minigrid_Empty-5x5")
+    with pytest.raises(EnvError, match="'no_such_package'"):
+        need("no_such_package", "none")
