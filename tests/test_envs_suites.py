@@ -176,6 +176,8 @@ class TestAtari:
             make("atari_mspacman")
         with pytest.raises(EnvError, match="unknown task 'atari_combat'"):  # for two players
             make("atari_combat")
+        with pytest.raises(EnvError, match="unknown task 'atari_zzz'; there are atari_adventure, .*zaxxon"):
+            make("atari_zzz")
         with pytest.raises(EnvError, match="pooling"):
             make("atari_pong", pooling=9)
 

@@ -67,21 +67,21 @@ def transition(
 
 
 def near(name: str, names: Iterable[str], whole: Callable[[str], str] = str) -> str:
-    """'; did you mean ...?' with up to three names like the given one, '' when none is like it.
+    """'; did you mean ...?' with up to three names like the given one or with it in them, '' when there are none.
 
     whole  turns a name into what the user would have to write.
     """
     lowered = {n.lower(): n for n in names}
-    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
+    alike = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
+    longer = [n for n in lowered if name and name.lower() in n]
+    close = list(dict.fromkeys([*alike, *longer]))[:3]
     return "; did you mean " + " or ".join(repr(whole(lowered[n])) for n in close) + "?" if close else ""
 
 
 def unknown(suite: str, name: str, names: Iterable[str]) -> EnvError:
-    """The error for a task that a suite does not have, with the nearest tasks, or all if they are few."""
+    """The error for a task that a suite does not have, with the nearest tasks, or all if none is near."""
     tasks = {n: f"{suite}_{n}" for n in names}
-    hint = near(name, tasks, tasks.__getitem__)
-    if not hint and len(tasks) <= 20:
-        hint = f"; there are {', '.join(tasks.values())}"
+    hint = near(name, tasks, tasks.__getitem__) or f"; there are {', '.join(tasks.values())}"
     return EnvError(f"unknown task '{suite}_{name}'{hint}")
 
 
