@@ -4,11 +4,12 @@ import gymnasium
 import gymnasium.spaces as gs
 import numpy as np
 import pytest
+from gymnasium.spaces.utils import flatten as gym_flat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdream.envs.base import Checked, EnvError, rescale, transition, unscale
-from fastdream.envs.convert import action, observation
+from fastdream.envs.convert import action, action_encoder, observation
 from fastdream.envs.from_gymnasium import FromGymnasium
 from fastdream.spaces import Space, alike, spaces_from_json, spaces_to_json
 
@@ -17,10 +18,16 @@ U8 = {"low": 0, "high": 255, "dtype": np.uint8}
 OBSERVATIONS = [
     (gs.Box(shape=(64, 64, 3), **U8), {"image": Space("image", (64, 64, 3))}),
     (gs.Box(shape=(84, 84), **U8), {"image": Space("image", (84, 84, 1))}),
+    (gs.Box(shape=(16, 16, 16), **U8), {"image": Space("image", (16, 16, 16))}),
+    (gs.Dict(eye=gs.Box(shape=(32, 32, 3), **U8)), {"eye": Space("image", (32, 32, 3))}),
+    (gs.Box(shape=(64, 15, 3), **U8), {"vector": Space("vector", (2880,), low=0, high=255)}),
     (gs.Box(shape=(7, 7, 3), **U8), {"vector": Space("vector", (147,), low=0, high=255)}),
     (gs.Box(shape=(128,), **U8), {"vector": Space("vector", (128,), low=0, high=255)}),
     (gs.Box(-np.inf, np.inf, (4,)), {"vector": Space("vector", (4,))}),
     (gs.Box(-3.4e38, 3.4e38, (4,)), {"vector": Space("vector", (4,))}),
+    (gs.Box(0, np.inf, (4,)), {"vector": Space("vector", (4,))}),
+    (gs.Box(-np.inf, 0, (4,)), {"vector": Space("vector", (4,))}),
+    (gs.Box(np.float32([2, 3]), np.float32([5, 4])), {"vector": Space("vector", (2,), low=2, high=5)}),
     (gs.Box(-1, 1, (3, 2), np.float64), {"vector": Space("vector", (3, 2), low=-1, high=1)}),
     (gs.Box(-1, 1, (2, 3, 4)), {"vector": Space("vector", (24,), low=-1, high=1)}),
     (gs.Box(-5, 9, (), np.int64), {"vector": Space("vector", (), low=-5, high=9)}),
@@ -31,6 +38,7 @@ OBSERVATIONS = [
         {"discrete_0": Space("discrete", (), 3), "discrete_1": Space("discrete", (), 4)},
     ),
     (gs.MultiBinary((2, 3)), {"discrete": Space("discrete", (2, 3), 2)}),
+    (gs.MultiBinary((1, 2, 1)), {f"discrete_{i}": Space("discrete", (), 2) for i in range(2)}),
     (
         gs.Dict(a=gs.Dict(b=gs.Box(0, 1, (2,)), reward=gs.Discrete(2)), reward=gs.Box(0, 1, ())),
         {
@@ -40,8 +48,8 @@ OBSERVATIONS = [
         },
     ),
     (
-        gs.Tuple((gs.Discrete(2), gs.Dict({"x/y": gs.Discrete(3)}))),
-        {"0": Space("discrete", (), 2), "1_x_y": Space("discrete", (), 3)},
+        gs.Tuple((gs.Discrete(2), gs.Dict({"x/y.z": gs.Discrete(3)}))),
+        {"0": Space("discrete", (), 2), "1_x_y_z": Space("discrete", (), 3)},
     ),
 ]
 
@@ -71,11 +79,11 @@ def test_observation_spaces_become_ours_and_their_samples_pass_the_check(space, 
 
 
 def test_the_numbers_of_an_observation_arrive():
-    space = gs.Dict(board=gs.Box(0, 9, (2, 2, 2), np.int32), dice=gs.MultiDiscrete([2, 3], start=[5, 6]))
-    _, encode = observation(space)
-    obs = encode({"board": np.arange(8).reshape(2, 2, 2), "dice": np.array([6, 8])})
+    dice = gs.MultiDiscrete([[2, 3], [4, 5]], start=[[5, 6], [7, 8]])
+    _, encode = observation(gs.Dict(board=gs.Box(0, 9, (2, 2, 2), np.int32), dice=dice))
+    obs = encode({"board": np.arange(8).reshape(2, 2, 2), "dice": np.array([[6, 8], [10, 12]])})
     assert obs["board"].tolist() == list(range(8))
-    assert (obs["dice_0"], obs["dice_1"]) == (1, 2)
+    assert [obs[f"dice_{i}"] for i in range(4)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +91,7 @@ def test_the_numbers_of_an_observation_arrive():
     [
         (gs.Dict(say=gs.Text(5)), r"observation 'say' is Text.*what is: Box, Discrete"),
         (gs.Sequence(gs.Discrete(2)), "observation 'observation' is Sequence"),
+        (gs.Box(shape=(32, 32, 17), **U8), r"\[32, 32, 17\].* with up to 16 channels"),
         (gs.Box(shape=(3, 84, 84), **U8), r"\[3, 84, 84\].*\[height, width, channels\].*transpose"),
         (gs.Dict({"a": gs.Dict(b=gs.Discrete(2)), "a_b": gs.Discrete(2)}), "two entries are called 'a_b'"),
         (
@@ -116,14 +125,17 @@ ACTIONS = [
     (gs.MultiBinary(3), {"action": Space("discrete", (3,), 2)}),
     (gs.Box(-2, 2, (2,)), {"action": Space("vector", (2,), low=-1, high=1)}),
     (gs.Box(-np.inf, np.inf, (2,)), {"action": Space("vector", (2,))}),
+    (gs.Box(np.float32([-1, -np.inf]), np.float32([1, 1])), {"action": Space("vector", (2,))}),
+    (gs.Box(np.float32([-1, -1]), np.float32([1, np.inf])), {"action": Space("vector", (2,))}),
+    (gs.Box(-1, 1, (2, 3)), {"action": Space("vector", (2, 3), low=-1, high=1)}),
     (gs.Box(0, 1, (2, 1, 2)), {"action": Space("vector", (4,), low=-1, high=1)}),
     (
         gs.Dict(arm=gs.Box(0, 1, (2,)), hand=gs.Dict(grip=gs.Discrete(2))),
         {"arm": Space("vector", (2,), low=-1, high=1), "hand_grip": Space("discrete", (), 2)},
     ),
     (
-        gs.Tuple((gs.Discrete(2), gs.Box(0, 1, (1,)))),
-        {"action_0": Space("discrete", (), 2), "action_1": Space("vector", (1,), low=-1, high=1)},
+        gs.Tuple((gs.Discrete(2), gs.Dict(x=gs.Box(0, 1, (1,))))),
+        {"action_0": Space("discrete", (), 2), "action_1_x": Space("vector", (1,), low=-1, high=1)},
     ),
 ]
 
@@ -139,6 +151,32 @@ def test_actions_land_in_their_gymnasium_space(space, expected):
             for key, s in spaces.items()
         }
         assert space.contains(decode(act))
+
+
+@pytest.mark.parametrize("space", [space for space, _ in ACTIONS], ids=lambda x: str(x)[:40])
+def test_an_action_of_gymnasium_comes_back_as_one_of_ours(space):
+    (known, decode), (spaces, encode) = action(space), action_encoder(space)
+    sample = space.sample()
+    ours = encode(sample)
+    assert spaces == known and ours.keys() == known.keys()
+    assert all((ours[key].shape, ours[key].dtype) == (s.shape, s.dtype) for key, s in spaces.items())
+    assert gym_flat(space, decode(ours)) == pytest.approx(gym_flat(space, sample), rel=1e-5, abs=1e-6)
+
+
+def test_an_action_has_the_type_that_its_space_gives():
+    for space in (gs.Discrete(3, start=1), gs.MultiBinary(2), gs.Box(0, 1, (2,), np.float64)):
+        spaces, decode = action(space)
+        taken, given = decode({"action": np.zeros(spaces["action"].shape, np.int32)}), space.sample()
+        assert type(taken) is type(given) and taken.dtype == given.dtype
+
+
+def test_bounds_that_are_far_apart_for_their_type_are_scaled_as_others():
+    space = gs.Box(-60_000, 60_000, (1,), np.float16)
+    (_, decode), (_, encode) = action(space), action_encoder(space)
+    assert (
+        decode({"action": np.full(1, 0.5)}) == 30_000
+        and encode(np.full(1, 30_000, np.float16))["action"] == 0.5
+    )
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,6 @@ def rescale(low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndar
 
     [-1, 1] becomes [low, high] where both are finite. Elsewhere actions pass through. All are clipped to the bounds.
     """
-    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     bounded, lowest, highest = _bounds(low, high)
 
     def apply(action: np.ndarray) -> np.ndarray:
@@ -113,21 +112,22 @@ def rescale(low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndar
 
 def unscale(low: np.ndarray, high: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The inverse of `rescale`, for actions that an environment with these bounds was given."""
-    bounded, lowest, highest = _bounds(np.asarray(low, np.float64), np.asarray(high, np.float64))
+    bounded, lowest, highest = _bounds(low, high)
     width = np.where(highest > lowest, highest - lowest, 1)
     return lambda action: np.where(bounded, (action - lowest) / width * 2 - 1, action)
 
 
 def _bounds(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where both bounds are finite; and the bounds, those of the policy where they are not."""
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     bounded = (np.abs(low) < NO_BOUND) & (np.abs(high) < NO_BOUND)
     return bounded, np.where(bounded, low, -1), np.where(bounded, high, 1)
 
 
 def action_vector(shape: tuple[int, ...], low: np.ndarray, high: np.ndarray) -> Space:
     """The policy's side of `rescale`: bounds of [-1, 1], or none where one of the environment's is infinite."""
-    bounded = (np.abs(low) < NO_BOUND).all() and (np.abs(high) < NO_BOUND).all()
-    return Space("vector", shape, low=-1, high=1) if bounded else Space("vector", shape)
+    bounded, *_ = _bounds(low, high)
+    return Space("vector", shape, low=-1, high=1) if bounded.all() else Space("vector", shape)
 
 
 def unmasked(name: str, value: Any) -> np.ndarray:
@@ -292,7 +292,7 @@ def _entry(key: str, value: Any, space: Space) -> np.ndarray:
         if not (value == -np.inf).all():
             much = ", more than float32 holds" if np.isfinite(bad) else ""
             raise EnvError(f"observation {key!r} contains {bad}{much}: {value}")
-    if space.kind == "discrete" and value.size and (value.min() < -1 or value.max() >= space.classes):
+    if space.kind == "discrete" and (value.min() < -1 or value.max() >= space.classes):
         raise EnvError(f"observation {key!r} is {value}, its space has the classes 0 to {space.classes - 1}")
     # A copy where the dtype is right already: the environment may use its array again.
     return value.astype(space.dtype)

@@ -120,7 +120,7 @@ def _box_observation(space: gs.Box, name: str) -> tuple[Spaces, Encode]:
             f"{wanted}",
             stacklevel=2,
         )
-    low, high = float(np.min(space.low, initial=0)), float(np.max(space.high, initial=0))
+    low, high = float(space.low.min()), float(space.high.max())
     bounded = max(-low, high) < NO_BOUND
     entry = Space("vector", flat, low=low, high=high) if bounded else Space("vector", flat)
     return {key: entry}, lambda value: {key: _shaped(value, shape, flat)}

@@ -50,7 +50,9 @@ def make(name: str, seed: int, options: Options) -> Env:
         raise EnvError(f"{task} needs a package that is not installed: {error}") from error
     except gymnasium.error.Error as error:
         if isinstance(error, gymnasium.error.UnregisteredEnv) or id not in gymnasium.registry:
-            listed = f": {error} python -c 'import gymnasium; gymnasium.pprint_registry()' lists those there are"
+            listed = (
+                f": {error} python -c 'import gymnasium; gymnasium.pprint_registry()' lists those there are"
+            )
             hint = near(id, names(), task.removesuffix(id).__add__) or listed
             raise EnvError(f"unknown task {task!r}{hint}") from error
         raise EnvError(f"{task} cannot be made: {error}") from error
