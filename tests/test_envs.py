@@ -1,15 +1,10 @@
 """Making environments by name, and holding them to what they say."""
 
-import os
-import sys
-from pathlib import Path
-
-import gymnasium
 import numpy as np
 import pytest
 
 from fastdream.envs import describe, make, options_of
-from fastdream.envs.base import Checked, EnvError, Repeat, Wrapper
+from fastdream.envs.base import LARGEST, Checked, EnvError, Repeat, Wrapper
 from fastdream.envs.dummy import TASKS, Dummy, Options
 from fastdream.episodes import Tally
 from fastdream.spaces import RESERVED, Space
@@ -97,15 +92,18 @@ def test_the_right_answers_to_a_dummy_earn_everything_and_a_time_limit_is_no_ter
         ({"reward": float("inf")}, "reward is inf"),
         ({"reward": np.zeros(2)}, "one finite number"),
         ({"reward": None}, "the reward is None; it must be one finite number"),
+        ({"log/x": (1, "two")}, "'log/x' is 'two'; it must be one finite number"),
         ({"log/x": np.zeros(2)}, "'log/x' is .* must be one finite number"),
         ({"vector": np.array([0, np.nan, 0, 0])}, "'vector' contains nan"),
         ({"vector": np.array([0, 0, 0, -np.inf])}, "'vector' contains -inf"),
         ({"vector": np.array([0, 0, 0, np.inf], np.float16)}, "'vector' contains inf"),
         ({"vector": np.array([0, 1e39, 0, 0])}, r"'vector' contains 1e\+39, more than float32 holds"),
         ({"vector": np.full(4, -1e39)}, r"'vector' contains -1e\+39, more than float32 holds"),
+        ({"vector": np.full(4, np.inf)}, "'vector' contains inf"),
         ({"vector": np.zeros(5)}, r"'vector' is float64 \[5\], its space says float32 \[4\]"),
         ({"vector": "text"}, "'vector' is"),
         ({"image": np.zeros((64, 64, 3), np.float32)}, "'image' is float32"),
+        ({"image": np.zeros((64, 64, 3), np.uint16)}, "'image' is uint16"),
         ({"discrete": -2}, "'discrete' is -2, its space has the classes 0 to 3"),
         ({"discrete": 4}, "'discrete' is 4, its space has the classes 0 to 3"),
         ({"discrete": 1.5}, "'discrete' is float64"),
@@ -122,6 +120,7 @@ def test_marks_for_what_is_not_available_and_foreign_dtypes_pass():
     assert np.isneginf(obs["vector"]).all() and obs["discrete"] == -1
     assert obs["other"].dtype == np.float32 and obs["reward"].dtype == np.float32
     assert obs["other"] == 2.5 and obs["reward"] == 1
+    assert lie(other=True)["other"] == 1 and lie(reward=-LARGEST)["reward"] == -LARGEST
 
 
 def test_a_missing_key_and_a_bad_name_are_named():
@@ -134,6 +133,21 @@ def test_a_missing_key_and_a_bad_name_are_named():
         env.obs_space = {name: Space("vector", (2,))}
         with pytest.raises(EnvError, match="cannot be the name"):
             Checked(env, "liar")
+        taking = Lying({})
+        taking.act_space = {name: Space("vector", (2,))}
+        with pytest.raises(EnvError, match="cannot be the name"):
+            Checked(taking, "liar")
+    env.obs_space, env.act_space = {}, {}
+    with pytest.raises(EnvError, match="liar: the action space is empty"):
+        Checked(env, "liar")
+
+
+def test_a_step_is_counted_from_the_beginning_of_its_episode():
+    env = Checked(Lying({"reward": None}), "liar")
+    for _ in range(2):
+        env.reset(0)
+        with pytest.raises(EnvError, match=r"\(step 1 of the episode\)"):
+            env.step(act(env, np.random.default_rng(0)))
 
 
 def test_observations_do_not_share_memory_with_the_environment():
@@ -146,37 +160,15 @@ def test_observations_do_not_share_memory_with_the_environment():
 
 
 def test_a_repeated_action_sums_rewards_and_stops_at_the_end():
-    env = Repeat(Dummy("discrete", 0, Options(length=5)), 3)
-    cue = int(env.reset(0)["discrete"])
-    obs = env.step({"action": np.int32(cue)})
-    assert 1 <= obs["reward"] <= 3 and not obs["is_last"]
-    obs = env.step({"action": np.int32(0)})
-    assert obs["is_last"] and env.env._step == 5
+    for terminal in (True, False):
+        env = Repeat(Dummy("discrete", 0, Options(length=5, terminal=terminal)), 3)
+        cue = int(env.reset(0)["discrete"])
+        obs = env.step({"action": np.int32(cue)})
+        assert 1 <= obs["reward"] <= 3 and not obs["is_last"] and env.env._step == 3
+        obs = env.step({"action": np.int32(0)})
+        assert obs["is_last"] and obs["is_terminal"] == terminal and env.env._step == 5
     with pytest.raises(EnvError, match="repeat=0"):
         Repeat(env, 0)
-
-
-class Corridor(gymnasium.Env):
-    """Walk right; three steps are enough, five are the limit."""
-
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
-    action_space = gymnasium.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.place = self.count = 0
-        return np.zeros(1), {}
-
-    def step(self, action):
-        self.place += int(action)
-        self.count += 1
-        return (
-            np.array([self.place], float),
-            float(action),
-            self.place >= 3,
-            self.count >= 5,
-            {"log/place": self.place},
-        )
 
 
 def test_a_repeated_action_loses_nothing_that_is_logged():
@@ -191,52 +183,3 @@ def test_a_repeated_action_loses_nothing_that_is_logged():
         tally.add(env.step(act(env, np.random.default_rng(0))))
     assert [tally.extras[f"hit/{name}"] for name in ("sum", "max", "last")] == [1, 1, 0]
     assert [tally.extras[f"at/{name}"] for name in ("sum", "max", "last")] == [15, 5, 5]
-
-
-@pytest.mark.parametrize(("actions", "terminal"), [([1, 1, 1], True), ([0, 1, 0, 1, 0], False)])
-def test_an_own_environment_ends_or_is_cut_short(actions, terminal):
-    env = make(Corridor)
-    obs = [env.reset(0), *(env.step({"action": np.int32(a)}) for a in actions)]
-    assert [bool(o["is_last"]) for o in obs] == [False] * len(actions) + [True]
-    assert bool(obs[-1]["is_terminal"]) == terminal
-    assert obs[-1]["log/place"] == sum(actions) and obs[-1]["vector"].dtype == np.float32
-
-
-def test_a_module_and_callable_make_an_environment(tmp_path, monkeypatch):
-    Path(tmp_path, "homemade.py").write_text(
-        "import gymnasium\n"
-        "def plain(): return gymnasium.make('CartPole-v1')\n"
-        "def seeded(seed): return gymnasium.make('Pendulum-v1', g=seed)\n"
-        "def wrong(): return 3\n"
-        "number = 4\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    assert make("homemade:plain").act_space["action"].classes == 2
-    assert make("homemade:seeded", seed=7).env._env.unwrapped.g == 7
-    with pytest.raises(EnvError, match="made int"):
-        make("homemade:wrong")
-    with pytest.raises(EnvError, match="is int; it must be a function"):
-        make("homemade:number")
-    with pytest.raises(EnvError, match="did you mean 'homemade:plain'"):
-        make("homemade:plane")
-    with pytest.raises(EnvError, match="no module called 'homemad'"):
-        make("homemad:plain")
-
-
-def test_rendering_is_prepared_only_when_it_is_asked_for(monkeypatch):
-    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
-    env = make("gym_CartPole-v1")
-    env.reset(0)
-    assert env.env._env.unwrapped.render_mode is None and "SDL_VIDEODRIVER" not in os.environ
-    monkeypatch.setitem(sys.modules, "pygame", None)
-    with pytest.raises(EnvError, match="gym_CartPole-v1 cannot be rendered: pygame"):
-        env.render()
-    assert os.environ["SDL_VIDEODRIVER"] == "dummy"
-    assert make(Corridor).render() is None
-
-
-def test_cartpole_renders_where_pygame_is():
-    pytest.importorskip("pygame", reason="pygame draws the picture")
-    env = make("gym_CartPole-v1")
-    env.reset(0)
-    assert env.render().dtype == np.uint8 and env.render().shape == (400, 600, 3)

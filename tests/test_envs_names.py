@@ -70,4 +70,4 @@ def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
     with pytest.raises(EnvError, match=r"pip install 'fastdream\[minigrid\]'"):
         make("minigrid_Empty-5x5")
     with pytest.raises(EnvError, match="'no_such_package'"):
-        need("no_such_package", "none")
+        need("no_such_package.part", "none")

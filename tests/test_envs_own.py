@@ -1,0 +1,127 @@
+"""Environments of a user's own: what they must have, what they may leave out, and how they are seeded and drawn."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from fastdream.envs import make
+from fastdream.envs.base import Checked, EnvError, Seeded
+from fastdream.spaces import Space
+
+
+class Corridor(gymnasium.Env):
+    """Walk right; three steps are enough, five are the limit."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.count = 0
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.place += int(action)
+        self.count += 1
+        return (
+            np.array([self.place], float),
+            float(action),
+            self.place >= 3,
+            self.count >= 5,
+            {"log/place": self.place},
+        )
+
+
+class Plain:
+    """No more than an own environment must have."""
+
+    obs_space = {"discrete": Space("discrete", (), 2)}
+    act_space = {"action": Space("discrete", (), 2)}
+
+    def reset(self, seed=None):
+        self.seed = seed
+        return {"discrete": True, "reward": True, "is_first": 1, "is_last": 0, "is_terminal": 0}
+
+    def step(self, action):
+        return {"discrete": 0, "is_first": False, "is_last": False, "is_terminal": False}
+
+
+def test_an_own_environment_may_leave_out_what_it_does_not_do_but_no_reward():
+    env = make(Plain)
+    obs = env.reset(0)
+    assert not env.deterministic and env.render() is None and env.close() is None
+    assert obs["discrete"] == obs["reward"] == 1 and obs["is_first"].dtype == obs["is_last"].dtype == bool
+    with pytest.raises(EnvError, match="Plain: observation 'reward' is missing"):
+        env.step({"action": np.int32(0)})
+
+
+def test_an_environment_is_closed_and_seeded_through_what_wraps_it():
+    class Closing(Plain):
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    inner = Closing()
+    env = Seeded(Checked(inner, "closing"))
+    assert [env.reset(seed) and inner.seed for seed in (0, None, 7)] == [0, None, 7]
+    env.reset(0)
+    draws = random.random(), np.random.rand()
+    env.reset(0)
+    assert draws == (random.random(), np.random.rand())
+    env.close()
+    assert inner.closed
+
+
+@pytest.mark.parametrize(("actions", "terminal"), [([1, 1, 1], True), ([0, 1, 0, 1, 0], False)])
+def test_an_own_environment_ends_or_is_cut_short(actions, terminal):
+    env = make(Corridor)
+    obs = [env.reset(0), *(env.step({"action": np.int32(a)}) for a in actions)]
+    assert [bool(o["is_last"]) for o in obs] == [False] * len(actions) + [True]
+    assert bool(obs[-1]["is_terminal"]) == terminal
+    assert obs[-1]["log/place"] == sum(actions) and obs[-1]["vector"].dtype == np.float32
+
+
+def test_a_module_and_callable_make_an_environment(tmp_path, monkeypatch):
+    Path(tmp_path, "homemade.py").write_text(
+        "import gymnasium\n"
+        "def plain(): return gymnasium.make('CartPole-v1')\n"
+        "def seeded(seed): return gymnasium.make('Pendulum-v1', g=seed)\n"
+        "def wrong(): return 3\n"
+        "number = 4\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert make("homemade:plain").act_space["action"].classes == 2
+    assert make("homemade:seeded", seed=7).env._env.unwrapped.g == 7
+    with pytest.raises(EnvError, match="made int"):
+        make("homemade:wrong")
+    with pytest.raises(EnvError, match="is int; it must be a function"):
+        make("homemade:number")
+    with pytest.raises(EnvError, match="did you mean 'homemade:plain'"):
+        make("homemade:plane")
+    with pytest.raises(EnvError, match="no module called 'homemad'"):
+        make("homemad:plain")
+
+
+def test_rendering_is_prepared_only_when_it_is_asked_for(monkeypatch):
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
+    env = make("gym_CartPole-v1")
+    env.reset(0)
+    assert env.env._env.unwrapped.render_mode is None and "SDL_VIDEODRIVER" not in os.environ
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(EnvError, match="gym_CartPole-v1 cannot be rendered: pygame"):
+        env.render()
+    assert os.environ["SDL_VIDEODRIVER"] == "dummy"
+    assert make(Corridor).render() is None
+
+
+def test_cartpole_renders_where_pygame_is():
+    pytest.importorskip("pygame", reason="pygame draws the picture")
+    env = make("gym_CartPole-v1")
+    env.reset(0)
+    assert env.render().dtype == np.uint8 and env.render().shape == (400, 600, 3)
