@@ -2,6 +2,7 @@
 
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -58,6 +59,36 @@ def test_an_option_of_another_kind_is_named_with_what_it_may_be(task, option, al
 
 def test_whole_numbers_pass_for_any_and_those_of_numpy_too():
     assert make("dummy_slow", delay=0, length=np.int64(3)).reset(0)["is_first"]
+
+
+def broken(error):
+    def make_it():
+        raise error
+
+    return make_it
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ("no_such_package:Env", "needs a package that is not installed: No module named 'no_such_package'"),
+        (broken(gymnasium.error.DependencyNotInstalled("get it")), "a package that is not installed: get it"),
+        (broken(gymnasium.error.Error("of its own")), "cannot be made: of its own"),
+        (broken(gymnasium.error.NameNotFound("inner")), "cannot be made: inner"),
+    ],
+)
+def test_a_known_id_that_cannot_be_made_says_why(entry, text, monkeypatch):
+    spec = gymnasium.envs.registration.EnvSpec("Broken-v0", entry)
+    monkeypatch.setitem(gymnasium.registry, "Broken-v0", spec)
+    with pytest.raises(EnvError, match=f"gym_Broken-v0 {'needs ' * ('get' in text)}{text}"):
+        make("gym_Broken-v0")
+
+
+def test_sizes_and_repeats_of_any_environment_are_checked():
+    with pytest.raises(EnvError, match="gym_CartPole-v1: size is -1; it must be 0, for pictures as they are"):
+        make("gym_CartPole-v1", size=-1)
+    with pytest.raises(EnvError, match="repeat=0"):
+        make("gym_CartPole-v1", repeat=0)
 
 
 def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+import types
 from pathlib import Path
 
 import gymnasium
@@ -11,6 +12,7 @@ import pytest
 
 from fastdream.envs import make
 from fastdream.envs.base import Checked, EnvError, Seeded
+from fastdream.envs.images import drawn
 from fastdream.spaces import Space
 
 
@@ -87,6 +89,40 @@ def test_an_own_environment_ends_or_is_cut_short(actions, terminal):
     assert obs[-1]["log/place"] == sum(actions) and obs[-1]["vector"].dtype == np.float32
 
 
+class Loose(Corridor):
+    """What Python and gymnasium allow: keywords that are not named, and info of another kind, with other keys."""
+
+    closed = False
+
+    def reset(self, **given):
+        return super().reset(**given)[0], types.MappingProxyType({"log/begun": 1, 2: "two"})
+
+    def close(self):
+        self.closed = True
+
+
+def test_what_gymnasium_allows_is_served():
+    env = make(Loose)
+    assert env.reset(0)["log/begun"] == 1 and not env.deterministic
+    env.close()
+    assert env.env._env.closed
+    untold = Loose()
+    untold.reset = dict  # type: ignore[assignment]  # as of compiled code, nobody knows its parameters
+    assert make(lambda: untold).act_space
+
+
+def test_a_registered_class_is_an_environment_that_need_not_repeat_itself(monkeypatch):
+    spec = gymnasium.envs.registration.EnvSpec("Loose-v0", Loose)
+    monkeypatch.setitem(gymnasium.registry, "Loose-v0", spec)
+    env = make("gym_Loose-v0")
+    assert env.reset(0)["is_first"] and not env.deterministic
+
+
+def test_a_function_that_does_not_tell_its_parameters_is_named():
+    with pytest.raises(EnvError, match="dict: no signature found .*; give a Python function that calls it"):
+        make("builtins:dict")
+
+
 def test_a_module_and_callable_make_an_environment(tmp_path, monkeypatch):
     Path(tmp_path, "homemade.py").write_text(
         "import gymnasium\n"
@@ -106,6 +142,9 @@ def test_a_module_and_callable_make_an_environment(tmp_path, monkeypatch):
         make("homemade:plane")
     with pytest.raises(EnvError, match="no module called 'homemad'"):
         make("homemad:plain")
+    Path(tmp_path, "needing.py").write_text("import no_such_package")
+    with pytest.raises(EnvError, match="needing:make: no module called 'no_such_package'"):
+        make("needing:make")
 
 
 def test_rendering_is_prepared_only_when_it_is_asked_for(monkeypatch):
@@ -118,6 +157,33 @@ def test_rendering_is_prepared_only_when_it_is_asked_for(monkeypatch):
         env.render()
     assert os.environ["SDL_VIDEODRIVER"] == "dummy"
     assert make(Corridor).render() is None
+
+
+def test_a_screen_that_was_asked_for_is_kept_and_of_several_pictures_the_last_is_shown(monkeypatch):
+    class Drawing(Corridor):
+        metadata = {"render_modes": ["rgb_array", "rgb_array_list"]}
+        frames = [np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8)]
+
+        def __init__(self, mode=None):
+            self.render_mode = mode
+
+        def render(self):
+            return self.frames if self.render_mode == "rgb_array_list" else self.frames[0]
+
+    monkeypatch.setenv("SDL_VIDEODRIVER", "x11")
+    assert drawn(make(Drawing)).max() == 0 and os.environ["SDL_VIDEODRIVER"] == "x11"
+    several = Drawing("rgb_array_list")
+    assert drawn(make(lambda: several)).max() == 1
+    several.frames = []
+    assert drawn(make(lambda: several)) == "render gave float64 [0]; a picture is uint8 [height, width, 3]"
+    several.metadata = None
+    assert drawn(make(lambda: several)).startswith("the environment draws no pictures")
+
+    class Needing(Drawing):
+        def render(self):
+            import no_such_package  # noqa: F401
+
+    assert drawn(make(Needing)).endswith("Needing cannot be rendered: No module named 'no_such_package'")
 
 
 def test_cartpole_renders_where_pygame_is():

@@ -49,7 +49,7 @@ def make(name: str, seed: int, options: Options) -> Env:
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         raise EnvError(f"{task} needs a package that is not installed: {error}") from error
     except gymnasium.error.Error as error:
-        if isinstance(error, gymnasium.error.UnregisteredEnv) or id not in gymnasium.registry:
+        if id not in gymnasium.registry:
             listed = (
                 f": {error} python -c 'import gymnasium; gymnasium.pprint_registry()' lists those there are"
             )
@@ -64,6 +64,8 @@ def _exact(entry_point: Any) -> bool:
 
 
 def _finish(env: Env, task: str, options: Options) -> Env:
+    if options.size < 0:
+        raise EnvError(f"{task}: size is {options.size}; it must be 0, for pictures as they are, or more")
     if options.size:
         env = Resize(Checked(env, task), options.size)  # which tells nothing from a picture that it is given
     return Repeat(env, options.repeat) if options.repeat != 1 else env
@@ -92,7 +94,10 @@ def from_callable(factory: Callable[..., Any], name: str, seed: int, options: Op
         raise EnvError(
             f"{name} is {type(factory).__name__}; it must be a function or class that makes an environment"
         )
-    parameters = inspect.signature(factory).parameters.values()
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError as error:  # compiled code may not tell
+        raise EnvError(f"{name}: {error}; give a Python function that calls it") from error
     required = [
         p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
