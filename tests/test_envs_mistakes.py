@@ -90,6 +90,8 @@ def test_spaces_that_are_missing_or_of_another_package():
         FromGymnasium(OldSpace(), "mine")
     with pytest.raises(EnvError, match="mine: observation_space is missing"):
         FromGymnasium(gymnasium.Env(), "mine")
+    with pytest.raises(EnvError, match="mine: the observation 'observation' is Text"):
+        FromGymnasium(showing(gs.Text(3), ""), "mine")
 
 
 def test_one_number_may_come_as_an_array_of_one():
@@ -113,7 +115,14 @@ def test_what_needs_more_than_a_seed_is_named():
     for factory, named in ((needs, "level, size"), (positional, "level")):
         with pytest.raises(EnvError, match=f"needs {named}: give a function that takes nothing, or the seed"):
             make(factory)
-    assert make(lambda any_name: Sound()) and make(lambda *, seed: Sound()) and make(Sound)
+    assert make(lambda *, seed: Sound()) and make(Sound)
+    given = []
+    assert make(lambda any_name, *more, **others: given.append((any_name, more, others)) or Sound(), seed=7)
+    assert given == [(7, (), {})]
+    with pytest.raises(EnvError, match="needs level"):
+        make(lambda *, level: Sound())
+    repeated = make(lambda: Dummy("vector", 0, Options(length=4)), repeat=4)
+    assert repeated.reset(0) and repeated.step(ACTION)["is_last"]
 
 
 @pytest.mark.parametrize("task", [":make", "module:"])
@@ -206,6 +215,13 @@ def test_one_class_does_not_stand_for_all(counts: list[int], value: Any):
         FromGymnasium(showing(gs.MultiDiscrete(counts), np.array(value)), "mine").reset(0)
 
 
+@pytest.mark.parametrize("value", [{"b": 1}, (), None, {"a": [1]}])
+def test_an_observation_of_another_form_is_shown_beside_its_space(value: Any):
+    space: gs.Space = gs.Tuple([gs.Discrete(2)]) if value == () else gs.Dict(a=gs.Discrete(2))
+    with pytest.raises(EnvError, match=r"mine: .* does not fit (Dict|Tuple)\("):
+        FromGymnasium(showing(space, value), "mine").reset(0)
+
+
 def test_what_is_masked_is_no_number():
     hidden = np.ma.array([1, 2], mask=[False, True], dtype=np.float32)
     for space in (Sound.observation_space, gs.Dict(a=gs.Box(0, 3, (1, 2, 1)))):
@@ -214,6 +230,10 @@ def test_what_is_masked_is_no_number():
             EnvError, match=r"observation '(vector|a)' is \[1.0 --\], masked in parts; fill in"
         ):
             make(lambda space=space, value=value: showing(space, value)).reset(0)
+    for counts in ([3, 3], [3, 4]):
+        env = make(lambda counts=counts: showing(gs.MultiDiscrete(counts), hidden.astype(int)))
+        with pytest.raises(EnvError, match="observation 'discrete(_1)?' is .*--.*, masked in parts; fill in"):
+            env.reset(0)
     with pytest.raises(EnvError, match="the reward is --, masked in parts; fill in"):
         FromGymnasium(Answers(hidden[1]), "mine").step(ACTION)
     shown = make(lambda: showing(Sound.observation_space, np.ma.array(hidden.data, mask=False))).reset(0)
