@@ -111,6 +111,17 @@ def test_what_gymnasium_allows_is_served():
     assert make(lambda: untold).act_space
 
 
+def test_the_seed_of_an_environment_is_that_of_its_first_episode():
+    def begun(**seed):
+        env = make("gym_CartPole-v1", **seed)
+        return [env.reset()["vector"].tolist() for _ in range(2)]
+
+    one, again, other = begun(seed=3), begun(seed=3), begun(seed=4)
+    assert one == again and one[0] != one[1] and one[0] != other[0]
+    env = make("gym_CartPole-v1", seed=3)
+    assert env.reset(seed=4)["vector"].tolist() == other[0] and env.reset()["vector"].tolist() == other[1]
+
+
 def test_a_registered_class_is_an_environment_that_need_not_repeat_itself(monkeypatch):
     spec = gymnasium.envs.registration.EnvSpec("Loose-v0", Loose)
     monkeypatch.setitem(gymnasium.registry, "Loose-v0", spec)

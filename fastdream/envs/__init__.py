@@ -40,7 +40,7 @@ def make(task: str | Callable[..., Any], seed: int = 0, **options: Any) -> Env:
 
     task     "suite_name" as `describe` lists them, "module:callable", or a callable that returns a gymnasium.Env
              (it is given the seed if it has a parameter of that name).
-    seed     of whatever is random when the environment is made; each `reset` takes its own.
+    seed     of whatever is random when the environment is made, and of the first `reset` that is given no seed.
     options  fields of the suite's `Options`; see `options_of`.
 
     Raises EnvError, a ValueError, for a task or option that does not exist, with the nearest that does; for a
@@ -50,11 +50,11 @@ def make(task: str | Callable[..., Any], seed: int = 0, **options: Any) -> Env:
         from fastdream.envs import gym
 
         name = getattr(task, "__qualname__", repr(task))
-        return Checked(gym.from_callable(task, name, seed, _fill(gym.Options, name, options)), name)
+        return Checked(gym.from_callable(task, name, seed, _fill(gym.Options, name, options)), name, seed)
     entry, name = _find(task)
     module = importlib.import_module(f"fastdream.envs.{entry[0]}")
     chosen = _fill(getattr(module, entry[2]), task, options)
-    return Checked(getattr(module, entry[1])(name, seed, chosen), task)
+    return Checked(getattr(module, entry[1])(name, seed, chosen), task, seed)
 
 
 def make_seeded(task: str, seed: int = 0, **options: Any) -> Env:

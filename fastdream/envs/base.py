@@ -233,9 +233,10 @@ class Checked(Wrapper):
     pass.
     """
 
-    def __init__(self, env: Env, task: str) -> None:
+    def __init__(self, env: Env, task: str, seed: int | None = None) -> None:
         super().__init__(env)
         self._task = task
+        self._seed = seed  # of the first episode, where `reset` is given none
         self._steps = 0
         for key in (*self.obs_space, *self.act_space):
             if key in RESERVED or "/" in key or "." in key:
@@ -246,6 +247,7 @@ class Checked(Wrapper):
     def reset(self, seed: int | None = None) -> Obs:
         """Begins an episode."""
         self._steps = 0
+        seed, self._seed = self._seed if seed is None else seed, None
         return self._check(self.env.reset(seed))
 
     def step(self, action: Action) -> Obs:

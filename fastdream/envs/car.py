@@ -38,7 +38,7 @@ def make(name: str, seed: int, options: Options) -> "CarRacing":
     """The race by its name."""
     if name not in TASKS:
         raise unknown("car", name, TASKS)
-    return CarRacing(seed, options)
+    return CarRacing(options)
 
 
 class CarRacing:
@@ -49,11 +49,10 @@ class CarRacing:
 
     deterministic = True
 
-    def __init__(self, seed: int, options: Options) -> None:
+    def __init__(self, options: Options) -> None:
         need("Box2D", "box2d")
         need("pygame", "box2d")
         self._options = options
-        self._first_seed: int | None = seed
         self._env = gymnasium.make(
             "CarRacing-v3",
             max_episode_steps=options.length,
@@ -69,7 +68,6 @@ class CarRacing:
 
     def reset(self, seed: int | None = None) -> Obs:
         """Begins an episode on a new track."""
-        seed, self._first_seed = self._first_seed if seed is None else seed, None
         self._env.reset(seed=seed)
         return transition(self._picture(), first=True)
 
