@@ -91,6 +91,13 @@ def test_sizes_and_repeats_of_any_environment_are_checked():
         make("gym_CartPole-v1", repeat=0)
 
 
+@pytest.mark.parametrize("option", [{"length": 0}, {"size": 0}, {"delay": -1.0}])
+def test_a_dummy_refuses_numbers_that_are_too_small(option):
+    ((key, value),) = option.items()
+    with pytest.raises(EnvError, match=f"need length and size >= 1 and delay >= 0, got .*{key}={value}"):
+        make("dummy_image", **option)
+
+
 def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(EnvError, match=r"pip install 'fastdream\[atari\]'"):

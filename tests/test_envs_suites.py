@@ -215,6 +215,10 @@ class TestControl:
             make("dmc_walker_wlak")
         with pytest.raises(EnvError, match="dmc_walker_walk: obs is 'pixels'; it must be 'proprio' or 'vis"):
             make("dmc_walker_walk", obs="pixels")
+        with pytest.raises(EnvError, match="dmc_walker_walk has the cameras 0 to 1, got camera=2"):
+            make("dmc_walker_walk", camera=2)
+        with pytest.raises(EnvError, match=r"camera >= -1, got .*camera=-2"):
+            make("dmc_walker_walk", camera=-2)
 
     def test_versions_that_do_not_fit_are_named(self, monkeypatch):
         def load(*args, **options):

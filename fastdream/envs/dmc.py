@@ -92,6 +92,8 @@ class DMC:
         self.deterministic = domain != "lqr"
         self._options = options
         self._camera = CAMERAS.get(domain, 0) if options.camera < 0 else options.camera
+        if self._camera >= (cameras := self._env.physics.model.ncam):
+            raise EnvError(f"dmc_{full} has the cameras 0 to {cameras - 1}, got camera={self._camera}")
         self._renderer: Any = None
         self.obs_space: dict[str, Space] = {}
         if options.obs != "vision":

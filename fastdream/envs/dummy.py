@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdream.envs.base import Action, Obs, transition, unknown
+from fastdream.envs.base import Action, EnvError, Obs, transition, unknown
 from fastdream.spaces import Space, Spaces
 
 CUES = 4
@@ -31,6 +31,10 @@ class Options:
     """Step, counted since it was made, at which crash, raise, hang, nan and badobs misbehave."""
     delay: float = 0.01
     """Seconds that a step of dummy_slow takes."""
+
+    def __post_init__(self) -> None:
+        if min(self.length, self.size) < 1 or self.delay < 0:
+            raise EnvError(f"need length and size >= 1 and delay >= 0, got {self}")
 
 
 # What each of them shows, and what it takes.
