@@ -106,10 +106,11 @@ def test_observation_spaces_that_cannot_be_served_are_named(space, text):
         observation(space)
 
 
-def test_a_picture_of_floats_is_served_with_a_warning():
-    with pytest.warns(UserWarning, match="a picture must be uint8"):
-        spaces, _ = observation(gs.Box(0, 1, (32, 32, 3)))
-    assert spaces == {"vector": Space("vector", (3072,), low=0, high=1)}
+@pytest.mark.parametrize("shape", [(16, 20, 3), (3, 16, 20)])
+def test_a_picture_of_floats_is_served_with_a_warning(shape):
+    with pytest.warns(UserWarning, match=r"numbers; a picture must be uint8 \[height, width, channels\]"):
+        spaces, _ = observation(gs.Box(0, 1, shape))
+    assert spaces == {"vector": Space("vector", (960,), low=0, high=1)}
 
 
 def test_a_stack_of_pictures_is_served_with_a_warning():

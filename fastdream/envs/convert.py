@@ -112,9 +112,11 @@ def _box_observation(space: gs.Box, name: str) -> tuple[Spaces, Encode]:
             return {key: Space("image", picture)}, lambda value: {key: _shaped(value, shape, picture)}
     key = name or "vector"
     flat = shape if len(shape) <= 2 else (int(np.prod(shape)),)
-    sides = {3: shape[:2], 4: shape[1:3]}.get(len(shape))  # of a picture, of a stack of them
-    if sides and min(sides) >= SMALLEST_PICTURE:
-        wanted = "a picture must be uint8" if len(shape) == 3 else "leave frame stacking to the world model"
+    # Of a picture, or a stack of them, wherever its channels are.
+    if len(shape) in (3, 4) and sorted(shape)[-2] >= SMALLEST_PICTURE:
+        wanted = "leave frame stacking to the world model"
+        if len(shape) == 3:
+            wanted = "a picture must be uint8 [height, width, channels]"
         warnings.warn(
             f"the observation {key!r} is {space.dtype} {list(shape)} and becomes a vector of {flat[0]} numbers; "
             f"{wanted}",
