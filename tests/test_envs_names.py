@@ -109,3 +109,10 @@ def test_a_missing_package_gives_the_command_that_installs_it(monkeypatch):
         make("minigrid_Empty-5x5")
     with pytest.raises(EnvError, match="'no_such_package'"):
         need("no_such_package.part", "none")
+
+
+def test_a_package_that_is_there_and_does_not_start_is_not_called_missing(tmp_path, monkeypatch):
+    (tmp_path / "ailing_package.py").write_text("raise ImportError('libEGL.so not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"libEGL\.so"):
+        need("ailing_package", "none")
