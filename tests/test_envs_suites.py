@@ -54,6 +54,11 @@ def test_gymnasium_tells_a_fall_from_a_time_limit():
     assert obs[-1]["is_last"] and not obs[-1]["is_terminal"]
 
 
+def test_other_families_of_gymnasium_are_not_taken_to_repeat_themselves():
+    pytest.importorskip("Box2D", reason="a family whose episodes remember those before")
+    assert not make("gym_LunarLander-v3").deterministic
+
+
 def test_pictures_of_gymnasium_are_resized():
     pytest.importorskip("ale_py", reason="a gymnasium environment with pictures")
     pytest.importorskip("PIL", reason="what resizes")
@@ -116,8 +121,10 @@ class TestMiniGrid:
     def test_unknown_tasks_sizes_and_missions_are_named(self):
         with pytest.raises(EnvError, match="did you mean 'minigrid_DoorKey-5x5-v0'"):
             make("minigrid_DoorKy-5x5-v0")
-        with pytest.raises(EnvError, match="use the task minigrid_MiniGrid-Empty-5x5-v0"):
-            make("gym_MiniGrid-Empty-5x5-v0")
+        for id in ("MiniGrid-Empty-5x5-v0", "BabyAI-GoToObj-v0"):
+            for package in ("", "minigrid:"):
+                with pytest.raises(EnvError, match=f"use the task minigrid_{id}"):
+                    make(f"gym_{package}{id}")
         with pytest.raises(EnvError, match="at least 28"):
             make("minigrid_Empty-5x5", size=16)
         with pytest.warns(UserWarning, match="missions are too many"):

@@ -174,7 +174,7 @@ def _discrete_action(
 
     def decode(act: Mapping[str, np.ndarray]) -> Any:
         value = np.stack([np.asarray(act[key]) for key in spaces])
-        return (value.reshape(counts.shape) + start).astype(space.dtype)[()]
+        return (value.reshape(counts.shape) + start).astype(space.dtype)
 
     return spaces, decode
 
