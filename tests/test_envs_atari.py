@@ -5,8 +5,34 @@ import pytest
 
 from fastdream.envs import make
 from fastdream.envs.base import EnvError
+from fastdream.envs.images import resize
 
 from .test_envs_suites import alike, comes_back, roll
+
+
+class Spy:
+    """The emulator, with what it was told, and other answers where some are given."""
+
+    def __init__(self, ale, **answers):
+        self.ale, self.told, self.answers = ale, [], answers
+
+    def __getattr__(self, name):
+        def call(*args):
+            self.told.append((name, *args))
+            given = getattr(self.ale, name)(*args)
+            return self.answers[name]() if name in self.answers else given
+
+        return call
+
+    def count(self, name):
+        return sum(call[0] == name for call in self.told)
+
+
+def spied(task, answers=None, **options):
+    """An environment and its emulator, which answers as asked."""
+    env = make(task, **options)
+    env.env._ale = spy = Spy(env.env._ale, **answers or {})
+    return env, spy
 
 
 class TestAtari:
@@ -97,23 +123,16 @@ class TestAtari:
         assert reset[-1] == (True, True) and len(reset) == lost[0] + 1
 
     def test_actions_stick_with_the_probability_that_was_asked(self):
-        env = make("atari_pong", sticky=0.5).env
+        env, spy = spied("atari_pong", sticky=0.5, noops=0)
         env.reset(seed=0)
-        ale, held = env._ale, []
-
-        class Spy:
-            def __getattr__(self, name):
-                return getattr(ale, name)
-
-            def act(self, action):
-                held.append(action.value)
-                return ale.act(action)
-
-        env._ale = Spy()
         for i in range(200):
             env.step({"action": np.int32(2 + i % 2)})
-        changed = np.array(held[::4])[1:] != np.array(held[3::4])[:-1]
-        assert 0.35 < changed.mean() < 0.65
+        held = np.array([call[1].value for call in spy.told if call[0] == "act"]).reshape(200, 4)
+        changes = [np.mean(held[1:, 0] != held[:-1, 3])] + [
+            np.mean(held[:, i] != held[:, i - 1]) for i in (1, 2, 3)
+        ]
+        # A frame changes what is held where those before it stuck: half as often as the frame before.
+        assert changes == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 16], abs=0.11)
 
     def test_unknown_games_and_settings_are_refused(self):
         assert make("atari_james_bond").act_space["action"].classes > 1
@@ -125,3 +144,70 @@ class TestAtari:
             make("atari_zzz")
         with pytest.raises(EnvError, match="pooling"):
             make("atari_pong", pooling=9)
+        for options in ({"sticky": 1.0}, {"sticky": -0.1}, {"noops": -1}, {"length": 0}, {"pooling": 0}):
+            ((key, value),) = options.items()
+            with pytest.raises(EnvError, match=f"got .*{key}={value}"):
+                make("atari_pong", **options)
+
+    def test_an_episode_begins_with_up_to_as_many_noops_as_asked(self):
+        counts = []
+        for seed in range(20):
+            env, spy = spied("atari100k_pong", noops=2)
+            env.reset(seed=seed)
+            counts.append(spy.count("act"))
+        assert {*counts} == {0, 1, 2}
+        env, spy = spied("atari100k_pong", {"game_over": lambda: True}, noops=9)
+        env.reset(seed=0)
+        assert spy.count("act") > 1 and spy.count("restoreSystemState") == spy.count("act") + 1
+
+    def test_the_first_picture_is_the_screen_after_the_noops_alone(self):
+        env = make("atari100k_breakout")
+        for seed in range(5):
+            assert np.array_equal(env.reset(seed=seed)["image"], resize(env.render(), 64))
+            for _ in range(10):
+                env.step({"action": 1})
+
+    def test_what_is_rendered_is_the_newest_frame_and_stays_as_it_is(self):
+        env = make("atari100k_pong")
+        env.reset(seed=0)
+        shown = []
+        for _ in range(3):
+            shown.append((env.render(), env.env._ale.getScreenRGB()))
+            env.step({"action": 2})
+        assert all(np.array_equal(ours, screen) for ours, screen in shown)
+        assert not np.array_equal(shown[1][0], shown[2][0])
+
+    def test_rewards_are_those_of_all_frames_or_their_sign(self):
+        for clip, sums in ((False, [12, -6, 0]), (True, [1, -1, 0])):
+            rewards = iter([3] * 4 + [-3, -3, 3, -3] + [1, 0, 0, -1])
+            env, _ = spied(
+                "atari100k_pong", {"act": lambda rewards=rewards: next(rewards)}, clip_reward=clip, noops=0
+            )
+            env.reset(seed=0)
+            assert [env.step({"action": 0})["reward"] for _ in sums] == sums
+
+    def test_what_ends_within_a_step_ends_it(self):
+        over = iter([False, True])
+        env, spy = spied("atari100k_pong", {"game_over": lambda: next(over)}, noops=0)
+        env.reset(seed=0)
+        obs = env.step({"action": 0})
+        assert obs["is_last"] and obs["is_terminal"] and spy.count("act") == 2
+
+    def test_a_life_is_lost_where_another_is_left_and_none_by_a_new_game(self):
+        lives = iter([5, 5, 4, 4, 5, 4, 0, 0])
+        env, spy = spied(
+            "atari100k_pong", {"lives": lambda: next(lives)}, lives="discount", noops=0, repeat=1, pooling=1
+        )
+        env.reset(seed=0)
+        ends = [bool(env.step({"action": 0})["is_terminal"]) for _ in range(7)]
+        assert ends == [False, True, False, False, True, False, False]
+        spy.answers["lives"] = lambda: 3
+        env.env._lives = 9  # as of a game that gave lives away
+        env.reset(seed=0)
+        assert not env.step({"action": 0})["is_terminal"]
+
+    def test_the_screen_of_the_last_game_is_gone(self):
+        env = make("atari100k_pong", noops=0)
+        fresh = env.reset(seed=0)["image"]
+        env.env._frames[:] = 255
+        assert np.array_equal(env.reset(seed=0)["image"], fresh)
