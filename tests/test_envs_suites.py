@@ -83,6 +83,26 @@ def test_crafter_shows_its_view_and_logs_achievements():
     assert not any(key.startswith("log/") for key in make("crafter_reward", size=18, logs=False).reset(0))
 
 
+def test_crafter_rewards_achievements_and_ends_with_death():
+    pytest.importorskip("crafter", reason="the suite's package")
+    env = make("crafter_reward")
+    assert not env.deterministic
+    start, other = env.reset(seed=0), env.reset(seed=1)
+    assert not np.array_equal(start["image"], other["image"])
+    again = env.reset(seed=0)
+    assert np.array_equal(start["image"], again["image"]) and again["is_first"] and not again["reward"]
+    assert not np.array_equal(env.reset()["image"], start["image"])  # the world after it
+    assert not any(again[key] for key in again if key.startswith("log/")) and "log/reward" not in again
+    game = env.env._env
+    game._player.achievements["collect_drink"] = 2
+    obs = env.step({"action": 0})
+    assert obs["reward"] == 1 and obs["log/achievement_collect_drink"] == 2
+    assert not (obs["is_last"] or obs["is_terminal"] or obs["is_first"])
+    game._player.health = 0
+    obs = env.step({"action": 0})
+    assert obs["is_last"] and obs["is_terminal"]
+
+
 class TestMiniGrid:
     @pytest.fixture(autouse=True)
     def _package(self):
