@@ -22,6 +22,8 @@ from fastdream.envs.base import EnvError, need
         ("crafter_x", "there are crafter_reward, crafter_noreward"),
         ("dmc", "'dmc_walker_walk'"),
         ("dummy_VECTOR", "'dummy_vector'"),
+        ("car_race", "'car_racing'"),
+        ("dummy_", "'dummy_vector'"),
         ("dummy_discret", "did you mean 'dummy_discrete' or 'dummy_multidiscrete'?"),
         ("gym_Mountain", "did you mean 'gym_MountainCar-v0' or 'gym_MountainCarContinuous-v0'?"),
         ("gym_nothing_like_it", "gymnasium.pprint_registry()"),

@@ -73,8 +73,12 @@ def test_crafter_shows_its_view_and_logs_achievements():
     obs = roll(env, 10)
     assert obs[0]["image"].shape == (27, 27, 3) and env.act_space["action"].classes == 17
     assert sum(key.startswith("log/achievement_") for key in obs[-1]) == 22
-    assert all(o["reward"] == 0 for o in obs) and "log/reward" in obs[-1]
+    assert all(o["reward"] == 0 for o in obs) and obs[0]["log/reward"] == 0 and "log/reward" in obs[-1]
     assert np.array_equal(env.reset(seed=3)["image"], obs[0]["image"])
+    env.env._env._player.achievements["collect_drink"] = 1
+    obs = env.step({"action": 0})
+    assert obs["reward"] == 0 and obs["log/reward"] == 1
+    env.reset(seed=3)
     env.env._env._length = 2  # steps, after which an episode is cut short
     one, two = (env.step({"action": 0}) for _ in range(2))
     assert not one["is_last"] and two["is_last"] and not two["is_terminal"]
@@ -128,6 +132,30 @@ class TestMiniGrid:
         missions = [*env.env._missions]
         assert missions == sorted(missions)  # in every process, for resumed runs and loaded agents
         assert "mission" not in make("minigrid_Empty-5x5", obs="flat").obs_space
+
+    def test_what_is_seen_is_what_stands_there(self):
+        env, seen = make("minigrid_DoorKey-8x8", obs="flat"), make("minigrid_DoorKey-8x8", size=50)
+        game, left = env.env._env, {"action": 0}
+        shown, directions = [env.reset(seed=1)], []
+        seen.reset(seed=1)
+        for _ in range(5):
+            theirs = game.gen_obs()
+            layers = [shown[-1][key] for key in ("object", "color", "state")]
+            assert np.array_equal(np.stack(layers, -1), theirs["image"])
+            directions.append(int(shown[-1]["direction"]) - theirs["direction"])
+            picture = seen.step(left)["image"]
+            shown.append(env.step(left))
+            tiles = game.get_frame(
+                tile_size=7, agent_pov=True
+            )  # and half a pixel of margin, to the right and below
+            assert np.array_equal(picture[:49, :49], tiles) and not picture[49].any()
+        assert directions == [0] * 5 and len({int(o["direction"]) for o in shown}) == 4
+        assert [bool(o["is_first"]) for o in shown] == [True] + [False] * 5
+
+    @pytest.mark.parametrize("name", ["Empty-5x5", "Empty-5x5-v0", "MiniGrid-Empty-5x5-v0"])
+    def test_whatever_of_an_id_may_be_left_out(self, name):
+        env = make(f"minigrid_{name}", size=28)
+        assert env.deterministic and env.reset(seed=0)["image"].shape == (28, 28, 3)
 
     def test_the_goal_is_a_terminal_state_and_the_limit_is_none(self):
         env = make("minigrid_Empty-5x5", obs="flat")

@@ -48,6 +48,29 @@ class TestTakeCover:
         assert len(before) == 3 and sum(o["reward"] for o in [*before, last]) == 12
         assert last["is_last"] and not last["is_terminal"]
 
+    def test_every_episode_has_all_of_its_tics(self):
+        env = make("vizdoom_take_cover", length=5, repeat=2)
+        for _ in range(2):
+            obs = roll(env, 9)
+            assert [o["reward"] for o in obs] == [0, 2, 2, 1] and [bool(o["is_last"]) for o in obs][2:] == [
+                False,
+                True,
+            ]
+
+    def test_the_first_episode_is_that_of_the_environments_seed(self):
+        def stand(seed):
+            env = make("vizdoom_take_cover", seed=seed)
+            return [env.reset(), *(env.step({"action": 1}) for _ in range(60))]
+
+        assert alike(stand(1), stand(1)) and not alike(stand(1), stand(2))
+        assert make("vizdoom_take_cover").deterministic
+
+    @pytest.mark.parametrize("option", ["size", "repeat", "length"])
+    def test_numbers_that_are_too_small_are_named(self, option):
+        for task in ("vizdoom_take_cover", "car_racing"):
+            with pytest.raises(EnvError, match=f"need size, repeat and length >= 1, got .*{option}=0"):
+                make(task, **{option: 0})
+
     def test_left_and_right_are_opposite_directions(self):
         vizdoom = pytest.importorskip("vizdoom", reason="the suite's package")
 
@@ -59,7 +82,7 @@ class TestTakeCover:
             return env.env._game.get_game_variable(vizdoom.GameVariable.POSITION_Y)
 
         left, stay, right = (place(action) for action in range(3))
-        assert abs((left + right) / 2 - stay) < 1 and abs(left - right) > 20
+        assert abs((left + right) / 2 - stay) < 1 and left - right > 20
 
     def test_games_that_start_at_once_find_the_folder_that_each_would_make(self, tmp_path, monkeypatch):
         vizdoom = pytest.importorskip("vizdoom", reason="the suite's package")
@@ -90,6 +113,17 @@ class TestCarRacing:
 
     def test_comes_back_to_the_same_states(self):
         assert comes_back("car_racing", steps=4)
+
+    def test_actions_are_steering_gas_and_brake(self, monkeypatch):
+        env = make("car_racing")
+        assert env.deterministic and env.reset(seed=0)
+        taken, step = [], env.env._env.step
+        monkeypatch.setattr(
+            env.env._env, "step", lambda action: taken.append(action.tolist()) or step(action)
+        )
+        for action in ([-1, -1, -1], [1, 1, 1], [0.5, 0, 0.5], [-3, 3, -3]):
+            env.step({"action": np.array(action)})
+        assert taken == [[-1, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [-1, 1, 0]]
 
     def test_frames_that_nobody_looks_at_are_not_drawn_and_the_others_are_the_same(self):
         gymnasium, drawn = pytest.importorskip("gymnasium"), []
@@ -122,8 +156,10 @@ class TestCarRacing:
         assert far > drive(-1)[1]
 
     def test_a_time_limit_is_last_but_not_terminal_and_repeats_add_up(self):
-        *before, last = roll(make("car_racing", length=7, repeat=3), 9)
-        assert len(before) == 3 and last["is_last"] and not last["is_terminal"]
+        env = make("car_racing", length=7, repeat=3)
+        for _ in range(2):
+            *before, last = roll(env, 9)
+            assert len(before) == 3 and last["is_last"] and not last["is_terminal"]
 
     def test_leaving_the_field_is_terminal_and_finishing_the_lap_is_not(self):
         env = make("car_racing", repeat=8)
