@@ -37,6 +37,11 @@ def test_an_unknown_task_gives_the_nearest_one(task, hint):
     assert hint in str(error.value)
 
 
+def test_what_is_no_name_is_told_what_to_give_instead():
+    with pytest.raises(EnvError, match="CartPoleEnv.* is no task; give its name, or a function that makes"):
+        make(gymnasium.make("CartPole-v1"))
+
+
 def test_an_unknown_option_gives_the_nearest_one():
     with pytest.raises(EnvError, match=r"no option 'lenght'; did you mean 'length'.*size"):
         make("dummy_vector", lenght=3)

@@ -153,6 +153,8 @@ def test_a_module_and_callable_make_an_environment(tmp_path, monkeypatch):
         make("homemade:plane")
     with pytest.raises(EnvError, match="no module called 'homemad'"):
         make("homemad:plain")
+    Path(tmp_path, "homemade.py").rename(tmp_path / "gym_homemade.py")
+    assert make("gym_homemade:plain").act_space["action"].classes == 2
     Path(tmp_path, "needing.py").write_text("import no_such_package")
     with pytest.raises(EnvError, match="needing:make: no module called 'no_such_package'"):
         make("needing:make")

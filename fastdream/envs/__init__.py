@@ -75,8 +75,11 @@ def describe() -> str:
 
 
 def _find(task: str) -> tuple[tuple[str, str, str, str], str]:
+    if not isinstance(task, str):
+        raise EnvError(f"{task!r} is no task; give its name, or a function that makes the environment")
     suite, _, name = task.partition("_")
-    if suite in SUITES and name:
+    # A module may be called gym_mine, and gym_package:Id-v0 is none, as no callable has a name like Id-v0.
+    if suite in SUITES and name and not task.partition(":")[2].isidentifier():
         return SUITES[suite], name
     if ":" in task:
         return CUSTOM, task
