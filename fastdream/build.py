@@ -13,7 +13,7 @@ from fastdream.checkpoint import Checkpoint
 from fastdream.config import Config, to_dict
 from fastdream.datasets import Recorded
 from fastdream.driver import Driver
-from fastdream.envs import make_seeded
+from fastdream.envs import make_seeded, suite_of
 from fastdream.learner import Agent, step_spec
 from fastdream.logger import Logger
 from fastdream.replay import Replay
@@ -84,7 +84,7 @@ def evaluation(config: Config) -> MakeEnv:
 def in_processes(config: Config) -> bool:
     """Whether each environment gets a process of its own."""
     if config.env.parallel == "auto":
-        return config.task.split("_")[0] not in CHEAP
+        return suite_of(config.task) not in CHEAP
     return config.env.parallel == "yes"
 
 

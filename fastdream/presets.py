@@ -7,7 +7,7 @@ from typing import Any
 
 from fastdream import agents
 from fastdream.config import Config
-from fastdream.envs import options_of
+from fastdream.envs import options_of, suite_of
 from fastdream.presets_dreamer_v3 import nature
 
 VARIANTS = ("current", "nature2024")
@@ -25,7 +25,7 @@ def catalogue(agent: str) -> Any:
 def preset_of(task: str, agent: str = "dreamer_v3") -> str:
     """The preset that a task starts from, if none is given; `gym` if its suite has none, `offline` without that."""
     known = catalogue(agent)
-    suite = known.SUITES.get(task) or known.SUITES.get(task.split("_")[0])
+    suite = known.SUITES.get(task) or known.SUITES.get(suite_of(task))
     return suite or ("gym" if "gym" in known.PRESETS else "offline")
 
 

@@ -10,9 +10,12 @@ import gymnasium
 import numpy as np
 import pytest
 
-from fastdream.envs import make
+from fastdream.build import in_processes
+from fastdream.cli import parse
+from fastdream.envs import make, suite_of
 from fastdream.envs.base import Checked, EnvError, Seeded
 from fastdream.envs.images import drawn
+from fastdream.presets import preset_of
 from fastdream.spaces import Space
 
 
@@ -155,6 +158,9 @@ def test_a_module_and_callable_make_an_environment(tmp_path, monkeypatch):
         make("homemad:plain")
     Path(tmp_path, "homemade.py").rename(tmp_path / "gym_homemade.py")
     assert make("gym_homemade:plain").act_space["action"].classes == 2
+    assert [suite_of(task) for task in ("gym_homemade:plain", "gym_homemade:Own-v0")] == ["", "gym"]
+    assert preset_of("atari_homemade:plain") == "gym" and preset_of("atari_pong") == "atari"
+    assert in_processes(parse(["--task", "gym_homemade:plain"]).config)
     Path(tmp_path, "needing.py").write_text("import no_such_package")
     with pytest.raises(EnvError, match="needing:make: no module called 'no_such_package'"):
         make("needing:make")

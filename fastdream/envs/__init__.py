@@ -69,6 +69,13 @@ def options_of(task: str) -> type:
     return getattr(importlib.import_module(f"fastdream.envs.{entry[0]}"), entry[2])
 
 
+def suite_of(task: str) -> str:
+    """The suite that a task is of; "" for a user's own, whose module may well be called gym_mine."""
+    suite, _, name = task.partition("_")
+    own = task.partition(":")[2].isidentifier()  # which Id-v0 of gym_package:Id-v0 is not
+    return suite if suite in SUITES and name and not own else ""
+
+
 def describe() -> str:
     """What tasks there are, one line a suite."""
     return "\n".join(entry[3] for entry in (*SUITES.values(), CUSTOM))
@@ -78,8 +85,7 @@ def _find(task: str) -> tuple[tuple[str, str, str, str], str]:
     if not isinstance(task, str):
         raise EnvError(f"{task!r} is no task; give its name, or a function that makes the environment")
     suite, _, name = task.partition("_")
-    # A module may be called gym_mine, and gym_package:Id-v0 is none, as no callable has a name like Id-v0.
-    if suite in SUITES and name and not task.partition(":")[2].isidentifier():
+    if suite_of(task):
         return SUITES[suite], name
     if ":" in task:
         return CUSTOM, task
