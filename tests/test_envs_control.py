@@ -8,6 +8,7 @@ import pytest
 
 from fastdream.envs import dmc, make
 from fastdream.envs.base import EnvError
+from fastdream.spaces import Space
 
 from .test_envs_suites import comes_back, roll
 
@@ -89,6 +90,12 @@ class TestControl:
             monkeypatch.setattr(env.env._env, "step", lambda action, said=said: step(action)._replace(**said))
             obs = env.step({"action": np.zeros(1, np.float32)})
             assert (obs["is_last"], obs["is_terminal"], obs["is_first"]) == (last, terminal, False)
+
+    def test_actions_without_bounds_are_forces_as_they_are(self):
+        env = make("dmc_lqr_lqr_2_1")
+        assert env.act_space["action"] == Space("vector", (1,))
+        env.reset(seed=0)
+        assert all(-10 < env.step({"action": np.full(1, x, np.float32)})["reward"] <= 1 for x in (1, -1, 5))
 
     def test_the_seed_is_that_of_the_models_that_are_drawn_when_they_are_made(self):
         one, again, other = (make("dmc_lqr_lqr_6_2", seed=seed).env._env.physics for seed in (3, 3, 4))

@@ -15,8 +15,8 @@ from fastdream.spaces import FLAGS, RESERVED, Space, Spaces
 Obs = dict[str, Any]
 Action = dict[str, np.ndarray]
 
-# Bounds of this size say "no bounds" (float32's largest number is a habit of many environments).
-NO_BOUND = 1e30
+# Bounds of this size say "no bounds": 1e10 is MuJoCo's, and float32's largest number a habit of many environments.
+NO_BOUND = 1e10
 
 SMALLEST_PICTURE = 16  # pixels a side: smaller arrays of uint8 are vectors
 

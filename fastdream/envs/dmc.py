@@ -98,7 +98,7 @@ class DMC:
         self.obs_space: dict[str, Space] = {}
         if options.obs != "vision":
             specs = self._env.observation_spec().items()
-            self.obs_space = {k: Space("vector", s.shape) for k, s in specs if np.prod(s.shape)}
+            self.obs_space = {k: Space("vector", s.shape) for k, s in specs}
         self._sensors = tuple(self.obs_space)
         if options.obs != "proprio":
             self.obs_space["image"] = Space("image", (options.size, options.size, 3))
