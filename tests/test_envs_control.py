@@ -112,11 +112,30 @@ class TestControl:
         assert taken[0].min() == -1 and taken[0].max() == 1
 
     def test_the_camera_is_the_one_that_suits_the_domain_or_the_one_that_was_asked_for(self):
-        def picture(**options):
-            env = make("dmc_quadruped_walk", obs="vision", size=32, fast_render=True, **options)
-            image = env.reset(seed=0)["image"]
-            env.close()
-            return image
+        def began(**options):
+            env = make("dmc_quadruped_walk", obs="vision", size=32, **options)
+            return env.reset(seed=0)["image"], env.env._env.physics
 
-        suited, third, first = picture(), picture(camera=2), picture(camera=0)
-        assert np.array_equal(suited, third) and not np.array_equal(suited, first)
+        (shaded, physics), (suited, _), (asked, _) = (
+            began(),
+            began(fast_render=True),
+            began(camera=0, fast_render=True),
+        )
+        assert np.array_equal(shaded, physics.render(32, 32, camera_id=2))
+        assert not np.array_equal(suited, asked) and not np.array_equal(suited, shaded)
+        sensing = make("dmc_quadruped_walk", size=32)
+        sensing.reset(seed=0)
+        assert np.array_equal(sensing.render(), suited)  # drawn the fast way, as no agent sees it
+
+    def test_a_seed_of_0_is_one_and_all_is_freed_in_the_end(self, monkeypatch):
+        env = make("dmc_cartpole_balance", seed=5, size=16)
+        first, other, again = (env.reset(seed=seed)["position"].tolist() for seed in (0, 1, 0))
+        assert first == again != other
+        env.render()
+        freed = []
+        for part in (env.env._env, env.env._renderer):
+            monkeypatch.setattr(
+                part, "close", lambda part=part, close=part.close: freed.append(part) or close()
+            )
+        env.close()
+        assert len(freed) == 2
