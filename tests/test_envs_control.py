@@ -1,6 +1,7 @@
 """DeepMind Control: sensors and pictures, the same states again, and what is said where it does not start."""
 
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -112,20 +113,35 @@ class TestControl:
         assert taken[0].min() == -1 and taken[0].max() == 1
 
     def test_the_camera_is_the_one_that_suits_the_domain_or_the_one_that_was_asked_for(self):
-        def began(**options):
-            env = make("dmc_quadruped_walk", obs="vision", size=32, **options)
-            return env.reset(seed=0)["image"], env.env._env.physics
-
-        (shaded, physics), (suited, _), (asked, _) = (
-            began(),
-            began(fast_render=True),
-            began(camera=0, fast_render=True),
+        plain, fast, first = (
+            make("dmc_quadruped_walk", obs="vision", size=32, **options)
+            for options in ({}, {"fast_render": True}, {"fast_render": True, "camera": 0})
         )
-        assert np.array_equal(shaded, physics.render(32, 32, camera_id=2))
+        game = plain.env._env
+        game.task.random.seed(0)
+        game.reset()
+        official = game.physics.render(32, 32, camera_id=2)
+        shaded, suited, asked = (env.reset(seed=0)["image"] for env in (plain, fast, first))
+        assert np.array_equal(shaded, official)
         assert not np.array_equal(suited, asked) and not np.array_equal(suited, shaded)
+        assert np.array_equal(plain.render(), shaded)  # whatever others of this process drew
         sensing = make("dmc_quadruped_walk", size=32)
         sensing.reset(seed=0)
         assert np.array_equal(sensing.render(), suited)  # drawn the fast way, as no agent sees it
+
+    def test_the_terrain_that_is_drawn_is_that_of_the_episode(self):
+        one, other, fresh = (
+            make("dmc_quadruped_escape", obs="vision", size=32, fast_render=True) for _ in range(3)
+        )
+        one.reset(seed=1)
+        other.reset(seed=3)
+        assert np.array_equal(one.reset(seed=2)["image"], fresh.reset(seed=2)["image"])
+
+    def test_a_program_that_closes_nothing_ends_in_silence(self):
+        program = "env = make('dmc_cartpole_balance', obs='vision', size=16); env.reset(seed=0)"
+        command = [sys.executable, "-W", "ignore", "-c", f"from fastdream.envs import make; {program}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "Error" not in done.stderr and "Traceback" not in done.stderr, done.stderr
 
     def test_a_seed_of_0_is_one_and_all_is_freed_in_the_end(self, monkeypatch):
         env = make("dmc_cartpole_balance", seed=5, size=16)

@@ -1,8 +1,10 @@
 """dmc_<domain>_<task>: the DeepMind Control Suite, from its sensors or from pictures, without a screen."""
 
+import atexit
 import importlib.util
 import os
 import sys
+import weakref
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -27,6 +29,8 @@ PAIR = "pip install dm_control==1.0.50 mujoco==3.17.0"
 
 # The camera that shows what matters; 0 elsewhere.
 CAMERAS = {"quadruped": 2}
+
+OPEN: weakref.WeakSet[Any] = weakref.WeakSet()  # renderers
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,10 @@ class DMC:
         """Begins an episode."""
         if seed is not None:
             self._env.task.random.seed(seed)
-        return self._obs(self._env.reset())
+        step = self._env.reset()
+        if self._env.physics.model.nhfield:  # another terrain, which a renderer reads when it is made
+            self._free_renderer()
+        return self._obs(step)
 
     def step(self, action: Action) -> Obs:
         """Takes one action."""
@@ -118,19 +125,21 @@ class DMC:
 
     def render(self) -> np.ndarray:
         """What the camera sees; drawn the fast way, too, where the agent does not see it."""
-        size = self._options.size
-        if "image" in self.obs_space and not self._options.fast_render:
-            return self._env.physics.render(size, size, camera_id=self._camera)
         if self._renderer is None:
-            self._renderer = _fast_renderer(self._env.physics.model.ptr, size)
+            fast = "image" not in self.obs_space or self._options.fast_render
+            self._renderer = _renderer(self._env.physics.model.ptr, self._options.size, fast)
         self._renderer.update_scene(self._env.physics.data.ptr, self._camera)
         return self._renderer.render()
 
     def close(self) -> None:
         """Frees the simulation and its renderer."""
+        self._free_renderer()
+        self._env.close()
+
+    def _free_renderer(self) -> None:
         if self._renderer is not None:
             self._renderer.close()
-        self._env.close()
+            self._renderer = None
 
     def _obs(self, step: Any) -> Obs:
         obs = {key: step.observation[key] for key in self._sensors}
@@ -140,13 +149,24 @@ class DMC:
         return transition(obs, step.reward or 0.0, step.first(), step.last(), terminal)
 
 
-def _fast_renderer(model: Any, size: int) -> Any:
+def _renderer(model: Any, size: int, fast: bool) -> Any:
+    """MuJoCo's own: dm_control's draws the same, but where one process has both, into the picture of the other one."""
     import mujoco
 
-    # The sizes of shadow map and multi-sampling are read when the renderer is made.
-    model.vis.quality.shadowsize = 0
-    model.vis.quality.offsamples = 0
+    if fast:  # the sizes of shadow map and multi-sampling are read when the renderer is made
+        model.vis.quality.shadowsize = 0
+        model.vis.quality.offsamples = 0
     renderer = mujoco.Renderer(model, size, size)
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    if fast:
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    if not OPEN:
+        atexit.register(_close_renderers)
+    OPEN.add(renderer)
     return renderer
+
+
+def _close_renderers() -> None:
+    """Frees those of environments that nobody closed, before MuJoCo closes the screen that they draw on."""
+    for renderer in list(OPEN):
+        renderer.close()
