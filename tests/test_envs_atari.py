@@ -136,6 +136,8 @@ class TestAtari:
 
     def test_unknown_games_and_settings_are_refused(self):
         assert make("atari_james_bond").act_space["action"].classes > 1
+        with pytest.raises(EnvError, match="unknown task 'atari100k_pogn'; did you mean 'atari100k_pong'"):
+            make("atari100k_pogn")
         with pytest.raises(EnvError, match="did you mean 'atari_ms_pacman'"):
             make("atari_mspacman")
         with pytest.raises(EnvError, match="unknown task 'atari_combat'"):  # for two players
