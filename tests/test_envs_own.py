@@ -12,7 +12,7 @@ import pytest
 
 from fastdream.build import in_processes
 from fastdream.cli import parse
-from fastdream.envs import make, suite_of
+from fastdream.envs import make, make_seeded, suite_of
 from fastdream.envs.base import Checked, EnvError, Seeded
 from fastdream.envs.images import drawn
 from fastdream.presets import preset_of
@@ -121,6 +121,11 @@ def test_the_seed_of_an_environment_is_that_of_its_first_episode():
 
     one, again, other = begun(seed=3), begun(seed=3), begun(seed=4)
     assert one == again and one[0] != one[1] and one[0] != other[0]
+    for alike in (
+        make(lambda: gymnasium.make("CartPole-v1"), seed=3),
+        make_seeded("gym_CartPole-v1", seed=3),
+    ):
+        assert alike.reset()["vector"].tolist() == one[0]
     env = make("gym_CartPole-v1", seed=3)
     assert env.reset(seed=4)["vector"].tolist() == other[0] and env.reset()["vector"].tolist() == other[1]
 
