@@ -10,8 +10,6 @@ from fastdream import console as module
 from fastdream.console import Console, can_be_live, panel, rows
 from fastdream.progress import RECENT, Goal
 
-pytest.importorskip("rich")
-
 GOAL = Goal("gym_CartPole-v1", 1000, 0, "cpu", "runs/x", "native: 1")
 
 
