@@ -14,7 +14,7 @@ COLLECTING = (
     "replay.capacity",
     "replay.online",
 )
-WITHOUT_STAGES = (*("train", "replay", "eval.every", "eval.episodes", "log.report_every", "holdout"),)
+WITHOUT_STAGES = ("train", "replay", "eval.every", "eval.episodes", "log.report_every", "holdout")
 # Of an agent that learns in stages, where the first one reads a dataset.
 RECORDING = ("env.count", "dreamer.start", "dreamer.collect.actions", "dreamer.collect.hold")
 
